@@ -1,0 +1,1 @@
+"""Many training runs: sweep files, search, lanes, tracking, reports, the command line."""
