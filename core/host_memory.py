@@ -1,0 +1,104 @@
+"""What memory this process may use, as the container, the machine or the device allows."""
+
+from pathlib import Path
+
+import torch
+
+_CGROUP_MOUNT = Path("/sys/fs/cgroup")
+
+
+def memory_share_bytes(device: torch.device, *, num_processes: int = 1) -> int:
+    """Bytes that one of `num_processes` equal processes may use: the meaning of `memory: auto`.
+
+    CUDA: what is free on the device now, for the context and other processes keep theirs, plus what this process's own
+    allocator holds already. CPU: the tightest of the limits of the control groups above this process and the memory
+    that the machine can give now.
+    """
+    if num_processes < 1:
+        raise ValueError(f"num_processes={num_processes}; at least 1 shares the memory")
+    if device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        return (free_bytes + torch.cuda.memory_reserved(device)) // num_processes
+    return host_memory_share(num_processes=num_processes)
+
+
+def host_memory_share(*, num_processes: int = 1, mount: Path = _CGROUP_MOUNT, proc: Path = Path("/proc")) -> int:
+    """Host bytes that one of `num_processes` equal processes may use, by control groups and machine."""
+    candidates = [_available_bytes(proc)]
+    for folder in _cgroup_folders("memory", mount, proc):
+        for limit_name, usage_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            limit_bytes, used_bytes = _number_in(folder / limit_name), _number_in(folder / usage_name)
+            if limit_bytes is not None:
+                # Page cache counts as used but goes back when memory is asked for.
+                reclaimable_bytes = _field_in(folder / "memory.stat", "inactive_file") or 0
+                candidates.append(max(0, limit_bytes - max(0, (used_bytes or 0) - reclaimable_bytes)))
+    return min(candidates) // num_processes
+
+
+def kernel_oom_kills(*, mount: Path = _CGROUP_MOUNT, proc: Path = Path("/proc")) -> int:
+    """Processes of this control group that the kernel has killed for memory so far; 0 where it does not say.
+
+    Growth between two readings is evidence that a process which vanished was killed for memory.
+    """
+    for folder in _cgroup_folders("memory", mount, proc):
+        for name in ("memory.events", "memory.oom_control"):
+            kills = _field_in(folder / name, "oom_kill")
+            if kills is not None:
+                return kills
+    return 0
+
+
+def _available_bytes(proc: Path) -> int:
+    kibibytes = _field_in(proc / "meminfo", "MemAvailable:")
+    if kibibytes is None:
+        import os
+
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return kibibytes * 1024
+
+
+def _cgroup_folders(controller: str, mount: Path, proc: Path) -> list[Path]:
+    """Folders of this process's control group and its ancestors, innermost first; version 1 and 2."""
+    found = []
+    try:
+        lines = (proc / "self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root = mount
+        elif controller in controllers.split(","):
+            root = mount / controller
+        else:
+            continue
+        folder = root / path.lstrip("/")
+        # Inside a container the path may be the host's and the mount the container's own: then only the root exists.
+        while folder != root and root in folder.parents:
+            found.append(folder)
+            folder = folder.parent
+        found.append(root)
+    return [folder for folder in found if folder.is_dir()]
+
+
+def _number_in(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None  # "max": no limit
+
+
+def _field_in(path: Path, name: str) -> int | None:
+    try:
+        text = path.read_text()
+    except OSError:
+        return None
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == name:
+            return int(words[1])
+    return None
