@@ -118,7 +118,7 @@ class ObjectiveConfig(Settings):
         # `objective: causal_lm` and `objective: {causal_lm: }` both read well; both mean "with its defaults".
         if isinstance(value, str):
             value = {value: {}}
-        if isinstance(value, dict):
+        if isinstance(value, dict) and len(value) == 1:
             value = {name: {} if settings is None else settings for name, settings in value.items()}
         return value
 

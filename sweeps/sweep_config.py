@@ -1,0 +1,161 @@
+"""What a sweep is: corpus, model, objective, training, search space, budget, resources."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, NonNegativeInt, model_validator
+
+from core.run_config import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
+from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.settings import Count, NumBytes, Settings, Share
+from sweeps.search_space import Distribution
+
+
+def _file_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise ValueError("may hold letters, digits, dot, dash and underscore, and starts with a letter or digit")
+    return name
+
+
+def _percentage(text: str) -> str:
+    if not re.fullmatch(r"(100|[0-9]{1,2}(\.[0-9]+)?)\s*%", text):
+        raise ValueError("not a percentage such as 50%")
+    return text
+
+
+class SearcherConfig(Settings):
+    """Who proposes settings."""
+
+    method: Literal["tpe", "random", "grid"] = "tpe"
+    """tpe: tree-structured Parzen estimator (Optuna). grid: every combination, in order."""
+    seed: NonNegativeInt = 0
+    grid_points: Count = 5
+    """grid: values taken from a continuous range."""
+
+
+class EarlyStoppingConfig(Settings):
+    """Which trials end before their tokens are used up."""
+
+    method: Literal["asha", "none"] = "asha"
+    """asha: asynchronous successive halving (arXiv:1810.05934) on the token axis."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """At each rung the best 1/factor go on; rungs are this factor apart."""
+    first_rung: Annotated[Share, Field(gt=0)] = 0.1
+    """No rung comes before this share of the tokens."""
+
+
+class BudgetConfig(Settings):
+    """How much is spent."""
+
+    trials: Count = 20
+    """Trials that run. What is refused before launch does not count."""
+    tokens_per_trial: Count
+    """Tokens of training that a trial gets unless it is stopped; padding does not count."""
+
+
+class ResourcesConfig(Settings):
+    """What a trial runs on."""
+
+    workers_per_trial: Count = 1
+    """Processes that share one trial's batch (data parallel)."""
+    concurrent_trials: Count | Literal["auto"] = "auto"
+    """Lanes. auto: as many as the processors (or GPUs) hold, and no more than trials."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: GPUs if the cluster has any."""
+    memory: NumBytes | Literal["auto"] | Annotated[str, AfterValidator(_percentage)] = "auto"
+    """Memory of one worker for weights, gradients, optimizer state and activations. auto: the whole device, or the
+    worker's share of the host. A percentage: of that."""
+
+
+class EvaluationConfig(Settings):
+    """When the holdout is evaluated, besides every rung and the end."""
+
+    points: Count = 8
+    """Evaluations spread evenly over the tokens of a trial."""
+
+
+UNSWEEPABLE = {
+    "model.sequence_length": "rows are packed once, before the trials",
+    "model.family": "it decides the objective",
+    "training.tokens": "trials are compared at equal tokens; set budget.tokens_per_trial",
+    "training.epochs": "trials are compared at equal tokens; set budget.tokens_per_trial",
+}
+"""Settings that cannot differ between the trials of a sweep, with the reason."""
+
+
+class SweepConfig(Settings):
+    """One sweep file, resolved: every default written out."""
+
+    name: Annotated[str, AfterValidator(_file_name)]
+    """Names the results folder and the MLflow run: letters, digits, dot, dash and underscore."""
+    purpose: str = ""
+    """What the sweep is to find out; stands in the report."""
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    packing: PackingConfig = PackingConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig
+    training: TrainingConfig = TrainingConfig()
+    search: dict[str, Distribution] = Field(default_factory=dict)
+    """Dotted path of a setting to the values it may take. Empty: one trial."""
+    start_with: tuple[dict[str, Any], ...] = ()
+    """Settings tried first, as you give them: launched even where the memory prediction doubts them."""
+    searcher: SearcherConfig = SearcherConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    budget: BudgetConfig
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_are_as_long_as_the_model_wants(cls, value: Any) -> Any:
+        # One number, said once: a row of the packing is a row of the model.
+        if isinstance(value, dict):
+            model, packing = value.get("model"), value.get("packing") or {}
+            length = model.get("sequence_length") if isinstance(model, dict) else None
+            default = ModelConfig.model_fields["sequence_length"].default
+            if isinstance(packing, dict) and "sequence_length" not in packing:
+                value = {**value, "packing": {**packing, "sequence_length": default if length is None else length}}
+        return value
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> Self:
+        faults = []
+        if self.packing.sequence_length != self.model.sequence_length:
+            faults.append(
+                f"packing.sequence_length={self.packing.sequence_length} differs from "
+                f"model.sequence_length={self.model.sequence_length}; leave packing.sequence_length out"
+            )
+        if self.objective.masked_lm is not None and self.tokenizer.special_tokens == "minimind":
+            faults.append("masked_lm needs a <mask> token; use tokenizer.special_tokens: roberta")
+        if self.training.tokens is not None or self.training.epochs is not None:
+            faults.append("training.tokens and training.epochs are set by budget.tokens_per_trial in a sweep")
+        wanted = "causal_lm" if self.model.is_causal else "masked_lm"
+        if getattr(self.objective, wanted) is None:
+            faults.append(f"model.family={self.model.family} needs objective: {wanted}")
+        smallest_batch = min(self._values_of("training.batch_size"))
+        if smallest_batch < self.resources.workers_per_trial:
+            faults.append(
+                f"training.batch_size={smallest_batch} leaves some of the {self.resources.workers_per_trial} workers "
+                "without a row; the batch size is at least the number of workers"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _values_of(self, path: str) -> tuple[Any, ...]:
+        if path in self.search:
+            return self.search[path].extremes()
+        value: Any = self
+        for part in path.split("."):
+            value = getattr(value, part)
+        return (value,)
+
+    def run_config(self, settings: dict[str, Any] | None = None) -> RunConfig:
+        """The training run of a trial with these settings (dotted path to value)."""
+        base = RunConfig(
+            model=self.model,
+            objective=self.objective,
+            training=self.training.model_copy(update={"tokens": self.budget.tokens_per_trial}),
+        )
+        return base.with_overrides(settings or {})

@@ -1,0 +1,285 @@
+"""YAML to a sweep, with all faults of the file at once."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from core.run_config import RunConfig
+from sweeps.search_space import Distribution
+from sweeps.sweep_config import UNSWEEPABLE, SweepConfig
+from sweeps.yaml_places import YamlDocument, read_yaml
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a sweep file."""
+
+    place: str
+    """Dotted path of the setting, or the file."""
+    line: int | None
+    value: Any
+    rule: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line else ""
+        shown = "" if self.value is None or isinstance(self.value, dict | list) else f" = {self.value!r}"
+        return f"{where}{self.place}{shown}: {self.rule}" + (f"; {self.remedy}" if self.remedy else "") + "."
+
+
+class SweepFileError(ValueError):
+    """A sweep file that cannot be carried out, with every fault that was found."""
+
+    def __init__(self, source: str, faults: Sequence[Fault]) -> None:
+        self.source, self.faults = source, tuple(faults)
+        count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+        super().__init__(f"{source} has {count}:\n" + "\n".join(f"  {fault}" for fault in faults))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.source, self.faults)
+
+
+def load_sweep_file(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """The sweep that a file describes, after `key=value` overrides on dotted keys.
+
+    Raises:
+        SweepFileError: The file cannot be read, or anything in it breaks a rule; lists every fault.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        remedy = f"did you mean {path.parent / near[0]}?" if near else "give the path of a sweep file"
+        raise SweepFileError(str(path), [Fault("file", None, None, f"cannot be read ({error})", remedy)]) from error
+    try:
+        document = read_yaml(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error)
+        line = mark.line + 1 if mark else None
+        raise SweepFileError(str(path), [Fault("file", line, None, f"is not YAML: {problem}")]) from error
+    return resolve_sweep(document, overrides, source=str(path))
+
+
+def resolve_sweep(document: YamlDocument, overrides: Sequence[str] = (), *, source: str) -> SweepConfig:
+    """The sweep that a YAML document describes; see `load_sweep_file`."""
+    values = document.values
+    if not isinstance(values, dict):
+        rule = "holds no settings; it starts with `name: my-sweep` (see sweeps/configs/quickstart.yaml)"
+        raise SweepFileError(source, [Fault("file", None, None, rule)])
+    faults = [Fault(key, line, None, "is given twice", "keep one of them") for key, line in document.duplicate_keys]
+    faults += _apply_overrides(values, overrides)
+    sweep = None
+    try:
+        sweep = SweepConfig.model_validate(values)
+    except ValidationError as error:
+        faults += [_fault_of(detail, document) for detail in _without_union_noise(error)]
+    faults += _search_faults(values, document)
+    if faults or sweep is None:
+        raise SweepFileError(source, sorted(faults, key=lambda fault: fault.line or 0))
+    return sweep
+
+
+def dump_sweep(sweep: SweepConfig) -> str:
+    """YAML with every default written out; loading it gives an equal sweep."""
+    plain = sweep.model_dump(mode="json", exclude_none=True)
+    plain.pop("start_with") if not sweep.start_with else None
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[Fault]:
+    faults = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            faults.append(Fault(f"--set {override}", None, None, "is not key=value", "write --set corpus.path=my.csv"))
+            continue
+        place: Any = values
+        *parents, leaf = _override_path(key.strip())
+        for name in parents:
+            if not isinstance(place.get(name), dict):
+                place[name] = {}
+            place = place[name]
+        place[leaf] = yaml.safe_load(text) if text else None
+        # A corpus has one source: naming a path on the command line replaces a builtin corpus of the file.
+        if key.strip() in ("corpus.path", "corpus.builtin"):
+            place.pop("builtin" if leaf == "path" else "path", None)
+    return faults
+
+
+def _override_path(key: str) -> list[str]:
+    # Keys of `search` are dotted themselves: search.training.batch_size.choice is two levels, not four.
+    if key.startswith("search."):
+        setting, _, kind = key.removeprefix("search.").rpartition(".")
+        if kind in Distribution.model_fields:
+            return ["search", setting, kind]
+        return ["search", key.removeprefix("search.")]
+    return key.split(".")
+
+
+def _without_union_noise(error: ValidationError) -> Iterator[Any]:
+    """One detail for each place: a union reports a fault for every member that did not fit."""
+    by_place: dict[str, list[Any]] = {}
+    for detail in error.errors(include_url=False):
+        by_place.setdefault(_place(detail["loc"]), []).append(detail)
+    for details in by_place.values():
+        if len(details) > 1 and {"literal_error"} & {detail["type"] for detail in details}:
+            literal = next(detail for detail in details if detail["type"] == "literal_error")
+            other = next(detail for detail in details if detail["type"] != "literal_error")
+            literal["msg"] = f"{_rule_of(other)}, or {literal['ctx']['expected']}"
+            literal["type"] = "union"
+            yield literal
+        else:
+            yield details[0]
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    # pydantic names the union member it tried (`constrained-int`, `literal['auto']`, `function-before[...]`).
+    parts = [
+        str(part)
+        for part in location
+        if not re.search(r"^(constrained-|literal\[|function-|int$|float$|str$|bool$)", str(part))
+    ]
+    return ".".join(parts)
+
+
+def _fault_of(detail: Any, document: YamlDocument) -> Fault:
+    place = _place(detail["loc"])
+    remedy = ""
+    value = detail.get("input")
+    match detail["type"]:
+        case "extra_forbidden":
+            parent, _, key = place.rpartition(".")
+            rule = "is not a setting"
+            remedy = _nearest(key, _fields_at(parent))
+            value = None
+        case "missing":
+            rule, value = "is missing", None
+            description = _description(place)
+            remedy = f"give it: {description}" if description else "give it"
+        case "literal_error":
+            rule = f"is not one of {detail['ctx']['expected']}"
+            remedy = _nearest(str(value), re.findall(r"'([^']*)'", detail["ctx"]["expected"]), listed=True)
+        case _:
+            rule = _rule_of(detail)
+    return Fault(place or "file", document.line_of(place), value, rule, remedy)
+
+
+def _rule_of(detail: Any) -> str:
+    message = str(detail["msg"])
+    for prefix, plain in (("Value error, ", ""), ("Input should be a valid ", "is not a "), ("Input should", "should")):
+        if message.startswith(prefix):
+            return plain + message.removeprefix(prefix)
+    return message
+
+
+def _nearest(word: str, known: Sequence[str], *, listed: bool = False) -> str:
+    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if matches:
+        return f"did you mean {matches[0]}?"
+    return "" if listed else f"known here: {', '.join(known)}"
+
+
+def _model_at(path: str) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = SweepConfig
+    for part in path.split(".") if path else []:
+        field = model.model_fields.get(part) if model else None
+        model = next(iter(_models_in(field.annotation)), None) if field else None
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _fields_at(path: str) -> list[str]:
+    model = _model_at(path)
+    return list(model.model_fields) if model else []
+
+
+def _description(path: str) -> str:
+    parent, _, key = path.rpartition(".")
+    model = _model_at(parent)
+    description = (model.model_fields[key].description or "") if model and key in model.model_fields else ""
+    return description.split("\n")[0].rstrip(".")
+
+
+def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[Fault]:
+    """Faults of swept keys and values; checked on their own, so that they show beside faults of other sections."""
+    search = values.get("search")
+    for path, raw in search.items() if isinstance(search, dict) else ():
+        place = f"search.{path}"
+        line = document.line_of(place)
+        yield from _key_faults(path, place, line)
+        try:
+            extremes = Distribution.model_validate(raw).extremes()
+        except ValidationError:
+            continue  # Said already, with its place, by the check of the whole file.
+        for value in extremes:
+            yield from _value_faults(path, value, place, line)
+    starts = values.get("start_with")
+    for index, settings in enumerate(starts if isinstance(starts, list) else ()):
+        place = f"start_with.{index}"
+        if not isinstance(settings, dict):
+            continue
+        for path, value in settings.items():
+            line = document.line_of(f"{place}.{path}")
+            if not isinstance(search, dict) or path not in search:
+                remedy = _nearest(path, list(search) if isinstance(search, dict) else [])
+                yield Fault(f"{place}.{path}", line, value, "is not a swept setting", remedy)
+            else:
+                yield from _value_faults(path, value, f"{place}.{path}", line)
+
+
+def _key_faults(path: str, place: str, line: int | None) -> Iterator[Fault]:
+    known = list(sweepable_paths())
+    if path in UNSWEEPABLE:
+        yield Fault(place, line, None, "cannot be swept", UNSWEEPABLE[path])
+    elif path not in known:
+        yield Fault(place, line, None, "is not a setting that can be swept", _nearest(path, known))
+
+
+def _value_faults(path: str, value: Any, place: str, line: int | None) -> Iterator[Fault]:
+    if path not in sweepable_paths():
+        return
+    # Checked in a run that is valid but for this value: only faults of the value itself are named here.
+    section, _, rest = path.partition(".")
+    model = RunConfig.model_fields[section].annotation
+    nested: Any = value
+    for part in reversed(rest.split(".")):
+        nested = {part: nested}
+    assert isinstance(model, type)
+    assert issubclass(model, BaseModel)
+    try:
+        model.model_validate(nested)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            if _place(detail["loc"]) == rest:
+                yield Fault(place, line, value, _rule_of(detail))
+                return
+
+
+def sweepable_paths() -> Iterator[str]:
+    """Dotted paths of all settings that trials of one sweep may differ in."""
+    for section in RunConfig.model_fields:
+        for path in _leaves(section, RunConfig.model_fields[section].annotation):
+            if path not in UNSWEEPABLE:
+                yield path
+
+
+def _leaves(prefix: str, annotation: Any) -> Iterator[str]:
+    models = list(_models_in(annotation))
+    if not models:
+        yield prefix
+    for model in models:
+        for name, field in model.model_fields.items():
+            yield from _leaves(f"{prefix}.{name}", field.annotation)

@@ -1,0 +1,56 @@
+"""YAML text to plain values, with the line on which each value stands."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class YamlDocument:
+    """Values of a YAML text and where they stand."""
+
+    values: Any
+    lines: dict[str, int] = field(default_factory=dict)
+    """Dotted path of a key or item to its line, from 1."""
+    duplicate_keys: tuple[tuple[str, int], ...] = ()
+    """Dotted paths given more than once, with the line of the later one."""
+
+    def line_of(self, path: str) -> int | None:
+        """Line of a path, or of the nearest parent that stands in the text."""
+        while path and path not in self.lines:
+            path = path.rpartition(".")[0]
+        return self.lines.get(path)
+
+
+def read_yaml(text: str) -> YamlDocument:
+    """The values of a YAML text with their lines.
+
+    Raises:
+        yaml.YAMLError: The text is not YAML.
+    """
+    lines: dict[str, int] = {}
+    duplicates: list[tuple[str, int]] = []
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is not None:
+        _walk(root, "", lines, duplicates)
+    return YamlDocument(yaml.safe_load(text), lines, tuple(duplicates))
+
+
+def _walk(node: yaml.Node, path: str, lines: dict[str, int], duplicates: list[tuple[str, int]]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            here = f"{path}.{key}" if path else key
+            if key in seen:
+                # safe_load keeps the last one silently; two values for one key are the writer's mistake.
+                duplicates.append((here, key_node.start_mark.line + 1))
+            seen.add(key)
+            lines[here] = key_node.start_mark.line + 1
+            _walk(value_node, here, lines, duplicates)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            here = f"{path}.{index}"
+            lines[here] = item.start_mark.line + 1
+            _walk(item, here, lines, duplicates)
