@@ -1,9 +1,9 @@
 """What is an out-of-memory error, and what it tells about the run.
 
-Libraries report the same shortage as a dozen types and texts, and many texts that speak of memory are no shortage. So the
-type decides first, then texts that only an allocator writes, and the text of a wrapper is never evidence: Ray's message
-about a worker that vanished names the out-of-memory killer whatever the cause was. Classify in the worker: `__cause__`
-does not survive the trip to another process.
+Libraries report the same shortage as a dozen types and texts, and many texts that speak of memory are no shortage. So
+the type decides first, then texts that only an allocator writes, and the text of a wrapper is never evidence: Ray's
+message about a worker that vanished names the out-of-memory killer whatever the cause was. Classify in the worker:
+`__cause__` does not survive the trip to another process.
 """
 
 import errno
@@ -168,12 +168,12 @@ def _wrapped(error: BaseException) -> Iterator[tuple[int | None, BaseException]]
 
 _ASKED = re.compile(
     r"(?:tried to allocate|requested size:?|unable to allocate|unable to mmap|malloc of size|calloc async)"
-    r"\s+([\d.]+)\s*(bytes|[KMGT]i?B)?",
+    r"\s+([\d.]+)\s*(bytes|[KMGTPE]i?B)?",
     re.IGNORECASE,
 )
 _UNIT_BYTES = {"bytes": 1} | {
     f"{prefix}{unit}": base ** (power + 1)
-    for power, prefix in enumerate("kmgt")
+    for power, prefix in enumerate("kmgtpe")
     for unit, base in (("ib", 1024), ("b", 1000))
 }
 
