@@ -1,0 +1,80 @@
+"""The part of a layer that looks at one token at a time: gelu, geglu, swiglu, moe, memory, none.
+
+Shape suffixes: B rows, T tokens a row, D width, F width inside the feed-forward.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.layers import Linear
+from core.run_config import ModelConfig
+
+FeedForwardResult = tuple[Tensor, Tensor | None]
+"""What is added to the residual stream, and the balance loss of a mixture (None for all others)."""
+
+
+class Plain(nn.Module):
+    """Two linear maps with GELU between them (BERT, GPT)."""
+
+    def __init__(self, width: int, inner_width: int, *, bias: bool) -> None:
+        super().__init__()
+        self.up = Linear(width, inner_width, bias=bias)
+        self.down = Linear(inner_width, width, bias=bias)
+
+    def forward(self, x_BTD: Tensor) -> FeedForwardResult:
+        return self.down(F.gelu(self.up(x_BTD))), None
+
+
+class Gated(nn.Module):
+    """A linear map scaled by an activated second one (arXiv:2002.05202); both lie in one matrix, the gate first."""
+
+    def __init__(self, width: int, inner_width: int, *, activation: Literal["silu", "gelu"], bias: bool) -> None:
+        super().__init__()
+        self.activation = activation
+        self.gate_and_up = Linear(width, 2 * inner_width, bias=bias)
+        self.down = Linear(inner_width, width, bias=bias)
+
+    def forward(self, x_BTD: Tensor) -> FeedForwardResult:
+        gate_BTF, up_BTF = self.gate_and_up(x_BTD).chunk(2, dim=-1)
+        activated_BTF = F.silu(gate_BTF) if self.activation == "silu" else F.gelu(gate_BTF)
+        return self.down(activated_BTF * up_BTF), None
+
+
+def feed_forward_kind(config: ModelConfig) -> str:
+    """The feed-forward of this model, `auto` resolved."""
+    if config.feed_forward != "auto":
+        return config.feed_forward
+    if config.is_causal:
+        return "swiglu"
+    return "gelu" if config.form == "roberta" else "geglu"
+
+
+def inner_width(config: ModelConfig) -> int:
+    """Width inside the feed-forward: 4 x width for gelu, 8/3 x width rounded up to a multiple of 64 for gated forms,
+    so that both have about the same number of weights."""
+    if config.feed_forward_width is not None:
+        return config.feed_forward_width
+    if feed_forward_kind(config) == "gelu":
+        return 4 * config.width
+    return -(-8 * config.width // (3 * 64)) * 64
+
+
+def build_feed_forward(config: ModelConfig) -> nn.Module | None:
+    """The feed-forward of one layer; None where the model has none.
+
+    Its `forward` gives a `FeedForwardResult`.
+    """
+    kind = feed_forward_kind(config)
+    has_bias = not config.is_causal and config.form == "roberta"
+    match kind:
+        case "none":
+            return None
+        case "gelu":
+            return Plain(config.width, inner_width(config), bias=has_bias)
+        case "geglu" | "swiglu":
+            return Gated(
+                config.width, inner_width(config), activation="gelu" if kind == "geglu" else "silu", bias=has_bias
+            )
+    raise ValueError(f"model.feed_forward={kind} is not known")
