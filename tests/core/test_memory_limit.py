@@ -1,0 +1,232 @@
+"""The counting budget against torch's own record of CPU allocations, and its manners."""
+
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
+
+from core.memory_limit import memory_limit
+from core.out_of_memory import classify
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def recorded_peak_bytes(action: Callable[[], object]) -> int:
+    """Peak of torch's own record of every allocation and release in the CPU allocator."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
+        action()
+    events = [event for event in recording.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def build_and_step(num_steps: int = 2, foreach: bool = False, is_checkpointed: bool = False) -> None:
+    """Everything from construction on, so that the record and the meter see the same things."""
+    model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.LayerNorm(256), nn.Linear(256, 64))
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=foreach, fused=not foreach)
+    for _ in range(num_steps):
+        rows = torch.randn(128, 64)
+        output = checkpoint(model, rows, use_reentrant=False) if is_checkpointed else model(rows)
+        output.square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+STEPS = {
+    "first step": lambda: build_and_step(num_steps=1),
+    "optimizer state appears": lambda: build_and_step(num_steps=2),
+    "foreach temporaries": lambda: build_and_step(foreach=True),
+    "recomputation": lambda: build_and_step(is_checkpointed=True),
+    "views and in-place": lambda: torch.ones(100, 100).t()[3:].add_(1).reshape(-1),
+    "a tensor that grows": lambda: torch.add(torch.ones(1000), 1, out=torch.empty(0)),
+    "lists of tensors": lambda: torch._foreach_add([torch.ones(5000), torch.ones(500)], 1.0),
+}
+
+
+@pytest.mark.parametrize("action", STEPS.values(), ids=STEPS.keys())
+def test_peak_equals_the_record_of_the_cpu_allocator(action):
+    action()  # library state that appears on first use is nobody's tensor
+    recorded_bytes = recorded_peak_bytes(action)
+    with memory_limit(None, CPU) as meter:
+        action()
+    # What passes no operator is invisible: the random state that recomputation saves (5,056 bytes), scratch of kernels.
+    assert recorded_bytes - 5056 <= meter.peak_bytes <= recorded_bytes
+    assert meter.peak_bytes >= 0.995 * recorded_bytes
+
+
+def test_activations_gradients_and_optimizer_state_all_count():
+    model = nn.Linear(100, 100, bias=False)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    rows = torch.ones(100, 100, requires_grad=True)
+    weight_bytes = 100 * 100 * 4
+    with memory_limit(None, CPU) as meter:
+        meter.track(model, optimizer, rows)
+        assert meter.current_bytes == 2 * weight_bytes
+        kept = model(rows).exp()  # exp keeps its output; nothing of the matrix product is kept but inputs
+        assert meter.current_bytes == 3 * weight_bytes
+        kept.sum().backward()
+        assert meter.current_bytes == 5 * weight_bytes + 0  # two gradients more
+        del kept
+        optimizer.step()
+        assert meter.current_bytes == 6 * weight_bytes + 4  # two moments and a counter
+
+
+def test_tracking_finds_gradients_and_state_of_before_once():
+    model = nn.Linear(100, 100)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.ones(1, 100)).sum().backward()
+    optimizer.step()
+    with memory_limit(None, CPU) as meter:
+        meter.track(model, optimizer, list(model.parameters()))
+        meter.track(model)
+        assert meter.current_bytes == 4 * (100 * 100 + 100) * 4 + 2 * 4
+
+
+def test_over_budget_says_that_it_is_a_budget_with_all_three_numbers():
+    with memory_limit(10_000, CPU) as meter:
+        kept = torch.ones(2000)
+        with pytest.raises(torch.OutOfMemoryError, match="budget") as caught:
+            torch.ones(1000)
+        assert (kept.numel(), meter.current_bytes, meter.peak_bytes) == (2000, 8000, 8000)
+    facts = classify(caught.value)
+    assert (facts.kind, facts.bytes_asked) == ("device", 4000)
+    assert "8000 of 10000 bytes" in facts.message
+
+
+def test_the_budget_is_exact_to_the_byte():
+    with memory_limit(None, CPU) as meter:
+        build_and_step()
+    with memory_limit(meter.peak_bytes, CPU):
+        build_and_step()
+    with pytest.raises(torch.OutOfMemoryError), memory_limit(meter.peak_bytes - 1, CPU):
+        build_and_step()
+
+
+def test_after_a_shortage_the_level_of_before_returns_to_the_byte():
+    model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
+    with memory_limit(1_000_000, CPU) as meter:
+        meter.track(model)
+        before_bytes = meter.current_bytes
+        with pytest.raises(torch.OutOfMemoryError):
+            model(torch.ones(2000, 64)).sum().backward()
+        gc.collect()
+        model.zero_grad()
+        assert meter.current_bytes == before_bytes
+
+
+def test_stopping_early_ends_the_limit_and_keeps_the_figures():
+    with memory_limit(10_000, CPU) as meter:
+        kept = torch.ones(1000)
+        meter.stop()
+        torch.ones(100_000)
+        del kept
+        assert (meter.peak_bytes, meter.current_bytes) == (4000, 4000)
+        meter.stop()
+    assert torch.ones(100_000).numel() == 100_000
+
+
+def test_stopping_below_another_mode_leaves_that_mode_alone():
+    with memory_limit(10_000, CPU) as meter, FakeTensorMode():
+        meter.stop()
+        assert type(torch.ones(100_000)).__name__ == "FakeTensor"
+    assert type(torch.ones(100_000)) is torch.Tensor
+
+
+def test_limits_nest_and_each_holds():
+    with memory_limit(8000, CPU) as outer, memory_limit(4000, CPU) as inner:
+        kept = torch.ones(1000)
+        with pytest.raises(torch.OutOfMemoryError, match="4000 of 4000"):
+            torch.ones(1)
+        assert outer.current_bytes == inner.current_bytes == 4 * kept.numel()
+
+
+def test_an_error_in_the_block_passes_and_ends_the_limit():
+    with pytest.raises(KeyError), memory_limit(10, CPU):
+        raise KeyError
+    torch.ones(1000)
+
+
+@pytest.mark.parametrize("limit_bytes", [0, -5])
+def test_a_limit_below_one_byte_is_refused(limit_bytes):
+    with pytest.raises(ValueError, match="at least one byte"), memory_limit(limit_bytes, CPU):
+        pass
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_the_allocator_itself_refuses_and_the_limit_ends_with_the_block():
+    device = torch.device("cuda", 0)
+    torch.ones(1, device=device)
+    with memory_limit(256 * 2**20, device) as meter:
+        kept = torch.ones(2**20, device=device)
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.ones(2**28, device=device)
+        assert meter.peak_bytes >= kept.nbytes
+    torch.ones(2**28, device=device)
+
+
+KERNEL_REFUSES = """
+import torch
+from core.memory_limit import process_limit
+torch.ones(1000)
+with process_limit(64 * 2**20):
+    torch.empty(2**20)
+    try:
+        torch.empty(2**28)
+        print("allocated")
+    except RuntimeError as error:
+        print("refused")
+torch.empty(2**28)
+print("free again")
+"""
+
+
+def test_the_process_limit_makes_the_kernel_refuse_and_ends_with_its_block():
+    output = subprocess.run(
+        [sys.executable, "-c", KERNEL_REFUSES],
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    assert output.split("\n")[:2] == ["refused", "free again"]
+
+
+@pytest.mark.slow
+def test_counting_costs_less_than_a_fifth_of_a_small_training_step():
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(256, 256), nn.GELU(), nn.LayerNorm(256)) for _ in range(12)])
+    rows = torch.randn(512, 256)
+
+    def seconds(num_steps: int = 20) -> float:
+        started_at = time.perf_counter()
+        for _ in range(num_steps):
+            model(rows).sum().backward()
+        return time.perf_counter() - started_at
+
+    seconds()
+    plain_s, counted_s = [], []
+    for _ in range(5):
+        plain_s.append(seconds())
+        with memory_limit(2**34, CPU):
+            counted_s.append(seconds())
+    assert min(counted_s) < 1.2 * min(plain_s), (counted_s, plain_s)
