@@ -51,7 +51,9 @@ def _scaled(value: Any, units: dict[str, int], *, example: str) -> Any:
         return value
     match = _NUMBER_WITH_UNIT.fullmatch(value)
     if match is None or match[2] not in units:
-        raise ValueError(f"not a quantity; write a number with a unit of {', '.join(filter(None, units))}, as {example}")
+        raise ValueError(
+            f"not a quantity; write a number with a unit of {', '.join(filter(None, units))}, as {example}"
+        )
     scaled = float(match[1]) * units[match[2]]
     if scaled != int(scaled):
         raise ValueError(f"not a whole number: {scaled:g}")

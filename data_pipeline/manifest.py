@@ -1,0 +1,167 @@
+"""What is known of a prepared corpus: every file, every row, every token. Lies next to the blocks as manifest.json."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+
+# Part of every fingerprint: raise it when the same settings begin to give other tokens, rows or files.
+FORMAT_VERSION = 1
+
+SplitName = Literal["train", "holdout"]
+
+
+class Record(BaseModel):
+    """Base of everything in a manifest: frozen, and written as it is read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FileReport(Record):
+    """One file of the corpus."""
+
+    path: str
+    num_file_bytes: int
+    """As it lies there, compressed if it is."""
+    blake2b: str
+    """Hash of those bytes."""
+    compression: str | None
+    encoding: str | None
+    """None: the format has none of its own (Parquet)."""
+    encoding_note: str = ""
+    """How the encoding was found."""
+    format: str
+    text_column: str | None = None
+    """Column or key that held the text; `conversations` and `alpaca` name the two forms of dialogue."""
+    rows_read: int = 0
+    rows_kept: int = 0
+    rows_rejected: int = 0
+    num_blank_lines: int = 0
+    """Separate rows or stand at the end of a file; they are no rows."""
+    refused: str | None = None
+    """Why no row of the file was read; it then counts as one rejected row."""
+
+
+class PassedOver(Record):
+    """A file in a folder that is no part of the corpus."""
+
+    path: str
+    why: str
+
+
+class BlockReport(Record):
+    """One Arrow file of token blocks."""
+
+    name: str
+    """Relative to the folder of the manifest."""
+    num_documents: int
+    num_tokens: int
+    num_file_bytes: int
+    blake2b: str
+
+
+class SplitReport(Record):
+    """The training rows, or the holdout."""
+
+    num_documents: int
+    num_tokens: int
+    """Tokens of all documents, special tokens included, nothing truncated."""
+    num_text_bytes: int
+    """UTF-8 bytes of their text."""
+    num_unknown_tokens: int
+    num_rows: int
+    num_row_tokens: int
+    """Real tokens in rows: num_tokens less what truncation took."""
+    num_row_text_bytes: int
+    """Text bytes behind num_row_tokens; of a truncated document the same share as of its tokens."""
+    content_hash: str
+    """Sum of the hashes of all documents: the same whatever their order, and however they are cut into files."""
+    blocks: tuple[BlockReport, ...]
+    row_table: BlockReport | None = None
+    """one_per_row: where rows start. Packed rows follow from the sequence length."""
+
+    def num_padding_tokens(self, sequence_length: int) -> int:
+        """Places in rows that hold no token."""
+        return self.num_rows * sequence_length - self.num_row_tokens
+
+    @property
+    def num_truncated_tokens(self) -> int:
+        """Tokens in no row."""
+        return self.num_tokens - self.num_row_tokens
+
+
+class TokenizerReport(Record):
+    """How well and how fast the tokenizer does on this corpus."""
+
+    vocabulary_size: int
+    training_s: float | None
+    """None: it was not trained here."""
+    num_training_bytes: int | None
+    """Text that it was trained on."""
+    bytes_per_token: float
+    unknown_rate: float
+    """Share of tokens that are the unknown token."""
+    tokens_per_s: float
+    """While encoding, on all cores together, start-up not counted."""
+    longest_token: str
+    longest_token_bytes: int
+
+
+class Manifest(Record):
+    """Everything a table, a plot or a second preparation needs to know."""
+
+    format_version: int
+    fingerprint: str
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    packing: PackingConfig
+    versions: dict[str, str]
+    """Of the libraries that decide what tokens come out."""
+    files: tuple[FileReport, ...]
+    passed_over: tuple[PassedOver, ...]
+    rows_read: int
+    rows_kept: int
+    rows_rejected: int
+    rows_duplicate: int
+    """Kept rows whose text had been seen; dropped after counting, if the corpus asks for it."""
+    rejects: dict[str, int]
+    """Rejected rows by reason."""
+    tokenizer_report: TokenizerReport
+    token_dtype: Literal["uint16", "uint32"]
+    has_targets: bool
+    """Conversations: only the assistant's tokens are predicted."""
+    splits: dict[SplitName, SplitReport]
+    seconds: dict[str, float]
+    """Wall-clock seconds of each phase."""
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the places in all rows that hold no token."""
+        length = self.packing.sequence_length
+        places = sum(split.num_rows for split in self.splits.values()) * length
+        return sum(split.num_padding_tokens(length) for split in self.splits.values()) / places
+
+    @property
+    def truncated_share(self) -> float:
+        """Share of all tokens that are in no row."""
+        tokens = sum(split.num_tokens for split in self.splits.values())
+        return sum(split.num_truncated_tokens for split in self.splits.values()) / tokens
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a prepared folder.
+
+    Raises:
+        ValueError: Missing, of another format version, or not one of ours.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a prepared corpus: it has no manifest.json")
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValueError as cause:
+        raise ValueError(
+            f"{path} cannot be read as a manifest of format {FORMAT_VERSION}; prepare again. {cause}"
+        ) from cause
