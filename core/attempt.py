@@ -1,0 +1,67 @@
+"""Work that may run out of memory on some workers and not on others: all of them leave it with the same answer.
+
+A collective operation that one rank never reaches hangs the rest. So local work comes first, then one all-reduce of how
+it went, and only then anything that needs every rank.
+"""
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from core.out_of_memory import OomFacts, OomPhase, classify
+from core.workers import Workers
+
+Result = TypeVar("Result")
+
+_FINE = 0
+_SHORT_OF_MEMORY = 1
+_FAILED = 2
+
+
+def attempt_together(
+    work: Callable[[], Result], workers: Workers, *, phase: OomPhase | None, settle: Callable[[], None] = lambda: None
+) -> Result | OomFacts:
+    """What the work gives, or what is known about the memory shortage, if any worker had one.
+
+    Args:
+        work: Local work; it starts no collective operation unless `settle` ends it.
+        phase: Where in the run, for the facts.
+        settle: Brings collective operations that the work had started to their end, also when it broke off in between.
+
+    Raises:
+        Exception: The work's own error on the worker that had it.
+        RuntimeError: On the other workers, naming that one.
+    """
+    results: list[Result] = []
+    failure: Exception | None = None
+    facts: OomFacts | None = None
+    try:
+        results.append(work())
+    except Exception as error:
+        facts = classify(error, phase=phase, rank=workers.rank)
+        if facts is None:
+            failure = error
+    # The traceback of an exception holds every activation, so memory comes back only out here, after the except block.
+    if facts is not None:
+        release_memory(workers.device)
+    settle()
+    mine = _FAILED if failure is not None else _SHORT_OF_MEMORY if facts is not None else _FINE
+    # The rank rides along, so that one number says what and who.
+    worst, rank = divmod(workers.largest(mine * workers.count + workers.rank), workers.count)
+    if failure is not None:
+        raise failure
+    if worst == _FAILED:
+        raise RuntimeError(f"rank {rank} of {workers.count} failed; its own error says why")
+    if worst == _SHORT_OF_MEMORY:
+        everyone = workers.all_values(facts)
+        return next(value for value in everyone if isinstance(value, OomFacts))
+    return results[0]
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more: Python's cycles, then the allocator's cache."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

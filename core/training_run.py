@@ -1,0 +1,487 @@
+"""The training loop on one page. Knows no Ray and no MLflow: data, workers and `report` are arguments."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from core.attempt import attempt_together
+from core.checkpoint import (
+    newest_checkpoint,
+    read_progress,
+    restore,
+    restore_weights,
+    save_best,
+    save_checkpoint,
+)
+from core.divergence import DivergenceWatch
+from core.evaluation import evaluate, holdout_source, rehearse
+from core.language_model import LanguageModel
+from core.memory_limit import MemoryMeter, memory_limit
+from core.micro_batch import automatic_micro_batch
+from core.models import build_model
+from core.noise_scale import NoiseScale
+from core.optimizer import build_optimizer
+from core.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult, largest_power_of_two_below
+from core.out_of_memory import OomFacts
+from core.precision import choose_precision
+from core.progress_report import Report, Reporter
+from core.run_config import RunConfig
+from core.schedule import RunLength, learning_rate, run_length
+from core.step_profile import matmul_flops_per_s, model_flops_a_token
+from core.workers import Workers, check_same_model
+from data_pipeline.batches import BatchSource
+from data_pipeline.settings import format_bytes
+from data_pipeline.token_blocks import PreparedCorpus
+
+Outcome = Literal["completed", "stopped", "infeasible", "diverged"]
+
+_PROVING_STEPS = 2
+"""With fixed shapes memory is flat from the second step on: the first one makes what the second finds there."""
+
+_FLOPS_ARE_COUNTED_AFTER_S = 2.0
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """How a run ended; the same on every rank."""
+
+    outcome: Outcome
+    reason: str
+    """In words, with the numbers."""
+    metrics: dict[str, float]
+    """Of the last evaluation, under the keys of reports; empty when there was none."""
+    tokens: int
+    micro_batch_size_used: int | None
+    peak_memory_bytes: int | None
+    """Most bytes live at once on one worker: of tensors on a CPU, of the caching allocator on CUDA."""
+    oom: OomFacts | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; with the tensors of a checkpoint, all it takes to go on."""
+
+    step: int = 0
+    tokens: int = 0
+    """Real tokens trained on, over all workers."""
+    position: int = 0
+    """Rows trained on, over all workers and epochs."""
+    training_s: float = 0.0
+    """Time spent in steps; evaluation, checkpoints and reports are not counted."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_loss: float = math.inf
+
+
+def run_training(
+    run: RunConfig,
+    data: PreparedCorpus,
+    *,
+    workers: Workers,
+    folder: Path,
+    report: Report,
+    evaluate_at_tokens: Sequence[int],
+    memory_limit_bytes: int | None = None,
+    checkpoint_every_s: float | None = 60.0,
+    report_every_s: float = 1.0,
+    initial_weights: Path | None = None,
+) -> RunEnd:
+    """Train one model until its tokens are used up, or until something ends it before.
+
+    Called on every worker with the same arguments. It goes on from the newest whole checkpoint in `folder`, if any.
+
+    Args:
+        folder: For checkpoints, the last and the best; rank 0 alone reads and writes it.
+        report: Takes metrics on rank 0, at every evaluation and at most every `report_every_s` otherwise; False ends
+            the run as stopped.
+        evaluate_at_tokens: The holdout is evaluated at the first step at or past each of these, and at the end.
+        memory_limit_bytes: Of each worker. What goes over it is treated as out of memory.
+        checkpoint_every_s: None: only when the run ends.
+        initial_weights: A model.safetensors to begin with, such as that of a stage with shorter rows.
+
+    Raises:
+        ValueError: The settings do not fit the data, or `folder` holds another run's checkpoint.
+        RuntimeError: Workers that differ, or another worker's failure.
+    """
+    device = workers.device
+    matmul_rate = matmul_flops_per_s(device, choose_precision(run.training.precision, device).dtype)
+    with memory_limit(memory_limit_bytes, device) as meter:
+        opened = attempt_together(
+            lambda: _Run(run, data, workers, meter, memory_limit_bytes, initial_weights), workers, phase=None
+        )
+        if isinstance(opened, OomFacts):
+            size = run.training.micro_batch_size
+            asked = None if size == "auto" else size
+            words = _shortage(opened, asked, limit_bytes=memory_limit_bytes, peak_bytes=meter.peak_bytes)
+            peak_bytes = workers.largest(meter.peak_bytes)
+            return RunEnd("infeasible", "model and optimizer: " + words, {}, 0, asked, peak_bytes, opened)
+        opened.report_with(report, every_s=report_every_s, matmul_rate=matmul_rate)
+        opened.go_on_from(folder)
+        return opened.train(evaluate_at_tokens, checkpoint_every_s)
+
+
+class _Run:
+    """One run between its start and its end."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        data: PreparedCorpus,
+        workers: Workers,
+        meter: MemoryMeter,
+        memory_limit_bytes: int | None,
+        initial_weights: Path | None,
+    ) -> None:
+        training = run.training
+        _check_fit(run, data)
+        self.run = run
+        self.data = data
+        self.workers = workers
+        self.meter = meter
+        self.memory_limit_bytes = memory_limit_bytes
+        self.precision = choose_precision(training.precision, workers.device)
+        self.length: RunLength = run_length(training, num_rows=data.train.num_rows, num_tokens=data.train.num_tokens)
+        self.model = _fresh_model(run, data, workers.device)
+        if initial_weights is not None:
+            restore_weights(initial_weights, self.model)
+        tokens_per_step = training.batch_size * data.train.num_tokens / data.train.num_rows
+        self.optimizer = build_optimizer(self.model, training, tokens_per_step=tokens_per_step)
+        self.holdout = holdout_source(data, is_causal=run.model.is_causal)
+        self.step = OptimizerStep(
+            self.model,
+            self.optimizer,
+            BatchSource(
+                data.train, data.vocabulary, masking_rate=run.objective.masking_rate, seed=training.seed, shuffle=True
+            ),
+            workers,
+            self.precision,
+            batch_size=training.batch_size,
+            micro_batch_size=self._micro_batch_size(),
+            tokens_per_step=tokens_per_step,
+            clip=training.clip,
+            shrinks=training.on_oom == "shrink",
+            seed=training.seed,
+            compiled=torch.compile(self.model.hidden_states, dynamic=False) if training.compile else None,
+        )
+        self.evaluation_rows = self.step.micro_batch_size
+        self.progress = Progress()
+        self.noise = NoiseScale()
+        self.divergence = DivergenceWatch(data.vocabulary.size)
+        self.clean_steps = 0
+        """Since memory last ran out."""
+
+    def report_with(self, report: Report, *, every_s: float, matmul_rate: float) -> None:
+        """Where reports go."""
+        self.reporter = Reporter(report, every_s=every_s, matmul_rate=matmul_rate, profile=self.step.profile)
+
+    def go_on_from(self, folder: Path) -> None:
+        """Take up the newest checkpoint in the folder, once all workers are known to hold the same model."""
+        self.folder = folder
+        check_same_model(self.model, self._settings_text(), self.workers)
+        found = newest_checkpoint(folder) if self.workers.is_first else None
+        if self.workers.from_first(int(found is not None)):
+            self._restore(found)
+        self.checkpointed_at = time.monotonic()
+
+    def train(self, evaluate_at_tokens: Sequence[int], checkpoint_every_s: float | None) -> RunEnd:
+        """The loop."""
+        points = sorted(evaluate_at_tokens)
+        is_last = self.length.is_reached(tokens=self.progress.tokens, step=self.progress.step)
+        while not is_last:
+            before = self.progress
+            started_at = time.perf_counter()
+            result = self.step.take(step=before.step, position=before.position, learning_rate=self._learning_rate)
+            elapsed_s = time.perf_counter() - started_at
+
+            if isinstance(result, StepOutOfMemory):
+                return self._infeasible(result.facts, result.micro_batch_size)
+            diverged = None if self._is_only_scaled_too_high(result) else self._verdict(result)
+            if diverged is not None:
+                return self._end("diverged", diverged)
+
+            self.progress = progress_after(before, result, batch_size=self.step.batch_size, elapsed_s=elapsed_s)
+            self.reporter.add(result, elapsed_s)
+            if result.noise_pair is not None:
+                self.noise = _with_noise(self.noise, result.noise_pair)
+            shortage = self._prove_memory()
+            if shortage is not None:
+                return self._infeasible(shortage, self.evaluation_rows)
+
+            is_last = self.length.is_reached(tokens=self.progress.tokens, step=self.progress.step)
+            is_due = any(before.tokens < max(point, 1) <= self.progress.tokens for point in points)
+            metrics: dict[str, float] = {}
+            if is_last or is_due:
+                evaluated = self._evaluate()
+                if isinstance(evaluated, OomFacts):
+                    return self._infeasible(evaluated, self.evaluation_rows)
+                metrics = evaluated
+                self._note_best(metrics)
+            goes_on = self._report(metrics, result)
+
+            wants_checkpoint = is_last or not goes_on or self._checkpoint_is_due(checkpoint_every_s)
+            # Rank 0 has the clock and the ear of the caller; the others do as it says.
+            said = self.workers.from_first(2 * wants_checkpoint + goes_on)
+            if said & 2:
+                self._save()
+            if not said & 1 and not is_last:
+                return self._end("stopped", f"stopped by the caller at {self.progress.tokens} tokens")
+        return self._end("completed", f"trained on {self.progress.tokens} tokens in {self.progress.step} steps")
+
+    # Steps of the loop, in their order
+
+    def _learning_rate(self, num_tokens: int) -> float:
+        # The middle of the step: its beginning would waste the first step of a warm-up, its end the last of a cooldown.
+        middle = self.progress.tokens + num_tokens / 2
+        return learning_rate(self.run.training, tokens=middle, total_tokens=self.length.schedule_tokens)
+
+    def _is_only_scaled_too_high(self, result: StepResult) -> bool:
+        return not result.is_applied and math.isfinite(result.loss) and self.step.can_lower_loss_scale
+
+    def _verdict(self, result: StepResult) -> str | None:
+        return self.divergence.verdict(result, step=self.progress.step + 1)
+
+    def _prove_memory(self) -> OomFacts | None:
+        """After some clean steps and one micro-batch of evaluation stop counting memory and let exchanges overlap.
+
+        Counting costs a CPU 5-8 % of its speed. Nothing is lost with it: all micro-batches of a run have the same
+        shape, so what fits twice fits always. Rows with padding have fewer predicted positions, and vary; with a limit
+        they stay watched to the end. On CUDA the limit is the allocator's, costs nothing and stays.
+        """
+        if self.clean_steps >= _PROVING_STEPS:
+            return None
+        self.clean_steps += 1
+        if self.clean_steps < _PROVING_STEPS:
+            return None
+        rehearsed = attempt_together(
+            lambda: rehearse(
+                self.model, self.holdout, self.workers, num_rows=self.evaluation_rows, precision=self.precision
+            ),
+            self.workers,
+            phase="evaluation",
+        )
+        if isinstance(rehearsed, OomFacts):
+            if not self._shrink_evaluation():
+                return rehearsed
+            self.clean_steps = 0
+            return None
+        rows_are_full = self.data.train.num_tokens > 0.99 * self.data.train.num_rows * self.data.train.sequence_length
+        if self.workers.device.type == "cpu" and (self.memory_limit_bytes is None or rows_are_full):
+            self.meter.stop()
+        self.step.overlaps_exchange = True
+        return None
+
+    def _evaluate(self) -> dict[str, float] | OomFacts:
+        while True:
+            metrics = evaluate(
+                self.model,
+                self.holdout,
+                self.workers,
+                micro_batch_size=self.evaluation_rows,
+                precision=self.precision,
+            )
+            if not isinstance(metrics, OomFacts) or not self._shrink_evaluation():
+                return metrics
+
+    def _shrink_evaluation(self) -> bool:
+        if not self.step.shrinks or self.evaluation_rows == 1:
+            return False
+        self.evaluation_rows = largest_power_of_two_below(self.evaluation_rows)
+        return True
+
+    def _note_best(self, metrics: dict[str, float]) -> None:
+        loss = metrics["holdout/loss_nats_per_token"]
+        self.progress = replace(self.progress, metrics=metrics)
+        if loss < self.progress.best_loss:
+            self.progress = replace(self.progress, best_loss=loss)
+            if self.workers.is_first:
+                save_best(self.folder, self.model, metrics, step=self.progress.step)
+
+    def _report(self, metrics: dict[str, float], result: StepResult) -> bool:
+        """Report if it is time to; whether to go on. Only rank 0 knows."""
+        if not self.workers.is_first or not (metrics or self.reporter.is_due()):
+            return True
+        progress = self.progress
+        values = {
+            "tokens": float(progress.tokens),
+            "step": float(progress.step),
+            "epoch": progress.position / self.data.train.num_rows,
+            "training_s": progress.training_s,
+            "micro_batch_size": float(self.step.micro_batch_size),
+            "memory/peak_bytes": float(self.meter.peak_bytes),
+        }
+        if metrics:
+            values |= self.noise.metrics()
+        flops = self._flops_a_token() if progress.training_s > _FLOPS_ARE_COUNTED_AFTER_S else None
+        return self.reporter.send(values | metrics, result, flops_a_token=flops, num_workers=self.workers.count)
+
+    def _flops_a_token(self) -> float | None:
+        # A dispatch mode of its own is what counts, and two of them at once would count each other's.
+        if self.clean_steps < _PROVING_STEPS:
+            return None
+        if self._flops is None:
+            shard = self.holdout.shard(position=0, batch_size=1, rank=0, num_workers=1)
+            batch = self.step.source.batch(shard, 0, 1).to(self.workers.device)
+            self._flops = model_flops_a_token(self.model, batch, self.precision)
+        return self._flops
+
+    _flops: float | None = None
+
+    def _checkpoint_is_due(self, every_s: float | None) -> bool:
+        return every_s is not None and time.monotonic() - self.checkpointed_at >= every_s
+
+    # Ends
+
+    def _infeasible(self, facts: OomFacts, micro_batch_size: int) -> RunEnd:
+        words = _shortage(
+            facts, micro_batch_size, limit_bytes=self.memory_limit_bytes, peak_bytes=self.meter.peak_bytes
+        )
+        return self._end("infeasible", words, facts)
+
+    def _end(self, outcome: Outcome, reason: str, oom: OomFacts | None = None) -> RunEnd:
+        return RunEnd(
+            outcome=outcome,
+            reason=reason,
+            metrics=self.progress.metrics,
+            tokens=self.progress.tokens,
+            micro_batch_size_used=self.step.micro_batch_size,
+            peak_memory_bytes=self.workers.largest(self.meter.peak_bytes),
+            oom=oom,
+        )
+
+    # Checkpoints
+
+    def _save(self) -> None:
+        if self.workers.is_first:
+            progress = {
+                "settings": _settings_that_count(self.run),
+                "data": self.data.fingerprint,
+                "micro_batch_size": self.step.micro_batch_size,
+                "progress": asdict(self.progress),
+                "noise": asdict(self.noise),
+                "divergence": asdict(self.divergence),
+                "loss_scale": asdict(self.step.loss_scale),
+            }
+            save_checkpoint(self.folder, self.model, self.optimizer, progress, step=self.progress.step)
+        self.checkpointed_at = time.monotonic()
+
+    def _restore(self, checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            _check_same_run(checkpoint, self.run, self.data)
+        saved = restore(checkpoint, self.model, self.optimizer, self.workers)
+        self.progress = Progress(**saved["progress"])
+        self.noise = NoiseScale(**saved["noise"])
+        self.divergence = DivergenceWatch(**saved["divergence"])
+        self.step.loss_scale = LossScale(**saved["loss_scale"])
+        if self.step.shrinks:
+            # What was learnt by running out of memory holds, unless other workers or settings ask for less anyway.
+            self.step.micro_batch_size = min(self.step.micro_batch_size, saved["micro_batch_size"])
+
+    def _settings_text(self) -> str:
+        return f"{self.run.model_dump_json()} on data {self.data.fingerprint}"
+
+    def _micro_batch_size(self) -> int:
+        size = self.run.training.micro_batch_size
+        if size != "auto":
+            return size
+        return automatic_micro_batch(
+            batch_size=self.run.training.batch_size,
+            num_workers=self.workers.count,
+            sequence_length=self.data.train.sequence_length,
+            largest_feasible=None,
+        )
+
+
+def progress_after(before: Progress, result: StepResult, *, batch_size: int, elapsed_s: float) -> Progress:
+    """Progress after one more step."""
+    return replace(
+        before,
+        step=before.step + 1,
+        tokens=before.tokens + result.num_tokens,
+        position=before.position + batch_size,
+        training_s=before.training_s + elapsed_s,
+    )
+
+
+def _with_noise(noise: NoiseScale, pair: tuple[float, float, float, float]) -> NoiseScale:
+    small_squared_norm, small_rows, large_squared_norm, large_rows = pair
+    return noise.with_measurement(
+        small_squared_norm=small_squared_norm,
+        small_rows=small_rows,
+        large_squared_norm=large_squared_norm,
+        large_rows=large_rows,
+    )
+
+
+def _fresh_model(run: RunConfig, data: PreparedCorpus, device: torch.device) -> LanguageModel:
+    # Drawn on the CPU, so that a seed means the same weights on every kind of device.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.training.seed)
+        model = build_model(run.model, data.vocabulary.size, pad_id=data.vocabulary.pad_id).to(device)
+    model.set_activation_checkpointing(run.training.activation_checkpointing)
+    return model
+
+
+def _check_fit(run: RunConfig, data: PreparedCorpus) -> None:
+    faults = []
+    if data.train.sequence_length > run.model.num_positions:
+        faults.append(
+            f"rows of the corpus have {data.train.sequence_length} tokens and the model takes "
+            f"{run.model.num_positions} (model.sequence_length)"
+        )
+    if data.train.num_rows == 0:
+        faults.append("the corpus has no training row")
+    if data.holdout.num_rows == 0:
+        faults.append("the corpus has no holdout row; raise corpus.holdout")
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+_SETTINGS_WITHOUT_EFFECT = ("micro_batch_size", "on_oom", "activation_checkpointing", "compile")
+"""Settings of training that change speed and memory, and not what is learnt."""
+
+
+def _settings_that_count(run: RunConfig) -> dict[str, Any]:
+    settings = run.model_dump(mode="json")
+    for name in _SETTINGS_WITHOUT_EFFECT:
+        del settings["training"][name]
+    return settings
+
+
+def _check_same_run(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> None:
+    saved = read_progress(checkpoint)
+    faults = _differences(saved["settings"], _settings_that_count(run), path="")
+    if saved["data"] != data.fingerprint:
+        faults.append(f"data {saved['data']} there and {data.fingerprint} here")
+    if faults:
+        raise ValueError(
+            f"{checkpoint} belongs to another run: {'; '.join(faults)}. "
+            "Give this run a folder of its own, or remove that one."
+        )
+
+
+def _differences(saved: dict[str, Any], now: dict[str, Any], *, path: str) -> list[str]:
+    faults = []
+    for name in {**saved, **now}:
+        there, here = saved.get(name), now.get(name)
+        if isinstance(there, dict) and isinstance(here, dict):
+            faults += _differences(there, here, path=f"{path}{name}.")
+        elif there != here:
+            faults.append(f"{path}{name} is {there} there and {here} here")
+    return faults
+
+
+def _shortage(facts: OomFacts, micro_batch_size: int | None, *, limit_bytes: int | None, peak_bytes: int) -> str:
+    """A shortage of memory in words and numbers."""
+    asked = "an allocation" if facts.bytes_asked is None else format_bytes(facts.bytes_asked)
+    tried = "" if micro_batch_size is None else f" with micro-batches of {micro_batch_size} rows"
+    budget = "the device's memory" if limit_bytes is None else f"a budget of {format_bytes(limit_bytes)}"
+    where = "" if facts.phase is None else f" in {facts.phase}"
+    rank = "" if facts.rank is None else f" on rank {facts.rank}"
+    return (
+        f"out of memory{where}{rank}{tried}: asked for {asked} more over {format_bytes(peak_bytes)} "
+        f"measured at most so far, out of {budget}"
+    )
