@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from data_pipeline.settings import format_bytes
 
+OnChange = Callable[[int, int, Tensor | None], None]
 Trackable = Tensor | nn.Module | torch.optim.Optimizer | Iterable[Tensor]
 
 
@@ -75,13 +76,16 @@ class StorageMeter:
 
     Args:
         budget_bytes: Raise `torch.OutOfMemoryError` when more would be live; None never does.
-        on_change: Called with (storage key, bytes) when a storage appears and (key, -bytes) when it goes.
+        on_change: Called with (storage key, bytes, a tensor on it) when a storage appears, (key, -bytes, None) when it
+            goes.
     """
 
-    def __init__(self, budget_bytes: int | None = None, on_change: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, budget_bytes: int | None = None, on_change: OnChange | None = None) -> None:
         self.current_bytes = 0
         self.peak_bytes = 0
         self.budget_bytes = budget_bytes
+        self.is_paused = False
+        """While True, what operators return is not counted; what was counted still goes."""
         self._on_change = on_change
         self._live: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
         self._mode: _CountingMode | None = None
@@ -139,13 +143,13 @@ class StorageMeter:
         self.current_bytes += num_bytes
         self.peak_bytes = max(self.peak_bytes, self.current_bytes)
         if self._on_change is not None:
-            self._on_change(key, num_bytes)
+            self._on_change(key, num_bytes, tensor)
 
     def _forget(self, key: int, _reference: object = None) -> None:
         _, num_bytes = self._live.pop(key, (None, 0))
         self.current_bytes -= num_bytes
         if num_bytes and self._on_change is not None:
-            self._on_change(key, -num_bytes)
+            self._on_change(key, -num_bytes, None)
 
 
 class _CountingMode(TorchDispatchMode):
@@ -157,7 +161,7 @@ class _CountingMode(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if self.meter is not None:
+        if self.meter is not None and not self.meter.is_paused:
             if isinstance(output, Tensor):  # most operators, and cheaper than a walk
                 self.meter.count(output, func)
             else:

@@ -1,0 +1,72 @@
+"""What CUDA's kernels keep, shown by tensors on the CPU: for predicting a device's memory without the device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+_LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+# Functions that autocast runs in fp32 on CUDA and not on the CPU. The copy in fp32 is what their backward pass keeps.
+_FP32_ON_CUDA: frozenset[Callable[..., Any]] = frozenset(
+    (
+        F.layer_norm,
+        F.softmax,
+        F.log_softmax,
+        torch.softmax,
+        torch.log_softmax,
+        torch.logsumexp,
+        torch.rsqrt,
+        torch.pow,
+        torch.exp,
+        Tensor.softmax,
+        Tensor.log_softmax,
+        Tensor.logsumexp,
+        Tensor.rsqrt,
+        Tensor.pow,
+        Tensor.exp,
+    )
+)
+
+
+class CudaForms(TorchFunctionMode):
+    """Inside, CPU tensors (fake ones, for the values are meaningless) are kept as CUDA's kernels would keep them.
+
+    Three differences: dropout keeps a mask of one byte a number instead of a scaled float; attention is fused with
+    dropout as well; and autocast computes norms and exponentials in fp32.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.dropout:
+            return _dropout(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
+        if func in _FP32_ON_CUDA and torch.is_autocast_enabled("cpu"):
+            args = tuple(_as_fp32(argument) for argument in args)
+        return func(*args, **kwargs)
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: ARG001
+    return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
+    settings["dropout_p"] = 0.0
+    # Flash attention takes groups of heads but neither masks nor fp32; the memory-efficient kernel takes no groups.
+    # Both at once is left to plain matrix products, which keep (T x T) for every head.
+    is_low = query.dtype in _LOW_PRECISION or torch.is_autocast_enabled("cpu")
+    if settings.get("enable_gqa") and (settings.get("attn_mask") is not None or not is_low):
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(query, key, value, **settings)
+    return F.scaled_dot_product_attention(query, key, value, **settings)
+
+
+def _as_fp32(argument: Any) -> Any:
+    return argument.float() if isinstance(argument, Tensor) and argument.dtype in _LOW_PRECISION else argument

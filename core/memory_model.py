@@ -1,0 +1,289 @@
+"""Peak memory of a run without running it, the largest micro-batch that fits, and what to change so that a run fits.
+
+A prediction covers what the tensors of training need on one worker. Not in it, because they are there before the first
+tensor or belong to the device: the CUDA context and the process group (compare with the memory that is free once both
+exist), the Python process, and kernels' own scratch. Evaluation needs less than training, for it keeps no activations.
+A compiled model needs no more than the same model as written, which is what is predicted.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+from core.caching_allocator import smallest_capacity_bytes
+from core.language_model import LanguageModel
+from core.memory_trace import RunShape, trace_steps
+from core.models import build_model
+from core.objectives import chunk_length
+from core.precision import choose_precision
+from core.run_config import ModelConfig, RunConfig
+from data_pipeline.batches import Batch
+from data_pipeline.settings import format_bytes
+
+DeviceType = Literal["cpu", "cuda"]
+
+_CUBLAS_WORKSPACES_BYTES = 2 * 8_519_680
+"""cuBLAS keeps one for the thread of the forward and one for that of the backward pass (`:4096:2:16:8`, its default
+before Hopper). On Hopper they are 32 MiB each, which is less than a thousandth of such a device."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPrediction:
+    """What one worker's tensors need at the worst moment of training."""
+
+    peak_bytes: int
+    parts: dict[str, int]
+    """What it is made of, largest first, in bytes; sums to the peak. On CUDA `allocator` is what the caching allocator
+    must hold beyond the tensors, because its pieces do not fit together."""
+
+    def share(self, part: str) -> float:
+        """Share of one part in the peak, in [0, 1]."""
+        return self.parts.get(part, 0) / self.peak_bytes
+
+
+def predict_memory(
+    run: RunConfig,
+    vocabulary_size: int,
+    *,
+    micro_batch_size: int,
+    num_workers: int = 1,
+    device_type: DeviceType = "cpu",
+    has_document_ids: bool = False,
+) -> MemoryPrediction:
+    """Peak memory of one worker of a run. About a second for a new shape, nothing for one that was asked before.
+
+    Rows are taken as full: with padding, or special tokens that are never masked, fewer positions predict.
+
+    Args:
+        micro_batch_size: Rows of one forward/backward on one worker; more than a worker's rows of a batch are as many.
+        has_document_ids: Rows hold several documents that must not see each other, which takes a mask of T x T a row.
+
+    Raises:
+        ValueError: fp16 on a CPU, or a micro-batch of no rows.
+    """
+    if micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size={micro_batch_size}; at least 1")
+    rows = math.ceil(run.training.batch_size / num_workers)
+    shape = RunShape(
+        model=_without_numbers(run.model),
+        vocabulary_size=vocabulary_size,
+        precision=_precision_name(run, device_type),
+        is_checkpointed=run.training.activation_checkpointing,
+        micro_batch_size=min(micro_batch_size, rows),
+        local_rows=_rows_worth_tracing(min(micro_batch_size, rows), rows),
+        exchanges_gradients=num_workers > 1,
+        predicted_per_row=_predicted_per_row(run),
+        has_document_ids=has_document_ids,
+        device_type=device_type,
+    )
+    return _predict(shape)
+
+
+def largest_micro_batch(
+    run: RunConfig,
+    vocabulary_size: int,
+    *,
+    memory_bytes: int,
+    num_workers: int = 1,
+    device_type: DeviceType = "cpu",
+    has_document_ids: bool = False,
+) -> int:
+    """Largest micro-batch whose predicted peak is within the memory; 0 if a single row is not.
+
+    At most all of a worker's rows of a batch. Exact: the number given fits and the next does not. It takes 1 to about
+    12 traces, a logarithm of the batch.
+
+    A batch in one pass needs less than one in several, which hold a gradient meanwhile; and the vocabulary head goes
+    through in more chunks from some sizes on. So the peak falls here and there, and is convex only in between.
+    """
+    rows = math.ceil(run.training.batch_size / num_workers)
+
+    def peak(micro_batch_size: int, rows_of_batch: int = rows) -> int:
+        batch = run.training.model_copy(update={"batch_size": rows_of_batch * num_workers})
+        return predict_memory(
+            run.model_copy(update={"training": batch}),
+            vocabulary_size,
+            micro_batch_size=micro_batch_size,
+            num_workers=num_workers,
+            device_type=device_type,
+            has_document_ids=has_document_ids,
+        ).peak_bytes
+
+    if peak(rows) <= memory_bytes:
+        return rows
+    chunks = _ChunkCounts(run, vocabulary_size)
+    half = rows // 2
+    # Above half the rows, the second pass is the smaller the larger the first: if any size fits, the largest does
+    # whose first pass fits by itself.
+    alone = last_feasible(lambda size: peak(size, size), memory_bytes, chunks.stretches(half + 1, rows - 1))
+    if alone is not None and peak(alone) <= memory_bytes:
+        return alone
+    return last_feasible(peak, memory_bytes, chunks.stretches(1, half or 1)) or 0
+
+
+def last_feasible(peak: Callable[[int], int], capacity: int, stretches: list[tuple[int, int]]) -> int | None:
+    """Largest number in the stretches at which the peak is within the capacity; None if there is none.
+
+    Args:
+        stretches: (first, last), ascending. Within one the peak is non-decreasing and convex; from one to the next it
+            may fall, but the peaks at their beginnings do not.
+    """
+    low, high = -1, len(stretches)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if peak(stretches[middle][0]) <= capacity:
+            low = middle
+        else:
+            high = middle
+    return None if low < 0 else _last_feasible_in(peak, capacity, *stretches[low])
+
+
+def _last_feasible_in(peak: Callable[[int], int], capacity: int, first: int, last: int) -> int:
+    """The same within one stretch whose beginning is known to fit.
+
+    A chord of a convex function lies above it, so where the chord meets the capacity fits. A line through two points
+    that fit lies below it further on, so where that line meets the capacity nothing more fits. Within one piece of a
+    piecewise linear function both are exact. Each is checked, so rounding costs a step more but no exactness.
+    """
+    if peak(last) <= capacity:
+        return last
+    fits, exceeds = first, last
+    while exceeds - fits > 1:
+        room, rise = capacity - peak(fits), peak(exceeds) - peak(fits)
+        guess = min(max(fits + room * (exceeds - fits) // rise, fits + 1), exceeds - 1)
+        if peak(guess) > capacity:
+            exceeds = guess
+            continue
+        slope = (peak(guess) - peak(fits)) / (guess - fits)
+        fits = guess
+        if slope > 0:
+            bound = guess + int((capacity - peak(guess)) / slope) + 1
+            if fits < bound < exceeds:
+                fits, exceeds = (bound, exceeds) if peak(bound) <= capacity else (fits, bound)
+    return fits
+
+
+def how_to_fit(
+    run: RunConfig,
+    vocabulary_size: int,
+    *,
+    memory_bytes: int,
+    num_workers: int = 1,
+    device_type: DeviceType = "cpu",
+    has_document_ids: bool = False,
+) -> str:
+    """In words: what the run needs of the memory there is, and what to change if that is too much.
+
+    A micro-batch of `auto` is taken as one row here, the least that a run can do with.
+    """
+    asked = run.training.micro_batch_size
+    prediction = predict_memory(
+        run,
+        vocabulary_size,
+        micro_batch_size=1 if asked == "auto" else asked,
+        num_workers=num_workers,
+        device_type=device_type,
+        has_document_ids=has_document_ids,
+    )
+    needs = f"needs {format_bytes(prediction.peak_bytes)} of {format_bytes(memory_bytes)}"
+    if prediction.peak_bytes <= memory_bytes:
+        return needs
+    cures = []
+    for checkpointing in (False, True) if not run.training.activation_checkpointing else (True,):
+        changed = run.with_overrides({"training.activation_checkpointing": checkpointing})
+        largest = largest_micro_batch(
+            changed,
+            vocabulary_size,
+            memory_bytes=memory_bytes,
+            num_workers=num_workers,
+            device_type=device_type,
+            has_document_ids=has_document_ids,
+        )
+        is_new = checkpointing and not run.training.activation_checkpointing
+        if largest > 0 and is_new and asked != "auto" and largest >= asked:
+            cures.append("activation checkpointing")
+        elif largest > 0:
+            cures.append(f"micro-batch {largest}" + (" and activation checkpointing" if is_new else ""))
+    largest_part = max(prediction.parts, key=lambda part: prediction.parts[part])
+    shares = f"{largest_part} are {prediction.share(largest_part):.0%}"
+    if not cures:
+        fixed = sum(prediction.parts.get(part, 0) for part in ("parameters", "gradients", "optimizer state"))
+        return (
+            f"{needs}; no micro-batch fits, with activation checkpointing or without: parameters, gradients and "
+            f"optimizer state alone take {format_bytes(fixed)}; {shares}. Make the model or the vocabulary smaller"
+        )
+    return f"{needs}; fits with {' or with '.join(cures)}; {shares}"
+
+
+class _ChunkCounts:
+    """In how many chunks the vocabulary head goes through a micro-batch."""
+
+    def __init__(self, run: RunConfig, vocabulary_size: int) -> None:
+        self._model = _model_without_memory(_without_numbers(run.model), vocabulary_size)
+        self._row_length = run.model.sequence_length
+        self._predicted_per_row = _predicted_per_row(run)
+
+    def stretches(self, first: int, last: int) -> list[tuple[int, int]]:
+        """(first, last) of the runs of micro-batch sizes with the same number of chunks, ascending."""
+        found: list[tuple[int, int]] = []
+        for rows in range(first, last + 1):
+            if found and self._count(rows) <= self._count(rows - 1):
+                found[-1] = (found[-1][0], rows)
+            else:
+                found.append((rows, rows))
+        return found
+
+    @lru_cache  # noqa: B019 - lives as long as one search
+    def _count(self, rows: int) -> int:
+        num_predicted = rows * self._predicted_per_row
+        labels_P = torch.empty(num_predicted, dtype=torch.int64, device="meta")
+        inputs_BT = torch.empty(rows, self._row_length, dtype=torch.int64, device="meta")
+        batch = Batch(inputs_BT, labels_P, labels_P, None, num_tokens=inputs_BT.numel())
+        return math.ceil(num_predicted / chunk_length(self._model, batch))
+
+
+@lru_cache(maxsize=4096)
+def _predict(shape: RunShape) -> MemoryPrediction:
+    trace = trace_steps(shape)
+    live_bytes, parts = trace.peak()
+    peak_bytes, named = live_bytes, {str(part): num_bytes for part, num_bytes in parts.items()}
+    if shape.device_type == "cuda":
+        peak_bytes = smallest_capacity_bytes(trace.events) + _CUBLAS_WORKSPACES_BYTES
+        named["workspaces"] = _CUBLAS_WORKSPACES_BYTES
+        named["allocator"] = peak_bytes - _CUBLAS_WORKSPACES_BYTES - live_bytes
+    return MemoryPrediction(peak_bytes, dict(sorted(named.items(), key=lambda part: -part[1])))
+
+
+@lru_cache(maxsize=16)
+def _model_without_memory(config: ModelConfig, vocabulary_size: int) -> LanguageModel:
+    with torch.device("meta"):
+        return build_model(config, vocabulary_size)
+
+
+def _precision_name(run: RunConfig, device_type: DeviceType) -> Literal["fp32", "bf16", "fp16"]:
+    wanted = run.training.precision
+    if wanted == "auto" and device_type == "cuda" and not torch.cuda.is_available():
+        return "bf16"  # what every data-centre and desktop GPU since 2020 computes natively
+    return choose_precision(wanted, torch.device(device_type)).name
+
+
+def _rows_worth_tracing(micro_batch_size: int, rows: int) -> int:
+    """Rows whose passes show everything that passes through all rows would: two full ones, and the rest."""
+    full, rest = divmod(rows, micro_batch_size)
+    return min(full, 2) * micro_batch_size + rest
+
+
+def _predicted_per_row(run: RunConfig) -> int:
+    length, rate = run.model.sequence_length, run.objective.masking_rate
+    return max(1, length - 1 if rate is None else round(rate * length))
+
+
+def _without_numbers(model: ModelConfig) -> ModelConfig:
+    """The model with settings that change values but no shape made equal, so that the cache serves all of them."""
+    return model.model_copy(
+        update={"dropout": 0.1 if model.dropout else 0.0, "norm_epsilon": 1e-5, "rotary_base": 10_000.0}
+    )

@@ -1,0 +1,254 @@
+"""Every allocation of a training run's steps, recorded without memory: the real step on fake tensors.
+
+What is traced is `OptimizerStep` itself, so prediction and reality cannot drift apart.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from core.caching_allocator import AllocationEvent
+from core.cuda_forms import CudaForms
+from core.gradient_exchange import GradientExchange
+from core.memory_limit import StorageMeter
+from core.models import build_model
+from core.optimizer import build_optimizer
+from core.optimizer_step import OptimizerStep, StepResult
+from core.precision import Precision
+from core.run_config import ModelConfig, TrainingConfig
+from core.step_profile import StepProfile, Stretch
+from core.workers import Workers
+from data_pipeline.batches import Batch, BatchSource, Shard
+
+Part = Literal[
+    "parameters", "cast parameters", "gradients", "optimizer state", "batch", "activations", "logits", "temporaries"
+]
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """Everything on which the memory of a run depends, and nothing else: two runs of one shape need the same."""
+
+    model: ModelConfig
+    vocabulary_size: int
+    precision: Literal["fp32", "bf16", "fp16"]
+    is_checkpointed: bool
+    micro_batch_size: int
+    local_rows: int
+    """Rows of one worker in one step."""
+    exchanges_gradients: bool
+    """Several workers: gradients live in one buffer at all times."""
+    predicted_per_row: int
+    has_document_ids: bool
+    device_type: Literal["cpu", "cuda"]
+
+
+@dataclass(slots=True)
+class _Allocation:
+    num_bytes: int
+    part: Part
+    born_at: int
+    died_at: int | None = None
+
+
+class MemoryTrace:
+    """Allocations in order, each with the part of the run that it belongs to."""
+
+    def __init__(self, vocabulary_size: int) -> None:
+        self.events: list[AllocationEvent] = []
+        self._allocations: list[_Allocation] = []
+        self._living: dict[int, int] = {}  # storage key to allocation number
+        self._part: Part = "temporaries"
+        self._vocabulary_size = vocabulary_size
+        self._parameter_shapes: set[torch.Size] = set()
+
+    def note(self, key: int, num_bytes: int, tensor: Tensor | None) -> None:
+        """One storage appeared or went: the meter's `on_change`."""
+        if tensor is None:
+            number = self._living.pop(key)
+            self._allocations[number].died_at = len(self.events)
+        else:
+            number = len(self._allocations)
+            self._living[key] = number
+            self._allocations.append(_Allocation(num_bytes, self._part_of(tensor), len(self.events)))
+        self.events.append((number, num_bytes))
+
+    @contextmanager
+    def part(self, part: Part) -> Iterator[None]:
+        """What appears in the block belongs to this part."""
+        before, self._part = self._part, part
+        try:
+            yield
+        finally:
+            self._part = before
+
+    @contextmanager
+    def forward_pass(self) -> Iterator[None]:
+        """What appears in the block and outlives it is an activation, kept for the backward pass."""
+        first = len(self._allocations)
+        yield
+        for allocation in self._allocations[first:]:
+            if allocation.died_at is None and allocation.part == "temporaries":
+                allocation.part = "activations"
+
+    def watch_gradients(self, model: nn.Module) -> None:
+        """Recognise gradients once they are a parameter's own, and copies of parameters in another number format."""
+        for parameter in model.parameters():
+            self._parameter_shapes.add(parameter.shape)
+            parameter.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+
+    def peak(self) -> tuple[int, dict[Part, int]]:
+        """Most bytes live at one moment, and what they were."""
+        sizes = np.array([num_bytes for _, num_bytes in self.events], dtype=np.int64)
+        live_bytes = np.cumsum(sizes)
+        moment = int(np.argmax(live_bytes))
+        parts: dict[Part, int] = {}
+        for allocation in self._allocations:
+            if allocation.born_at <= moment and (allocation.died_at is None or allocation.died_at > moment):
+                parts[allocation.part] = parts.get(allocation.part, 0) + allocation.num_bytes
+        return int(live_bytes[moment]), parts
+
+    def _part_of(self, tensor: Tensor) -> Part:
+        if self._part != "temporaries":
+            return self._part
+        if tensor.ndim == 2 and tensor.shape in self._parameter_shapes:
+            return "temporaries" if tensor.dtype == torch.float32 else "cast parameters"
+        # (D, V) is the gradient of a head's matrix, transposed.
+        is_matrix = tensor.shape[::-1] in self._parameter_shapes
+        return "logits" if tensor.shape[-1:] == (self._vocabulary_size,) and not is_matrix else "temporaries"
+
+    def _note_gradient(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            number = self._living.get(parameter.grad.untyped_storage()._cdata)
+            if number is not None:
+                self._allocations[number].part = "gradients"
+
+
+def trace_steps(shape: RunShape) -> MemoryTrace:
+    """All allocations of a run of this shape, from the moment its model exists until its steps repeat themselves.
+
+    Takes up to a second, no memory to speak of, no device, and leaves the random state alone.
+    """
+    trace = MemoryTrace(shape.vocabulary_size)
+    meter = StorageMeter(on_change=trace.note)
+    with ExitStack() as modes:
+        modes.enter_context(torch.random.fork_rng(devices=[]))
+        modes.enter_context(FakeTensorMode())
+        model = build_model(shape.model, shape.vocabulary_size)
+        model.set_activation_checkpointing(shape.is_checkpointed)
+        trace.watch_gradients(model)
+        meter.start()
+        modes.callback(meter.stop)
+        with trace.part("parameters"):
+            meter.track(model)
+        with trace.part("optimizer state"):
+            optimizer = build_optimizer(model, TrainingConfig(), tokens_per_step=1.0)
+        workers = _AbsentWorkers(count=2) if shape.exchanges_gradients else Workers()
+        with trace.part("gradients"):
+            step = OptimizerStep(
+                model,
+                optimizer,
+                _FakeSource(shape, meter),
+                workers,
+                Precision(shape.precision, "cpu"),
+                batch_size=shape.local_rows * workers.count,
+                micro_batch_size=shape.micro_batch_size,
+                tokens_per_step=1.0,
+                clip=1.0,
+            )
+            if shape.exchanges_gradients:
+                step._exchange = _SilentExchange(model, workers)
+        step.profile = _PartMarks(trace)
+        modes.enter_context(_UnreadValues())
+        if shape.device_type == "cuda":
+            modes.enter_context(CudaForms())
+        # What a pass leaves behind belongs to the peak of the next, which is in the same step if that has several.
+        for number in range(2 if shape.micro_batch_size >= shape.local_rows else 1):
+            result = step.take(step=number, position=0, learning_rate=lambda _: 1e-4)
+            assert isinstance(result, StepResult), f"a step on fake tensors cannot run out of memory: {result}"
+    return trace
+
+
+class _PartMarks(StepProfile):
+    """The step's own stretches of time, used to tell activations from temporaries."""
+
+    def __init__(self, trace: MemoryTrace) -> None:
+        super().__init__(torch.device("cpu"))
+        self._trace = trace
+
+    @contextmanager
+    def span(self, stretch: Stretch) -> Iterator[None]:
+        with ExitStack() as stack:
+            if stretch == "forward":
+                stack.enter_context(self._trace.forward_pass())
+            elif stretch == "data":
+                stack.enter_context(self._trace.part("batch"))
+            yield
+
+
+class _FakeSource(BatchSource):
+    """Batches of the right shapes."""
+
+    def __init__(self, shape: RunShape, meter: StorageMeter) -> None:
+        self._shape = shape
+        self._meter = meter
+
+    def shard(self, *, position: int, batch_size: int, rank: int, num_workers: int) -> Shard:  # noqa: ARG002
+        rows = np.arange(batch_size // num_workers)
+        return Shard(rows, rows)
+
+    def batch(self, shard: Shard, start: int, stop: int) -> Batch:  # noqa: ARG002
+        num_rows, num_tokens = stop - start, self._shape.model.sequence_length
+        # On a CPU a batch lies in numpy's memory, which torch does not see until a view of it is taken.
+        self._meter.is_paused = self._shape.device_type == "cpu"
+        try:
+            return Batch(
+                inputs_BT=torch.empty(num_rows, num_tokens, dtype=torch.int64),
+                positions_P=torch.empty(num_rows * self._shape.predicted_per_row, dtype=torch.int64),
+                labels_P=torch.empty(num_rows * self._shape.predicted_per_row, dtype=torch.int64),
+                document_ids_BT=torch.empty(num_rows, num_tokens, dtype=torch.int32)
+                if self._shape.has_document_ids
+                else None,
+                num_tokens=num_rows * num_tokens,
+            )
+        finally:
+            self._meter.is_paused = False
+
+
+class _UnreadValues(TorchFunctionMode):
+    """Fake tensors have no values; a step reads its sums once, and any finite numbers do."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.item:
+            return 1.0
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class _AbsentWorkers(Workers):
+    """A run's workers of whom only this one is there: nothing is said and nothing heard."""
+
+    def __post_init__(self) -> None:
+        pass
+
+    def largest(self, value: int) -> int:
+        return value
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+class _SilentExchange(GradientExchange):
+    """Gradients in their buffer, sent to nobody."""
+
+    def finish(self) -> None:
+        pass
