@@ -142,9 +142,10 @@ def _add_predictions(counts: _Counts, model: LanguageModel, hidden_PD: Tensor, l
         # Counting the likelier tokens finds the top ten without sorting; a tie counts for the label.
         is_near_p = (logits_pV > label_logits_p1).sum(-1) < 10
         losses_p = torch.logsumexp(logits_pV, dim=-1) - label_logits_p1.squeeze(-1)
-        sums = (losses_p.double().sum(), labels_p.numel(), is_right_p.sum(), is_near_p.sum())
-        for index, value in enumerate(sums):
-            counts.sums[index] += value
+        counts.sums[0] += losses_p.double().sum()
+        counts.sums[1] += labels_p.numel()
+        counts.sums[2] += is_right_p.sum()
+        counts.sums[3] += is_near_p.sum()
         for row, (classes_p, weights_p) in enumerate(
             ((labels_p, is_right_p), (predicted_p, torch.ones_like(labels_p)), (labels_p, torch.ones_like(labels_p)))
         ):

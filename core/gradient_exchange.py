@@ -25,7 +25,8 @@ class GradientExchange:
         self._workers = workers
         # Backward reaches the last parameters first; laid out in that order, whole buckets become ready early.
         self._parameters = [p for p in reversed(list(model.parameters())) if p.requires_grad]
-        self._flat = torch.zeros(sum(p.numel() for p in self._parameters), device=workers.device)
+        dtype = self._parameters[0].dtype
+        self._flat = torch.zeros(sum(p.numel() for p in self._parameters), dtype=dtype, device=workers.device)
         self._buckets: list[Tensor] = []
         self._bucket_of: list[int] = []
         self._sizes: list[int] = []

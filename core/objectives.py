@@ -73,7 +73,7 @@ def add_gradients(
         before_last_backward: Called before the backward pass of the body, after which no gradient changes any more.
 
     Returns:
-        Summed loss in nats, and the auxiliary loss weighted by the number of predicted tokens (None without one), both
+        Summed loss in nats (fp64), and the auxiliary loss weighted by the number of predicted tokens (None without one), both
         detached and unscaled. Weighted so, it comes out as a mean once all is divided by the global count.
     """
     with precision.autocast():
@@ -81,7 +81,7 @@ def add_gradients(
             predicted_PD = predicted_hidden(hidden_states or model.hidden_states, batch)
             auxiliary = model.auxiliary_loss()
         leaf_PD = predicted_PD.detach().requires_grad_()
-        loss_sum = torch.zeros((), dtype=torch.float32, device=leaf_PD.device)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=leaf_PD.device)
         for chunk in _chunks(batch, positions_at_once or chunk_length(model, batch)):
             with span("forward"):
                 logits_PV = model.logits(leaf_PD[chunk])

@@ -164,7 +164,8 @@ class OptimizerStep:
         self._forget_gradients()
         measures_noise = self._noise_is_measurable and step % self._steps_between_noise() == 0
         device = self.workers.device
-        sums = _LocalSums(torch.zeros((), device=device), torch.zeros((), device=device))
+        loss, auxiliary = torch.zeros(2, dtype=torch.float64, device=device)
+        sums = _LocalSums(loss, auxiliary)
         if measures_noise and self._noise_needs_extra_pass:
             self._measure_small(shard, self.batch_size // 2, sums)
         for start in range(0, len(shard), self.micro_batch_size):
@@ -250,7 +251,7 @@ class OptimizerStep:
         counts = [float(sums.num_predicted), float(sums.num_tokens)]
         local = torch.cat(
             [
-                torch.stack([sums.loss, sums.auxiliary]).double(),
+                torch.stack([sums.loss, sums.auxiliary]),
                 torch.tensor(counts, dtype=torch.float64, device=device),
                 torch.zeros(1, dtype=torch.float64, device=device) if norm is None else norm.double().reshape(1),
                 torch.tensor([1.0 / sums.small_rows if sums.small_rows else 0.0], dtype=torch.float64, device=device),

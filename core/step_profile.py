@@ -63,7 +63,8 @@ def model_flops_a_token(model: LanguageModel, batch: Batch, precision: Precision
     with FlopCounterMode(display=False) as counter, precision.autocast():
         hidden_BTD = model.hidden_states(batch.inputs_BT, batch.document_ids_BT)
         model.logits(hidden_BTD.flatten(0, 1).index_select(0, batch.positions_P))
-    return 3.0 * counter.get_total_flops() / max(batch.num_tokens, 1)
+    forward_flops = int(counter.get_total_flops())
+    return 3.0 * forward_flops / max(batch.num_tokens, 1)
 
 
 @lru_cache(maxsize=8)

@@ -5,14 +5,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from core.attempt import attempt_together
 from core.checkpoint import (
     newest_checkpoint,
-    read_progress,
     restore,
     restore_weights,
     save_best,
@@ -20,10 +19,8 @@ from core.checkpoint import (
 )
 from core.divergence import DivergenceWatch
 from core.evaluation import evaluate, holdout_source, rehearse
-from core.language_model import LanguageModel
 from core.memory_limit import MemoryMeter, memory_limit
 from core.micro_batch import automatic_micro_batch
-from core.models import build_model
 from core.noise_scale import NoiseScale
 from core.optimizer import build_optimizer
 from core.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult, largest_power_of_two_below
@@ -31,6 +28,7 @@ from core.out_of_memory import OomFacts
 from core.precision import choose_precision
 from core.progress_report import Report, Reporter
 from core.run_config import RunConfig
+from core.run_start import check_fit, check_same_run, fresh_model, settings_that_count
 from core.schedule import RunLength, learning_rate, run_length
 from core.step_profile import matmul_flops_per_s, model_flops_a_token
 from core.workers import Workers, check_same_model
@@ -137,7 +135,7 @@ class _Run:
         initial_weights: Path | None,
     ) -> None:
         training = run.training
-        _check_fit(run, data)
+        check_fit(run, data)
         self.run = run
         self.data = data
         self.workers = workers
@@ -145,7 +143,7 @@ class _Run:
         self.memory_limit_bytes = memory_limit_bytes
         self.precision = choose_precision(training.precision, workers.device)
         self.length: RunLength = run_length(training, num_rows=data.train.num_rows, num_tokens=data.train.num_tokens)
-        self.model = _fresh_model(run, data, workers.device)
+        self.model = fresh_model(run, data, workers.device)
         if initial_weights is not None:
             restore_weights(initial_weights, self.model)
         tokens_per_step = training.batch_size * data.train.num_tokens / data.train.num_rows
@@ -357,7 +355,7 @@ class _Run:
     def _save(self) -> None:
         if self.workers.is_first:
             progress = {
-                "settings": _settings_that_count(self.run),
+                "settings": settings_that_count(self.run),
                 "data": self.data.fingerprint,
                 "micro_batch_size": self.step.micro_batch_size,
                 "progress": asdict(self.progress),
@@ -370,7 +368,7 @@ class _Run:
 
     def _restore(self, checkpoint: Path | None) -> None:
         if checkpoint is not None:
-            _check_same_run(checkpoint, self.run, self.data)
+            check_same_run(checkpoint, self.run, self.data)
         saved = restore(checkpoint, self.model, self.optimizer, self.workers)
         self.progress = Progress(**saved["progress"])
         self.noise = NoiseScale(**saved["noise"])
@@ -414,64 +412,6 @@ def _with_noise(noise: NoiseScale, pair: tuple[float, float, float, float]) -> N
         large_squared_norm=large_squared_norm,
         large_rows=large_rows,
     )
-
-
-def _fresh_model(run: RunConfig, data: PreparedCorpus, device: torch.device) -> LanguageModel:
-    # Drawn on the CPU, so that a seed means the same weights on every kind of device.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.training.seed)
-        model = build_model(run.model, data.vocabulary.size, pad_id=data.vocabulary.pad_id).to(device)
-    model.set_activation_checkpointing(run.training.activation_checkpointing)
-    return model
-
-
-def _check_fit(run: RunConfig, data: PreparedCorpus) -> None:
-    faults = []
-    if data.train.sequence_length > run.model.num_positions:
-        faults.append(
-            f"rows of the corpus have {data.train.sequence_length} tokens and the model takes "
-            f"{run.model.num_positions} (model.sequence_length)"
-        )
-    if data.train.num_rows == 0:
-        faults.append("the corpus has no training row")
-    if data.holdout.num_rows == 0:
-        faults.append("the corpus has no holdout row; raise corpus.holdout")
-    if faults:
-        raise ValueError("; ".join(faults))
-
-
-_SETTINGS_WITHOUT_EFFECT = ("micro_batch_size", "on_oom", "activation_checkpointing", "compile")
-"""Settings of training that change speed and memory, and not what is learnt."""
-
-
-def _settings_that_count(run: RunConfig) -> dict[str, Any]:
-    settings = run.model_dump(mode="json")
-    for name in _SETTINGS_WITHOUT_EFFECT:
-        del settings["training"][name]
-    return settings
-
-
-def _check_same_run(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> None:
-    saved = read_progress(checkpoint)
-    faults = _differences(saved["settings"], _settings_that_count(run), path="")
-    if saved["data"] != data.fingerprint:
-        faults.append(f"data {saved['data']} there and {data.fingerprint} here")
-    if faults:
-        raise ValueError(
-            f"{checkpoint} belongs to another run: {'; '.join(faults)}. "
-            "Give this run a folder of its own, or remove that one."
-        )
-
-
-def _differences(saved: dict[str, Any], now: dict[str, Any], *, path: str) -> list[str]:
-    faults = []
-    for name in {**saved, **now}:
-        there, here = saved.get(name), now.get(name)
-        if isinstance(there, dict) and isinstance(here, dict):
-            faults += _differences(there, here, path=f"{path}{name}.")
-        elif there != here:
-            faults.append(f"{path}{name} is {there} there and {here} here")
-    return faults
 
 
 def _shortage(facts: OomFacts, micro_batch_size: int | None, *, limit_bytes: int | None, peak_bytes: int) -> str:

@@ -1,6 +1,6 @@
 """A prepared corpus in memory, for tests that need rows and nothing of how rows come about.
 
-Tokens follow a first-order rule (most often the next one is a fixed function of this one), so there is something to learn.
+Most often the next token is a fixed function of this one, so there is something to learn.
 """
 
 from pathlib import Path

@@ -1,0 +1,82 @@
+"""What has to hold before the first step, and the model as it is then."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.checkpoint import read_progress
+from core.language_model import LanguageModel
+from core.models import build_model
+from core.run_config import RunConfig
+from data_pipeline.token_blocks import PreparedCorpus
+
+
+def fresh_model(run: RunConfig, data: PreparedCorpus, device: torch.device) -> LanguageModel:
+    """The model of a run with its first weights: the same for a seed on every rank and kind of device."""
+    # Drawn on the CPU, so that a seed means the same weights on every kind of device.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.training.seed)
+        model = build_model(run.model, data.vocabulary.size, pad_id=data.vocabulary.pad_id).to(device)
+    model.set_activation_checkpointing(run.training.activation_checkpointing)
+    return model
+
+
+def check_fit(run: RunConfig, data: PreparedCorpus) -> None:
+    """Refuse settings that these rows cannot be trained with, all faults at once.
+
+    Raises:
+        ValueError: Rows longer than the model takes, or none.
+    """
+    faults = []
+    if data.train.sequence_length > run.model.num_positions:
+        faults.append(
+            f"rows of the corpus have {data.train.sequence_length} tokens and the model takes "
+            f"{run.model.num_positions} (model.sequence_length)"
+        )
+    if data.train.num_rows == 0:
+        faults.append("the corpus has no training row")
+    if data.holdout.num_rows == 0:
+        faults.append("the corpus has no holdout row; raise corpus.holdout")
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+_SETTINGS_WITHOUT_EFFECT = ("micro_batch_size", "on_oom", "activation_checkpointing", "compile")
+"""Settings of training that change speed and memory, and not what is learnt."""
+
+
+def settings_that_count(run: RunConfig) -> dict[str, Any]:
+    """The settings that decide what is learnt: two runs with the same may go on from each other's checkpoint."""
+    settings = run.model_dump(mode="json")
+    for name in _SETTINGS_WITHOUT_EFFECT:
+        del settings["training"][name]
+    return settings
+
+
+def check_same_run(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> None:
+    """Refuse to go on from a checkpoint of another run.
+
+    Raises:
+        ValueError: Naming every setting that differs.
+    """
+    saved = read_progress(checkpoint)
+    faults = _differences(saved["settings"], settings_that_count(run), path="")
+    if saved["data"] != data.fingerprint:
+        faults.append(f"data {saved['data']} there and {data.fingerprint} here")
+    if faults:
+        raise ValueError(
+            f"{checkpoint} belongs to another run: {'; '.join(faults)}. "
+            "Give this run a folder of its own, or remove that one."
+        )
+
+
+def _differences(saved: dict[str, Any], now: dict[str, Any], *, path: str) -> list[str]:
+    faults = []
+    for name in {**saved, **now}:
+        there, here = saved.get(name), now.get(name)
+        if isinstance(there, dict) and isinstance(here, dict):
+            faults += _differences(there, here, path=f"{path}{name}.")
+        elif there != here:
+            faults.append(f"{path}{name} is {there} there and {here} here")
+    return faults

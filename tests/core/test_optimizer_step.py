@@ -1,0 +1,249 @@
+"""What a step learns may not depend on how it was cut into micro-batches, on how many workers, or on memory."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_corpus import VOCABULARY, small_corpus
+from two_workers import on_workers
+
+from core.checkpoint import model_tensors
+from core.memory_limit import memory_limit
+from core.models import build_model
+from core.optimizer import build_optimizer
+from core.optimizer_step import OptimizerStep, StepOutOfMemory, StepResult, largest_power_of_two_below
+from core.precision import Precision, choose_precision
+from core.run_config import ModelConfig, TrainingConfig
+from core.workers import Workers
+from data_pipeline.batches import BatchSource
+
+torch.set_num_threads(1)
+BATCH_SIZE = 16
+
+
+def a_step(
+    workers: Workers, *, micro_batch_size: int, family: str = "encoder", padded: bool = True, **changes: Any
+) -> OptimizerStep:
+    """A small model in fp64, where what is equal agrees to 1e-12 and what is not does not; or in fp32."""
+    dtype = changes.pop("dtype", torch.float64)
+    model_changes = changes.pop("model", {})
+    torch.manual_seed(0)
+    config = ModelConfig(
+        **{"family": family, "layers": 2, "width": 32, "heads": 2, "sequence_length": 16, **model_changes}
+    )
+    model = build_model(config, VOCABULARY.size).to(dtype)
+    training = TrainingConfig(weight_decay=0.1)
+    source = BatchSource(
+        small_corpus(padded=padded).train, VOCABULARY, masking_rate=0.3 if family == "encoder" else None, seed=3
+    )
+    return OptimizerStep(
+        model,
+        build_optimizer(model, training, tokens_per_step=100),
+        source,
+        workers,
+        changes.pop("precision", Precision("fp32", "cpu")),
+        batch_size=BATCH_SIZE,
+        micro_batch_size=micro_batch_size,
+        tokens_per_step=100,
+        clip=changes.pop("clip", 0.5),
+        **changes,
+    )
+
+
+def train(step: OptimizerStep, *, num_steps: int = 20, from_step: int = 0) -> list[StepResult]:
+    results = []
+    for number in range(from_step, from_step + num_steps):
+        result = step.take(step=number, position=number * BATCH_SIZE, learning_rate=lambda _: 3e-3)
+        assert isinstance(result, StepResult), result
+        results.append(result)
+    return results
+
+
+def weights_after_training(workers: Workers, micro_batch_size: int, changes: dict[str, Any]) -> dict[str, Any]:
+    overlaps = changes.pop("overlaps", False)
+    step = a_step(workers, micro_batch_size=micro_batch_size, **changes)
+    step.overlaps_exchange = overlaps
+    results = train(step)
+    # numpy, for tensors would cross processes by shared memory
+    weights: dict[str, Any] = {name: tensor.numpy().copy() for name, tensor in model_tensors(step.model).items()}
+    return weights | {"loss": results[-1].loss, "norm": results[-1].gradient_norm}
+
+
+def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
+    assert one.keys() == other.keys()
+    return max(float(np.abs(one[name] - other[name]).max()) for name in one)
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder"])
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 4])
+def test_weights_after_20_steps_do_not_depend_on_the_micro_batch(family: str, micro_batch_size: int) -> None:
+    whole = weights_after_training(Workers(), 16, {"family": family})
+    cut = weights_after_training(Workers(), micro_batch_size, {"family": family})
+    # Rows have different lengths, so a mean of the micro-batches' means would be off in the second digit.
+    assert largest_difference(whole, cut) < 1e-11
+
+
+def test_weights_after_20_steps_in_fp32_agree_to_rounding() -> None:
+    whole = weights_after_training(Workers(), 16, {"dtype": torch.float32})
+    cut = weights_after_training(Workers(), 3, {"dtype": torch.float32})
+    # AdamW divides by the root of a second moment near zero, which enlarges rounding of 1e-7 in early steps.
+    assert largest_difference(whole, cut) < 2e-5
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+@pytest.mark.parametrize(("count", "micro_batch_size"), [(2, 3), (2, 8), pytest.param(3, 4, marks=pytest.mark.slow)])
+def test_weights_after_20_steps_do_not_depend_on_the_number_of_workers(
+    count: int, micro_batch_size: int, overlaps: bool
+) -> None:
+    alone = weights_after_training(Workers(), 16, {})
+    ranks = on_workers(count, weights_after_training, micro_batch_size, {"overlaps": overlaps})
+    for together in ranks:
+        assert largest_difference(alone, together) < 1e-11
+        assert largest_difference(ranks[0], together) == 0.0
+
+
+def test_exchange_during_backward_gives_the_same_bits_as_after_it() -> None:
+    after, _ = on_workers(2, weights_after_training, 3, {"dtype": torch.float32, "overlaps": False})
+    during, _ = on_workers(2, weights_after_training, 3, {"dtype": torch.float32, "overlaps": True})
+    assert largest_difference(after, during) == 0.0
+
+
+def test_mixture_of_experts_trains_on_two_workers_as_on_one() -> None:
+    # Routing is balanced within a micro-batch, so the same micro-batches of 4 must be there on both sides.
+    mixture = {"model": {"feed_forward": "moe", "width": 16}, "family": "decoder"}
+    alone = weights_after_training(Workers(), 4, dict(mixture))
+    together, _ = on_workers(2, weights_after_training, 4, mixture | {"overlaps": True})
+    assert largest_difference(alone, together) < 1e-10
+
+
+def shrinking_weights(workers: Workers, short_rank: int, overlaps: bool) -> tuple[dict[str, Any], int]:
+    """Train 20 steps; in the 6th, `short_rank` alone has too little memory for micro-batches of 8, but not of 4."""
+    step = a_step(workers, micro_batch_size=8, shrinks=True, padded=False)
+    train(step, num_steps=5)
+    step.overlaps_exchange = overlaps
+    train(step, num_steps=5, from_step=5)
+    with memory_limit(None, workers.device) as meter:
+        meter.track(step.model, step.optimizer)
+        a_dry_run(step, rows=4)
+        peak_at_4 = meter.peak_bytes
+    budget = peak_at_4 + 60_000 if workers.rank == short_rank else None
+    with memory_limit(budget, workers.device) as meter:
+        meter.track(step.model, step.optimizer)
+        train(step, num_steps=1, from_step=10)
+    train(step, num_steps=9, from_step=11)
+    weights = {name: tensor.numpy().copy() for name, tensor in model_tensors(step.model).items()}
+    return weights, step.micro_batch_size
+
+
+def a_dry_run(step: OptimizerStep, *, rows: int) -> None:
+    """Forward and backward of some micro-batches, and no update."""
+    was = step.micro_batch_size
+    step.micro_batch_size = rows
+    overlaps, step.overlaps_exchange = step.overlaps_exchange, False
+    shard = step.source.shard(position=0, batch_size=16, rank=step.workers.rank, num_workers=step.workers.count)
+    step._local_work(shard, 1)
+    step._forget_gradients()
+    step.micro_batch_size = was
+    step.overlaps_exchange = overlaps
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_one_rank_out_of_memory_shrinks_both_and_leaves_no_trace(overlaps: bool) -> None:
+    alone = weights_after_training(Workers(), 16, {"padded": False})
+    (first, first_size), (second, second_size) = on_workers(2, shrinking_weights, 1, overlaps)
+    assert (first_size, second_size) == (4, 4)
+    del alone["loss"], alone["norm"]
+    assert largest_difference(alone, first) < 1e-11
+    assert largest_difference(first, second) == 0.0
+
+
+def test_out_of_memory_leaves_weights_and_optimizer_untouched() -> None:
+    step = a_step(Workers(), micro_batch_size=16)
+    train(step, num_steps=3)
+    before = {name: tensor.clone() for name, tensor in model_tensors(step.model).items()}
+    moments = [state["exp_avg"].clone() for state in step.optimizer.state.values()]
+    with memory_limit(200_000, torch.device("cpu")):
+        outcome = step.take(step=3, position=48, learning_rate=lambda _: 3e-3)
+    assert isinstance(outcome, StepOutOfMemory)
+    assert outcome.micro_batch_size == 16
+    assert outcome.facts.bytes_asked is not None
+    assert all(torch.equal(before[name], tensor) for name, tensor in model_tensors(step.model).items())
+    assert all(
+        torch.equal(moment, state["exp_avg"])
+        for moment, state in zip(moments, step.optimizer.state.values(), strict=True)
+    )
+    assert all(parameter.grad is None for parameter in step.model.parameters())
+
+
+def failing_rank(workers: Workers) -> str:
+    step = a_step(workers, micro_batch_size=8)
+    if workers.rank == 1:
+        # A corrupt row, as a damaged disk would give it: an id outside the vocabulary.
+        step.source.blocks.tokens[:] = VOCABULARY.size + 5  # type: ignore[attr-defined]
+    try:
+        train(step, num_steps=1)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def test_failure_of_one_rank_ends_the_others_at_once_and_names_it() -> None:
+    first, second = on_workers(2, failing_rank)
+    assert first == "RuntimeError: rank 1 of 2 failed; its own error says why"
+    assert second.startswith("IndexError")
+
+
+def test_dropout_of_a_step_done_again_is_the_same() -> None:
+    results = []
+    for _ in range(2):
+        step = a_step(Workers(), micro_batch_size=8, model={"dropout": 0.2})
+        torch.rand(7)  # other use of the global random state in between
+        results.append(train(step, num_steps=3)[-1].loss)
+    assert results[0] == results[1]
+
+
+def test_gradient_that_is_not_finite_is_never_applied() -> None:
+    step = a_step(Workers(), micro_batch_size=16)
+    train(step, num_steps=2)
+    before = {name: tensor.clone() for name, tensor in model_tensors(step.model).items()}
+    with torch.no_grad():
+        step.model.head_bias.fill_(float("inf"))  # type: ignore[operator, union-attr]
+    result = step.take(step=2, position=32, learning_rate=lambda _: 3e-3)
+    assert isinstance(result, StepResult)
+    assert not result.is_applied
+    assert all(
+        torch.equal(before[name], tensor) for name, tensor in model_tensors(step.model).items() if name != "head_bias"
+    )
+
+
+def test_reported_gradient_norm_is_that_of_the_mean_loss() -> None:
+    step = a_step(Workers(), micro_batch_size=4)
+    reference = a_step(Workers(), micro_batch_size=4)
+    result = train(step, num_steps=1)[0]
+    shard = reference.source.shard(position=0, batch_size=BATCH_SIZE, rank=0, num_workers=1)
+    batch = reference.source.batch(shard, 0, BATCH_SIZE)
+    logits = reference.model(batch.inputs_BT).flatten(0, 1)[batch.positions_P]
+    loss = torch.nn.functional.cross_entropy(logits, batch.labels_P)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(reference.model.parameters(), 1e9)
+    assert result.loss == pytest.approx(loss.item(), rel=1e-12)
+    assert result.gradient_norm == pytest.approx(norm.item(), rel=1e-12)
+    assert result.num_predicted == batch.labels_P.numel()
+
+
+def test_bf16_step_is_near_the_fp32_step() -> None:
+    precise = train(a_step(Workers(), micro_batch_size=8, dtype=torch.float32))[-1]
+    precision = choose_precision("bf16", torch.device("cpu"))
+    rough = train(a_step(Workers(), micro_batch_size=8, dtype=torch.float32, precision=precision))[-1]
+    # bf16 keeps 8 bits of a product's operands: 0.4 % of each, averaged over many.
+    assert rough.loss == pytest.approx(precise.loss, rel=5e-3)
+
+
+@given(st.integers(2, 5000))
+def test_micro_batch_shrinks_to_the_next_power_of_two(size: int) -> None:
+    shrunk = largest_power_of_two_below(size)
+    assert shrunk < size <= 2 * shrunk
+    assert shrunk & (shrunk - 1) == 0

@@ -1,0 +1,320 @@
+"""The loop from outside: what it reports, how it ends, and that going on is the same as never having stopped."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_corpus import small_corpus
+from two_workers import on_workers
+
+from core.checkpoint import best_checkpoint, newest_checkpoint
+from core.memory_limit import memory_limit
+from core.run_config import RunConfig
+from core.training_run import RunEnd, run_training
+from core.workers import Workers
+
+torch.set_num_threads(1)
+
+REPORT_KEYS = {
+    "tokens",
+    "step",
+    "epoch",
+    "training_s",
+    "train/loss_nats_per_token",
+    "train/learning_rate",
+    "train/gradient_norm",
+    "train/tokens_per_s",
+    "micro_batch_size",
+    "memory/peak_bytes",
+    "profile/forward_ms",
+    "profile/backward_ms",
+    "profile/optimizer_ms",
+    "profile/data_ms",
+    "profile/exchange_ms",
+}
+HOLDOUT_KEYS = {
+    "holdout/loss_nats_per_token",
+    "holdout/accuracy",
+    "holdout/top10_accuracy",
+    "holdout/macro_f1",
+    "holdout/perplexity",
+    "holdout/bits_per_byte",
+}
+TOKENS_PER_STEP = 16 * 16
+
+
+def small_run(*, family: str = "decoder", **training: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "model": {"family": family, "layers": 1, "width": 32, "heads": 2, "sequence_length": 16},
+            "objective": "causal_lm" if family == "decoder" else "masked_lm",
+            "training": {
+                "batch_size": 16,
+                "micro_batch_size": 8,
+                "tokens": 20 * TOKENS_PER_STEP,
+                "learning_rate": 3e-3,
+                "precision": "fp32",
+                **training,
+            },
+        }
+    )
+
+
+def train(
+    run: RunConfig,
+    folder: Path,
+    *,
+    report: Callable[[dict[str, float]], bool] = lambda _: True,
+    workers: Workers | None = None,
+    **arguments: Any,
+) -> RunEnd:
+    settings: dict[str, Any] = {
+        "evaluate_at_tokens": [],
+        "checkpoint_every_s": None,
+        "report_every_s": 1e9,
+        **arguments,
+    }
+    return run_training(run, small_corpus(), workers=workers or Workers(), folder=folder, report=report, **settings)
+
+
+def final_weights(folder: Path) -> bytes:
+    checkpoint = newest_checkpoint(folder)
+    assert checkpoint is not None
+    return (checkpoint / "model.safetensors").read_bytes() + (checkpoint / "optimizer.safetensors").read_bytes()
+
+
+def test_evaluation_stands_at_the_first_step_past_each_point_and_at_the_end(tmp_path: Path) -> None:
+    reports: list[dict[str, float]] = []
+    end = train(
+        small_run(),
+        tmp_path,
+        report=lambda values: reports.append(values) or True,
+        evaluate_at_tokens=[5 * TOKENS_PER_STEP, 7 * TOKENS_PER_STEP + 1],
+    )
+    assert [values["step"] for values in reports] == [5, 8, 20]
+    assert all(set(values) >= REPORT_KEYS | HOLDOUT_KEYS for values in reports)
+    assert all(isinstance(value, float) for values in reports for value in values.values())
+    assert end.outcome == "completed"
+    assert end.metrics == {key: reports[-1][key] for key in HOLDOUT_KEYS}
+    assert end.tokens == 20 * TOKENS_PER_STEP
+
+
+def test_reports_between_evaluations_have_no_holdout_figures(tmp_path: Path) -> None:
+    reports: list[dict[str, float]] = []
+    train(small_run(), tmp_path, report=lambda values: reports.append(values) or True, report_every_s=0.0)
+    assert [values["step"] for values in reports] == list(range(1, 21))
+    assert all(set(values) == REPORT_KEYS for values in reports[:-1])
+    assert set(reports[-1]) >= HOLDOUT_KEYS
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder"])
+def test_training_learns_what_there_is_to_learn(family: str, tmp_path: Path) -> None:
+    tokens = {"decoder": 60, "encoder": 200}[family] * TOKENS_PER_STEP
+    end = train(small_run(family=family, tokens=tokens, learning_rate=1e-2), tmp_path)
+    # Knowing nothing costs ln 61. An encoder has two masked positions a row to learn from, and needs longer.
+    assert end.metrics["holdout/loss_nats_per_token"] < {"decoder": 0.5, "encoder": 0.95}[family] * math.log(61)
+
+
+def test_epochs_end_after_whole_batches(tmp_path: Path) -> None:
+    end = train(small_run(tokens=None, epochs=1.5), tmp_path)
+    # 1.5 epochs of 200 rows are 18.75 batches of 16.
+    assert end.tokens == 18 * TOKENS_PER_STEP
+
+
+def test_false_from_report_stops_the_run(tmp_path: Path) -> None:
+    end = train(small_run(), tmp_path, report=lambda values: values["step"] < 6, report_every_s=0.0)
+    assert (end.outcome, end.tokens) == ("stopped", 6 * TOKENS_PER_STEP)
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(family: str, dropout: float, tmp_path: Path) -> None:
+    run = small_run(family=family).with_overrides({"model.dropout": dropout})
+    points = [4 * TOKENS_PER_STEP, 12 * TOKENS_PER_STEP]
+    reports: list[dict[str, float]] = []
+    whole = train(run, tmp_path / "whole", evaluate_at_tokens=points)
+    for last_step in (3, 11, 99):
+
+        def stops(values: dict[str, float], last_step: int = last_step) -> bool:
+            reports.append(values)
+            return values["step"] < last_step
+
+        parts = train(run, tmp_path / "parts", report=stops, evaluate_at_tokens=points, report_every_s=0.0)
+    assert [values["step"] for values in reports] == list(range(1, 21))
+    assert final_weights(tmp_path / "parts") == final_weights(tmp_path / "whole")
+    assert parts.metrics == whole.metrics
+
+
+def test_completed_run_started_again_ends_at_once_with_the_same_figures(tmp_path: Path) -> None:
+    first = train(small_run(), tmp_path)
+    reports: list[dict[str, float]] = []
+    second = train(small_run(), tmp_path, report=lambda values: reports.append(values) or True)
+    assert not reports
+    assert (second.outcome, second.tokens, second.metrics) == ("completed", first.tokens, first.metrics)
+
+
+def test_evaluating_more_often_changes_nothing_that_is_learnt(tmp_path: Path) -> None:
+    train(small_run(family="encoder"), tmp_path / "seldom")
+    often = [number * TOKENS_PER_STEP for number in range(20)]
+    train(small_run(family="encoder"), tmp_path / "often", evaluate_at_tokens=often)
+    assert final_weights(tmp_path / "seldom") == final_weights(tmp_path / "often")
+
+
+def test_best_weights_are_kept_and_not_the_last(tmp_path: Path) -> None:
+    points = [number * TOKENS_PER_STEP for number in range(60)]
+    losses: dict[int, float] = {}
+    train(
+        # Far too high a rate for the end of training: the loss falls first and rises then.
+        small_run(learning_rate=0.5, schedule="linear", warmup=1.0, tokens=60 * TOKENS_PER_STEP),
+        tmp_path,
+        report=lambda values: losses.update({int(values["step"]): values["holdout/loss_nats_per_token"]}) or True,
+        evaluate_at_tokens=points,
+    )
+    best = min(losses, key=losses.__getitem__)
+    kept = best_checkpoint(tmp_path)
+    assert kept is not None
+    assert kept.name == f"best-{best:012d}"
+    assert best < 60
+
+
+def test_settings_that_change_the_result_refuse_the_checkpoint(tmp_path: Path) -> None:
+    train(small_run(), tmp_path)
+    with pytest.raises(ValueError, match=r"training.learning_rate is 0.003 there and 0.004 here"):
+        train(small_run(learning_rate=4e-3), tmp_path)
+
+
+def test_micro_batch_may_change_between_parts_of_a_run(tmp_path: Path) -> None:
+    train(small_run(), tmp_path, report=lambda values: values["step"] < 6, report_every_s=0.0)
+    end = train(small_run(micro_batch_size=4), tmp_path)
+    assert (end.outcome, end.micro_batch_size_used) == ("completed", 4)
+
+
+def test_exploding_training_ends_as_diverged_with_its_numbers(tmp_path: Path) -> None:
+    run = small_run(learning_rate=1e4, schedule="constant", warmup=0.0, clip=None)
+    end = train(run, tmp_path)
+    assert end.outcome == "diverged"
+    pattern = r"diverged at step \d+: .*; loss \S+ nats per token, gradient norm \S+, learning rate 1e\+04"
+    assert re.match(pattern, end.reason), end.reason
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_model_that_does_not_fit_is_infeasible_with_the_numbers_in_words(tmp_path: Path) -> None:
+    end = train(small_run(), tmp_path, memory_limit_bytes=150_000)
+    assert (end.outcome, end.tokens) == ("infeasible", 0)
+    assert "a budget of 146.48 KiB" in end.reason
+    assert end.oom is not None
+    assert end.oom.bytes_asked is not None
+
+
+def peak_bytes(folder: Path, micro_batch_size: int) -> int:
+    end = train(small_run(micro_batch_size=micro_batch_size), folder)
+    assert end.peak_memory_bytes is not None
+    return end.peak_memory_bytes
+
+
+def test_micro_batch_that_does_not_fit_stops_or_shrinks_as_the_user_wants(tmp_path: Path) -> None:
+    small, large = (peak_bytes(tmp_path / str(size), size) for size in (4, 16))
+    budget = (small + large) // 2
+    stopped = train(small_run(micro_batch_size=16), tmp_path / "stop", memory_limit_bytes=budget)
+    assert stopped.outcome == "infeasible"
+    assert stopped.micro_batch_size_used == 16
+    assert "micro-batches of 16 rows" in stopped.reason
+    run = small_run(micro_batch_size=16, on_oom="shrink")
+    shrunk = train(run, tmp_path / "shrink", memory_limit_bytes=budget)
+    assert shrunk.outcome == "completed"
+    assert shrunk.micro_batch_size_used in (4, 8)
+    assert shrunk.peak_memory_bytes is not None
+    assert shrunk.peak_memory_bytes <= budget
+    unlimited = train(small_run(micro_batch_size=4), tmp_path / "unlimited")
+    assert shrunk.metrics["holdout/loss_nats_per_token"] == pytest.approx(
+        unlimited.metrics["holdout/loss_nats_per_token"], rel=1e-4
+    )
+
+
+def test_memory_is_flat_after_the_steps_that_prove_it(tmp_path: Path) -> None:
+    proven = train(small_run(tokens=3 * TOKENS_PER_STEP), tmp_path / "short").peak_memory_bytes
+    with memory_limit(None, torch.device("cpu")) as meter:
+        train(small_run(), tmp_path / "long", evaluate_at_tokens=[5 * TOKENS_PER_STEP])
+    # This meter watches to the end, evaluations and checkpoints included, and sees no more than the run's own.
+    assert meter.peak_bytes == pytest.approx(proven, rel=1e-3)
+
+
+def trained_by(workers: Workers, folder: Path) -> RunEnd:
+    return train(small_run(family="encoder"), folder, workers=workers, report_every_s=0.0)
+
+
+def test_two_workers_end_alike_and_as_one_would(tmp_path: Path) -> None:
+    alone = trained_by(Workers(), tmp_path / "alone")
+    first, second = on_workers(2, trained_by, tmp_path / "together")
+    assert (first.outcome, first.metrics, first.tokens) == (second.outcome, second.metrics, second.tokens)
+    # fp32 sums in another order, enlarged by twenty steps of AdamW.
+    for key in HOLDOUT_KEYS:
+        assert first.metrics[key] == pytest.approx(alone.metrics[key], rel=1e-4), key
+
+
+def stopped_on_two(workers: Workers, folder: Path, last_step: int) -> RunEnd:
+    def report(values: dict[str, float]) -> bool:
+        assert workers.is_first
+        return values["step"] < last_step
+
+    return train(small_run(), folder, workers=workers, report=report, report_every_s=0.0)
+
+
+def test_stop_reaches_all_workers_and_they_go_on_together(tmp_path: Path) -> None:
+    ends = on_workers(2, stopped_on_two, tmp_path, 5)
+    assert [(end.outcome, end.tokens) for end in ends] == [("stopped", 5 * TOKENS_PER_STEP)] * 2
+    ends = on_workers(2, stopped_on_two, tmp_path, 99)
+    assert [(end.outcome, end.tokens) for end in ends] == [("completed", 20 * TOKENS_PER_STEP)] * 2
+
+
+def with_other_settings_on_rank_1(workers: Workers, folder: Path) -> str:
+    try:
+        train(small_run(seed=workers.rank), folder, workers=workers)
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
+def test_rank_whose_model_differs_is_named_before_the_first_step(tmp_path: Path) -> None:
+    for message in on_workers(2, with_other_settings_on_rank_1, tmp_path):
+        assert "rank 1: other settings" in message
+
+
+def infeasible_on_rank_1(workers: Workers, folder: Path, budget: int) -> RunEnd:
+    limit = budget if workers.rank == 1 else None
+    return train(small_run(), folder, workers=workers, memory_limit_bytes=limit)
+
+
+@pytest.mark.parametrize("budget", [100_000, 400_000])
+def test_rank_without_memory_ends_the_run_as_infeasible_on_all(budget: int, tmp_path: Path) -> None:
+    for end in on_workers(2, infeasible_on_rank_1, tmp_path, budget):
+        assert end.outcome == "infeasible", end
+        assert end.oom is not None
+        assert end.oom.rank == 1
+
+
+def test_rows_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:
+    run = small_run().with_overrides({"model.sequence_length": 8})
+    with pytest.raises(ValueError, match="rows of the corpus have 16 tokens and the model takes 8"):
+        train(run, tmp_path)
+
+
+def test_next_stage_begins_with_the_weights_of_the_one_before(tmp_path: Path) -> None:
+    first = train(small_run(), tmp_path / "first")
+    weights = newest_checkpoint(tmp_path / "first")
+    assert weights is not None
+    reports: list[dict[str, float]] = []
+    train(
+        small_run(learning_rate=1e-9),
+        tmp_path / "second",
+        report=lambda values: reports.append(values) or True,
+        evaluate_at_tokens=[1],
+        initial_weights=weights / "model.safetensors",
+    )
+    assert reports[0]["holdout/loss_nats_per_token"] == pytest.approx(
+        first.metrics["holdout/loss_nats_per_token"], rel=1e-6
+    )
