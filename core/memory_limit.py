@@ -8,13 +8,14 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
+from core.kernel_scratch import scratch_bytes
 from data_pipeline.settings import format_bytes
 
 OnChange = Callable[[int, int, Tensor | None], None]
@@ -76,17 +77,26 @@ class StorageMeter:
 
     Args:
         budget_bytes: Raise `torch.OutOfMemoryError` when more would be live; None never does.
+        kernels_of: The kind of device whose kernels' scratch counts.
         on_change: Called with (storage key, bytes, a tensor on it) when a storage appears, (key, -bytes, None) when it
             goes.
+        on_scratch: Called with the bytes that a kernel took and gave back.
     """
 
-    def __init__(self, budget_bytes: int | None = None, on_change: OnChange | None = None) -> None:
+    def __init__(
+        self,
+        budget_bytes: int | None = None,
+        *,
+        kernels_of: Literal["cpu", "cuda"] = "cpu",
+        on_change: OnChange | None = None,
+        on_scratch: Callable[[int], None] | None = None,
+    ) -> None:
         self.current_bytes = 0
         self.peak_bytes = 0
         self.budget_bytes = budget_bytes
-        self.is_paused = False
-        """While True, what operators return is not counted; what was counted still goes."""
+        self.kernels_of = kernels_of
         self._on_change = on_change
+        self._on_scratch = on_scratch
         self._live: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
         self._mode: _CountingMode | None = None
 
@@ -129,12 +139,7 @@ class StorageMeter:
         if num_bytes == known_bytes:
             return
         growth_bytes = num_bytes - known_bytes
-        if self.budget_bytes is not None and growth_bytes > 0 and self.current_bytes + growth_bytes > self.budget_bytes:
-            raise torch.OutOfMemoryError(
-                f"Memory budget exceeded (counted by pretune, not the device's own limit). Tried to allocate "
-                f"{growth_bytes} bytes in {operator}; {format_bytes(self.current_bytes)} are live of a budget of "
-                f"{format_bytes(self.budget_bytes)} ({self.current_bytes} of {self.budget_bytes} bytes)"
-            )
+        self._check(growth_bytes, operator)
         self._forget(key)
         if num_bytes == 0:
             return
@@ -144,6 +149,21 @@ class StorageMeter:
         self.peak_bytes = max(self.peak_bytes, self.current_bytes)
         if self._on_change is not None:
             self._on_change(key, num_bytes, tensor)
+
+    def count_scratch(self, num_bytes: int, operator: object) -> None:
+        """Count memory that a kernel took beside its output and has given back already."""
+        self._check(num_bytes, operator)
+        self.peak_bytes = max(self.peak_bytes, self.current_bytes + num_bytes)
+        if self._on_scratch is not None:
+            self._on_scratch(num_bytes)
+
+    def _check(self, growth_bytes: int, operator: object) -> None:
+        if self.budget_bytes is not None and growth_bytes > 0 and self.current_bytes + growth_bytes > self.budget_bytes:
+            raise torch.OutOfMemoryError(
+                f"Memory budget exceeded (counted by pretune, not the device's own limit). Tried to allocate "
+                f"{growth_bytes} bytes in {operator}; {format_bytes(self.current_bytes)} are live of a budget of "
+                f"{format_bytes(self.budget_bytes)} ({self.current_bytes} of {self.budget_bytes} bytes)"
+            )
 
     def _forget(self, key: int, _reference: object = None) -> None:
         _, num_bytes = self._live.pop(key, (None, 0))
@@ -161,13 +181,16 @@ class _CountingMode(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if self.meter is not None and not self.meter.is_paused:
+        if self.meter is not None:
             if isinstance(output, Tensor):  # most operators, and cheaper than a walk
                 self.meter.count(output, func)
             else:
                 for leaf in tree_leaves(output):
                     if isinstance(leaf, Tensor):
                         self.meter.count(leaf, func)
+            scratch = scratch_bytes(func, args, output, device_type=self.meter.kernels_of)
+            if scratch > 0:
+                self.meter.count_scratch(scratch, func)
         return output
 
 

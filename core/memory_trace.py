@@ -80,6 +80,12 @@ class MemoryTrace:
             self._allocations.append(_Allocation(num_bytes, self._part_of(tensor), len(self.events)))
         self.events.append((number, num_bytes))
 
+    def note_scratch(self, num_bytes: int) -> None:
+        """A kernel took memory and gave it back: the meter's `on_scratch`."""
+        number = len(self._allocations)
+        self._allocations.append(_Allocation(num_bytes, "temporaries", len(self.events), len(self.events) + 1))
+        self.events += [(number, num_bytes), (number, -num_bytes)]
+
     @contextmanager
     def part(self, part: Part) -> Iterator[None]:
         """What appears in the block belongs to this part."""
@@ -137,7 +143,7 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
     Takes up to a second, no memory to speak of, no device, and leaves the random state alone.
     """
     trace = MemoryTrace(shape.vocabulary_size)
-    meter = StorageMeter(on_change=trace.note)
+    meter = StorageMeter(kernels_of=shape.device_type, on_change=trace.note, on_scratch=trace.note_scratch)
     with ExitStack() as modes:
         modes.enter_context(torch.random.fork_rng(devices=[]))
         modes.enter_context(FakeTensorMode())
@@ -155,7 +161,7 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
             step = OptimizerStep(
                 model,
                 optimizer,
-                _FakeSource(shape, meter),
+                _FakeSource(shape),
                 workers,
                 Precision(shape.precision, "cpu"),
                 batch_size=shape.local_rows * workers.count,
@@ -196,9 +202,8 @@ class _PartMarks(StepProfile):
 class _FakeSource(BatchSource):
     """Batches of the right shapes."""
 
-    def __init__(self, shape: RunShape, meter: StorageMeter) -> None:
+    def __init__(self, shape: RunShape) -> None:
         self._shape = shape
-        self._meter = meter
 
     def shard(self, *, position: int, batch_size: int, rank: int, num_workers: int) -> Shard:  # noqa: ARG002
         rows = np.arange(batch_size // num_workers)
@@ -206,20 +211,15 @@ class _FakeSource(BatchSource):
 
     def batch(self, shard: Shard, start: int, stop: int) -> Batch:  # noqa: ARG002
         num_rows, num_tokens = stop - start, self._shape.model.sequence_length
-        # On a CPU a batch lies in numpy's memory, which torch does not see until a view of it is taken.
-        self._meter.is_paused = self._shape.device_type == "cpu"
-        try:
-            return Batch(
-                inputs_BT=torch.empty(num_rows, num_tokens, dtype=torch.int64),
-                positions_P=torch.empty(num_rows * self._shape.predicted_per_row, dtype=torch.int64),
-                labels_P=torch.empty(num_rows * self._shape.predicted_per_row, dtype=torch.int64),
-                document_ids_BT=torch.empty(num_rows, num_tokens, dtype=torch.int32)
-                if self._shape.has_document_ids
-                else None,
-                num_tokens=num_rows * num_tokens,
-            )
-        finally:
-            self._meter.is_paused = False
+        num_predicted = num_rows * self._shape.predicted_per_row
+        has_ids = self._shape.has_document_ids
+        return Batch(
+            inputs_BT=torch.empty(num_rows, num_tokens, dtype=torch.int64),
+            positions_P=torch.empty(num_predicted, dtype=torch.int64),
+            labels_P=torch.empty(num_predicted, dtype=torch.int64),
+            document_ids_BT=torch.empty(num_rows, num_tokens, dtype=torch.int32) if has_ids else None,
+            num_tokens=num_rows * num_tokens,
+        )
 
 
 class _UnreadValues(TorchFunctionMode):

@@ -1,0 +1,79 @@
+"""Real training steps on rows that are full, for tests that compare real memory with predicted."""
+
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from core.models import build_model
+from core.optimizer import build_optimizer
+from core.optimizer_step import OptimizerStep, StepOutOfMemory, StepResult
+from core.precision import choose_precision
+from core.run_config import RunConfig
+from core.workers import Workers
+from data_pipeline.batches import BatchSource
+from data_pipeline.token_blocks import Rows, TokenBlocks
+from data_pipeline.tokenizer import Vocabulary
+
+
+class FullRows:
+    """What training reads of `TokenBlocks`: random tokens, no padding, no special tokens."""
+
+    def __init__(self, *, sequence_length: int, vocabulary_size: int, has_documents: bool) -> None:
+        self.num_rows = 512
+        self.sequence_length = sequence_length
+        rng = np.random.default_rng(0)
+        self.tokens = rng.integers(5, vocabulary_size, (self.num_rows, sequence_length)).astype(np.uint16)
+        self.has_documents = has_documents
+
+    def rows(self, row_numbers: NDArray[np.int64]) -> Rows:
+        shape = (len(row_numbers), self.sequence_length)
+        documents = np.repeat(
+            np.arange(2), [self.sequence_length // 2, self.sequence_length - self.sequence_length // 2]
+        )
+        return Rows(
+            self.tokens[row_numbers],
+            np.full(len(row_numbers), self.sequence_length, np.int32),
+            np.broadcast_to(documents, shape).astype(np.int32) if self.has_documents else None,
+        )
+
+
+def take_steps(
+    run: RunConfig,
+    vocabulary_size: int,
+    *,
+    micro_batch_size: int,
+    num_steps: int = 2,
+    has_documents: bool = False,
+    workers: Workers | None = None,
+) -> StepResult | StepOutOfMemory:
+    """The last of some optimizer steps, beginning with a model that has not been built yet."""
+    torch.manual_seed(0)
+    workers = workers or Workers()
+    vocabulary = Vocabulary(
+        size=vocabulary_size, pad_id=1, unk_id=3, bos_id=0, eos_id=2, mask_id=4, special_ids=(0, 1, 2, 3, 4)
+    )
+    model = build_model(run.model, vocabulary_size)
+    model.set_activation_checkpointing(run.training.activation_checkpointing)
+    rows = FullRows(
+        sequence_length=run.model.sequence_length, vocabulary_size=vocabulary_size, has_documents=has_documents
+    )
+    step = OptimizerStep(
+        model,
+        build_optimizer(model, run.training, tokens_per_step=1.0),
+        BatchSource(
+            cast(TokenBlocks, rows), vocabulary, masking_rate=run.objective.masking_rate, seed=run.training.seed
+        ),
+        workers,
+        choose_precision(run.training.precision, workers.device),
+        batch_size=run.training.batch_size,
+        micro_batch_size=micro_batch_size,
+        tokens_per_step=1.0,
+        clip=run.training.clip,
+    )
+    for number in range(num_steps):
+        result = step.take(step=number, position=number * run.training.batch_size, learning_rate=lambda _: 1e-4)
+        if isinstance(result, StepOutOfMemory):
+            break
+    return result
