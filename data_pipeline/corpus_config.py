@@ -5,7 +5,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_pipeline.settings import Count, Settings, Share
+from data_pipeline.settings import Count, NumBytes, Settings, Share
+
+
+class CorpusError(ValueError):
+    """A corpus cannot be prepared; the message says in one paragraph what is wrong and what to do."""
 
 
 class CorpusConfig(Settings):
@@ -49,13 +53,17 @@ class TokenizerConfig(Settings):
     """Which tokenizer is trained on the training split, or loaded."""
 
     kind: Literal["byte-bpe", "wordpiece", "words", "file"] = "byte-bpe"
-    """byte-bpe: byte-level BPE. words: split on white space. file: a tokenizer.json at `path`."""
+    """byte-bpe: byte-level BPE. words: split on white space; two-byte hex words get all 65,536 ids where there is room.
+    file: a tokenizer.json at `path`."""
 
     vocabulary: Count = 8192
     """Upper bound of entries, special tokens included. Not used for kind: file."""
 
     min_frequency: Count = 2
     """A merge or word seen less often than this is not learnt."""
+
+    training_bytes: NumBytes = 128 * 2**20
+    """Text that the tokenizer is trained on: a sample, chosen by hash, of a corpus that has more."""
 
     special_tokens: Literal["roberta", "minimind"] = "roberta"
     """roberta: <s> <pad> </s> <unk> <mask> = 0..4 (system D). minimind: <unk> <s> </s> = 0..2 (system C); no mask."""

@@ -63,7 +63,7 @@ class BlockReport(Record):
 
 
 class SplitReport(Record):
-    """The training rows, or the holdout."""
+    """The documents of the training split, or of the holdout."""
 
     num_documents: int
     num_tokens: int
@@ -71,25 +71,25 @@ class SplitReport(Record):
     num_text_bytes: int
     """UTF-8 bytes of their text."""
     num_unknown_tokens: int
-    num_rows: int
-    num_row_tokens: int
-    """Real tokens in rows: num_tokens less what truncation took."""
-    num_row_text_bytes: int
-    """Text bytes behind num_row_tokens; of a truncated document the same share as of its tokens."""
     content_hash: str
     """Sum of the hashes of all documents: the same whatever their order, and however they are cut into files."""
     blocks: tuple[BlockReport, ...]
+
+
+class RowReport(Record):
+    """The rows that are made of a split."""
+
+    num_rows: int
+    num_tokens: int
+    """Real tokens in rows."""
+    num_text_bytes: int
+    """Text bytes behind them; of a truncated document the same share as of its tokens."""
+    num_padding_tokens: int
+    """Places in rows that hold no token."""
+    num_truncated_tokens: int
+    """Tokens that are in no row."""
     row_table: BlockReport | None = None
     """one_per_row: where rows start. Packed rows follow from the sequence length."""
-
-    def num_padding_tokens(self, sequence_length: int) -> int:
-        """Places in rows that hold no token."""
-        return self.num_rows * sequence_length - self.num_row_tokens
-
-    @property
-    def num_truncated_tokens(self) -> int:
-        """Tokens in no row."""
-        return self.num_tokens - self.num_row_tokens
 
 
 class TokenizerReport(Record):
@@ -109,23 +109,16 @@ class TokenizerReport(Record):
     longest_token_bytes: int
 
 
-class Manifest(Record):
-    """Everything a table, a plot or a second preparation needs to know."""
+class StreamReport(Record):
+    """Everything about documents and tokens that does not depend on how rows are made of them."""
 
-    format_version: int
-    fingerprint: str
-    corpus: CorpusConfig
-    tokenizer: TokenizerConfig
-    packing: PackingConfig
-    versions: dict[str, str]
-    """Of the libraries that decide what tokens come out."""
     files: tuple[FileReport, ...]
-    passed_over: tuple[PassedOver, ...]
     rows_read: int
+    """Rows of the corpus: kept + rejected."""
     rows_kept: int
     rows_rejected: int
     rows_duplicate: int
-    """Kept rows whose text had been seen; dropped after counting, if the corpus asks for it."""
+    """Kept rows whose text had been seen before; dropped after counting, where the corpus asks for it."""
     rejects: dict[str, int]
     """Rejected rows by reason."""
     tokenizer_report: TokenizerReport
@@ -136,18 +129,33 @@ class Manifest(Record):
     seconds: dict[str, float]
     """Wall-clock seconds of each phase."""
 
+
+class Manifest(StreamReport):
+    """Everything a table, a plot or a second preparation needs to know."""
+
+    format_version: int
+    fingerprint: str
+    stream_fingerprint: str
+    """Of the tokens alone; corpora that differ only in their rows share it."""
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    packing: PackingConfig
+    versions: dict[str, str]
+    """Of the libraries that decide what tokens come out."""
+    passed_over: tuple[PassedOver, ...]
+    rows: dict[SplitName, RowReport]
+
     @property
     def padding_share(self) -> float:
         """Share of the places in all rows that hold no token."""
-        length = self.packing.sequence_length
-        places = sum(split.num_rows for split in self.splits.values()) * length
-        return sum(split.num_padding_tokens(length) for split in self.splits.values()) / places
+        places = sum(rows.num_rows for rows in self.rows.values()) * self.packing.sequence_length
+        return sum(rows.num_padding_tokens for rows in self.rows.values()) / max(places, 1)
 
     @property
     def truncated_share(self) -> float:
         """Share of all tokens that are in no row."""
         tokens = sum(split.num_tokens for split in self.splits.values())
-        return sum(split.num_truncated_tokens for split in self.splits.values()) / tokens
+        return sum(rows.num_truncated_tokens for rows in self.rows.values()) / max(tokens, 1)
 
 
 def read_manifest(folder: Path) -> Manifest:

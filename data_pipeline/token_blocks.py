@@ -49,6 +49,7 @@ class TokenBlocks:
     def __init__(self, folder: Path, split: SplitName, manifest: Manifest, vocabulary: Vocabulary) -> None:
         self._folder = folder
         self._report = manifest.splits[split]
+        self._rows = manifest.rows[split]
         self._packing = manifest.packing
         self._dtype = np.dtype(manifest.token_dtype)
         self._has_targets = manifest.has_targets
@@ -64,7 +65,7 @@ class TokenBlocks:
     @property
     def num_rows(self) -> int:
         """Rows, the last of which may be partly padding."""
-        return self._report.num_rows
+        return self._rows.num_rows
 
     @property
     def sequence_length(self) -> int:
@@ -74,12 +75,12 @@ class TokenBlocks:
     @property
     def num_tokens(self) -> int:
         """Real tokens in all rows."""
-        return self._report.num_row_tokens
+        return self._rows.num_tokens
 
     @property
     def num_bytes(self) -> int:
         """UTF-8 bytes of the text in all rows."""
-        return self._report.num_row_text_bytes
+        return self._rows.num_text_bytes
 
     def rows(self, row_numbers: NDArray[np.int64]) -> Rows:
         """Copies of these rows, in this order.
@@ -124,10 +125,10 @@ class TokenBlocks:
         return len(self._report.blocks)
 
     def _row_table(self, row_numbers: NDArray[np.int64]) -> RowTable:
-        if self._report.row_table is None:
+        if self._rows.row_table is None:
             return packed_rows(row_numbers, num_tokens=self._report.num_tokens, sequence_length=self.sequence_length)
         if self._table is None:
-            self._table = _map_arrow(self._folder / self._report.row_table.name)
+            self._table = _map_arrow(self._folder / self._rows.row_table.name)
         columns = [_flat(self._table.column(name))[row_numbers] for name in ("start", "length", "is_cut")]
         return RowTable(columns[0], columns[1], columns[2].astype(np.bool_))
 
@@ -179,7 +180,7 @@ def open_prepared(folder: Path) -> PreparedCorpus:
         DamagedBlockError: A file is not as it was written; the message names it.
     """
     manifest = read_manifest(folder)
-    tables = [split.row_table for split in manifest.splits.values() if split.row_table is not None]
+    tables = [rows.row_table for rows in manifest.rows.values() if rows.row_table is not None]
     verify_files(folder, [*(block for split in manifest.splits.values() for block in split.blocks), *tables])
     tokenizer_path = folder / "tokenizer.json"
     vocabulary = vocabulary_of(load_tokenizer(tokenizer_path))
@@ -240,21 +241,31 @@ def write_whole(path: Path, data: bytes) -> None:
     partial.replace(path)
 
 
-def write_block(path: Path, batch: pa.RecordBatch) -> BlockReport:
-    """Write one Arrow file, whole or not at all, and say what is in it."""
+def block_bytes(batch: pa.RecordBatch) -> bytes:
+    """One record batch as the bytes of an Arrow file."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    data = sink.getvalue()
-    write_whole(path, data)
-    is_tokens = "tokens" in batch.schema.names
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def report_block(path: Path) -> BlockReport:
+    """What is in an Arrow file that has been written."""
+    batch = _map_arrow(path)
+    has_tokens = "tokens" in batch.schema.names
     return BlockReport(
         name=path.name,
-        num_documents=batch.num_rows if is_tokens else 0,
-        num_tokens=len(batch.column("tokens").flatten()) if is_tokens else 0,
-        num_file_bytes=len(data),
-        blake2b=hashlib.blake2b(data, digest_size=16).hexdigest(),
+        num_documents=batch.num_rows if has_tokens else 0,
+        num_tokens=len(batch.column("tokens").values) if has_tokens else 0,
+        num_file_bytes=path.stat().st_size,
+        blake2b=hash_file(path),
     )
+
+
+def read_block(path: Path) -> pa.RecordBatch:
+    """The record batch of an Arrow file, mapped."""
+    return _map_arrow(path)
 
 
 @dataclass(frozen=True)

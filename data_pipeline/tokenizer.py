@@ -107,6 +107,25 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     )
 
 
+def longest_token(tokenizer: Tokenizer) -> tuple[str, int]:
+    """The longest entry of a vocabulary and its bytes; special tokens do not count."""
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    is_byte_level = "ByteLevel" in type(tokenizer.pre_tokenizer).__name__
+    # Byte-level entries spell each byte as one character.
+    sizes = {
+        entry: len(entry) if is_byte_level else len(entry.encode())
+        for entry in tokenizer.get_vocab(with_added_tokens=False)
+        if entry not in special
+    }
+    if not sizes:
+        return "", 0
+    longest = max(sizes, key=lambda entry: (sizes[entry], entry))
+    number = tokenizer.token_to_id(longest)
+    assert number is not None
+    shown = tokenizer.decode([number]) if is_byte_level else longest
+    return shown, sizes[longest]
+
+
 def _train_byte_bpe(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     # No space is put before the first word: C asks for it, and D's ByteLevelBPETokenizer has the same default.

@@ -1,0 +1,68 @@
+"""A corpus that needs no file: the English prose that every CPython carries."""
+
+import ast
+import json
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+# Tests and vendored packages repeat each other; what is left is prose that people wrote to be read.
+_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_vendor", "lib2to3"}
+_SHORTEST_DOCSTRING = 40
+
+
+@lru_cache(maxsize=1)
+def builtin_bytes(name: str) -> bytes:
+    """A built-in corpus as the bytes of a JSONL file {"text": ...}; gathered once a machine, for that takes seconds.
+
+    Raises:
+        ValueError: No corpus of this name.
+    """
+    if name != "python-docs":
+        raise ValueError(f"there is no built-in corpus {name!r}; there is python-docs")
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pretune" / f"python-docs-{version}.jsonl"
+    )
+    with suppress(OSError):
+        return cache.read_bytes()
+    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in python_docs()]
+    data = ("\n".join(rows) + "\n").encode("utf-8", "replace")
+    with suppress(OSError):  # A home that cannot be written costs the seconds again, nothing else.
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        partial = cache.with_suffix(f".{os.getpid()}.partial")
+        partial.write_bytes(data)
+        partial.replace(cache)
+    return data
+
+
+def python_docs() -> Iterator[str]:
+    """The language reference of `pydoc_data`, paragraph groups of a topic each, then every docstring of the library."""
+    from pydoc_data.topics import topics
+
+    for _, topic in sorted(topics.items()):
+        yield topic.strip()
+    seen = set()
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(folder.rglob("*.py")):
+        if _LEFT_OUT.isdisjoint(path.relative_to(folder).parts) and path.name != "topics.py":
+            for docstring in _docstrings(path):
+                if docstring not in seen:
+                    seen.add(docstring)
+                    yield docstring
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node)
+            if docstring is not None and len(docstring) >= _SHORTEST_DOCSTRING:
+                yield docstring

@@ -1,0 +1,147 @@
+"""Files to a Ray Dataset of parcels: whole rows, a few megabytes together, that any task on any node can read."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import DataContext, TaskPoolStrategy
+
+from data_pipeline.corpus_config import CorpusConfig
+from data_pipeline.file_formats import FileKind
+from data_pipeline.parcels import Piece, describe, pieces_of, rebuild
+
+_SMALLEST_PARCEL_BYTES = 1 << 19
+_LARGEST_PARCEL_BYTES = 8 << 20
+_PARCELS_OF_A_CORPUS = 64
+_PARCELS_OF_A_UNIT = 16
+
+ParcelWork = Callable[[str, list[Piece]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Files and how to read them."""
+
+    config: CorpusConfig
+    files: tuple[FileKind, ...]
+
+    @property
+    def num_plain_bytes(self) -> int:
+        """Bytes of text that reading goes through."""
+        return sum(file.num_plain_bytes for file in self.files)
+
+    @property
+    def has_dialogues(self) -> bool:
+        """Whether some file holds conversations, so that not every token is predicted."""
+        return any(file.text_column in ("conversations", "alpaca") for file in self.files)
+
+    @property
+    def parcel_bytes(self) -> int:
+        """Bytes of a parcel: small corpora still make enough parcels for many cores, large ones not too many files."""
+        share = self.num_plain_bytes // _PARCELS_OF_A_CORPUS
+        return min(max(share, _SMALLEST_PARCEL_BYTES), _LARGEST_PARCEL_BYTES)
+
+
+def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
+    """What `work(name, pieces)` gives for each parcel, as it gets done, in any order.
+
+    Names sort as the corpus is read. One task cuts, as many as there are cores work; what is cut and not yet worked on
+    waits in the object store, which Ray Data keeps bounded.
+    """
+    units = [{"unit": number, "files": json.dumps(files)} for number, files in enumerate(_units(corpus))]
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = corpus.parcel_bytes
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    # Paths of this machine need not exist elsewhere, so cutting stays here; the rest goes wherever there are cores.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    cut: Any = partial(_cut, corpus=corpus)
+    do: Any = partial(_work, work=work)
+    try:
+        with DataContext.current(context):
+            results = (
+                ray.data.from_items(units, override_num_blocks=len(units))
+                # Cutting is nearly idle: it must not take a core from the tasks that work.
+                .map_batches(
+                    cut,
+                    batch_size=1,
+                    batch_format="pyarrow",
+                    num_cpus=0,
+                    compute=TaskPoolStrategy(size=min(2, len(units))),
+                    label_selector=here,
+                )
+                .map_batches(do, batch_size=1, batch_format="pyarrow", num_cpus=1)
+            )
+            for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                assert isinstance(batch, pa.Table)
+                for row in batch.to_pylist():
+                    yield json.loads(row["result"]) | {"blobs": {blob["name"]: blob["data"] for blob in row["blobs"]}}
+    finally:
+        logger.setLevel(level)
+
+
+def _units(corpus: Corpus) -> list[list[int]]:
+    """Files that one task cuts: small ones together, for a task costs milliseconds."""
+    units: list[list[int]] = []
+    size = 0
+    for number, file in enumerate(corpus.files):
+        if not units or size >= corpus.parcel_bytes * _PARCELS_OF_A_UNIT:
+            units.append([])
+            size = 0
+        units[-1].append(number)
+        size += file.num_plain_bytes
+    return units
+
+
+def _cut(batch: Any, corpus: Corpus) -> Iterator[Any]:
+    unit = batch.column("unit")[0].as_py()
+    files = json.loads(batch.column("files")[0].as_py())
+    for number, pieces in enumerate(_parcels(corpus, files)):
+        yield pa.table(
+            {
+                "name": [f"{unit:06d}-{number:06d}"],
+                "pieces": [json.dumps([describe(piece) for piece in pieces])],
+                "data": pa.array([b"".join(piece.data for piece in pieces)], pa.large_binary()),
+            }
+        )
+
+
+def _parcels(corpus: Corpus, files: Sequence[int]) -> Iterator[list[Piece]]:
+    parcel: list[Piece] = []
+    size = 0
+    for number in files:
+        for piece in pieces_of(corpus.files[number], corpus.config, file=number, piece_bytes=corpus.parcel_bytes):
+            parcel.append(piece)
+            size += len(piece.data)
+            if size >= corpus.parcel_bytes:
+                yield parcel
+                parcel, size = [], 0
+    if parcel:
+        yield parcel
+
+
+def _work(batch: Any, work: ParcelWork) -> Any:
+    name = batch.column("name")[0].as_py()
+    data = memoryview(batch.column("data")[0].as_buffer())
+    pieces, start = [], 0
+    for description in json.loads(batch.column("pieces")[0].as_py()):
+        stop = start + description["num_bytes"]
+        pieces.append(rebuild(description, bytes(data[start:stop])))
+        start = stop
+    result = work(name, pieces)
+    blobs = [{"name": key, "data": value} for key, value in result.pop("blobs", {}).items()]
+    blob_type = pa.list_(pa.struct([("name", pa.string()), ("data", pa.large_binary())]))
+    return pa.table(
+        {
+            "result": [json.dumps({"name": name} | result)],
+            "blobs": pa.array([blobs], blob_type),
+        }
+    )

@@ -1,0 +1,139 @@
+"""In which encoding a file is written, told by its bytes."""
+
+import codecs
+import re
+from dataclasses import dataclass
+
+from charset_normalizer import from_bytes
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+WIDE_ENCODINGS = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+
+_SAMPLE_BYTES = 1 << 20
+_HIGH_RUN = re.compile(rb"[\x80-\xff]+")
+_LINE_WITH_HIGH_BYTES = re.compile(rb"[^\n]*[\x80-\xff][^\n]*")
+_GUESSER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """An encoding and how it was found."""
+
+    name: str
+    note: str
+    bom_bytes: int = 0
+    """Bytes at the beginning that are no text."""
+
+
+class HighByteSample:
+    """Lines that hold bytes above 127, gathered while a file streams by: ASCII says nothing about its encoding.
+
+    A file whose first hundred megabytes are ASCII is thus told by the lines that matter.
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self._num_bytes = 0
+        self._rest = b""
+
+    def add(self, piece: bytes) -> None:
+        """The next bytes of the file."""
+        if self._num_bytes >= _SAMPLE_BYTES:
+            return
+        cut = piece.rfind(b"\n") + 1
+        whole, rest = (self._rest + piece[:cut], piece[cut:]) if cut else (b"", self._rest + piece)
+        # A line longer than the sample is cut anywhere; one broken character in it does no harm.
+        if len(rest) > _SAMPLE_BYTES:
+            whole, rest = whole + rest, b""
+        self._rest = rest
+        self._take(whole)
+
+    def finish(self) -> list[bytes]:
+        """All lines gathered."""
+        self._take(self._rest)
+        self._rest = b""
+        return self.lines
+
+    def _take(self, data: bytes) -> None:
+        if data.isascii():
+            return
+        for match in _LINE_WITH_HIGH_BYTES.finditer(data):
+            line = match[0][: _SAMPLE_BYTES - self._num_bytes]
+            self.lines.append(line)
+            self._num_bytes += len(line)
+            if self._num_bytes >= _SAMPLE_BYTES:
+                return
+
+
+def detect_encoding(head: bytes, high_lines: list[bytes]) -> Encoding:
+    """Encoding of a file.
+
+    Args:
+        head: Its first bytes, a few thousand at least if it has them.
+        high_lines: Its lines with bytes above 127.
+    """
+    for bom, name in _BOMS:
+        if head.startswith(bom):
+            return Encoding(name, "byte order mark", len(bom))
+    wide = _wide_encoding(head)
+    if wide is not None:
+        return Encoding(wide, "every second byte is NUL")
+    if not high_lines:
+        return Encoding("utf-8", "ASCII only")
+    num_valid = sum(_is_valid(line, "utf-8") for line in high_lines)
+    share = f"{num_valid} of {len(high_lines)} lines above ASCII valid"
+    # A line of another encoding is hardly ever valid UTF-8 by chance: half of the lines is proof, and the rest damage.
+    if 2 * num_valid >= len(high_lines):
+        return Encoding("utf-8", share)
+    return _legacy_encoding(high_lines)
+
+
+def _legacy_encoding(lines: list[bytes]) -> Encoding:
+    """GB18030 has its high bytes in pairs; Latin-1 has accents, alone among ASCII letters."""
+    sample = b"\n".join(lines)
+    runs = _HIGH_RUN.findall(sample)
+    single = sum(len(run) == 1 for run in runs) / len(runs)
+    num_valid = sum(_is_valid(line, "gb18030") for line in lines)
+    note = f"{1 - single:.0%} of runs above ASCII longer than one byte, {num_valid} of {len(lines)} lines valid GB18030"
+    if single < 0.3 and num_valid >= 0.9 * len(lines) and _share_even(runs) > 0.8:
+        return Encoding("gb18030", note)
+    if single > 0.7:
+        has_c1 = re.search(rb"[\x80-\x9f]", sample) is not None
+        return Encoding("cp1252" if has_c1 else "latin-1", note)
+    guess = from_bytes(sample[:_GUESSER_BYTES]).best()
+    if guess is None:
+        return Encoding("latin-1", f"nothing fits better; {note}")
+    return Encoding(guess.encoding.replace("_", "-"), f"charset-normalizer; {note}")
+
+
+def _share_even(runs: list[bytes]) -> float:
+    # The second byte of a pair may be ASCII in GBK, so a few runs are odd.
+    return sum(len(run) % 2 == 0 for run in runs) / len(runs)
+
+
+def _is_valid(line: bytes, encoding: str) -> bool:
+    try:
+        line.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _wide_encoding(head: bytes) -> str | None:
+    head = head[: len(head) // 4 * 4][:4096]
+    if not head:
+        return None
+    nul = [head[place::4].count(0) / (len(head) / 4) for place in range(4)]
+    if min(nul[2], nul[3]) > 0.5 and nul[0] < 0.1:
+        return "utf-32-le"
+    if nul[0] > 0.3 and nul[2] > 0.3 and max(nul[1], nul[3]) < 0.1:
+        return "utf-16-be"
+    if nul[1] > 0.3 and nul[3] > 0.3 and max(nul[0], nul[2]) < 0.1:
+        return "utf-16-le"
+    return None

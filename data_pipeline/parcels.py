@@ -1,0 +1,197 @@
+"""Files cut into pieces that can be read apart: every piece begins and ends between rows and knows its first line.
+
+Cutting looks for line ends only and is far cheaper than reading rows, so one task cuts a file while all others read the
+pieces.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from data_pipeline.corpus_config import CorpusConfig
+from data_pipeline.corpus_files import decompress, open_bytes
+from data_pipeline.csv_records import end_of_last_record
+from data_pipeline.encodings import WIDE_ENCODINGS
+from data_pipeline.file_formats import FileKind
+from data_pipeline.rejects import Reason
+
+_READ_BYTES = 1 << 20
+_LONGEST_ROW_BYTES = 64 << 20
+_BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some whole rows of one file, decompressed, in an encoding in which a line end is one byte."""
+
+    file: int
+    first_line: int
+    data: bytes
+    is_first: bool = False
+    lines: list[int] | None = None
+    """JSON arrays and Parquet: the line of each row, which `data` then holds as JSON lines."""
+    reject: Reason | None = None
+    """The whole piece is one row that cannot be taken; `data` is its beginning."""
+
+
+def pieces_of(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes: int) -> Iterator[Piece]:
+    """The pieces of a file, about `piece_bytes` each."""
+    if kind.refused is not None:
+        return
+    if kind.format == "parquet":
+        yield from _parquet_pieces(kind, file=file, piece_bytes=piece_bytes)
+    elif kind.format == "json":
+        yield from _json_pieces(kind, file=file, piece_bytes=piece_bytes)
+    else:
+        yield from _line_pieces(kind, corpus, file=file, piece_bytes=piece_bytes)
+
+
+def row_encoding(kind: FileKind) -> str:
+    """Encoding of the pieces of a file."""
+    return "utf-8" if kind.encoding.name in WIDE_ENCODINGS else kind.encoding.name
+
+
+def _line_pieces(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes: int) -> Iterator[Piece]:
+    is_whole_file = kind.format == "txt" and corpus.documents == "files"
+    buffer = bytearray()
+    line, is_first, is_skipping = 1, True, False
+    for read in _plain_text(kind):
+        if is_skipping:
+            end = read.find(b"\n")
+            if end < 0:
+                continue
+            read, is_skipping, line = read[end + 1 :], False, line + 1
+        buffer += read
+        if len(buffer) < piece_bytes or is_whole_file:
+            continue
+        cut = _cut(bytes(buffer), kind, corpus)
+        if cut:
+            data = bytes(buffer[:cut])
+            del buffer[:cut]
+            yield Piece(file, line, data, is_first)
+            line, is_first = line + data.count(b"\n"), False
+        elif len(buffer) > _LONGEST_ROW_BYTES and b"\n" not in buffer:
+            yield Piece(file, line, bytes(buffer[:400]), is_first, reject=Reason.TOO_LONG)
+            buffer.clear()
+            is_first, is_skipping = False, True
+    if kind.damage is not None:
+        # The last line was cut off by the damage, which has its own entry among the rejects.
+        del buffer[bytes(buffer).rfind(b"\n") + 1 :]
+    if buffer:
+        yield Piece(file, line, bytes(buffer), is_first)
+
+
+def _cut(buffer: bytes, kind: FileKind, corpus: CorpusConfig) -> int:
+    """End of the last row that is surely whole."""
+    if kind.format == "csv":
+        return end_of_last_record(buffer, kind.delimiter)
+    if kind.format == "txt" and corpus.documents == "paragraphs":
+        return max((blank.end() for blank in _BLANK_LINE.finditer(buffer)), default=0)
+    return buffer.rfind(b"\n") + 1
+
+
+def _plain_text(kind: FileKind) -> Iterator[bytes]:
+    """Text of a file: decompressed, without byte order mark, wide encodings as UTF-8, lone CR line ends as LF."""
+    decoder = None
+    if kind.encoding.name in WIDE_ENCODINGS:
+        # A surrogate without its half passes as bytes that are no UTF-8, so that its row is rejected and no other.
+        decoder = codecs.getincrementaldecoder(kind.encoding.name)("surrogatepass")
+    skip = kind.encoding.bom_bytes
+    with open_bytes(kind.path) as raw:
+        plain = decompress(raw, kind.compression)
+        try:
+            while piece := plain.read(_READ_BYTES):
+                piece, skip = piece[skip:], max(0, skip - len(piece))
+                if decoder is not None:
+                    piece = decoder.decode(piece).encode("utf-8", "surrogatepass")
+                yield piece.replace(b"\r", b"\n") if kind.has_cr_lines else piece
+        except (OSError, EOFError):
+            if kind.damage is None:
+                raise
+
+
+def _json_pieces(kind: FileKind, *, file: int, piece_bytes: int) -> Iterator[Piece]:
+    """Elements of a JSON array as JSON lines. What cannot be parsed is one row; the next begins at the next object."""
+    decoder = json.JSONDecoder()
+    encoding = row_encoding(kind)
+    text = b"".join(_plain_text(kind)).decode(encoding, "surrogateescape")
+    rows: list[bytes] = []
+    lines: list[int] = []
+    size, is_first = 0, True
+    position = text.find("[") + 1
+    line, counted = 1, 0
+    while True:
+        match = re.compile(r"[\s,]*").match(text, position)
+        position = match.end() if match else position
+        if position >= len(text) or text[position] == "]":
+            break
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            _, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            following = re.compile(r"\}[\s,]*(?=\{)").search(text, position + 1)
+            end = following.end() if following else len(text)
+        row = text[position:end].replace("\r", " ").replace("\n", " ").encode(encoding, "surrogateescape")
+        rows.append(row)
+        lines.append(line)
+        size += len(row)
+        position = end
+        if size >= piece_bytes:
+            yield Piece(file, lines[0], b"\n".join(rows), is_first, lines)
+            rows, lines, size, is_first = [], [], 0, False
+    if rows:
+        yield Piece(file, lines[0], b"\n".join(rows), is_first, lines)
+
+
+def _parquet_pieces(kind: FileKind, *, file: int, piece_bytes: int) -> Iterator[Piece]:
+    columns = list(kind.columns) if kind.text_column in ("conversations", "alpaca") else [kind.text_column]
+    num_rows = 1
+    with open_bytes(kind.path) as stream:
+        for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024, columns=columns):
+            rows = [json.dumps(row, ensure_ascii=True, default=str).encode() for row in batch.to_pylist()]
+            for start, stop in pairwise(_cuts([len(row) for row in rows], piece_bytes)):
+                lines = list(range(num_rows + start, num_rows + stop))
+                yield Piece(file, lines[0], b"\n".join(rows[start:stop]), num_rows == 1, lines)
+            num_rows += len(rows)
+
+
+def _cuts(sizes: list[int], most: int) -> list[int]:
+    """Places at which to cut so that no part is much larger than `most`."""
+    cuts, size = [0], 0
+    for place, add in enumerate(sizes, start=1):
+        size += add
+        if size >= most or place == len(sizes):
+            cuts.append(place)
+            size = 0
+    return cuts
+
+
+def describe(piece: Piece) -> dict[str, Any]:
+    """All of a piece but its bytes, as JSON can hold it."""
+    return {
+        "file": piece.file,
+        "first_line": piece.first_line,
+        "num_bytes": len(piece.data),
+        "is_first": piece.is_first,
+        "lines": piece.lines,
+        "reject": piece.reject,
+    }
+
+
+def rebuild(description: dict[str, Any], data: bytes) -> Piece:
+    """The piece behind a description and its bytes."""
+    reject = description["reject"]
+    return Piece(
+        file=description["file"],
+        first_line=description["first_line"],
+        data=data,
+        is_first=description["is_first"],
+        lines=description["lines"],
+        reject=Reason(reject) if reject else None,
+    )

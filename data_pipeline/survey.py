@@ -1,0 +1,176 @@
+"""The first reading of a corpus: count and judge every row, before time goes into tokens."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_pipeline.corpus import Corpus
+from data_pipeline.manifest import FileReport
+from data_pipeline.parcels import Piece
+from data_pipeline.rejects import Reason, Reject
+from data_pipeline.row_readers import ReadRows, read_piece
+
+_HASH_RANGE = 2**64
+
+
+def hash_texts(texts: list[str]) -> NDArray[np.uint64]:
+    """(n, 2) 128 bits of each text: the first half decides between training and holdout, both say which text it is."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts)
+    return np.frombuffer(digests, "<u8").reshape(-1, 2)
+
+
+def holdout_threshold(share: float) -> int:
+    """Texts whose first hash is below this are held out."""
+    return round(share * _HASH_RANGE)
+
+
+@dataclass
+class Survey:
+    """What the first reading found."""
+
+    files: dict[int, Counter[str]] = field(default_factory=dict)
+    """By number of file: kept, rejected, blank."""
+    rejects: Counter[str] = field(default_factory=Counter)
+    num_text_bytes: int = 0
+    num_held_out: int = 0
+    lowest_hash: int = _HASH_RANGE
+    highest_hash: int = -1
+
+    @property
+    def rows_kept(self) -> int:
+        return sum(counts["kept"] for counts in self.files.values())
+
+    @property
+    def rows_rejected(self) -> int:
+        return sum(self.rejects.values())
+
+    @property
+    def rows_read(self) -> int:
+        return self.rows_kept + self.rows_rejected
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Take in what one parcel gave."""
+        for number, counts in result["files"].items():
+            self.files.setdefault(int(number), Counter()).update(counts)
+        self.rejects.update(result["reasons"])
+        self.num_text_bytes += result["num_text_bytes"]
+        self.num_held_out += result["num_held_out"]
+        self.lowest_hash = min(self.lowest_hash, int(result["lowest_hash"]))
+        self.highest_hash = max(self.highest_hash, int(result["highest_hash"]))
+
+    def refuse_files(self, corpus: Corpus) -> list[Reject]:
+        """Count files of which no row was read, and ends that damage cut off: one reject each."""
+        entries = []
+        for number, file in enumerate(corpus.files):
+            for reason, detail in ((Reason.FILE_REFUSED, file.refused), (Reason.FILE_DAMAGED, file.damage)):
+                if detail is not None:
+                    entries.append(Reject(file.path, 0, reason, detail))
+                    self.files.setdefault(number, Counter())["rejected"] += 1
+                    self.rejects[reason.value] += 1
+        return entries
+
+    def file_reports(self, corpus: Corpus) -> tuple[FileReport, ...]:
+        """Every file with its counts."""
+        reports = []
+        for number, file in enumerate(corpus.files):
+            counts = self.files.get(number, Counter())
+            reports.append(
+                FileReport(
+                    path=file.path,
+                    num_file_bytes=file.num_file_bytes,
+                    blake2b=file.blake2b,
+                    compression=file.compression,
+                    encoding=None if file.format == "parquet" else file.encoding.name,
+                    encoding_note=file.encoding.note,
+                    format=file.format_in_words,
+                    text_column=file.text_column,
+                    rows_read=counts["kept"] + counts["rejected"],
+                    rows_kept=counts["kept"],
+                    rows_rejected=counts["rejected"],
+                    num_blank_lines=counts["blank"],
+                    refused=file.refused,
+                )
+            )
+        return tuple(reports)
+
+
+def survey_parcel(
+    _name: str, pieces: list[Piece], *, corpus: Corpus, sample_share: float, wants_hashes: bool
+) -> dict[str, Any]:
+    """Read one parcel and count, as `Survey.add` takes it; "blobs" holds its rejects, sampled texts and hashes.
+
+    Args:
+        sample_share: Share of the texts, chosen by hash, that comes along for training a tokenizer.
+        wants_hashes: Hashes of all texts come along, for finding equal ones.
+    """
+    files: dict[int, Counter[str]] = {}
+    rejects: list[Reject] = []
+    texts: list[str] = []
+    for piece in pieces:
+        rows = read_piece(piece, corpus.files[piece.file], corpus.config)
+        files.setdefault(piece.file, Counter()).update(_counts(rows))
+        rejects += rows.rejects
+        texts += rows.texts
+    hashes = hash_texts(texts)
+    first = hashes[:, 0]
+    blobs = {"rejects": "".join(json.dumps(reject.as_json(), ensure_ascii=False) + "\n" for reject in rejects).encode()}
+    if sample_share > 0:
+        blobs["sample"] = _sample(texts, hashes, sample_share)
+    if wants_hashes:
+        blobs["hashes"] = hashes.tobytes()
+    return {
+        "files": files,
+        "reasons": Counter(reject.reason.value for reject in rejects),
+        "num_bytes": sum(len(piece.data) for piece in pieces),
+        "num_text_bytes": sum(len(text.encode()) for text in texts),
+        "num_held_out": int((first < np.uint64(min(holdout_threshold(corpus.config.holdout), _HASH_RANGE - 1))).sum()),
+        "lowest_hash": str(first.min()) if len(first) else str(_HASH_RANGE),
+        "highest_hash": str(first.max()) if len(first) else "-1",
+        "blobs": blobs,
+    }
+
+
+def sampled_texts(paths: Iterable[Path], *, threshold: int, drop_duplicates: bool) -> Iterator[str]:
+    """Texts of the training split out of the sample files of a survey, in the order of the corpus."""
+    seen: set[tuple[int, int]] = set()
+    for path in paths:
+        with pa.memory_map(str(path)) as source:
+            for batch in pa.ipc.open_stream(source):
+                first, second = batch.column("first").to_numpy(), batch.column("second").to_numpy()
+                for place, text in enumerate(batch.column("text").to_pylist()):
+                    if int(first[place]) < threshold:
+                        continue
+                    if drop_duplicates:
+                        key = (int(first[place]), int(second[place]))
+                        if key in seen:
+                            continue
+                        seen.add(key)
+                    yield text
+
+
+def _sample(texts: list[str], hashes: NDArray[np.uint64], share: float) -> bytes:
+    chosen = np.flatnonzero(hashes[:, 1] <= np.uint64(min(round(share * _HASH_RANGE), _HASH_RANGE - 1)))
+    batch = pa.record_batch(
+        {
+            "first": hashes[chosen, 0],
+            "second": hashes[chosen, 1],
+            "text": pa.array([texts[place] for place in chosen.tolist()], pa.large_string()),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _counts(rows: ReadRows) -> Counter[str]:
+    return Counter(kept=len(rows.texts), rejected=len(rows.rejects), blank=rows.num_blank_lines)

@@ -1,0 +1,239 @@
+"""Corpus to a stream of tokens in a work folder: survey, tokenizer, blocks. What a killed run has done is done."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tokenizers import Tokenizer
+
+from data_pipeline.corpus import Corpus, for_each_parcel
+from data_pipeline.corpus_config import CorpusError, TokenizerConfig
+from data_pipeline.duplicates import find_duplicates
+from data_pipeline.encode import EncodeWork, token_dtype
+from data_pipeline.manifest import BlockReport, SplitName, SplitReport, StreamReport, TokenizerReport
+from data_pipeline.progress import OnProgress, PhaseCounter
+from data_pipeline.rejects import check_rejects
+from data_pipeline.survey import Survey, holdout_threshold, sampled_texts, survey_parcel
+from data_pipeline.token_blocks import block_bytes, read_block, report_block, write_whole
+from data_pipeline.tokenizer import load_tokenizer, longest_token, train_tokenizer, vocabulary_of
+
+SPLITS: tuple[SplitName, ...] = ("train", "holdout")
+_MERGED_BLOCK_BYTES = 32 << 20
+
+
+def make_stream(corpus: Corpus, config: TokenizerConfig, *, work: Path, report: OnProgress) -> StreamReport:
+    """Blocks, tokenizer.json and rejects.jsonl in `work`, and what is to be said of them.
+
+    Raises:
+        CorpusError: Nothing kept, or more rejected than allowed.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "judging rows"):
+        survey = _survey(corpus, config, work, report)
+    check_rejects(survey.rejects, survey.rows_read, corpus.config)
+    threshold = _threshold(survey, corpus)
+    with _timed(seconds, "training the tokenizer"):
+        tokenizer, num_training_bytes = _tokenizer(corpus, config, work, threshold, report)
+    dropped = find_duplicates(sorted(work.glob("*.hashes"))) if corpus.config.drop_duplicates else {}
+    with _timed(seconds, "tokenizing"):
+        results = _encode(corpus, tokenizer, work, threshold, dropped, report)
+    splits = {split: _split_report(work, split, results) for split in SPLITS}
+    return StreamReport(
+        files=survey.file_reports(corpus),
+        rows_read=survey.rows_read,
+        rows_kept=survey.rows_kept,
+        rows_rejected=survey.rows_rejected,
+        rows_duplicate=sum(map(len, dropped.values())),
+        rejects=dict(sorted(survey.rejects.items())),
+        tokenizer_report=_tokenizer_report(
+            tokenizer,
+            splits,
+            results,
+            training_s=None if config.kind == "file" else seconds["training the tokenizer"],
+            num_training_bytes=num_training_bytes,
+        ),
+        token_dtype="uint16" if token_dtype(vocabulary_of(tokenizer).size).itemsize == 2 else "uint32",
+        has_targets=corpus.has_dialogues,
+        splits=splits,
+        seconds=seconds,
+    )
+
+
+def _survey(corpus: Corpus, config: TokenizerConfig, work: Path, report: OnProgress) -> Survey:
+    """The first reading. Its rejects, samples and hashes are laid down in `work`, a file for each parcel."""
+    counter = PhaseCounter(report, "judging rows", total=corpus.num_plain_bytes, unit="bytes")
+    wanted = 0.0 if config.kind == "file" else config.training_bytes / max(corpus.num_plain_bytes, 1)
+    judge = partial(
+        survey_parcel, corpus=corpus, sample_share=min(1.0, wanted), wants_hashes=corpus.config.drop_duplicates
+    )
+    survey = Survey()
+    for result in for_each_parcel(corpus, judge):
+        survey.add(result)
+        for kind, data in result["blobs"].items():
+            (work / f"{result['name']}.{kind}").write_bytes(data)
+        counter.add(result["num_bytes"])
+    refused = survey.refuse_files(corpus)
+    with (work / "rejects.jsonl").open("wb") as file:
+        for reject in refused:
+            file.write(json.dumps(reject.as_json(), ensure_ascii=False).encode() + b"\n")
+        for path in sorted(work.glob("*.rejects")):
+            file.write(path.read_bytes())
+            path.unlink()
+    assert survey.rows_read == sum(counts["kept"] + counts["rejected"] for counts in survey.files.values())
+    return survey
+
+
+def _threshold(survey: Survey, corpus: Corpus) -> int:
+    """Texts with a lower hash are held out. Of a corpus so small that one side would be empty, one text goes there.
+
+    Raises:
+        CorpusError: Fewer than two different texts.
+    """
+    threshold = holdout_threshold(corpus.config.holdout)
+    if corpus.config.holdout == 0:
+        return 0
+    if survey.lowest_hash == survey.highest_hash:
+        raise CorpusError(
+            f"there is one document only ({survey.num_text_bytes:,} bytes), and a holdout needs another. Say what a "
+            "document is: corpus.documents: lines or paragraphs."
+        )
+    if threshold <= survey.lowest_hash:
+        return survey.lowest_hash + 1
+    return min(threshold, survey.highest_hash)
+
+
+def _tokenizer(
+    corpus: Corpus, config: TokenizerConfig, work: Path, threshold: int, report: OnProgress
+) -> tuple[Tokenizer, int | None]:
+    """The tokenizer and the bytes that it was trained on."""
+    path, facts = work / "tokenizer.json", work / "tokenizer_training.json"
+    num_bytes: int | None = None
+    if config.path is not None:
+        write_whole(path, Path(config.path).expanduser().read_bytes())
+    elif path.is_file() and facts.is_file():
+        num_bytes = json.loads(facts.read_text())
+    else:
+        PhaseCounter(report, "training the tokenizer", total=None, unit="bytes")
+        counted = _CountedTexts(
+            sampled_texts(
+                sorted(work.glob("*.sample")), threshold=threshold, drop_duplicates=corpus.config.drop_duplicates
+            )
+        )
+        trained = train_tokenizer(config, counted)
+        num_bytes = counted.num_bytes
+        write_whole(facts, json.dumps(num_bytes).encode())
+        write_whole(path, trained.to_str(pretty=False).encode())
+    for sample in work.glob("*.sample"):
+        sample.unlink()
+    return load_tokenizer(path), num_bytes
+
+
+class _CountedTexts:
+    """Texts, and how many bytes of them have gone by."""
+
+    def __init__(self, texts: Iterator[str]) -> None:
+        self._texts = texts
+        self.num_bytes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            self.num_bytes += len(text.encode())
+            yield text
+
+
+def _encode(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    work: Path,
+    threshold: int,
+    dropped: dict[str, list[int]],
+    report: OnProgress,
+) -> list[dict[str, Any]]:
+    """What each parcel gave, in the order of the corpus; its blocks are in `work`."""
+    counter = PhaseCounter(report, "tokenizing", total=corpus.num_plain_bytes, unit="bytes")
+    encode = EncodeWork(
+        corpus=corpus,
+        tokenizer_json=tokenizer.to_str(pretty=False),
+        holdout_threshold=threshold,
+        has_targets=corpus.has_dialogues,
+        folder=work,
+        dropped=dropped,
+    )
+    results = []
+    for result in for_each_parcel(corpus, encode):
+        for name, data in result.pop("blobs").items():
+            write_whole(work / name, data)
+        counter.add(result["num_bytes"])
+        results.append(result)
+    return sorted(results, key=lambda result: str(result["name"]))
+
+
+def _split_report(work: Path, split: SplitName, results: list[dict[str, Any]]) -> SplitReport:
+    facts = [result[split] for result in results]
+    return SplitReport(
+        num_documents=sum(fact["num_documents"] for fact in facts),
+        num_tokens=sum(fact["num_tokens"] for fact in facts),
+        num_text_bytes=sum(fact["num_text_bytes"] for fact in facts),
+        num_unknown_tokens=sum(fact["num_unknown_tokens"] for fact in facts),
+        content_hash=f"{sum(int(fact['content_hash']) for fact in facts) % 2**64:016x}",
+        blocks=tuple(_merged_blocks(work, split)),
+    )
+
+
+def _merged_blocks(work: Path, split: SplitName) -> Iterator[BlockReport]:
+    """The blocks of a split; small ones (a holdout has hundreds of them) become one."""
+    waiting: list[Path] = []
+    size = 0
+    for path in sorted(work.glob(f"{split}-*-*.arrow")):
+        if waiting and size + path.stat().st_size > _MERGED_BLOCK_BYTES:
+            yield _merged(waiting)
+            waiting, size = [], 0
+        waiting.append(path)
+        size += path.stat().st_size
+    if waiting:
+        yield _merged(waiting)
+
+
+def _merged(paths: list[Path]) -> BlockReport:
+    if len(paths) > 1:
+        table = pa.Table.from_batches([read_block(path) for path in paths]).combine_chunks()
+        write_whole(paths[0], block_bytes(table.to_batches()[0]))
+        for path in paths[1:]:
+            path.unlink()
+    return report_block(paths[0])
+
+
+def _tokenizer_report(
+    tokenizer: Tokenizer,
+    splits: dict[SplitName, SplitReport],
+    results: list[dict[str, Any]],
+    *,
+    training_s: float | None,
+    num_training_bytes: int | None,
+) -> TokenizerReport:
+    num_tokens = sum(split.num_tokens for split in splits.values())
+    elapsed_s = max(result["stopped_at"] for result in results) - min(result["started_at"] for result in results)
+    text, num_bytes = longest_token(tokenizer)
+    return TokenizerReport(
+        vocabulary_size=vocabulary_of(tokenizer).size,
+        training_s=training_s,
+        num_training_bytes=num_training_bytes,
+        bytes_per_token=sum(split.num_text_bytes for split in splits.values()) / num_tokens,
+        unknown_rate=sum(split.num_unknown_tokens for split in splits.values()) / num_tokens,
+        tokens_per_s=num_tokens / max(elapsed_s, 1e-9),
+        longest_token=text,
+        longest_token_bytes=num_bytes,
+    )
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    started_at = time.monotonic()
+    yield
+    seconds[phase] = time.monotonic() - started_at
