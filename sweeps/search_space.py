@@ -74,7 +74,8 @@ class Distribution(Settings):
             values = [low + step * (high - low) for step in steps]
         if "int" in self.kind:
             return tuple(dict.fromkeys(round(value) for value in values))
-        return tuple(values)
+        # exp(log(high)) may be a hair above high, where the range ends.
+        return tuple(min(max(value, low), high) for value in values)
 
     def __str__(self) -> str:
         values = self.extremes()

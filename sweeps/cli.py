@@ -1,0 +1,157 @@
+"""Commands. What a command needs is imported when it runs: `pretune --help` answers at once."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+EXIT_FAULT = 2
+"""An input is wrong; nothing was started."""
+EXIT_NOTHING_COMPLETED = 3
+"""The sweep came to its end, and no trial completed."""
+EXIT_INCOMPLETE = 4
+"""Trials were given up after their workers were lost; the same command tries them again."""
+EXIT_INTERRUPTED = 130
+"""Ctrl-C, or SIGTERM; the same command goes on."""
+
+app = typer.Typer(
+    name="pretune",
+    help="Find the small language model that trains best inside the memory you have.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Exit codes: 0 done, 2 fault in an input, 3 no trial completed, 4 trials given up, 130 interrupted.",
+)
+
+File = Annotated[Path, typer.Argument(help="Sweep file (YAML).", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as corpus.path=my.csv. May be repeated."),
+]
+Results = Annotated[
+    Path | None,
+    typer.Option("--results", metavar="FOLDER", help="Where results go. Default: $PRETUNE_RESULTS or results."),
+]
+
+
+def main() -> None:
+    """Entry point of `pretune`."""
+    app()
+
+
+def _explains_faults(command: Callable[..., None]) -> Callable[..., None]:
+    """A user's mistake ends in one paragraph and exit code 2, never in a traceback."""
+
+    @wraps(command)
+    def explained(*args: Any, **kwargs: Any) -> None:
+        from data_pipeline.prepare import CorpusError
+        from sweeps.cluster import ResourcesError
+        from sweeps.results_folder import ResultsError
+        from sweeps.sweep_file import SweepFileError
+        from sweeps.tracking import TrackingError
+
+        try:
+            command(*args, **kwargs)
+        except (SweepFileError, CorpusError, ResourcesError, ResultsError, TrackingError) as fault:
+            Console(stderr=True).print(f"pretune: {fault}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(EXIT_FAULT) from None
+        except KeyboardInterrupt:
+            Console(stderr=True).print("pretune: interrupted")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+    return explained
+
+
+def results_folder(given: Path | None) -> Path:
+    """Where results go: as given, else $PRETUNE_RESULTS, else `results` below the current folder."""
+    return given or Path(os.environ.get("PRETUNE_RESULTS", "results"))
+
+
+@app.command()
+@_explains_faults
+def plan(file: File, overrides: Set = None) -> None:
+    """Print what a sweep will do, without doing it: settings, trials, tokens, what fits."""
+    from sweeps.plan import plan_sweep, print_plan
+    from sweeps.sweep_file import load_sweep_file
+
+    sweep = load_sweep_file(file, overrides or ())
+    # Before the tokenizer is trained its size is not known; what the file allows is the upper bound.
+    print_plan(plan_sweep(sweep, vocabulary_size=sweep.tokenizer.vocabulary), Console())
+
+
+@app.command()
+@_explains_faults
+def sweep(file: File, overrides: Set = None, results: Results = None) -> None:
+    """Run a sweep, or go on with it: the same command again resumes."""
+    from sweeps.sweep_file import load_sweep_file
+
+    config = load_sweep_file(file, overrides or ())
+    from sweeps.closing import print_end
+    from sweeps.sweep import run_sweep
+
+    console = Console()
+    end = run_sweep(config, results_folder=results_folder(results), console=console)
+    print_end(end, console, command=" ".join(["pretune", *sys.argv[1:]]))
+    if end.status == "interrupted":
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if end.status == "incomplete":
+        raise typer.Exit(EXIT_INCOMPLETE)
+    if end.summary["best"] is None:
+        raise typer.Exit(EXIT_NOTHING_COMPLETED)
+
+
+@app.command()
+@_explains_faults
+def prepare(file: File, overrides: Set = None, results: Results = None) -> None:
+    """Read, tokenize and pack the corpus of a sweep file, once; say what was kept and dropped."""
+    from sweeps.preparation import corpus_in_words, corpus_table, prepare_with_progress
+    from sweeps.results_folder import check_writable
+    from sweeps.sweep_file import load_sweep_file
+
+    config = load_sweep_file(file, overrides or ())
+    folder = results_folder(results)
+    check_writable(folder)
+    console = Console()
+    data = prepare_with_progress(config, folder, console)
+    console.print(corpus_table(data.manifest))
+    console.print(corpus_in_words(data), highlight=False, soft_wrap=True)
+    console.print(str(data.folder), highlight=False, soft_wrap=True)
+
+
+@app.command()
+@_explains_faults
+def report(folder: Annotated[Path, typer.Argument(help="A sweep's results folder.", show_default=False)]) -> None:
+    """Write report.html and EXPERIMENT.md of a sweep again."""
+    import json
+
+    from sweeps.report import write_report
+    from sweeps.results_folder import ResultsError
+    from sweeps.sweep_file import load_sweep_file
+    from sweeps.trial_records import TrialStore
+
+    if not (folder / "summary.json").exists():
+        raise ResultsError(
+            f"{folder} is no results folder of a sweep: it has no summary.json. Give results/<name>-<id>."
+        )
+    config = load_sweep_file(folder / "sweep.yaml")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    write_report(folder, config, TrialStore(folder / "trials").load_all(), summary)
+    Console().print(str(folder / "report.html"), highlight=False, soft_wrap=True)
+
+
+@app.command()
+@_explains_faults
+def ui(
+    results: Results = None,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
+) -> None:
+    """Open the MLflow UI on the runs of all sweeps."""
+    from sweeps.mlflow_ui import serve_ui
+
+    serve_ui(results_folder(results), host=host, port=port, console=Console())

@@ -1,0 +1,73 @@
+"""The last words of a sweep on the terminal: ranking, best settings, where things are, how to go on."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from sweeps.outcomes import Outcome
+from sweeps.progress import STYLES, clock, leaders_table
+from sweeps.results import ranked
+from sweeps.search_space import format_setting
+from sweeps.sweep import SweepEnd
+from sweeps.trial_records import TrialRecord
+
+_REFUSALS_SHOWN = 3
+
+
+def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
+    """Say what came out, and what to do next.
+
+    Args:
+        command: The command that was given; the same again goes on.
+    """
+    console.print()
+    if end.was_done_before:
+        console.print("everything was done already; nothing was trained", style="bold")
+    console.print(leaders_table(end.records))
+    _print_others(end, console)
+    best = end.summary["best"]
+    console.print()
+    if best is not None:
+        winner = next(record for record in end.records if record.name == best["trial"])
+        loss = best["holdout_loss_nats_per_token"]
+        console.print(f"[bold green]best[/bold green]     {winner.name}, holdout loss {loss:.4f} nats per token")
+        for path, value in winner.settings.items():
+            console.print(f"           {path}: {escape(format_setting(value))}", highlight=False)
+    folder = _short(end.folder.path)
+    facts = [("model", _short(Path(end.summary["model"])) if best is not None else end.summary["model"])]
+    facts += [("report", folder / "report.html"), ("tables", folder / "trials.csv"), ("runs", "pretune ui")]
+    facts += [("took", f"{clock(end.summary['wall_s'])}, {_spent(end)}")]
+    if end.status != "finished":
+        facts += [("go on", command)]
+    for label, text in facts:
+        console.print(f"{label:<8} {escape(str(text))}", highlight=False, soft_wrap=True)
+
+
+def _print_others(end: SweepEnd, console: Console) -> None:
+    """Trials without a loss, each with its reason, and what was never launched."""
+    for record in ranked(end.records):
+        if record.loss is None:
+            outcome = record.outcome or Outcome.INTERRUPTED
+            text = f"{record.name}  [{STYLES[outcome]}]{outcome}[/]  {escape(_last_line(record))}"
+            console.print(text, highlight=False, soft_wrap=True)
+    refused = end.summary["refused_before_launch"]
+    for proposal in refused[:_REFUSALS_SHOWN]:
+        text = f"proposal    [yellow]{proposal['verdict']}[/]: {escape(proposal['reason'])}"
+        console.print(text, highlight=False, soft_wrap=True)
+    if len(refused) > _REFUSALS_SHOWN:
+        console.print(f"            and {len(refused) - _REFUSALS_SHOWN} more proposals; summary.json lists them")
+
+
+def _last_line(record: TrialRecord) -> str:
+    return (record.reason.strip().splitlines() or [""])[-1]
+
+
+def _spent(end: SweepEnd) -> str:
+    spent = end.summary["training_s_by_outcome"]
+    return ", ".join(f"{seconds:.0f} s in {outcome}" for outcome, seconds in spent.items()) or "no training"
+
+
+def _short(path: Path) -> Path:
+    """Relative to the current folder where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,112 @@
+"""Ray, and how many lanes its processors and GPUs hold."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from core.host_memory import host_memory_share
+from sweeps.lane import LaneSpec
+from sweeps.sweep_config import ResourcesConfig
+
+
+class ResourcesError(ValueError):
+    """The cluster cannot hold what the sweep file asks for."""
+
+
+@dataclass(frozen=True)
+class LanePlan:
+    """How many lanes run side by side, and what each is made of."""
+
+    count: int
+    workers: int
+    use_gpu: bool
+    threads_per_worker: int
+    reason: str
+    """The choice in words."""
+
+    def spec(self, storage_folder: Path) -> LaneSpec:
+        """What a lane needs to know to start."""
+        return LaneSpec(
+            workers=self.workers,
+            use_gpu=self.use_gpu,
+            threads_per_worker=self.threads_per_worker,
+            # A fraction, so that lanes also fit a machine with fewer processors than workers.
+            cpus_per_worker=min(1.0, self.threads_per_worker),
+            storage_folder=str(storage_folder),
+        )
+
+
+def connect() -> None:
+    """Start Ray on this machine, or join the cluster of RAY_ADDRESS (as in a submitted job)."""
+    if ray.is_initialized():
+        return
+    # Tune and Train narrate each step on the terminal unless asked not to; the progress table says what matters.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune's own handling of Ctrl-C waits for every trial to save itself; ours ends in seconds and resumes from records.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    is_job = bool(os.environ.get("RAY_ADDRESS"))
+    if is_job:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=os.cpu_count(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    for name in ("ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def plan_lanes(resources: ResourcesConfig, *, num_trials: int, num_cpus: int, num_gpus: int) -> LanePlan:
+    """How many trials run side by side.
+
+    A worker gets a GPU of its own, or one or more processor cores; lanes never share a core, so that they do not slow
+    each other down.
+
+    Raises:
+        ResourcesError: Not even one trial fits.
+    """
+    use_gpu = resources.device == "gpu" or (resources.device == "auto" and num_gpus > 0)
+    workers = resources.workers_per_trial
+    slots, unit = (num_gpus, "GPU") if use_gpu else (num_cpus, "core")
+    if use_gpu and slots < workers:
+        raise ResourcesError(
+            f"resources.workers_per_trial={workers} needs as many GPUs; the cluster has {num_gpus}. "
+            "Lower workers_per_trial, or say resources.device: cpu."
+        )
+    fitting = max(1, slots // workers)
+    asked = resources.concurrent_trials
+    count = min(fitting if asked == "auto" else asked, num_trials)
+    if use_gpu and count > fitting:
+        raise ResourcesError(
+            f"resources.concurrent_trials={asked} with {workers} GPUs a trial needs {count * workers} GPUs; "
+            f"the cluster has {num_gpus}. Use concurrent_trials: {fitting}, or auto."
+        )
+    threads = max(1, num_cpus // (count * workers))
+    words = f"{count} at a time on {slots} {unit}{'s' if slots != 1 else ''}"
+    details = f"{workers} worker{'s' if workers > 1 else ''} a trial, {threads} thread{'s' if threads > 1 else ''} each"
+    return LanePlan(count, workers, use_gpu, threads, f"{words}, {details}")
+
+
+def worker_memory_bytes(resources: ResourcesConfig, lanes: LanePlan, *, device_bytes: int | None = None) -> int:
+    """Memory that one worker may use for training, in bytes.
+
+    Args:
+        device_bytes: Memory of one GPU, when trials run on GPUs.
+    """
+    if isinstance(resources.memory, int):
+        return resources.memory
+    whole = (
+        device_bytes if lanes.use_gpu and device_bytes else host_memory_share(num_processes=lanes.count * lanes.workers)
+    )
+    if resources.memory == "auto":
+        return whole
+    return round(whole * float(resources.memory.rstrip("% ")) / 100)

@@ -1,0 +1,98 @@
+"""Rungs on the token axis, and which trials go on past them.
+
+Source: asynchronous successive halving, Li et al., arXiv:1810.05934. Ray's own ASHA keeps a trial whose metric is NaN
+(every comparison is false) and cannot be rebuilt from records; the rule itself is a dozen lines.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from sweeps.sweep_config import EarlyStoppingConfig
+from sweeps.trial_records import LOSS, TrialRecord
+
+
+def rung_tokens(config: EarlyStoppingConfig, tokens_per_trial: int) -> tuple[int, ...]:
+    """Token counts at which trials are compared, ascending; the end of a trial is not one of them."""
+    if config.method == "none":
+        return ()
+    rungs = []
+    tokens = tokens_per_trial / config.reduction_factor
+    while tokens >= config.first_rung * tokens_per_trial:
+        rungs.append(round(tokens))
+        tokens /= config.reduction_factor
+    return tuple(reversed(rungs))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a trial goes on past a rung, and why."""
+
+    goes_on: bool
+    reason: str
+
+
+class Rungs:
+    """Losses seen at each rung, and the rule of who goes on."""
+
+    def __init__(self, tokens: Sequence[int], reduction_factor: int) -> None:
+        self.tokens = tuple(tokens)
+        self._factor = reduction_factor
+        self._losses: dict[int, dict[int, float]] = {rung: {} for rung in tokens}
+
+    def restore(self, records: Iterable[TrialRecord]) -> None:
+        """Take over what earlier trials reached."""
+        for record in records:
+            for rung, loss in record.rung_losses.items():
+                if rung in self._losses:
+                    self._losses[rung][record.number] = loss
+
+    def reached(self, trial: int, tokens: float) -> int | None:
+        """The highest rung that a trial has reached for the first time, if any."""
+        new = [rung for rung in self.tokens if tokens >= rung and trial not in self._losses[rung]]
+        return max(new, default=None)
+
+    def judge(self, trial: int, rung: int, loss: float) -> Verdict:
+        """Note a trial's loss at a rung and decide: the best 1/factor of those seen there go on, this one included."""
+        seen = self._losses[rung]
+        seen[trial] = loss if math.isfinite(loss) else math.inf
+        if not math.isfinite(loss):
+            return Verdict(False, f"loss {loss} at {rung:,} tokens is not a number to go on with")
+        # With fewer trials than the factor nothing can be said yet: the first ones go on.
+        num_going_on = max(1, len(seen) // self._factor)
+        cutoff = sorted(seen.values())[num_going_on - 1]
+        if loss <= cutoff or len(seen) < self._factor:
+            return Verdict(True, "")
+        return Verdict(
+            False,
+            f"loss {loss:.4f} at {rung:,} tokens is not among the best {num_going_on} of {len(seen)} trials "
+            f"there ({cutoff:.4f} or less)",
+        )
+
+
+class TokenScheduler(FIFOScheduler):
+    """Tune's view of the rungs: trials run in order, and end at a rung when they are not among the best."""
+
+    def __init__(self, rungs: Rungs) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._rungs = rungs
+        self.stopped: dict[int, str] = {}
+        """Trial number to the reason it was stopped."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Judge a result that carries a holdout loss at a rung not passed before."""
+        number = trial.config["number"]
+        if LOSS not in result or result.get("done"):
+            return str(TrialScheduler.CONTINUE)
+        rung = self._rungs.reached(number, result["tokens"])
+        if rung is None:
+            return str(TrialScheduler.CONTINUE)
+        verdict = self._rungs.judge(number, rung, result[LOSS])
+        if verdict.goes_on:
+            return str(TrialScheduler.CONTINUE)
+        self.stopped[number] = verdict.reason
+        return str(TrialScheduler.STOP)

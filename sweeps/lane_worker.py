@@ -1,0 +1,95 @@
+"""What runs on each worker of a lane: take a trial, train it, report, take the next."""
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from core.run_config import RunConfig
+from core.training_run import RunEnd, run_training
+from core.workers import Workers
+from data_pipeline.token_blocks import PreparedCorpus, open_prepared
+from sweeps.mailbox import Assignment, Message
+from sweeps.trial_records import LOSS
+
+
+def train_assignments(config: dict[str, Any]) -> None:
+    """Train trials from the lane's mailbox until it is closed. Runs under TorchTrainer, on every rank.
+
+    Args:
+        config: `mailbox`: the lane's mailbox; `threads`: processor threads of this worker.
+    """
+    mailbox = config["mailbox"]
+    torch.set_num_threads(config["threads"])
+    context = ray.train.get_context()
+    workers = Workers(
+        rank=context.get_world_rank(), count=context.get_world_size(), device=ray.train.torch.get_device()
+    )
+    corpora: dict[str, PreparedCorpus] = {}
+    taken = 0
+    while (assignment := ray.get(mailbox.take.remote(taken))) is not None:
+        taken += 1
+        try:
+            end = _train(assignment, workers, corpora, _reporter(mailbox, assignment))
+        except Exception:
+            # Not understood, so this process is not trusted with another trial: tell, then end the worker group.
+            error = Message("error", assignment.number, error=traceback.format_exc())
+            ray.get(mailbox.tell.remote(error, wait=False))
+            _log(assignment).exception("the trial failed")
+            raise
+        if workers.is_first:
+            _log(assignment).info("%s: %s", end.outcome, end.reason)
+            ray.get(mailbox.tell.remote(Message("end", assignment.number, end=end), wait=False))
+
+
+def _train(
+    assignment: Assignment,
+    workers: Workers,
+    corpora: dict[str, PreparedCorpus],
+    report: Callable[[dict[str, float]], bool],
+) -> RunEnd:
+    folder = assignment.prepared_folder
+    if folder not in corpora:
+        corpora[folder] = open_prepared(Path(folder))
+    if workers.is_first:
+        _log(assignment).info("starts: %s", assignment.run)
+    return run_training(
+        RunConfig.model_validate(assignment.run),
+        corpora[folder],
+        workers=workers,
+        folder=Path(assignment.trial_folder),
+        report=report,
+        evaluate_at_tokens=assignment.evaluate_at_tokens,
+        memory_limit_bytes=assignment.memory_limit_bytes,
+    )
+
+
+def _reporter(mailbox: Any, assignment: Assignment) -> Callable[[dict[str, float]], bool]:
+    def report(values: dict[str, float]) -> bool:
+        is_evaluation = LOSS in values
+        _log(assignment).info(" ".join(f"{name}={value:.6g}" for name, value in values.items()))
+        message = Message("report", assignment.number, report=values)
+        return bool(ray.get(mailbox.tell.remote(message, wait=is_evaluation)))
+
+    return report
+
+
+def _log(assignment: Assignment) -> logging.Logger:
+    """The trial's own log file, opened once."""
+    logger = logging.getLogger(f"pretune.{assignment.trial_folder}")
+    if not logger.handlers:
+        handler = logging.FileHandler(Path(assignment.trial_folder) / "log.txt", encoding="utf-8")
+        formatter = logging.Formatter("%(asctime)sZ %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+        formatter.converter = time.gmtime
+        handler.setFormatter(formatter)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    return logger

@@ -1,0 +1,152 @@
+"""What Tune says of its trials becomes records, once each, whoever hears it first."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from core.run_config import RunConfig
+from core.training_run import RunEnd
+from sweeps.early_stopping import TokenScheduler
+from sweeps.memory_frontier import MemoryFrontier, Refusal
+from sweeps.outcomes import Outcome
+from sweeps.trial_records import LOSS, RefusedProposal, TrialRecord, TrialStore
+
+Listener = Callable[[str, TrialRecord, dict[str, float] | None], None]
+"""Called with `started`, `report` or `ended`, the record, and the report if it is one."""
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Ledger:
+    """All trials of one sweep, in memory and in their store."""
+
+    def __init__(
+        self,
+        store: TrialStore,
+        *,
+        frontier: MemoryFrontier,
+        scheduler: TokenScheduler,
+        run_of: Callable[[TrialRecord], RunConfig],
+        rungs: tuple[int, ...],
+    ) -> None:
+        self.records = {record.number: record for record in store.load_all()}
+        self.refused = store.load_refusals()
+        self.listeners: list[Listener] = []
+        self._store, self._frontier, self._scheduler = store, frontier, scheduler
+        self._run_of, self._rungs = run_of, rungs
+
+    def open(self, settings: dict[str, Any], chosen_by: str) -> TrialRecord:
+        """A new trial with the next number."""
+        number = max(self.records, default=0) + 1
+        record = TrialRecord(number=number, settings=settings, chosen_by=chosen_by)
+        run = self._run_of(record)
+        record = record.model_copy(
+            update={
+                "micro_batch_size_asked": run.training.micro_batch_size,
+                "memory_limit_bytes": self._frontier.limit_bytes,
+                "predicted_peak_memory_bytes": self._frontier.predict(run),
+            }
+        )
+        return self._keep(record)
+
+    def start(self, number: int) -> TrialRecord:
+        """The trial is handed to Tune."""
+        record = self._change(number, started_at=self.records[number].started_at or now())
+        self._say("started", record)
+        return record
+
+    def report(self, number: int, report: dict[str, float]) -> None:
+        """A running trial reports."""
+        record = self.records[number]
+        # After an interruption a trial comes again by tokens that it has reported; they are equal, and count once.
+        if report["tokens"] <= record.tokens and record.tokens:
+            return
+        changes: dict[str, Any] = {
+            "tokens": int(report["tokens"]),
+            "training_s": report.get("training_s", record.training_s),
+            "tokens_per_s": report.get("train/tokens_per_s", record.tokens_per_s),
+            "micro_batch_size_used": int(report["micro_batch_size"]) if "micro_batch_size" in report else None,
+            "peak_memory_bytes": int(report["memory/peak_bytes"]) if report.get("memory/peak_bytes") else None,
+        }
+        loss = report.get(LOSS)
+        if loss is not None:
+            changes["metrics"] = {name: value for name, value in report.items() if name.startswith("holdout/")}
+            changes["best_loss"] = loss if record.best_loss is None else min(loss, record.best_loss)
+            reached = [rung for rung in self._rungs if record.tokens < rung <= report["tokens"]]
+            changes["rung_losses"] = record.rung_losses | dict.fromkeys(reached, loss)
+        record = self._change(number, **{name: value for name, value in changes.items() if value is not None})
+        self._store.append_report(record, report)
+        self._say("report", record, report)
+
+    def refuse(self, record: TrialRecord, refusal: Refusal) -> None:
+        """A trial that the file asks for ends before it starts."""
+        record = self._change(
+            record.number,
+            outcome=Outcome.INFEASIBLE,
+            memory_verdict=refusal.verdict,
+            reason=f"{refusal.verdict}: {refusal.reason}",
+            started_at=now(),
+            ended_at=now(),
+        )
+        self._say("ended", record)
+
+    def refuse_proposal(self, settings: dict[str, Any], refusal: Refusal) -> None:
+        """The sampler proposed what cannot be launched."""
+        refused = RefusedProposal(settings=settings, verdict=refusal.verdict, reason=refusal.reason)
+        self.refused.append(refused)
+        self._store.append_refusal(refused)
+
+    def settle(self, number: int, result: dict[str, Any] | None, *, lost: bool = False) -> TrialRecord:
+        """How a trial ended, from Tune's last result; the first call decides."""
+        record = self.records[number]
+        if record.ended_at:
+            return record
+        changes: dict[str, Any] = {"ended_at": now()}
+        end: RunEnd | None = (result or {}).get("end")
+        if result and result.get("outcome"):
+            changes |= {
+                "outcome": Outcome(result["outcome"]),
+                "reason": result["reason"],
+                "interruptions": record.interruptions + result["interruptions"],
+            }
+        elif number in self._scheduler.stopped:
+            changes |= {"outcome": Outcome.STOPPED, "reason": self._scheduler.stopped[number]}
+        else:
+            reason = "the lane's process was lost" if lost else "the sweep was interrupted before the trial ended"
+            changes |= {"outcome": Outcome.INTERRUPTED, "reason": reason}
+        if end is not None:
+            changes |= {
+                "metrics": end.metrics or record.metrics,
+                "tokens": end.tokens,
+                "micro_batch_size_used": end.micro_batch_size_used,
+                "peak_memory_bytes": end.peak_memory_bytes,
+            }
+        if changes["outcome"] is Outcome.INFEASIBLE:
+            changes |= {"memory_verdict": "ran out of memory", "reason": f"ran out of memory: {changes['reason']}"}
+            self._frontier.learn_shortage(self._run_of(record), record.name)
+        record = self._change(number, **changes)
+        self._say("ended", record)
+        return record
+
+    def unfinished(self) -> list[TrialRecord]:
+        """Trials to run first when a sweep goes on, with the same numbers."""
+        return [record for record in self.records.values() if not record.is_done]
+
+    def reopen(self, record: TrialRecord) -> TrialRecord:
+        """An interrupted trial is to run again."""
+        return self._change(record.number, outcome=None, reason="", ended_at="")
+
+    def _change(self, number: int, **changes: Any) -> TrialRecord:
+        return self._keep(self.records[number].model_copy(update=changes))
+
+    def _keep(self, record: TrialRecord) -> TrialRecord:
+        self.records[record.number] = record
+        self._store.save(record)
+        return record
+
+    def _say(self, event: str, record: TrialRecord, report: dict[str, float] | None = None) -> None:
+        for listener in self.listeners:
+            listener(event, record, report)

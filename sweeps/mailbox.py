@@ -1,0 +1,90 @@
+"""What a lane's owner and its workers say to each other: trials one way, reports the other."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+
+from core.training_run import RunEnd
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One trial, as a lane's workers get it."""
+
+    number: int
+    run: dict[str, Any]
+    """RunConfig as plain values."""
+    prepared_folder: str
+    trial_folder: str
+    """Checkpoints and the log; the run goes on from the newest whole checkpoint there."""
+    evaluate_at_tokens: tuple[int, ...]
+    memory_limit_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Message:
+    """One thing that a worker tells the lane's owner."""
+
+    kind: Literal["report", "end", "error"]
+    trial: int
+    report: dict[str, float] | None = None
+    end: RunEnd | None = None
+    error: str = ""
+    """Traceback of an error that is not understood."""
+
+
+class MailboxActor:
+    """Keeps trials until every worker has taken them, and reports until the owner has read them."""
+
+    def __init__(self) -> None:
+        self._trials: list[Assignment | None] = []
+        self._changed = asyncio.Condition()
+        self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        self._stopped: set[int] = set()
+        self._answered = 0
+        self._reported = 0
+
+    async def post(self, assignment: Assignment | None) -> None:
+        """Give the next trial to the workers; None: no more will come."""
+        async with self._changed:
+            self._trials.append(assignment)
+            self._changed.notify_all()
+
+    async def take(self, index: int) -> Assignment | None:
+        """Wait for the trial at this place in the order of posting."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._trials) > index)
+        return self._trials[index]
+
+    async def tell(self, message: Message, wait: bool) -> bool:
+        """Hand a message to the owner. Returns whether the trial is to go on.
+
+        Args:
+            wait: Wait until the owner has decided on it, so that a trial never trains past the rung that ends it.
+        """
+        self._reported += 1
+        mine = self._reported
+        await self._messages.put(message)
+        if wait:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._answered >= mine or message.trial in self._stopped)
+        return message.trial not in self._stopped
+
+    async def next_message(self) -> Message:
+        """The next message; asking for it says that those before it may go on."""
+        async with self._changed:
+            self._answered = self._reported - self._messages.qsize()
+            self._changed.notify_all()
+        return await self._messages.get()
+
+    async def stop(self, trial: int) -> None:
+        """Tell the workers to end this trial at the next report."""
+        async with self._changed:
+            self._stopped.add(trial)
+            self._changed.notify_all()
+
+
+# An actor of coroutines: the waiting calls of every worker and of the owner stand open side by side.
+Mailbox = ray.remote(num_cpus=0)(MailboxActor)

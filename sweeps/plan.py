@@ -1,0 +1,170 @@
+"""What a sweep will do, before it does it: lanes, rungs, tokens, and what fits in memory."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypedDict
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from core.memory_model import DeviceType, largest_micro_batch, predict_memory
+from core.run_config import RunConfig
+from data_pipeline.settings import format_bytes
+from sweeps.cluster import LanePlan, plan_lanes, worker_memory_bytes
+from sweeps.early_stopping import rung_tokens
+from sweeps.memory_frontier import MemoryFrontier, micro_batch_of
+from sweeps.search_space import format_setting
+from sweeps.sweep_config import SweepConfig
+from sweeps.sweep_file import dump_sweep
+
+_MICRO_BATCH = "training.micro_batch_size"
+
+
+class _Where(TypedDict):
+    num_workers: int
+    device_type: DeviceType
+    has_document_ids: bool
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep with everything decided that depends on the machine."""
+
+    sweep: SweepConfig
+    vocabulary_size: int
+    lanes: LanePlan
+    memory_bytes: int
+    """Memory of one worker."""
+
+    @cached_property
+    def rungs(self) -> tuple[int, ...]:
+        """Token counts at which trials are compared."""
+        return rung_tokens(self.sweep.early_stopping, self.sweep.budget.tokens_per_trial)
+
+    @cached_property
+    def evaluate_at_tokens(self) -> tuple[int, ...]:
+        """Token counts at which the holdout is evaluated: every rung, and points spread evenly."""
+        total, points = self.sweep.budget.tokens_per_trial, self.sweep.evaluation.points
+        even = {round(total * point / points) for point in range(1, points)}
+        return tuple(sorted(even | set(self.rungs)))
+
+    def predicted_bytes(self, run: RunConfig) -> int | None:
+        """Predicted peak of one worker; None where the micro-batch is `auto`, which fits itself to the memory."""
+        micro_batch = micro_batch_of(run, self.lanes.workers)
+        if micro_batch is None:
+            return None
+        return predict_memory(
+            run,
+            self.vocabulary_size,
+            micro_batch_size=micro_batch,
+            **self._where,
+        ).peak_bytes
+
+    def largest_micro_batch(self, run: RunConfig) -> int:
+        """The most rows that one worker can hold at once, at most its rows of a batch; 0 when not even one fits."""
+        return largest_micro_batch(run, self.vocabulary_size, memory_bytes=self.memory_bytes, **self._where)
+
+    @property
+    def _where(self) -> "_Where":
+        packing = self.sweep.packing
+        return {
+            "num_workers": self.lanes.workers,
+            "device_type": "cuda" if self.lanes.use_gpu else "cpu",
+            "has_document_ids": packing.rows == "packed" and packing.attention == "within_documents",
+        }
+
+    def frontier(self) -> MemoryFrontier:
+        """An empty frontier for this machine."""
+        return MemoryFrontier(self.memory_bytes, self.lanes.workers, self.predicted_bytes)
+
+
+def plan_sweep(
+    sweep: SweepConfig, *, vocabulary_size: int, num_cpus: int | None = None, num_gpus: int | None = None
+) -> SweepPlan:
+    """Decide what depends on the machine.
+
+    Args:
+        num_cpus: Processor cores of the cluster. None: of this machine; likewise `num_gpus`.
+
+    Raises:
+        ResourcesError: Not even one trial fits.
+    """
+    lanes = plan_lanes(
+        sweep.resources,
+        num_trials=sweep.budget.trials,
+        num_cpus=num_cpus or os.cpu_count() or 1,
+        num_gpus=torch.cuda.device_count() if num_gpus is None else num_gpus,
+    )
+    # All GPUs of a sweep are taken to be like the first: Ray does not say how much memory each has.
+    device_bytes = torch.cuda.mem_get_info(0)[0] if lanes.use_gpu and torch.cuda.is_available() else None
+    memory_bytes = worker_memory_bytes(sweep.resources, lanes, device_bytes=device_bytes)
+    return SweepPlan(sweep, vocabulary_size, lanes, memory_bytes)
+
+
+def print_plan(plan: SweepPlan, console: Console) -> None:
+    """Show the plan: resolved settings, trials, tokens, what fits."""
+    sweep = plan.sweep
+    console.print("[bold]Settings[/bold], every default written out")
+    console.print(escape(dump_sweep(sweep)), highlight=False)
+    console.print("[bold]What will be done[/bold]")
+    for label, text in _facts(plan):
+        console.print(f"  {label:<14}{escape(text)}", highlight=False, soft_wrap=True)
+    console.print()
+    console.print(f"[bold]What fits[/bold] in {format_bytes(plan.memory_bytes)} of one worker (predicted)")
+    console.print(_memory_table(plan))
+
+
+def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
+    sweep, budget = plan.sweep, plan.sweep.budget
+    total = budget.trials * budget.tokens_per_trial
+    yield "trials", f"{budget.trials} of up to {budget.tokens_per_trial:,} tokens: {total:,} at most"
+    for path, distribution in sweep.search.items():
+        yield "swept", f"{path}: {distribution}"
+    for settings in sweep.start_with:
+        yield "first", ", ".join(f"{path} {format_setting(value)}" for path, value in settings.items())
+    yield "proposed by", f"{sweep.searcher.method}, seed {sweep.searcher.seed}"
+    rungs = ", ".join(f"{rung:,}" for rung in plan.rungs)
+    stopping = sweep.early_stopping
+    yield (
+        "stopped by",
+        f"{stopping.method}: best 1/{stopping.reduction_factor} at {rungs} tokens" if rungs else "nothing",
+    )
+    yield (
+        "compared by",
+        "holdout loss in nats per token, on the same holdout for every trial"
+        + (" under the same masks at 15 %" if sweep.objective.masked_lm else ""),
+    )
+    yield "side by side", plan.lanes.reason
+
+
+def _memory_table(plan: SweepPlan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("micro-batch", "peak", "of the limit", ""):
+        table.add_column(name, justify="right" if name else "left")
+    largest = plan.largest_micro_batch(plan.sweep.run_config())
+    for micro_batch in _micro_batches(plan.sweep):
+        run = plan.sweep.run_config({_MICRO_BATCH: micro_batch, "training.batch_size": _large_batch(plan, micro_batch)})
+        peak = plan.predicted_bytes(run)
+        assert peak is not None
+        verdict = "fits" if peak <= plan.memory_bytes else "[yellow]does not fit: not launched[/yellow]"
+        table.add_row(str(micro_batch), format_bytes(peak), f"{peak / plan.memory_bytes:.0%}", verdict)
+    table.add_row(
+        "largest", "", "", f"{largest} rows at the settings of the file" if largest else "not even one row fits"
+    )
+    return table
+
+
+def _micro_batches(sweep: SweepConfig) -> list[int]:
+    swept = sweep.search.get(_MICRO_BATCH)
+    listed = [settings[_MICRO_BATCH] for settings in sweep.start_with if _MICRO_BATCH in settings]
+    values = [*(swept.extremes() if swept else (sweep.training.micro_batch_size,)), *listed]
+    return sorted({value for value in values if isinstance(value, int)})
+
+
+def _large_batch(plan: SweepPlan, micro_batch: int) -> int:
+    # With accumulation, as most trials have it, a copy of the gradients comes on top.
+    return 2 * micro_batch * plan.lanes.workers

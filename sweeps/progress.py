@@ -1,0 +1,160 @@
+"""Live progress of a sweep: a table on a terminal, one line an event elsewhere."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.outcomes import Outcome
+from sweeps.results import ranked
+from sweeps.search_space import format_setting, short_name
+from sweeps.trial_records import LOSS, TrialRecord
+
+STYLES = {
+    Outcome.COMPLETED: "green",
+    Outcome.STOPPED: "cyan",
+    Outcome.INFEASIBLE: "yellow",
+    Outcome.DIVERGED: "magenta",
+    Outcome.INTERRUPTED: "bright_black",
+    Outcome.FAILED: "red",
+}
+_LEADERS = 5
+_REDRAWS_PER_S = 2
+
+
+class Progress:
+    """What is going on, for a person who waits."""
+
+    def __init__(
+        self,
+        console: Console,
+        records: Callable[[], Sequence[TrialRecord]],
+        *,
+        num_trials: int,
+        tokens_per_trial: int,
+        num_refused: Callable[[], int],
+    ) -> None:
+        self._console, self._records, self._num_refused = console, records, num_refused
+        self._num_trials, self._tokens_per_trial = num_trials, tokens_per_trial
+        self._started_at = time.monotonic()
+        self._tokens_at_start = _tokens(records())
+        self._speed: dict[int, float] = {}
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(
+                get_renderable=self._draw,
+                console=self._console,
+                refresh_per_second=_REDRAWS_PER_S,
+                transient=True,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def on_event(self, event: str, record: TrialRecord, report: Mapping[str, float] | None) -> None:
+        """A ledger listener: `started`, `report`, `ended`."""
+        if report is not None and "train/tokens_per_s" in report:
+            self._speed[record.number] = report["train/tokens_per_s"]
+        if event == "ended":
+            self._speed.pop(record.number, None)
+        line = self._line(event, record, report)
+        if line is not None and (self._live is None or event == "ended"):
+            self._console.print(line)
+
+    def _line(self, event: str, record: TrialRecord, report: Mapping[str, float] | None) -> Text | None:
+        line = Text(record.name)
+        if event == "started":
+            return line.append(f"  starts    {settings_in_words(record)}", style="dim")
+        if event == "report" and report is not None and LOSS in report:
+            done = report["tokens"] / self._tokens_per_trial
+            return line.append(f"  {min(done, 1):4.0%}      holdout loss {report[LOSS]:.4f}", style="dim")
+        if event == "ended":
+            outcome = record.outcome or Outcome.INTERRUPTED
+            line.append(f"  {outcome:<11}", style=STYLES[outcome])
+            # The reason of a failure is a traceback: its last line says what happened, the log has the rest.
+            reason = (record.reason.strip().splitlines() or [""])[-1]
+            loss = "" if record.loss is None else f" holdout loss {record.loss:.4f} "
+            return line.append(loss).append(reason if outcome is not Outcome.COMPLETED else settings_in_words(record))
+        return None
+
+    def _draw(self) -> Group:
+        records = list(self._records())
+        return Group(self._counts(records), leaders_table(records, limit=_LEADERS), self._pace(records))
+
+    def _counts(self, records: Sequence[TrialRecord]) -> Text:
+        text = Text("trials  ")
+        counts = Counter(record.outcome for record in records)
+        for outcome in (*Outcome, None):
+            if counts[outcome]:
+                style = STYLES[outcome] if outcome else "bold"
+                text.append(f"{outcome or 'running'} {counts[outcome]}  ", style=style)
+        if self._num_refused():
+            text.append(f"refused before launch {self._num_refused()}", style="yellow")
+        return text
+
+    def _pace(self, records: Sequence[TrialRecord]) -> Text:
+        elapsed_s = time.monotonic() - self._started_at
+        speed = sum(self._speed.values())
+        text = Text(f"{speed:,.0f} tokens/s   {clock(elapsed_s)} elapsed")
+        left_s = self._time_left_s(records, elapsed_s)
+        return text if left_s is None else text.append(f"   about {clock(left_s)} left")
+
+    def _time_left_s(self, records: Sequence[TrialRecord], elapsed_s: float) -> float | None:
+        # Seconds a trial have been, times trials left: stopped trials are cheap, and will be.
+        counted = [record for record in records if record.outcome is not Outcome.INFEASIBLE]
+        share = sum(1.0 if r.is_done else r.tokens / self._tokens_per_trial for r in counted)
+        spent = _tokens(records) - self._tokens_at_start
+        if share <= 0 or spent <= 0:
+            return None
+        return elapsed_s / share * max(0.0, self._num_trials - share)
+
+
+def leaders_table(records: Sequence[TrialRecord], limit: int | None = None) -> Table:
+    """Trials with a loss, best first."""
+    paths = list(dict.fromkeys(path for record in records for path in record.settings))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("rank", "trial", "outcome"):
+        table.add_column(name)
+    for name in ("holdout loss", "tokens", "tokens/s", *map(short_name, paths)):
+        table.add_column(name, justify="right")
+    shown = [record for record in ranked(records) if record.loss is not None][:limit]
+    for rank, record in enumerate(shown, start=1):
+        table.add_row(
+            str(rank),
+            record.name,
+            Text(str(record.outcome or "running"), style=STYLES[record.outcome] if record.outcome else "bold"),
+            f"{record.loss:.4f}",
+            f"{record.tokens:,}",
+            "" if record.tokens_per_s is None else f"{record.tokens_per_s:,.0f}",
+            *(format_setting(record.settings.get(path, "")) for path in paths),
+        )
+    return table
+
+
+def settings_in_words(record: TrialRecord) -> str:
+    """`learning_rate 0.0005, batch_size 64`."""
+    return ", ".join(f"{short_name(path)} {format_setting(value)}" for path, value in record.settings.items())
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _tokens(records: Sequence[TrialRecord]) -> int:
+    return sum(record.tokens for record in records)

@@ -1,0 +1,130 @@
+"""What a sweep found, as files that a script reads: trials.csv and summary.json."""
+
+import csv
+import io
+import json
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sweeps.outcomes import Outcome
+from sweeps.trial_records import RefusedProposal, TrialRecord, write_atomically
+
+_ORDER = (
+    Outcome.COMPLETED,
+    Outcome.STOPPED,
+    Outcome.DIVERGED,
+    Outcome.INTERRUPTED,
+    Outcome.FAILED,
+    Outcome.INFEASIBLE,
+    None,
+)
+_VERSIONS = ("pretune", "ray", "torch", "tokenizers", "pandas", "mlflow", "pyarrow", "optuna")
+
+
+def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Best first: completed trials by holdout loss, then stopped ones by how far they came and their loss there."""
+
+    def key(record: TrialRecord) -> tuple[Any, ...]:
+        loss = float("inf") if record.loss is None else record.loss
+        came_far = -record.tokens if record.outcome is Outcome.STOPPED else 0
+        return (_ORDER.index(record.outcome), came_far, loss, record.number)
+
+    return sorted(records, key=key)
+
+
+def best_trial(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The completed trial with the smallest holdout loss; None when none completed."""
+    first = next(iter(ranked(records)), None)
+    return first if first is not None and first.outcome is Outcome.COMPLETED and first.loss is not None else None
+
+
+def trial_row(record: TrialRecord, rank: int) -> dict[str, Any]:
+    """One trial as a row of trials.csv; units are in the names."""
+    metrics = {name.replace("/", "_"): value for name, value in record.metrics.items()}
+    return {
+        "rank": rank,
+        "trial": record.name,
+        "outcome": str(record.outcome or "RUNNING"),
+        "reason": record.reason,
+        **record.settings,
+        **metrics,
+        "best_holdout_loss_nats_per_token": record.best_loss,
+        "tokens": record.tokens,
+        "training_s": round(record.training_s, 3),
+        "tokens_per_s": None if record.tokens_per_s is None else round(record.tokens_per_s, 1),
+        "micro_batch_size_asked": record.micro_batch_size_asked,
+        "micro_batch_size_used": record.micro_batch_size_used,
+        "memory_verdict": record.memory_verdict,
+        "predicted_peak_memory_bytes": record.predicted_peak_memory_bytes,
+        "measured_peak_memory_bytes": record.peak_memory_bytes,
+        "memory_limit_bytes": record.memory_limit_bytes,
+        "chosen_by": record.chosen_by,
+        "interruptions": record.interruptions,
+        "started_at": record.started_at,
+        "ended_at": record.ended_at,
+    }
+
+
+def write_trials_csv(path: Path, records: Sequence[TrialRecord]) -> None:
+    """One row a trial, every trial, best first."""
+    rows = [trial_row(record, rank) for rank, record in enumerate(ranked(records), start=1)]
+    # A trial without metrics has fewer columns: take all of them, in the order of the row that has most.
+    columns = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def summarize(
+    *,
+    name: str,
+    identity: str,
+    status: str,
+    records: Sequence[TrialRecord],
+    refused: Sequence[RefusedProposal],
+    data: dict[str, Any],
+    wall_s: float,
+) -> dict[str, Any]:
+    """What a script wants to know of a sweep.
+
+    Args:
+        status: `finished` or `interrupted`.
+        data: Figures of the prepared corpus.
+        wall_s: Seconds of this and earlier parts of the sweep together.
+    """
+    best = best_trial(records)
+    spent_s = {
+        str(outcome): round(sum(r.training_s for r in records if r.outcome is outcome), 3)
+        for outcome in Outcome
+        if any(r.outcome is outcome for r in records)
+    }
+    return {
+        "name": name,
+        "identity": identity,
+        "status": status,
+        "best": None if best is None else trial_row(best, 1),
+        "ranking": [record.name for record in ranked(records)],
+        "outcomes": dict(Counter(str(record.outcome or "RUNNING") for record in records)),
+        "memory_verdicts": dict(Counter(r.memory_verdict for r in records if r.memory_verdict)),
+        "refused_before_launch": [proposal.model_dump() for proposal in refused],
+        "training_s_by_outcome": spent_s,
+        "wall_s": round(wall_s, 3),
+        "data": data,
+        "versions": versions(),
+    }
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """summary.json, replaced whole."""
+    write_atomically(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a result may depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS}

@@ -1,0 +1,105 @@
+"""The folder that one sweep leaves behind: its identity, its lock, its files."""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sweeps.sweep_config import SweepConfig
+from sweeps.sweep_file import dump_sweep
+from sweeps.trial_records import write_atomically
+
+_IDENTITY_CHARACTERS = 8
+
+
+class ResultsError(RuntimeError):
+    """The results folder cannot be used; the message says why and what to do."""
+
+
+def check_writable(results_folder: Path) -> None:
+    """Make the results folder and see that files can be made in it.
+
+    Raises:
+        ResultsError: They cannot.
+    """
+    try:
+        results_folder.mkdir(parents=True, exist_ok=True)
+        probe = results_folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ResultsError(
+            f"the results folder {results_folder} cannot be written ({error.strerror or error}). "
+            "Give another one with --results FOLDER."
+        ) from error
+
+
+def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
+    """Hash of all that decides what a sweep does: the resolved file and the data. The same again means: go on."""
+    canonical = json.dumps(sweep.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(f"{canonical}\n{data_fingerprint}".encode()).hexdigest()
+
+
+class SweepFolder:
+    """`results/<name>-<first 8 of the identity>/`."""
+
+    def __init__(self, results_folder: Path, sweep: SweepConfig, identity: str) -> None:
+        self.path = (results_folder / f"{sweep.name}-{identity[:_IDENTITY_CHARACTERS]}").absolute()
+        self.identity = identity
+        self._sweep = sweep
+
+    @property
+    def trials(self) -> Path:
+        """One folder a trial."""
+        return self.path / "trials"
+
+    @property
+    def best(self) -> Path:
+        """The winner, as Hugging Face transformers loads it."""
+        return self.path / "best"
+
+    @property
+    def ray_state(self) -> Path:
+        """Where Tune and Train keep what they want; nothing there is read back."""
+        return self.path / ".ray"
+
+    def create(self) -> None:
+        """Make the folder with the resolved sweep file."""
+        self.trials.mkdir(parents=True, exist_ok=True)
+        header = f"# Resolved sweep file: every default written out. Identity {self.identity}.\n"
+        write_atomically(self.path / "sweep.yaml", header + dump_sweep(self._sweep))
+
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json of an earlier part of this sweep, if there is one."""
+        path = self.path / "summary.json"
+        if not path.exists():
+            return None
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return summary
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one process; the lock goes with the process, however it ends.
+
+        Raises:
+            ResultsError: Another process holds it; names it.
+        """
+        with (self.path / ".lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise ResultsError(
+                    f"this sweep is running already ({holder}). Wait for it, or end it with Ctrl-C; giving the same "
+                    "command then goes on where it stopped."
+                ) from error
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield

@@ -1,0 +1,208 @@
+"""Optuna behind one honest door: what is proposed next, and what the sampler is told of each trial's end.
+
+The sampler is told the truth (Tune's own OptunaSearch tells an early-stopped trial as complete and an infeasible one as
+failed, which TPE forgets): infeasible is a constraint, diverged is bad, stopped is pruned with its values at the rungs,
+interrupted is nothing at all.
+"""
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from ray.tune.search import Searcher
+
+from core.run_config import RunConfig
+from sweeps.ledger import Ledger
+from sweeps.memory_frontier import MemoryFrontier
+from sweeps.outcomes import Outcome
+from sweeps.search_space import SearchSpace
+from sweeps.sweep_config import SweepConfig
+from sweeps.trial_records import TrialRecord
+
+MAX_REFUSALS_IN_A_ROW = 200
+"""Proposals refused, or known already, one after another before the rest of the space counts as used up."""
+
+
+class SettingsSampler:
+    """Proposes settings and learns from records; knows nothing of Tune."""
+
+    def __init__(self, sweep: SweepConfig, *, worst_loss: float, known: Sequence[TrialRecord] = ()) -> None:
+        """
+        Args:
+            worst_loss: Loss told for a diverged trial, in nats per token: that of a model that knows nothing.
+            known: Trials of an earlier part of the sweep.
+        """
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space: dict[str, BaseDistribution] = {
+            path: distribution.to_optuna() for path, distribution in sweep.search.items()
+        }
+        self._worst_loss = worst_loss
+        # A sweep that goes on must not draw the same random numbers again: it would propose the same settings.
+        self._study = optuna.create_study(sampler=_sampler(sweep, num_known=len(known)), direction="minimize")
+        self._grid = _grid(sweep.search, sweep.searcher.grid_points) if sweep.searcher.method == "grid" else None
+        self._asked: dict[int, optuna.Trial] = {}
+        for record in known:
+            self.ended(record)
+
+    def propose(self) -> tuple[dict[str, Any], optuna.Trial | None] | None:
+        """Settings to try next with the handle to answer for them; None when a grid is used up."""
+        if self._grid is not None:
+            settings = next(self._grid, None)
+            return None if settings is None else (settings, None)
+        trial = self._study.ask(self._space)
+        return trial.params, trial
+
+    def refused(self, handle: optuna.Trial | None) -> None:
+        """The proposal does not fit in memory: a constraint broken, no value."""
+        if handle is not None:
+            handle.set_constraint("memory", 1.0)
+            self._study.tell(handle, state=TrialState.PRUNED)
+
+    def known_already(self, handle: optuna.Trial | None) -> None:
+        """The proposal equals a trial that there is: nothing to learn from it."""
+        if handle is not None:
+            self._study.tell(handle, state=TrialState.FAIL)
+
+    def launched(self, record: TrialRecord, handle: optuna.Trial | None) -> None:
+        """The proposal became a trial."""
+        if handle is not None:
+            self._asked[record.number] = handle
+
+    def ended(self, record: TrialRecord) -> None:
+        """Tell the sampler how a trial ended; trials that it did not propose count as well."""
+        handle = self._asked.pop(record.number, None)
+        if handle is not None:
+            # What it is told goes in as a finished trial below; the open one is closed without a trace.
+            self._study.tell(handle, state=TrialState.FAIL)
+        frozen = self._as_optuna(record)
+        if frozen is not None:
+            self._study.add_trial(frozen)
+
+    def _as_optuna(self, record: TrialRecord) -> FrozenTrial | None:
+        known: dict[str, Any] = {"constraints": {"memory": -1.0}}
+        match record.outcome:
+            case Outcome.COMPLETED if record.loss is not None:
+                known |= {"state": TrialState.COMPLETE, "value": record.loss}
+            case Outcome.DIVERGED:
+                known |= {"state": TrialState.COMPLETE, "value": self._worst_loss}
+            case Outcome.STOPPED if record.rung_losses:
+                known |= {"state": TrialState.PRUNED, "intermediate_values": record.rung_losses}
+            case Outcome.INFEASIBLE:
+                known |= {"state": TrialState.PRUNED, "constraints": {"memory": 1.0}}
+            case _:
+                return None
+        params = {path: value for path, value in record.settings.items() if path in self._space}
+        if any(not self._space[path]._contains(self._space[path].to_internal_repr(params[path])) for path in params):
+            return None  # A value of `start_with` outside the space: the sampler has no place for it.
+        distributions = {path: self._space[path] for path in params}
+        return create_trial(params=params, distributions=distributions, **known)
+
+
+class SweepSearcher(Searcher):
+    """Tune's view of the sampler: trials left over, then those the file lists, then proposals that fit in memory."""
+
+    def __init__(
+        self,
+        sweep: SweepConfig,
+        ledger: Ledger,
+        frontier: MemoryFrontier,
+        *,
+        worst_loss: float,
+        trial_config: Callable[[TrialRecord, RunConfig], dict[str, Any]],
+    ) -> None:
+        super().__init__(metric=None, mode=None)
+        self._sweep, self._ledger, self._frontier = sweep, ledger, frontier
+        self._trial_config = trial_config
+        known = [record for record in ledger.records.values() if record.is_done]
+        self._sampler = SettingsSampler(sweep, worst_loss=worst_loss, known=known)
+        self._numbers: dict[str, int] = {}
+        self._left_over = deque(ledger.unfinished())
+        listed_before = sum(record.chosen_by == "start_with" for record in ledger.records.values())
+        self._listed = deque(sweep.start_with[listed_before:])
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's config, `FINISHED`, or None: ask again when a running trial has ended."""
+        record = self._next_record()
+        if record is None:
+            is_waiting = self._num_running() > 0
+            return None if is_waiting else str(Searcher.FINISHED)
+        self._numbers[trial_id] = record.number
+        self._ledger.start(record.number)
+        return self._trial_config(record, self._run_of(record.settings))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Settle the trial and tell the sampler."""
+        number = self._numbers.pop(trial_id, None)
+        if number is not None:
+            self._sampler.ended(self._ledger.settle(number, result, lost=error))
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing to do: the ledger keeps the losses at rungs."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the trial records say everything."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: a new searcher reads the trial records."""
+
+    def _run_of(self, settings: dict[str, Any]) -> RunConfig:
+        return self._sweep.run_config(settings)
+
+    def _num_running(self) -> int:
+        return len(self._numbers)
+
+    def _next_record(self) -> TrialRecord | None:
+        if self._left_over:
+            return self._ledger.reopen(self._left_over.popleft())
+        while self._listed:
+            settings = self._listed.popleft()
+            record = self._ledger.open(settings, "start_with")
+            # The user asked for exactly this: only what has been observed may refuse it, never a prediction.
+            refusal = self._frontier.refusal(self._run_of(settings), trust_prediction=False)
+            if refusal is None:
+                return record
+            self._ledger.refuse(record, refusal)
+        if self._num_trials_that_count() >= self._sweep.budget.trials:
+            return None
+        return self._propose_feasible()
+
+    def _num_trials_that_count(self) -> int:
+        return sum(record.outcome is not Outcome.INFEASIBLE for record in self._ledger.records.values())
+
+    def _propose_feasible(self) -> TrialRecord | None:
+        for _ in range(MAX_REFUSALS_IN_A_ROW):
+            proposal = self._sampler.propose()
+            if proposal is None:
+                return None
+            settings, handle = proposal
+            if any(record.settings == settings for record in self._ledger.records.values()):
+                self._sampler.known_already(handle)
+                continue
+            refusal = self._frontier.refusal(self._run_of(settings))
+            if refusal is None:
+                record = self._ledger.open(settings, "search")
+                self._sampler.launched(record, handle)
+                return record
+            self._sampler.refused(handle)
+            self._ledger.refuse_proposal(settings, refusal)
+        return None
+
+
+def _sampler(sweep: SweepConfig, num_known: int) -> optuna.samplers.BaseSampler:
+    seed = sweep.searcher.seed + num_known
+    if sweep.searcher.method == "tpe":
+        # A third of a small budget is enough to start from; Optuna's ten would make a sweep of ten a random one.
+        num_random = min(10, max(3, math.ceil(sweep.budget.trials / 3)))
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=num_random)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _grid(space: SearchSpace, points: int) -> Iterator[dict[str, Any]]:
+    axes = {path: distribution.grid(points) for path, distribution in space.items()}
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))

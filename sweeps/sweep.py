@@ -1,0 +1,286 @@
+"""Carry one sweep out, or go on with it."""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from rich.console import Console
+
+from core.run_config import RunConfig
+from data_pipeline.token_blocks import PreparedCorpus
+from sweeps.cluster import connect
+from sweeps.early_stopping import Rungs, TokenScheduler
+from sweeps.ledger import Ledger
+from sweeps.mailbox import Assignment
+from sweeps.plan import SweepPlan, plan_sweep
+from sweeps.preparation import corpus_in_words, data_figures, prepare_with_progress
+from sweeps.progress import Progress
+from sweeps.report import write_report
+from sweeps.results import best_trial, ranked, summarize, write_summary, write_trials_csv
+from sweeps.results_folder import SweepFolder, check_writable, sweep_identity
+from sweeps.searchers import SweepSearcher
+from sweeps.sweep_config import SweepConfig
+from sweeps.tensorboard import TensorBoardLog
+from sweeps.tracking import Tracking
+from sweeps.trial import LaneTrainable
+from sweeps.trial_records import TrialRecord, TrialStore
+from sweeps.winner import drop_checkpoints, export_winner
+
+_MAX_LOST_LANES = 2
+"""Times that a trial is started again after the process of its lane, or its node, was lost."""
+
+
+@dataclass(frozen=True)
+class SweepEnd:
+    """What a sweep left behind."""
+
+    folder: SweepFolder
+    status: str
+    """`finished`; `interrupted` by the user; `incomplete` when trials were given up after losing their workers."""
+    records: tuple[TrialRecord, ...]
+    summary: dict[str, Any]
+    was_done_before: bool
+    """Nothing was left to do."""
+
+
+def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console) -> SweepEnd:
+    """Run a sweep to its end, from wherever an earlier run of the same sweep stopped.
+
+    Raises:
+        ResultsError, TrackingError, CorpusError, ResourcesError: Something the user can mend, found before training.
+    """
+    check_writable(results_folder)
+    tracking = Tracking(results_folder)
+    data = prepare_with_progress(sweep, results_folder, console)
+    console.print(f"corpus   {corpus_in_words(data)}", highlight=False, soft_wrap=True)
+    folder = SweepFolder(results_folder, sweep, sweep_identity(sweep, data.fingerprint))
+    earlier = folder.summary()
+    if earlier is not None and earlier["status"] == "finished":
+        records = tuple(TrialStore(folder.trials).load_all())
+        return SweepEnd(folder, "finished", records, earlier, was_done_before=True)
+    folder.create()
+    with folder.locked():
+        return _run(sweep, data, folder, tracking, console, earlier)
+
+
+def _run(
+    sweep: SweepConfig,
+    data: PreparedCorpus,
+    folder: SweepFolder,
+    tracking: Tracking,
+    console: Console,
+    earlier: dict[str, Any] | None,
+) -> SweepEnd:
+    started_at = time.monotonic()
+    wall_s_before = 0.0 if earlier is None else earlier["wall_s"]
+    connect()
+    plan = plan_sweep(sweep, vocabulary_size=data.vocabulary.size, **_cluster_size())
+    console.print(f"trials   {plan.lanes.reason}; results in {folder.path}", highlight=False, soft_wrap=True)
+    run = _SweepRun(plan, data, folder)
+    tracking.start(
+        name=sweep.name,
+        identity=folder.identity,
+        tags={"mlflow.note.content": sweep.purpose, "pretune.data": data.fingerprint},
+        params=_fixed_settings(sweep),
+    )
+    events = TensorBoardLog(folder.trials)
+    progress = Progress(
+        console,
+        lambda: list(run.ledger.records.values()),
+        num_trials=sweep.budget.trials,
+        tokens_per_trial=sweep.budget.tokens_per_trial,
+        num_refused=lambda: len(run.ledger.refused),
+    )
+    run.ledger.listeners += [tracking.on_event, events.on_event, run.keep_only_the_best_checkpoint, progress.on_event]
+    status = "finished"
+    with progress, _terminated_like_interrupted():
+        try:
+            run.train()
+        except KeyboardInterrupt:
+            status = "interrupted"
+    with _uninterrupted():
+        run.settle_rest()
+        if status == "finished" and run.ledger.unfinished():
+            status = "incomplete"
+        events.close()
+        ray.shutdown()
+        summary = _write_results(
+            run, status=status, tracking=tracking, wall_s=wall_s_before + time.monotonic() - started_at
+        )
+    return SweepEnd(folder, status, tuple(run.ledger.records.values()), summary, was_done_before=False)
+
+
+class _SweepRun:
+    """The parts of one running sweep, put together."""
+
+    def __init__(self, plan: SweepPlan, data: PreparedCorpus, folder: SweepFolder) -> None:
+        self.plan, self.data, self.folder = plan, data, folder
+        sweep = plan.sweep
+        rungs = Rungs(plan.rungs, sweep.early_stopping.reduction_factor)
+        self._scheduler = TokenScheduler(rungs)
+        frontier = plan.frontier()
+        self._store = TrialStore(folder.trials)
+        self.ledger = Ledger(
+            self._store, frontier=frontier, scheduler=self._scheduler, run_of=self.run_of, rungs=plan.rungs
+        )
+        self._leader = best_trial(list(self.ledger.records.values()))
+        rungs.restore(self.ledger.records.values())
+        frontier.restore(self.ledger.records.values(), self.run_of)
+        self._searcher = SweepSearcher(
+            sweep,
+            self.ledger,
+            frontier,
+            # A model that knows nothing gives every entry of the vocabulary the same probability.
+            worst_loss=math.log(data.vocabulary.size),
+            trial_config=self._trial_config,
+        )
+
+    def run_of(self, record: TrialRecord) -> RunConfig:
+        """The training run behind a record."""
+        return self.plan.sweep.run_config(record.settings)
+
+    def train(self) -> None:
+        """Let Tune run trials until the searcher has no more."""
+        tune.Tuner(
+            # Lanes hold their own processors through Train; Tune needs a demand that is never short.
+            tune.with_resources(LaneTrainable, tune.PlacementGroupFactory([{"memory": 1}])),
+            tune_config=tune.TuneConfig(
+                search_alg=self._searcher,
+                scheduler=self._scheduler,
+                num_samples=-1,
+                max_concurrent_trials=self.plan.lanes.count,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: f"trial-{trial.config['number']:04d}",
+                trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:04d}",
+            ),
+            run_config=tune.RunConfig(
+                name=f"tune-{os.getpid()}",
+                storage_path=str(self.folder.ray_state),
+                callbacks=[_LedgerCallback(self.ledger)],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=_MAX_LOST_LANES),
+                verbose=0,
+            ),
+        ).fit()
+
+    def settle_rest(self) -> None:
+        """Trials cut off in the middle are interrupted."""
+        for record in self.ledger.unfinished():
+            if record.started_at and not record.ended_at:
+                self.ledger.settle(record.number, None)
+
+    def keep_only_the_best_checkpoint(self, event: str, record: TrialRecord, _: Any) -> None:
+        """A checkpoint is three times its model's size: of the trials that are done only the best keeps its own."""
+        if event != "ended" or not record.is_done:
+            return
+        best = best_trial(list(self.ledger.records.values()))
+        beaten = self._leader if record is best else record
+        if beaten is not None:
+            drop_checkpoints(self._store.folder_of(beaten))
+        self._leader = best
+
+    def _trial_config(self, record: TrialRecord, run: RunConfig) -> dict[str, Any]:
+        assignment = Assignment(
+            number=record.number,
+            run=run.model_dump(mode="json"),
+            prepared_folder=str(self.data.folder),
+            trial_folder=str(self._store.folder_of(record)),
+            evaluate_at_tokens=self.plan.evaluate_at_tokens,
+            memory_limit_bytes=self.plan.memory_bytes,
+        )
+        lane = self.plan.lanes.spec(self.folder.ray_state)
+        return {"number": record.number, "assignment": assignment, "lane": lane}
+
+
+class _LedgerCallback(tune.Callback):
+    """Passes on to the ledger what Tune hears from trials."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        if "report" in result:
+            self._ledger.report(trial.config["number"], result["report"])
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        self._ledger.settle(trial.config["number"], trial.last_result)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        self._ledger.settle(trial.config["number"], None, lost=True)
+
+
+def _cluster_size() -> dict[str, int]:
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return {"num_cpus": int(resources.get("CPU", 1)), "num_gpus": int(resources.get("GPU", 0))}
+
+
+def _fixed_settings(sweep: SweepConfig) -> dict[str, Any]:
+    """Settings that all trials share, flat; what is swept is left to the children."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                walk(f"{prefix}.{name}" if prefix else name, inner)
+        elif prefix not in sweep.search and value is not None:
+            flat[prefix] = value
+
+    walk("", sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose"}))
+    return flat
+
+
+def _write_results(run: _SweepRun, *, status: str, tracking: Tracking, wall_s: float) -> dict[str, Any]:
+    records = list(run.ledger.records.values())
+    folder = run.folder
+    best = best_trial(records)
+    model = "no trial completed"
+    if best is not None:
+        model = export_winner(run.run_of(best), run.data, folder.trials / best.name, folder.best)
+    summary = summarize(
+        name=run.plan.sweep.name,
+        identity=folder.identity,
+        status=status,
+        records=records,
+        refused=run.ledger.refused,
+        data=data_figures(run.data),
+        wall_s=wall_s,
+    ) | {"model": model, "mlflow_uri": tracking.uri, "mlflow_run_id": tracking.parent_id}
+    write_trials_csv(folder.path / "trials.csv", records)
+    # The summary says that the sweep is finished, so it comes after all that it speaks of.
+    write_report(folder.path, run.plan.sweep, records, summary)
+    write_summary(folder.path / "summary.json", summary)
+    tracking.finish(status=status, records=ranked(records), folder=folder.path)
+    return summary
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM (a cluster's way to end a job) ends a sweep as Ctrl-C does."""
+
+    def interrupt(_signal: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C does not cut off the writing of results, which takes seconds."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,74 @@
+"""Tune's view of one trial: a Trainable that owns a lane and hands it trial after trial."""
+
+from typing import Any
+
+from ray import tune
+
+from core.training_run import RunEnd
+from sweeps.lane import Lane, LaneSpec, TrialFailedError, WorkersLostError
+from sweeps.mailbox import Assignment
+from sweeps.outcomes import Outcome
+
+MAX_INTERRUPTIONS = 2
+"""Times that one trial is started again after its workers were lost, before it is given up as INTERRUPTED."""
+
+_OUTCOMES = {
+    "completed": Outcome.COMPLETED,
+    "stopped": Outcome.STOPPED,
+    "infeasible": Outcome.INFEASIBLE,
+    "diverged": Outcome.DIVERGED,
+}
+
+
+class LaneTrainable(tune.Trainable):
+    """One lane in Tune's terms; `reuse_actors=True` keeps it warm from trial to trial.
+
+    The config holds `number` (of the trial), `assignment` and `lane` (the LaneSpec, the same for all trials).
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the lane and its first trial."""
+        spec: LaneSpec = config["lane"]
+        self._lane = Lane(spec, name=f"lane-{self.trial_id}")
+        self._begin(config["assignment"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Hand the warm lane its next trial."""
+        self._begin(new_config["assignment"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The next report of the trial, or how it ended."""
+        while True:
+            try:
+                message = self._lane.next_message()
+            except WorkersLostError as lost:
+                self._interruptions += 1
+                if self._interruptions > MAX_INTERRUPTIONS:
+                    return self._end(Outcome.INTERRUPTED, f"workers lost {self._interruptions} times; last: {lost}")
+                self._lane.begin(self._assignment)
+                continue
+            except TrialFailedError as failure:
+                return self._end(Outcome.FAILED, str(failure))
+            if message.kind == "end":
+                assert message.end is not None
+                return self._end(_OUTCOMES[message.end.outcome], message.end.reason, message.end)
+            assert message.report is not None
+            return {"report": message.report, "tokens": message.report["tokens"], "done": False} | message.report
+
+    def cleanup(self) -> None:
+        """Let the lane's workers go."""
+        self._lane.close()
+
+    def _begin(self, assignment: Assignment) -> None:
+        self._assignment, self._interruptions = assignment, 0
+        self._lane.begin(assignment)
+
+    def _end(self, outcome: Outcome, reason: str, end: RunEnd | None = None) -> dict[str, Any]:
+        return {
+            "done": True,
+            "outcome": str(outcome),
+            "reason": reason,
+            "end": end,
+            "interruptions": self._interruptions,
+        }

@@ -1,0 +1,147 @@
+"""What is known of each trial, on disk: one folder a trial, written as things happen.
+
+Everything else (tables, MLflow, reports, a resumed search) is made from these files, so that they are the one truth:
+`trial.json` is replaced whole by an atomic rename, `reports.jsonl` only grows.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from data_pipeline.settings import Settings
+from sweeps.outcomes import Outcome
+
+LOSS = "holdout/loss_nats_per_token"
+"""Metric that ranks trials, and that early stopping and the searcher see."""
+
+MemoryVerdict = Literal["refused by prediction", "skipped by dominance", "ran out of memory"]
+"""The three ways to be infeasible: never launched (twice), or launched."""
+
+
+class TrialRecord(Settings):
+    """One trial."""
+
+    number: int
+    settings: dict[str, Any]
+    """Swept settings: dotted path to value."""
+    chosen_by: str = "search"
+    """`search`, or `start_with` for the settings that the file lists."""
+    outcome: Outcome | None = None
+    """None while it runs, or when the sweep ended before it did."""
+    reason: str = ""
+    """The outcome in words and numbers."""
+    memory_verdict: MemoryVerdict | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Last holdout metrics."""
+    best_loss: float | None = None
+    """Smallest holdout loss on the way, in nats per predicted token."""
+    rung_losses: dict[int, float] = Field(default_factory=dict)
+    """Rung in tokens to the holdout loss there."""
+    tokens: int = 0
+    training_s: float = 0.0
+    """Seconds of training, evaluations included, restarts not."""
+    tokens_per_s: float | None = None
+    micro_batch_size_asked: int | Literal["auto"] = "auto"
+    micro_batch_size_used: int | None = None
+    predicted_peak_memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    interruptions: int = 0
+    started_at: str = ""
+    ended_at: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of its folder and its MLflow run."""
+        return f"trial-{self.number:04d}"
+
+    @property
+    def loss(self) -> float | None:
+        """Last holdout loss in nats per predicted token; None before the first evaluation."""
+        return self.metrics.get(LOSS)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do for it."""
+        return self.outcome is not None and self.outcome.is_final
+
+
+class RefusedProposal(Settings):
+    """Settings that the sampler proposed and that were never launched; they use up no trial."""
+
+    settings: dict[str, Any]
+    verdict: MemoryVerdict
+    reason: str
+
+
+class TrialStore:
+    """The `trials/` folder of one sweep."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def folder_of(self, record: TrialRecord) -> Path:
+        """Folder of one trial; made when it is not there."""
+        folder = self.folder / record.name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def save(self, record: TrialRecord) -> None:
+        """Write the record; a reader sees the old one or the new one, never a half."""
+        path = self.folder_of(record) / "trial.json"
+        write_atomically(path, record.model_dump_json(indent=1))
+
+    def load_all(self) -> list[TrialRecord]:
+        """All records, by number."""
+        return [
+            TrialRecord.model_validate_json(path.read_text(encoding="utf-8"))
+            for path in sorted(self.folder.glob("trial-*/trial.json"))
+        ]
+
+    def append_report(self, record: TrialRecord, report: dict[str, float]) -> None:
+        """Add one report of the running trial."""
+        with (self.folder_of(record) / "reports.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(report) + "\n")
+
+    def append_refusal(self, refused: "RefusedProposal") -> None:
+        """Add one proposal that was never launched."""
+        with (self.folder / "refused.jsonl").open("a", encoding="utf-8") as file:
+            file.write(refused.model_dump_json() + "\n")
+
+    def load_refusals(self) -> list["RefusedProposal"]:
+        """All proposals that were never launched, in order."""
+        path = self.folder / "refused.jsonl"
+        if not path.exists():
+            return []
+        return [RefusedProposal.model_validate(line) for line in _json_lines(path)]
+
+    def reports(self, record: TrialRecord) -> Iterator[dict[str, float]]:
+        """The trial's reports in order of tokens; what was trained again after an interruption comes once."""
+        path = self.folder / record.name / "reports.jsonl"
+        if not path.exists():
+            return
+        last_tokens = -1.0
+        for report in _json_lines(path):
+            if report["tokens"] > last_tokens:
+                last_tokens = report["tokens"]
+                yield report
+
+
+def _json_lines(path: Path) -> Iterator[Any]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue  # The half line of a driver that was killed while it wrote.
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,55 @@
+import csv
+import json
+import math
+from pathlib import Path
+
+from sweep_examples import record
+from sweeps.outcomes import Outcome
+from sweeps.results import best_trial, ranked, summarize, write_summary, write_trials_csv
+
+TRIALS = [
+    record(1, Outcome.INFEASIBLE, reason="ran out of memory: 2 of 1 GiB", memory_verdict="ran out of memory"),
+    record(2, Outcome.STOPPED, loss=2.0, tokens=1000),
+    record(3, Outcome.COMPLETED, loss=3.0, tokens=9000),
+    record(4, Outcome.STOPPED, loss=2.9, tokens=3000),
+    record(5, Outcome.COMPLETED, loss=2.5, tokens=9000, training_s=4.0),
+    record(6, Outcome.DIVERGED, loss=math.nan),
+    record(7, Outcome.FAILED, reason="Traceback\n  in f\nKeyError: 'x'"),
+    record(8, Outcome.INTERRUPTED),
+]
+
+
+def test_a_trial_stopped_early_never_ranks_above_one_that_completed() -> None:
+    assert [trial.number for trial in ranked(TRIALS)] == [5, 3, 4, 2, 6, 8, 7, 1]
+
+
+def test_the_best_trial_is_a_completed_one_or_none() -> None:
+    best = best_trial(TRIALS)
+    assert best is not None
+    assert best.number == 5
+    assert best_trial([trial for trial in TRIALS if trial.outcome is not Outcome.COMPLETED]) is None
+
+
+def test_trials_csv_has_a_row_for_every_trial_and_its_numbers_are_those_of_the_records(tmp_path: Path) -> None:
+    write_trials_csv(tmp_path / "trials.csv", TRIALS)
+    with (tmp_path / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trial"] for row in rows] == [trial.name for trial in ranked(TRIALS)]
+    assert float(rows[0]["holdout_loss_nats_per_token"]) == 2.5
+    assert float(rows[0]["training.learning_rate"]) == 0.005
+    assert rows[-1]["holdout_loss_nats_per_token"] == ""
+    assert rows[-1]["reason"] == "ran out of memory: 2 of 1 GiB"
+    assert rows[-2]["reason"] == "Traceback\n  in f\nKeyError: 'x'"
+
+
+def test_summary_counts_every_outcome_and_names_the_best(tmp_path: Path) -> None:
+    summary = summarize(
+        name="x", identity="abc", status="finished", records=TRIALS, refused=[], data={"train_rows": 3}, wall_s=10
+    )
+    write_summary(tmp_path / "summary.json", summary)
+    read = json.loads((tmp_path / "summary.json").read_text())
+    assert sum(read["outcomes"].values()) == len(TRIALS)
+    assert read["best"]["trial"] == "trial-0005"
+    assert read["ranking"][0] == "trial-0005"
+    assert read["training_s_by_outcome"]["COMPLETED"] == 4.0
+    assert read["memory_verdicts"] == {"ran out of memory": 1}
