@@ -17,7 +17,6 @@ WIDE_ENCODINGS = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 
 _SAMPLE_BYTES = 1 << 20
 _HIGH_RUN = re.compile(rb"[\x80-\xff]+")
-_LINE_WITH_HIGH_BYTES = re.compile(rb"[^\n]*[\x80-\xff][^\n]*")
 _GUESSER_BYTES = 1 << 16
 
 
@@ -63,8 +62,10 @@ class HighByteSample:
     def _take(self, data: bytes) -> None:
         if data.isascii():
             return
-        for match in _LINE_WITH_HIGH_BYTES.finditer(data):
-            line = match[0][: _SAMPLE_BYTES - self._num_bytes]
+        for line in data.split(b"\n"):
+            if line.isascii():
+                continue
+            line = line[: _SAMPLE_BYTES - self._num_bytes]
             self.lines.append(line)
             self._num_bytes += len(line)
             if self._num_bytes >= _SAMPLE_BYTES:
