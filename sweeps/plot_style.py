@@ -1,0 +1,108 @@
+"""How figures of a report look, and how they become SVG that takes its colours from the page."""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+# Matplotlib wants colours as numbers; these stand for the page's variables until the SVG is written.
+_VARIABLES = {
+    "#000101": ("--ink", "#1f2328"),
+    "#000102": ("--muted", "#626a73"),
+    "#000103": ("--line", "#dfe2e6"),
+    "#000104": ("--faint", "#c3c8cf"),
+    "#000105": ("--page", "#fdfdfc"),
+    "#000110": ("--plot-0", "#2468ae"),
+    "#000111": ("--plot-1", "#c4560e"),
+    "#000112": ("--plot-2", "#2a7f4f"),
+    "#000113": ("--plot-3", "#8b4fb0"),
+    "#000114": ("--plot-4", "#a3821a"),
+    "#000115": ("--plot-5", "#b0344a"),
+    "#000120": ("--completed", "#2a7f4f"),
+    "#000121": ("--stopped", "#3d7593"),
+    "#000122": ("--infeasible", "#9a6a00"),
+    "#000123": ("--diverged", "#8b4fb0"),
+    "#000124": ("--interrupted", "#6b7280"),
+    "#000125": ("--failed", "#b3261e"),
+    "#000126": ("--running", "#2468ae"),
+}
+COLORS = {name.removeprefix("--"): placeholder for placeholder, (name, _) in _VARIABLES.items()}
+"""Name of a colour of the page to what Matplotlib is given."""
+SERIES = tuple(COLORS[f"plot-{index}"] for index in range(6))
+
+_STYLE: dict[Any, Any] = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "text.color": COLORS["ink"],
+    # Names come from users, and one with two dollar signs is no formula.
+    "text.parse_math": False,
+    "axes.edgecolor": COLORS["faint"],
+    "axes.labelcolor": COLORS["muted"],
+    "axes.titlecolor": COLORS["ink"],
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": COLORS["line"],
+    "grid.linewidth": 0.7,
+    "xtick.color": COLORS["faint"],
+    "ytick.color": COLORS["faint"],
+    "xtick.labelcolor": COLORS["muted"],
+    "ytick.labelcolor": COLORS["muted"],
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pretune",
+}
+
+
+@contextmanager
+def page_style() -> Iterator[None]:
+    """Figures made and written inside look like the page. Not for several threads at once: Matplotlib's settings."""
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, its parts laid out by themselves."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """The figure as an SVG element: names of its parts start with `name`, colours are the page's."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", svg)
+    for placeholder, (variable, fallback) in _VARIABLES.items():
+        svg = svg.replace(placeholder, f"var({variable}, {fallback})")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
+
+
+def tokens_axis(axes: Axes) -> None:
+    """The x axis counts tokens of training."""
+    axes.set_xlabel("tokens")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+
+
+def short_count(value: float) -> str:
+    """`1.5M`, `20k`: a count that fits under a tick."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"

@@ -1,0 +1,342 @@
+"""Figures of the report, each an SVG element; every function takes findings and gives None where there is no data."""
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from sweeps.findings import Findings, finite_loss
+from sweeps.outcomes import Outcome
+from sweeps.plot_style import COLORS, SERIES, new_figure, page_style, to_svg, tokens_axis
+from sweeps.search_space import Distribution, format_setting, short_name
+from sweeps.trial_curves import Curve
+from sweeps.trial_records import TrialRecord
+
+_NUM_LEADERS = 5
+_GIB = 2**30
+_WIDTH = 9.6
+"""Inches; at 72 points each about as wide as the page."""
+
+
+def loss_curves(findings: Findings) -> str | None:
+    """Train and holdout loss of every trial over tokens; the leaders in colour, seeds as bands."""
+    if all(curves.train.is_empty and curves.holdout.is_empty for curves in findings.curves.values()):
+        return None
+    with page_style():
+        figure = new_figure(_WIDTH, 3.7)
+        train_axes, holdout_axes = figure.subplots(1, 2, sharey=True)
+        leaders = [r for r in findings.records if not findings.curves[r.number].holdout.is_empty][:_NUM_LEADERS]
+        for record in (r for r in findings.records if r not in leaders):
+            style = {"color": COLORS["faint"], "linewidth": 0.9, "zorder": 1}
+            _draw(train_axes, findings.curves[record.number].train, **style)
+            _draw(holdout_axes, findings.curves[record.number].holdout, **style)
+        for index, record in reversed(list(enumerate(leaders))):
+            style = {"color": SERIES[index], "zorder": 3 + len(leaders) - index}
+            curves = findings.curves[record.number]
+            _draw(train_axes, curves.train, linewidth=1.0, **style)
+            _draw(holdout_axes, curves.holdout, marker="o", markersize=3, label=record.name, **style)
+        _draw_bands(holdout_axes, findings)
+        train_axes.set(title="train", ylabel="loss, nats per predicted token")
+        holdout_axes.set(title="holdout")
+        for axes in (train_axes, holdout_axes):
+            tokens_axis(axes)
+        _limit_losses(holdout_axes, findings)
+        if leaders:
+            handles, labels = holdout_axes.get_legend_handles_labels()
+            holdout_axes.legend(handles[::-1], labels[::-1], loc="upper right")
+        return to_svg(figure, "loss-curves")
+
+
+def _draw(axes: Axes, curve: Curve, **style: Any) -> None:
+    if not curve.is_empty:
+        axes.plot(curve.tokens, curve.losses, **style)
+
+
+def _draw_bands(axes: Axes, findings: Findings) -> None:
+    for group in findings.repeats:
+        curves = [findings.curves[r.number].holdout for r in group if not findings.curves[r.number].holdout.is_empty]
+        if len(curves) < 2:
+            continue
+        low, high = max(c.tokens[0] for c in curves), min(c.tokens[-1] for c in curves)
+        tokens = np.unique(np.concatenate([c.tokens for c in curves]))
+        tokens = tokens[(tokens >= low) & (tokens <= high)]
+        losses = np.stack([np.interp(tokens, c.tokens, c.losses) for c in curves])
+        axes.fill_between(
+            tokens, losses.min(0), losses.max(0), color=COLORS["muted"], alpha=0.25, linewidth=0, zorder=2
+        )
+
+
+def _limit_losses(axes: Axes, findings: Findings) -> None:
+    # A diverging trial must not press all others flat: nothing above the highest first holdout loss is shown.
+    first = [c.holdout.losses[0] for c in findings.curves.values() if not c.holdout.is_empty]
+    lowest = [c.losses.min() for pair in findings.curves.values() for c in (pair.train, pair.holdout) if not c.is_empty]
+    if first and max(first) > min(lowest):
+        room = 0.05 * (max(first) - min(lowest))
+        axes.set_ylim(min(lowest) - room, max(first) + room)
+
+
+def parameter_plots(findings: Findings) -> str | None:
+    """Holdout loss against each swept setting; what has no loss is marked along the top."""
+    if not findings.paths or not any(finite_loss(record) is not None for record in findings.records):
+        return None
+    columns = min(3, len(findings.paths))
+    rows = -(-len(findings.paths) // columns)
+    with page_style():
+        figure = new_figure(_WIDTH * max(columns, 2) / 3, 2.9 * rows)
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes in grid.flat[len(findings.paths) :]:
+            axes.set_visible(False)
+        for index, path in enumerate(findings.paths):
+            _draw_parameter(grid.flat[index], findings, path)
+            if index % columns == 0:
+                grid.flat[index].set_ylabel("holdout loss")
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=5, handletextpad=0.3)
+        return to_svg(figure, "parameters")
+
+
+def _draw_parameter(axes: Axes, findings: Findings, path: str) -> None:
+    place = _SettingAxis(axes, findings, path)
+    for outcome, filled in ((Outcome.COMPLETED, True), (Outcome.STOPPED, False)):
+        trials = [record for record in findings.of(outcome) if finite_loss(record) is not None]
+        color = COLORS[outcome.lower()]
+        axes.scatter(
+            [place.of(record) for record in trials],
+            [finite_loss(record) or 0.0 for record in trials],
+            s=26,
+            facecolors=color if filled else "none",
+            edgecolors=color,
+            linewidths=1.1,
+            alpha=0.9,
+            label=str(outcome).lower() if filled else "stopped early (loss there)",
+        )
+    if findings.best is not None:
+        spot = (place.of(findings.best), finite_loss(findings.best) or 0.0)
+        axes.scatter(
+            [spot[0]], [spot[1]], s=95, facecolors="none", edgecolors=COLORS["plot-1"], linewidths=1.6, label="best"
+        )
+    for outcome in (Outcome.INFEASIBLE, Outcome.DIVERGED):
+        spots = [place.of(record) for record in findings.of(outcome)]
+        marker = "x" if outcome is Outcome.INFEASIBLE else "^"
+        axes.scatter(
+            spots,
+            [0.97] * len(spots),
+            s=24,
+            marker=marker,
+            color=COLORS[outcome.lower()],
+            transform=axes.get_xaxis_transform(),
+            label=str(outcome).lower(),
+        )
+
+
+class _SettingAxis:
+    """The x axis of one setting: logarithmic where it was swept so, one place a value where values are listed."""
+
+    def __init__(self, axes: Axes, findings: Findings, path: str) -> None:
+        self._findings, self._path = findings, path
+        distribution = findings.sweep.search.get(path)
+        axes.set_xlabel(short_name(path))
+        self._listed = self._listed_values(distribution)
+        if self._listed is not None:
+            axes.xaxis.set_major_locator(FixedLocator(list(range(len(self._listed)))))
+            axes.set_xticklabels([format_setting(value) for value in self._listed])
+            axes.set_xlim(-0.5, len(self._listed) - 0.5)
+            return
+        assert distribution is not None
+        low, high = distribution.extremes()
+        if distribution.kind.startswith("log"):
+            axes.set_xscale("log")
+            room = (high / low) ** 0.06
+            axes.set_xlim(low / room, high * room)
+            axes.xaxis.set_major_locator(FixedLocator(_log_ticks(low, high)))
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+    def _listed_values(self, distribution: Distribution | None) -> list[Any] | None:
+        used = [self._findings.setting(record, self._path) for record in self._findings.records]
+        if distribution is not None and distribution.kind != "choice":
+            low, high = distribution.extremes()
+            # A value of `start_with` may lie outside the range; then places are given out one by one.
+            if all(isinstance(value, int | float) and low <= value <= high for value in used):
+                return None
+        values = [*(distribution.extremes() if distribution is not None else ()), *used]
+        unique = list({repr(value): value for value in values}.values())
+        numbers = [v for v in unique if isinstance(v, int | float) and not isinstance(v, bool)]
+        return sorted(numbers) + [value for value in unique if value not in numbers or isinstance(value, bool)]
+
+    def of(self, record: TrialRecord) -> float:
+        """Where on the axis a trial stands."""
+        value = self._findings.setting(record, self._path)
+        if self._listed is None:
+            return float(value)
+        return float([repr(listed) for listed in self._listed].index(repr(value)))
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1,) if math.log10(high / low) > 3 else (1, 3)
+    ticks = [factor * 10.0**decade for decade in decades for factor in factors]
+    inside = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
+    return inside if len(inside) > 1 else [low, high]
+
+
+def micro_batch_plot(findings: Findings) -> str | None:
+    """Speed and peak memory against the micro-batch; the limit as a line, what ran out as crosses."""
+    ran = [record for record in findings.records if record.micro_batch_size_used and record.tokens_per_s]
+    if not ran:
+        return None
+    with page_style():
+        figure = new_figure(_WIDTH, 3.3)
+        speed_axes, memory_axes = figure.subplots(1, 2)
+        speeds = [(r.micro_batch_size_used or 0, r.tokens_per_s or 0.0) for r in ran]
+        _scatter(speed_axes, speeds, s=26, color=SERIES[0], alpha=0.85)
+        speed_axes.set(title="speed", ylabel="tokens/s", ylim=(0, 1.1 * max(r.tokens_per_s or 0 for r in ran)))
+        speed_axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        _draw_memory(memory_axes, findings, ran)
+        used = [r.micro_batch_size_used for r in ran] + [asked for asked, _ in _ran_out(findings)]
+        for axes in (speed_axes, memory_axes):
+            _micro_batch_axis(axes, sorted({size for size in used if size is not None}))
+        return to_svg(figure, "micro-batch")
+
+
+def _scatter(axes: Axes, pairs: Sequence[tuple[float, float]], **style: Any) -> None:
+    axes.scatter([x for x, _ in pairs], [y for _, y in pairs], **style)
+
+
+def _draw_memory(axes: Axes, findings: Findings, ran: Sequence[TrialRecord]) -> None:
+    measured = [(r.micro_batch_size_used or 0, r.peak_memory_bytes / _GIB) for r in ran if r.peak_memory_bytes]
+    if measured:
+        _scatter(axes, measured, s=26, color=SERIES[0], alpha=0.85, label="measured peak")
+    ran_out = _ran_out(findings)
+    if ran_out:
+        spots = [(size, record.predicted_peak_memory_bytes or record.memory_limit_bytes) for size, record in ran_out]
+        known = [(size, peak / _GIB) for size, peak in spots if peak]
+        _scatter(axes, known, s=34, marker="x", color=COLORS["infeasible"], label="did not fit (predicted)")
+    limits = {record.memory_limit_bytes / _GIB for record in findings.records if record.memory_limit_bytes}
+    for limit in limits:
+        axes.axhline(limit, color=COLORS["failed"], linewidth=1.2, linestyle="--", label="limit")
+    axes.set(title="memory of one worker", ylabel="GiB")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="best")
+
+
+def _ran_out(findings: Findings) -> list[tuple[int, TrialRecord]]:
+    return [
+        (record.micro_batch_size_asked, record)
+        for record in findings.of(Outcome.INFEASIBLE)
+        if isinstance(record.micro_batch_size_asked, int)
+        and (record.predicted_peak_memory_bytes or record.memory_limit_bytes)
+    ]
+
+
+def _micro_batch_axis(axes: Axes, sizes: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
+    axes.xaxis.set_major_locator(FixedLocator(_spread(sizes)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("micro-batch, rows")
+
+
+def _spread(sizes: Sequence[int]) -> list[int]:
+    """Ticks at sizes that were used, none on top of another."""
+    ticks: list[int] = []
+    for size in sizes:
+        if not ticks or size / ticks[-1] >= (sizes[-1] / sizes[0]) ** 0.07:
+            ticks.append(size)
+    return ticks
+
+
+def memory_prediction_plot(findings: Findings) -> str | None:
+    """Measured peak memory against the predicted one."""
+    pairs = [
+        (record.predicted_peak_memory_bytes / _GIB, record.peak_memory_bytes / _GIB)
+        for record in findings.records
+        if record.predicted_peak_memory_bytes and record.peak_memory_bytes
+    ]
+    if not pairs:
+        return None
+    with page_style():
+        figure = new_figure(4.6, 3.6)
+        axes = figure.subplots()
+        low, high = 0.0, 1.08 * max(max(pair) for pair in pairs)
+        axes.plot([low, high], [low, high], color=COLORS["muted"], linewidth=1, label="prediction is right")
+        _scatter(axes, pairs, s=26, color=SERIES[0], alpha=0.85, label="a trial")
+        axes.set(xlabel="predicted peak, GiB", ylabel="measured peak, GiB", xlim=(low, high), ylim=(low, high))
+        axes.legend(loc="upper left")
+        return to_svg(figure, "memory-prediction")
+
+
+def time_plot(findings: Findings) -> str | None:
+    """Where a token's time goes in each of the leading trials."""
+    timed = [record for record in findings.records if _time_a_token(findings, record)][:12]
+    if not timed:
+        return None
+    with page_style():
+        figure = new_figure(_WIDTH * 0.8, 1.0 + 0.28 * len(timed))
+        axes = figure.subplots()
+        left = np.zeros(len(timed))
+        for index, stretch in enumerate(("forward", "backward", "optimizer", "data", "exchange")):
+            widths = np.array([_time_a_token(findings, record).get(stretch, 0.0) for record in timed])
+            if widths.any():
+                axes.barh(range(len(timed)), widths, left=left, height=0.7, color=SERIES[index], label=stretch)
+            left += widths
+        axes.set_yticks(range(len(timed)), [record.name for record in timed])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("ms for 1,000 tokens")
+        figure.legend(loc="outside upper left", ncols=5)
+        return to_svg(figure, "time")
+
+
+def _time_a_token(findings: Findings, record: TrialRecord) -> dict[str, float]:
+    """Milliseconds for 1,000 tokens in each stretch: step times as shares of the time that the speed leaves."""
+    step_ms = findings.curves[record.number].step_ms
+    total = sum(step_ms.values())
+    if total <= 0 or not record.tokens_per_s:
+        return {}
+    return {stretch: ms / total * 1e6 / record.tokens_per_s for stretch, ms in step_ms.items()}
+
+
+def timeline(findings: Findings) -> str | None:
+    """When each trial ran, in order of their numbers."""
+    spans = [(record, *span) for record in findings.records if (span := _span(record)) is not None]
+    if not spans:
+        return None
+    spans.sort(key=lambda item: item[0].number)
+    first = min(begin for _, begin, _ in spans)
+    last = max(end or begin for _, begin, end in spans)
+    unit, scale = next((u, s) for u, s in (("h", 3600), ("min", 60), ("s", 1)) if last - first >= 2 * s or s == 1)
+    with page_style():
+        figure = new_figure(_WIDTH, min(8.0, 1.0 + 0.2 * len(spans)))
+        axes = figure.subplots()
+        for row, (record, begin, end) in enumerate(spans):
+            name = (record.outcome or "running").lower()
+            # A trial of less than a second is still to be seen.
+            width = max((last if end is None else end) - begin, 0.004 * (last - first), 0.05)
+            axes.barh(row, width / scale, left=(begin - first) / scale, height=0.75, color=COLORS[name], label=name)
+        axes.invert_yaxis()
+        every = -(-len(spans) // 30)
+        rows = range(0, len(spans), every)
+        axes.set_yticks(rows, [spans[row][0].name for row in rows])
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(f"{unit} since the first trial began")
+        handles, labels = axes.get_legend_handles_labels()
+        unique = dict(zip(labels, handles, strict=True))
+        figure.legend(unique.values(), unique.keys(), loc="outside upper left", ncols=7)
+        return to_svg(figure, "timeline")
+
+
+def _span(record: TrialRecord) -> tuple[float, float | None] | None:
+    begin, end = _clock(record.started_at), _clock(record.ended_at)
+    return None if begin is None else (begin, end)
+
+
+def _clock(moment: str) -> float | None:
+    return datetime.fromisoformat(moment).timestamp() if moment else None
