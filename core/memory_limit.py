@@ -5,13 +5,14 @@ of torch and counts the bytes of live storages; over the budget it raises what C
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
@@ -70,13 +71,14 @@ def memory_limit(limit_bytes: int | None, device: torch.device) -> Iterator[Memo
 
 
 class StorageMeter:
-    """Counts bytes of live tensor storages, real or fake. `memory_limit` is its front door.
+    """Counts bytes of live tensor storages. `memory_limit` is its front door.
 
     A storage counts from the operator that returns it until its memory goes back, whoever holds it: a Python name, the
     graph of autograd, an optimizer. Views add nothing.
 
     Args:
         budget_bytes: Raise `torch.OutOfMemoryError` when more would be live; None never does.
+        of_fakes: Count fake tensors, and those only. Otherwise they do not count, for they have no memory.
         kernels_of: The kind of device whose kernels' scratch counts.
         on_change: Called with (storage key, bytes, a tensor on it) when a storage appears, (key, -bytes, None) when it
             goes.
@@ -87,6 +89,7 @@ class StorageMeter:
         self,
         budget_bytes: int | None = None,
         *,
+        of_fakes: bool = False,
         kernels_of: Literal["cpu", "cuda"] = "cpu",
         on_change: OnChange | None = None,
         on_scratch: Callable[[int], None] | None = None,
@@ -94,7 +97,8 @@ class StorageMeter:
         self.current_bytes = 0
         self.peak_bytes = 0
         self.budget_bytes = budget_bytes
-        self.kernels_of = kernels_of
+        self._of_fakes = of_fakes
+        self._kernels_of = kernels_of
         self._on_change = on_change
         self._on_scratch = on_scratch
         self._live: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
@@ -127,6 +131,8 @@ class StorageMeter:
         Raises:
             torch.OutOfMemoryError: It does not fit into the budget; it is not counted then.
         """
+        if isinstance(tensor, FakeTensor) != self._of_fakes:
+            return
         if tensor.layout is not torch.strided:
             if tensor.layout is torch.sparse_coo:
                 self.count(tensor._indices(), operator)
@@ -150,12 +156,20 @@ class StorageMeter:
         if self._on_change is not None:
             self._on_change(key, num_bytes, tensor)
 
-    def count_scratch(self, num_bytes: int, operator: object) -> None:
-        """Count memory that a kernel took beside its output and has given back already."""
-        self._check(num_bytes, operator)
-        self.peak_bytes = max(self.peak_bytes, self.current_bytes + num_bytes)
-        if self._on_scratch is not None:
-            self._on_scratch(num_bytes)
+    def note_call(self, operator: object, arguments: Sequence[Any], output: object) -> None:
+        """Count what a call of an operator has returned, and what its kernel took for itself meanwhile."""
+        if not isinstance(output, Tensor):
+            for leaf in tree_leaves(output):
+                if isinstance(leaf, Tensor):
+                    self.count(leaf, operator)
+            return
+        self.count(output, operator)
+        num_bytes = scratch_bytes(operator, arguments, output, device_type=self._kernels_of)
+        if num_bytes > 0 and isinstance(output, FakeTensor) == self._of_fakes:
+            self._check(num_bytes, operator)
+            self.peak_bytes = max(self.peak_bytes, self.current_bytes + num_bytes)
+            if self._on_scratch is not None:
+                self._on_scratch(num_bytes)
 
     def _check(self, growth_bytes: int, operator: object) -> None:
         if self.budget_bytes is not None and growth_bytes > 0 and self.current_bytes + growth_bytes > self.budget_bytes:
@@ -182,15 +196,7 @@ class _CountingMode(TorchDispatchMode):
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         if self.meter is not None:
-            if isinstance(output, Tensor):  # most operators, and cheaper than a walk
-                self.meter.count(output, func)
-            else:
-                for leaf in tree_leaves(output):
-                    if isinstance(leaf, Tensor):
-                        self.meter.count(leaf, func)
-            scratch = scratch_bytes(func, args, output, device_type=self.meter.kernels_of)
-            if scratch > 0:
-                self.meter.count_scratch(scratch, func)
+            self.meter.note_call(func, args, output)
         return output
 
 
