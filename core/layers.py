@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.cpu_attention import fused_attention, is_faster_for
+
 INITIAL_STD = 0.02
 """Standard deviation of initial weights, as in BERT, RoBERTa and Llama."""
 
@@ -136,13 +138,29 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, layout: RowLayout, cache: KeyValueCache | None = None) -> Tensor:
         qkv_BTNK = self.qkv(x_BTD).unflatten(-1, (-1, self.head_dim))
-        if layout.rotary is not None:
-            # Queries and keys turn by the same angles, so one pass serves both.
-            qk_BTNK = rotate(qkv_BTNK[:, :, : -self.kv_heads], layout.rotary)
+        dropout = self.dropout if self.training else 0.0
+        if cache is None and dropout == 0.0 and is_faster_for(qkv_BTNK):
+            out_BTHK = fused_attention(
+                qkv_BTNK,
+                heads=self.heads,
+                kv_heads=self.kv_heads,
+                mask=layout.mask,
+                rotary=layout.rotary,
+                is_causal=layout.is_causal,
+            )
         else:
-            qk_BTNK = qkv_BTNK[:, :, : -self.kv_heads]
-        q_BTHK, k_BTGK = qk_BTNK[:, :, : self.heads], qk_BTNK[:, :, self.heads :]
-        v_BTGK = qkv_BTNK[:, :, -self.kv_heads :]
+            out_BTHK = self._attend(qkv_BTNK, layout, cache, dropout)
+        mixed: Tensor = self.out(out_BTHK.flatten(2))
+        return mixed
+
+    def _attend(self, qkv_BTNK: Tensor, layout: RowLayout, cache: KeyValueCache | None, dropout: float) -> Tensor:
+        """(B, T, H, K), by torch's own kernel."""
+        if layout.rotary is None:
+            q_BTHK, k_BTGK, v_BTGK = torch.split(qkv_BTNK, [self.heads, self.kv_heads, self.kv_heads], dim=2)
+        else:
+            # Queries and keys turn by the same angles, so one pass serves both.
+            qk_BTNK, v_BTGK = torch.split(qkv_BTNK, [self.heads + self.kv_heads, self.kv_heads], dim=2)
+            q_BTHK, k_BTGK = torch.split(rotate(qk_BTNK, layout.rotary), [self.heads, self.kv_heads], dim=2)
         if cache is not None:
             k_BTGK, v_BTGK = cache.extended(k_BTGK, v_BTGK)
         out_BHTK = F.scaled_dot_product_attention(
@@ -151,8 +169,7 @@ class Attention(nn.Module):
             v_BTGK.transpose(1, 2),
             attn_mask=layout.mask,
             is_causal=layout.is_causal and layout.mask is None,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=dropout,
             enable_gqa=self.kv_heads != self.heads,
         )
-        mixed: Tensor = self.out(out_BHTK.transpose(1, 2).flatten(2))
-        return mixed
+        return out_BHTK.transpose(1, 2)
