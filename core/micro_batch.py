@@ -2,8 +2,44 @@
 
 import math
 
+import numpy as np
+
+from core.memory_model import largest_micro_batch
+from core.run_config import RunConfig
+from core.workers import Workers
+from data_pipeline.token_blocks import PreparedCorpus
+
 _TOKENS_AT_ONCE = 8192
 """Beyond some thousand tokens a larger micro-batch keeps the processor no busier, it only takes memory."""
+
+
+def choose_micro_batch(
+    run: RunConfig, data: PreparedCorpus, workers: Workers, *, memory_limit_bytes: int | None
+) -> int:
+    """Rows of one forward/backward on one worker; the same on all workers.
+
+    Without a limit there is no prediction: then 8,192 tokens at once decide alone.
+    """
+    asked = run.training.micro_batch_size
+    if asked != "auto":
+        return asked
+    feasible = None
+    if memory_limit_bytes is not None:
+        feasible = largest_micro_batch(
+            run,
+            data.vocabulary.size,
+            memory_bytes=memory_limit_bytes,
+            num_workers=workers.count,
+            device_type="cuda" if workers.device.type == "cuda" else "cpu",
+            has_document_ids=has_document_ids(data),
+        )
+    chosen = automatic_micro_batch(
+        batch_size=run.training.batch_size,
+        num_workers=workers.count,
+        sequence_length=data.train.sequence_length,
+        largest_feasible=feasible,
+    )
+    return -workers.largest(-chosen)
 
 
 def automatic_micro_batch(
@@ -12,7 +48,7 @@ def automatic_micro_batch(
     """Rows of one forward/backward: the largest power of two that
 
     - holds at most about 8,192 tokens (a row is at least taken whole),
-    - is predicted to fit into memory, where there is a prediction,
+    - is predicted to fit into memory, where there is a prediction (one row is tried even if not: it might be wrong),
     - divides a worker's rows without rest, unless that would cost more than half the size: a short last micro-batch is
       weighted right and costs little time, many tiny ones cost much.
     """
@@ -23,3 +59,8 @@ def automatic_micro_batch(
     largest = 1 << (limit.bit_length() - 1)
     dividing = math.gcd(rows_per_worker, largest)
     return dividing if 2 * dividing >= largest else largest
+
+
+def has_document_ids(data: PreparedCorpus) -> bool:
+    """Whether rows hold documents that must not see each other, which takes memory for a mask."""
+    return data.train.rows(np.zeros(1, np.int64)).document_ids is not None

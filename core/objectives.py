@@ -73,8 +73,8 @@ def add_gradients(
         before_last_backward: Called before the backward pass of the body, after which no gradient changes any more.
 
     Returns:
-        Summed loss in nats (fp64), and the auxiliary loss weighted by the number of predicted tokens (None without one), both
-        detached and unscaled. Weighted so, it comes out as a mean once all is divided by the global count.
+        Summed loss in nats (fp64), and the auxiliary loss weighted by the number of predicted tokens (None without
+        one), both detached and unscaled. Weighted so, it comes out as a mean once all is divided by the global count.
     """
     with precision.autocast():
         with span("forward"):

@@ -20,7 +20,8 @@ from core.checkpoint import (
 from core.divergence import DivergenceWatch
 from core.evaluation import evaluate, holdout_source, rehearse
 from core.memory_limit import MemoryMeter, memory_limit
-from core.micro_batch import automatic_micro_batch
+from core.memory_model import predict_memory
+from core.micro_batch import choose_micro_batch, has_document_ids
 from core.noise_scale import NoiseScale
 from core.optimizer import build_optimizer
 from core.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult, largest_power_of_two_below
@@ -107,16 +108,16 @@ def run_training(
     """
     device = workers.device
     matmul_rate = matmul_flops_per_s(device, choose_precision(run.training.precision, device).dtype)
+    check_fit(run, data)
+    micro_batch_size = choose_micro_batch(run, data, workers, memory_limit_bytes=memory_limit_bytes)
     with memory_limit(memory_limit_bytes, device) as meter:
+        budget = _Budget(run, data, workers, meter, memory_limit_bytes)
         opened = attempt_together(
-            lambda: _Run(run, data, workers, meter, memory_limit_bytes, initial_weights), workers, phase=None
+            lambda: _Run(run, data, workers, budget, micro_batch_size, initial_weights), workers, phase=None
         )
         if isinstance(opened, OomFacts):
-            size = run.training.micro_batch_size
-            asked = None if size == "auto" else size
-            words = _shortage(opened, asked, limit_bytes=memory_limit_bytes, peak_bytes=meter.peak_bytes)
-            peak_bytes = workers.largest(meter.peak_bytes)
-            return RunEnd("infeasible", "model and optimizer: " + words, {}, 0, asked, peak_bytes, opened)
+            reason = budget.in_words(opened, micro_batch_size)
+            return RunEnd("infeasible", reason, {}, 0, micro_batch_size, budget.largest_peak_bytes(), opened)
         opened.report_with(report, every_s=report_every_s, matmul_rate=matmul_rate)
         opened.go_on_from(folder)
         return opened.train(evaluate_at_tokens, checkpoint_every_s)
@@ -130,17 +131,15 @@ class _Run:
         run: RunConfig,
         data: PreparedCorpus,
         workers: Workers,
-        meter: MemoryMeter,
-        memory_limit_bytes: int | None,
+        budget: "_Budget",
+        micro_batch_size: int,
         initial_weights: Path | None,
     ) -> None:
         training = run.training
-        check_fit(run, data)
         self.run = run
         self.data = data
         self.workers = workers
-        self.meter = meter
-        self.memory_limit_bytes = memory_limit_bytes
+        self.budget = budget
         self.precision = choose_precision(training.precision, workers.device)
         self.length: RunLength = run_length(training, num_rows=data.train.num_rows, num_tokens=data.train.num_tokens)
         self.model = fresh_model(run, data, workers.device)
@@ -158,7 +157,7 @@ class _Run:
             workers,
             self.precision,
             batch_size=training.batch_size,
-            micro_batch_size=self._micro_batch_size(),
+            micro_batch_size=micro_batch_size,
             tokens_per_step=tokens_per_step,
             clip=training.clip,
             shrinks=training.on_oom == "shrink",
@@ -267,8 +266,8 @@ class _Run:
             self.clean_steps = 0
             return None
         rows_are_full = self.data.train.num_tokens > 0.99 * self.data.train.num_rows * self.data.train.sequence_length
-        if self.workers.device.type == "cpu" and (self.memory_limit_bytes is None or rows_are_full):
-            self.meter.stop()
+        if self.workers.device.type == "cpu" and (self.budget.limit_bytes is None or rows_are_full):
+            self.budget.meter.stop()
         self.step.overlaps_exchange = True
         return None
 
@@ -309,7 +308,7 @@ class _Run:
             "epoch": progress.position / self.data.train.num_rows,
             "training_s": progress.training_s,
             "micro_batch_size": float(self.step.micro_batch_size),
-            "memory/peak_bytes": float(self.meter.peak_bytes),
+            "memory/peak_bytes": float(self.budget.meter.peak_bytes),
         }
         if metrics:
             values |= self.noise.metrics()
@@ -334,10 +333,7 @@ class _Run:
     # Ends
 
     def _infeasible(self, facts: OomFacts, micro_batch_size: int) -> RunEnd:
-        words = _shortage(
-            facts, micro_batch_size, limit_bytes=self.memory_limit_bytes, peak_bytes=self.meter.peak_bytes
-        )
-        return self._end("infeasible", words, facts)
+        return self._end("infeasible", self.budget.in_words(facts, micro_batch_size), facts)
 
     def _end(self, outcome: Outcome, reason: str, oom: OomFacts | None = None) -> RunEnd:
         return RunEnd(
@@ -346,7 +342,7 @@ class _Run:
             metrics=self.progress.metrics,
             tokens=self.progress.tokens,
             micro_batch_size_used=self.step.micro_batch_size,
-            peak_memory_bytes=self.workers.largest(self.meter.peak_bytes),
+            peak_memory_bytes=self.budget.largest_peak_bytes(),
             oom=oom,
         )
 
@@ -381,15 +377,43 @@ class _Run:
     def _settings_text(self) -> str:
         return f"{self.run.model_dump_json()} on data {self.data.fingerprint}"
 
-    def _micro_batch_size(self) -> int:
-        size = self.run.training.micro_batch_size
-        if size != "auto":
-            return size
-        return automatic_micro_batch(
-            batch_size=self.run.training.batch_size,
+
+@dataclass(frozen=True)
+class _Budget:
+    """The memory of a worker: what may be used, what was, and what was to be expected."""
+
+    run: RunConfig
+    data: PreparedCorpus
+    workers: Workers
+    meter: MemoryMeter
+    limit_bytes: int | None
+
+    def largest_peak_bytes(self) -> int:
+        """Over all workers; all of them ask."""
+        return self.workers.largest(self.meter.peak_bytes)
+
+    def in_words(self, facts: OomFacts, micro_batch_size: int) -> str:
+        """A shortage with its numbers."""
+        measured = self.meter.peak_bytes
+        self.meter.stop()  # or it would count what the prediction only imagines
+        predicted = predict_memory(
+            self.run,
+            self.data.vocabulary.size,
+            micro_batch_size=micro_batch_size,
             num_workers=self.workers.count,
-            sequence_length=self.data.train.sequence_length,
-            largest_feasible=None,
+            device_type="cuda" if self.workers.device.type == "cuda" else "cpu",
+            has_document_ids=has_document_ids(self.data),
+        ).peak_bytes
+        where = "" if facts.phase is None else f" in {facts.phase}"
+        rank = "" if self.workers.count == 1 else f" on rank {facts.rank}"
+        asked = "memory" if facts.bytes_asked is None else format_bytes(facts.bytes_asked)
+        budget = (
+            "the device has" if self.limit_bytes is None else f"the budget of {format_bytes(self.limit_bytes)} allows"
+        )
+        return (
+            f"out of memory{where}{rank} with micro-batches of {micro_batch_size} rows: asked for {asked} more than "
+            f"{budget}; "
+            f"{format_bytes(measured)} were in use at most, {format_bytes(predicted)} were predicted as needed"
         )
 
 
@@ -411,17 +435,4 @@ def _with_noise(noise: NoiseScale, pair: tuple[float, float, float, float]) -> N
         small_rows=small_rows,
         large_squared_norm=large_squared_norm,
         large_rows=large_rows,
-    )
-
-
-def _shortage(facts: OomFacts, micro_batch_size: int | None, *, limit_bytes: int | None, peak_bytes: int) -> str:
-    """A shortage of memory in words and numbers."""
-    asked = "an allocation" if facts.bytes_asked is None else format_bytes(facts.bytes_asked)
-    tried = "" if micro_batch_size is None else f" with micro-batches of {micro_batch_size} rows"
-    budget = "the device's memory" if limit_bytes is None else f"a budget of {format_bytes(limit_bytes)}"
-    where = "" if facts.phase is None else f" in {facts.phase}"
-    rank = "" if facts.rank is None else f" on rank {facts.rank}"
-    return (
-        f"out of memory{where}{rank}{tried}: asked for {asked} more over {format_bytes(peak_bytes)} "
-        f"measured at most so far, out of {budget}"
     )

@@ -205,7 +205,11 @@ def test_exploding_training_ends_as_diverged_with_its_numbers(tmp_path: Path) ->
 def test_model_that_does_not_fit_is_infeasible_with_the_numbers_in_words(tmp_path: Path) -> None:
     end = train(small_run(), tmp_path, memory_limit_bytes=150_000)
     assert (end.outcome, end.tokens) == ("infeasible", 0)
-    assert "a budget of 146.48 KiB" in end.reason
+    pattern = (
+        r"out of memory with micro-batches of 8 rows: asked for \S+ KiB more than the budget of 146.48 KiB allows; "
+        r"\S+ KiB were in use at most, \S+ KiB were predicted as needed"
+    )
+    assert re.fullmatch(pattern, end.reason), end.reason
     assert end.oom is not None
     assert end.oom.bytes_asked is not None
 
@@ -222,7 +226,7 @@ def test_micro_batch_that_does_not_fit_stops_or_shrinks_as_the_user_wants(tmp_pa
     stopped = train(small_run(micro_batch_size=16), tmp_path / "stop", memory_limit_bytes=budget)
     assert stopped.outcome == "infeasible"
     assert stopped.micro_batch_size_used == 16
-    assert "micro-batches of 16 rows" in stopped.reason
+    assert "in backward with micro-batches of 16 rows" in stopped.reason
     run = small_run(micro_batch_size=16, on_oom="shrink")
     shrunk = train(run, tmp_path / "shrink", memory_limit_bytes=budget)
     assert shrunk.outcome == "completed"
