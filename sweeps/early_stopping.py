@@ -74,7 +74,15 @@ class Rungs:
         )
 
 
-class TokenScheduler(FIFOScheduler):
+class KeptOutOfPickles:
+    """Mixed into what Tune is given: it pickles that to resume by itself, but we resume from records alone."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+class TokenScheduler(KeptOutOfPickles, FIFOScheduler):
     """Tune's view of the rungs: trials run in order, and end at a rung when they are not among the best."""
 
     def __init__(self, rungs: Rungs) -> None:

@@ -12,8 +12,10 @@ from data_pipeline.settings import format_bytes
 from sweeps.trial_records import MemoryVerdict, TrialRecord
 
 Demand = tuple[float, float]
-"""Micro-batch and masking rate: the memory of one shape grows with both. A batch that takes several micro-batches also
-holds their gradient meanwhile, which counts as half a row: more than the same micro-batch in one go, less than one more.
+"""Micro-batch and masking rate: the memory of one shape grows with both.
+
+A batch that takes several micro-batches also holds their gradient meanwhile, which counts as half a row: more than the
+same micro-batch in one go, less than one row more.
 """
 
 

@@ -72,22 +72,23 @@ class Progress:
             self._speed.pop(record.number, None)
         line = self._line(event, record, report)
         if line is not None and (self._live is None or event == "ended"):
-            self._console.print(line)
+            self._console.print(line, soft_wrap=True)
 
     def _line(self, event: str, record: TrialRecord, report: Mapping[str, float] | None) -> Text | None:
         line = Text(record.name)
         if event == "started":
-            return line.append(f"  starts    {settings_in_words(record)}", style="dim")
+            return line.append(f"  starts       {settings_in_words(record)}", style="dim")
         if event == "report" and report is not None and LOSS in report:
             done = report["tokens"] / self._tokens_per_trial
-            return line.append(f"  {min(done, 1):4.0%}      holdout loss {report[LOSS]:.4f}", style="dim")
+            return line.append(f"  {min(done, 1):4.0%}         holdout loss {report[LOSS]:.4f}", style="dim")
         if event == "ended":
             outcome = record.outcome or Outcome.INTERRUPTED
             line.append(f"  {outcome:<11}", style=STYLES[outcome])
             # The reason of a failure is a traceback: its last line says what happened, the log has the rest.
             reason = (record.reason.strip().splitlines() or [""])[-1]
-            loss = "" if record.loss is None else f" holdout loss {record.loss:.4f} "
-            return line.append(loss).append(reason if outcome is not Outcome.COMPLETED else settings_in_words(record))
+            if outcome is Outcome.COMPLETED:
+                reason = f"holdout loss {record.loss:.4f}   {settings_in_words(record)}"
+            return line.append(f" {reason}")
         return None
 
     def _draw(self) -> Group:

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from core.run_config import RunConfig
+from sweeps.early_stopping import KeptOutOfPickles
 from sweeps.ledger import Ledger
 from sweeps.memory_frontier import MemoryFrontier
 from sweeps.outcomes import Outcome
@@ -103,7 +104,7 @@ class SettingsSampler:
         return create_trial(params=params, distributions=distributions, **known)
 
 
-class SweepSearcher(Searcher):
+class SweepSearcher(KeptOutOfPickles, Searcher):
     """Tune's view of the sampler: trials left over, then those the file lists, then proposals that fit in memory."""
 
     def __init__(
@@ -159,7 +160,7 @@ class SweepSearcher(Searcher):
     def _next_record(self) -> TrialRecord | None:
         if self._left_over:
             return self._ledger.reopen(self._left_over.popleft())
-        while self._listed:
+        while self._listed and not self._is_in_doubt_beside_another(self._listed[0]):
             settings = self._listed.popleft()
             record = self._ledger.open(settings, "start_with")
             # The user asked for exactly this: only what has been observed may refuse it, never a prediction.
@@ -167,9 +168,17 @@ class SweepSearcher(Searcher):
             if refusal is None:
                 return record
             self._ledger.refuse(record, refusal)
-        if self._num_trials_that_count() >= self._sweep.budget.trials:
+        if self._num_trials_that_count() + len(self._listed) >= self._sweep.budget.trials:
             return None
         return self._propose_feasible()
+
+    def _is_in_doubt_beside_another(self, settings: dict[str, Any]) -> bool:
+        # One launch against the prediction at a time: the second may be ruled out by what the first one shows.
+        running = [self._ledger.records[number].settings for number in self._numbers.values()]
+        return any(self._is_in_doubt(other) for other in running) and self._is_in_doubt(settings)
+
+    def _is_in_doubt(self, settings: dict[str, Any]) -> bool:
+        return self._frontier.refusal(self._run_of(settings)) is not None
 
     def _num_trials_that_count(self) -> int:
         return sum(record.outcome is not Outcome.INFEASIBLE for record in self._ledger.records.values())

@@ -17,7 +17,7 @@ from rich.console import Console
 from core.run_config import RunConfig
 from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.cluster import connect
-from sweeps.early_stopping import Rungs, TokenScheduler
+from sweeps.early_stopping import KeptOutOfPickles, Rungs, TokenScheduler
 from sweeps.ledger import Ledger
 from sweeps.mailbox import Assignment
 from sweeps.plan import SweepPlan, plan_sweep
@@ -112,6 +112,7 @@ def _run(
             status = "incomplete"
         events.close()
         ray.shutdown()
+        run.drop_beaten_checkpoints()
         summary = _write_results(
             run, status=status, tracking=tracking, wall_s=wall_s_before + time.monotonic() - started_at
         )
@@ -132,6 +133,7 @@ class _SweepRun:
             self._store, frontier=frontier, scheduler=self._scheduler, run_of=self.run_of, rungs=plan.rungs
         )
         self._leader = best_trial(list(self.ledger.records.values()))
+        self._beaten: list[TrialRecord] = []
         rungs.restore(self.ledger.records.values())
         frontier.restore(self.ledger.records.values(), self.run_of)
         self._searcher = SweepSearcher(
@@ -181,11 +183,19 @@ class _SweepRun:
         """A checkpoint is three times its model's size: of the trials that are done only the best keeps its own."""
         if event != "ended" or not record.is_done:
             return
+        self.drop_beaten_checkpoints()
+        # Dropped with the next one: a stopped trial writes its last checkpoint after it was told to stop.
         best = best_trial(list(self.ledger.records.values()))
-        beaten = self._leader if record is best else record
-        if beaten is not None:
-            drop_checkpoints(self._store.folder_of(beaten))
+        if record is not best:
+            self._beaten.append(record)
+        elif self._leader is not None:
+            self._beaten.append(self._leader)
         self._leader = best
+
+    def drop_beaten_checkpoints(self) -> None:
+        """Remove what `keep_only_the_best_checkpoint` has marked."""
+        while self._beaten:
+            drop_checkpoints(self._store.folder_of(self._beaten.pop()))
 
     def _trial_config(self, record: TrialRecord, run: RunConfig) -> dict[str, Any]:
         assignment = Assignment(
@@ -200,7 +210,7 @@ class _SweepRun:
         return {"number": record.number, "assignment": assignment, "lane": lane}
 
 
-class _LedgerCallback(tune.Callback):
+class _LedgerCallback(KeptOutOfPickles, tune.Callback):
     """Passes on to the ledger what Tune hears from trials."""
 
     def __init__(self, ledger: Ledger) -> None:

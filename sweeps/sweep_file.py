@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from core.run_config import RunConfig
 from sweeps.search_space import Distribution
 from sweeps.sweep_config import UNSWEEPABLE, SweepConfig
-from sweeps.yaml_places import YamlDocument, read_yaml
+from sweeps.yaml_places import YamlDocument, parse_value, read_yaml
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,10 @@ def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[F
             if not isinstance(place.get(name), dict):
                 place[name] = {}
             place = place[name]
-        place[leaf] = yaml.safe_load(text) if text else None
+        try:
+            place[leaf] = parse_value(text)
+        except yaml.YAMLError:
+            faults.append(Fault(f"--set {override}", None, None, "its value is not YAML", "put it in quotes"))
         # A corpus has one source: naming a path on the command line replaces a builtin corpus of the file.
         if key.strip() in ("corpus.path", "corpus.builtin"):
             place.pop("builtin" if leaf == "path" else "path", None)

@@ -1,5 +1,6 @@
 """YAML text to plain values, with the line on which each value stands."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,25 @@ class YamlDocument:
         return self.lines.get(path)
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `5e-4` is a number, as YAML 1.2 has it; to PyYAML's 1.1 it is a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
+
+
+def parse_value(text: str) -> Any:
+    """One YAML value, as given on the command line.
+
+    Raises:
+        yaml.YAMLError: The text is not YAML.
+    """
+    # A SafeLoader: builds plain values only.
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_yaml(text: str) -> YamlDocument:
     """The values of a YAML text with their lines.
 
@@ -31,10 +51,10 @@ def read_yaml(text: str) -> YamlDocument:
     """
     lines: dict[str, int] = {}
     duplicates: list[tuple[str, int]] = []
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    root = yaml.compose(text, Loader=_Loader)
     if root is not None:
         _walk(root, "", lines, duplicates)
-    return YamlDocument(yaml.safe_load(text), lines, tuple(duplicates))
+    return YamlDocument(parse_value(text), lines, tuple(duplicates))
 
 
 def _walk(node: yaml.Node, path: str, lines: dict[str, int], duplicates: list[tuple[str, int]]) -> None:

@@ -68,7 +68,7 @@ def test_importing_everything_prints_nothing_and_starts_nothing() -> None:
     modules = [module_name(path) for path in FILES if path.name != "__main__.py"]
     code = (
         "import importlib, os, sys, threading\n"
-        "import ray, torch, mlflow, optuna\n"
+        "import ray, torch, mlflow, optuna, tensorboardX\n"
         "environment, threads = dict(os.environ), threading.active_count()\n"
         f"for name in {modules!r}: importlib.import_module(name.removesuffix('.__init__'))\n"
         "assert dict(os.environ) == environment, 'the environment was changed'\n"
