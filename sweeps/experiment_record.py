@@ -24,6 +24,8 @@ def _block(block: Block) -> str:
             return "\n".join(f"- {_inline(name)}: {_one_line(value)}" for name, value in rows)
         case Table():
             return "\n".join(_table(block))
+        case Code(text, title) if title:
+            return f"<details><summary>{_inline(title)}</summary>\n\n{_block(Code(text))}\n\n</details>"
         case Code(text):
             return f"{_fence(text)}\n{text.rstrip()}\n{_fence(text)}"
         case Picture(_, caption):

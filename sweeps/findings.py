@@ -37,6 +37,14 @@ class Findings:
         """Completed trials with a loss, best first."""
         return tuple(r for r in self.records if r.outcome is Outcome.COMPLETED and finite_loss(r) is not None)
 
+    @cached_property
+    def _ranks(self) -> dict[int, int]:
+        return {record.number: rank for rank, record in enumerate(self.records, start=1)}
+
+    def rank(self, record: TrialRecord) -> int:
+        """Its place from 1, as in trials.csv."""
+        return self._ranks[record.number]
+
     @property
     def best(self) -> TrialRecord | None:
         """The completed trial with the smallest loss."""
@@ -83,11 +91,11 @@ class Findings:
 
     def is_tied_with_best(self, record: TrialRecord) -> bool:
         """Whether the difference to the best is within two standard errors of a difference between single runs."""
-        if self.best is None or self.noise_nats is None or record is self.best or record not in self.completed:
+        if self.best is None or self.noise_nats is None or record.number == self.best.number:
             return False
         best_loss, loss = finite_loss(self.best), finite_loss(record)
-        assert best_loss is not None
-        assert loss is not None
+        if best_loss is None or loss is None or record.outcome is not Outcome.COMPLETED:
+            return False
         return loss - best_loss <= 2 * math.sqrt(2) * self.noise_nats
 
 

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import optuna
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
 from sweeps.findings import Findings, finite_loss
@@ -18,9 +17,13 @@ def importances(findings: Findings) -> dict[str, float] | str:
 
     Source: PED-ANOVA, Watanabe et al., arXiv:2304.10255: which settings set the best quarter of the trials apart.
     """
+    # Brings scikit-learn with it, which takes longer to import than the rest of a report to write.
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
     space = {path: distribution.to_optuna() for path, distribution in findings.sweep.search.items()}
     if len(space) < 2:
         return "fewer than two settings were swept."
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize", sampler=optuna.samplers.RandomSampler(seed=0))
     for record in findings.completed:
         params = {path: record.settings[path] for path in space if path in record.settings}

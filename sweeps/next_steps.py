@@ -17,8 +17,12 @@ _MIN_FOR_EDGE = 4
 """Completed trials before the place of the best in its range says anything."""
 _EDGE = 0.08
 """Share of a range, on its own scale, that counts as its edge."""
+_STILL_FALLING = 0.01
+"""Share of the loss that the last quarter of the tokens must take off."""
 _MANY = 0.25
 """Share of trials or proposals from which on something is worth a sentence."""
+_MIN_LISTED = 3
+"""Values of a choice before one of them can be in the middle."""
 _ONLY_SPEED = frozenset({MICRO_BATCH, "training.activation_checkpointing", "training.compile", "training.on_oom", SEED})
 """Settings that do not change what is learnt, or only by luck: the best value of them is no discovery."""
 
@@ -128,7 +132,7 @@ def _beyond_the_edge(distribution: Distribution, value: Any) -> Any:
     if len(ends) < 2 or not low <= value <= high:
         return None
     if distribution.kind == "choice":
-        if low < value < high:
+        if low < value < high or len(ends) < _MIN_LISTED:
             return None
         ordered = sorted(ends)
         neighbour, edge = (ordered[1], low) if value == low else (ordered[-2], high)
@@ -181,9 +185,9 @@ def _still_falling(findings: Findings) -> Iterator[str]:
     curve = findings.curves[findings.best.number].holdout
     if len(curve.tokens) < 3:
         return
-    end = curve.tokens[-1]
-    fall = float(curve.losses[curve.tokens <= 0.75 * end][-1:].sum() - curve.losses[-1])
-    if not (curve.tokens <= 0.75 * end).any() or fall < 0.01 * curve.losses[-1]:
+    before = curve.losses[curve.tokens <= 0.75 * curve.tokens[-1]]
+    fall = float(before[-1] - curve.losses[-1]) if len(before) else 0.0
+    if fall < _STILL_FALLING * curve.losses[-1]:
         return
     cooldown = " (part of it the cooldown of the schedule)" if findings.sweep.training.schedule == "wsd" else ""
     yield (

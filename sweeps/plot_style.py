@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Matplotlib wants colours as numbers; these stand for the page's variables until the SVG is written.
 _VARIABLES = {
@@ -97,6 +97,7 @@ def to_svg(figure: Figure, name: str) -> str:
 def tokens_axis(axes: Axes) -> None:
     """The x axis counts tokens of training."""
     axes.set_xlabel("tokens")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
 
 

@@ -18,8 +18,8 @@ from sweeps.trial_records import TrialRecord
 
 _NUM_LEADERS = 5
 _GIB = 2**30
-_WIDTH = 9.6
-"""Inches; at 72 points each about as wide as the page."""
+_WIDTH = 10.8
+"""Inches; at 72 points each as wide as the page."""
 
 
 def loss_curves(findings: Findings) -> str | None:
@@ -28,26 +28,31 @@ def loss_curves(findings: Findings) -> str | None:
         return None
     with page_style():
         figure = new_figure(_WIDTH, 3.7)
-        train_axes, holdout_axes = figure.subplots(1, 2, sharey=True)
+        train_axes, holdout_axes, end_axes = figure.subplots(1, 3)
         leaders = [r for r in findings.records if not findings.curves[r.number].holdout.is_empty][:_NUM_LEADERS]
         for record in (r for r in findings.records if r not in leaders):
             style = {"color": COLORS["faint"], "linewidth": 0.9, "zorder": 1}
             _draw(train_axes, findings.curves[record.number].train, **style)
-            _draw(holdout_axes, findings.curves[record.number].holdout, **style)
+            for axes in (holdout_axes, end_axes):
+                _draw(axes, findings.curves[record.number].holdout, **style)
         for index, record in reversed(list(enumerate(leaders))):
             style = {"color": SERIES[index], "zorder": 3 + len(leaders) - index}
             curves = findings.curves[record.number]
             _draw(train_axes, curves.train, linewidth=1.0, **style)
-            _draw(holdout_axes, curves.holdout, marker="o", markersize=3, label=record.name, **style)
-        _draw_bands(holdout_axes, findings)
+            for axes in (holdout_axes, end_axes):
+                _draw(axes, curves.holdout, marker="o", markersize=3, label=record.name, **style)
+        for axes in (holdout_axes, end_axes):
+            _draw_bands(axes, findings)
         train_axes.set(title="train", ylabel="loss, nats per predicted token")
         holdout_axes.set(title="holdout")
-        for axes in (train_axes, holdout_axes):
+        end_axes.set(title="holdout, the leaders' last half")
+        for axes in (train_axes, holdout_axes, end_axes):
             tokens_axis(axes)
-        _limit_losses(holdout_axes, findings)
+        _limit_losses((train_axes, holdout_axes), findings)
+        _limit_to_last_half(end_axes, [findings.curves[record.number].holdout for record in leaders])
         if leaders:
             handles, labels = holdout_axes.get_legend_handles_labels()
-            holdout_axes.legend(handles[::-1], labels[::-1], loc="upper right")
+            figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=_NUM_LEADERS)
         return to_svg(figure, "loss-curves")
 
 
@@ -70,28 +75,40 @@ def _draw_bands(axes: Axes, findings: Findings) -> None:
         )
 
 
-def _limit_losses(axes: Axes, findings: Findings) -> None:
+def _limit_losses(both: Sequence[Axes], findings: Findings) -> None:
     # A diverging trial must not press all others flat: nothing above the highest first holdout loss is shown.
     first = [c.holdout.losses[0] for c in findings.curves.values() if not c.holdout.is_empty]
     lowest = [c.losses.min() for pair in findings.curves.values() for c in (pair.train, pair.holdout) if not c.is_empty]
     if first and max(first) > min(lowest):
         room = 0.05 * (max(first) - min(lowest))
-        axes.set_ylim(min(lowest) - room, max(first) + room)
+        for axes in both:
+            axes.set_ylim(min(lowest) - room, max(first) + room)
+
+
+def _limit_to_last_half(axes: Axes, leaders: Sequence[Curve]) -> None:
+    if not leaders:
+        return
+    half = max(curve.tokens[-1] for curve in leaders) / 2
+    losses = [loss for curve in leaders for loss in curve.losses[curve.tokens >= half]]
+    room = 0.08 * (max(losses) - min(losses)) or 0.01
+    axes.set_xlim(0.95 * half, 2.05 * half)
+    axes.set_ylim(min(losses) - room, max(losses) + room)
 
 
 def parameter_plots(findings: Findings) -> str | None:
     """Holdout loss against each swept setting; what has no loss is marked along the top."""
     if not findings.paths or not any(finite_loss(record) is not None for record in findings.records):
         return None
-    columns = min(3, len(findings.paths))
+    columns = _columns(len(findings.paths))
     rows = -(-len(findings.paths) // columns)
     with page_style():
-        figure = new_figure(_WIDTH * max(columns, 2) / 3, 2.9 * rows)
+        figure = new_figure(min(_WIDTH, 0.8 + 3.4 * columns), 0.5 + 2.7 * rows)
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes in grid.flat[len(findings.paths) :]:
             axes.set_visible(False)
+        top = _limit_parameter_losses(grid.flat[0], findings)
         for index, path in enumerate(findings.paths):
-            _draw_parameter(grid.flat[index], findings, path)
+            _draw_parameter(grid.flat[index], findings, path, top)
             if index % columns == 0:
                 grid.flat[index].set_ylabel("holdout loss")
         handles, labels = grid.flat[0].get_legend_handles_labels()
@@ -99,14 +116,29 @@ def parameter_plots(findings: Findings) -> str | None:
         return to_svg(figure, "parameters")
 
 
-def _draw_parameter(axes: Axes, findings: Findings, path: str) -> None:
+def _columns(count: int) -> int:
+    """Columns of a grid that leave few places empty."""
+    return count if count <= 4 else 3 if count in (5, 6, 9) else 4
+
+
+def _limit_parameter_losses(axes: Axes, findings: Findings) -> float:
+    """Upper end of what is drawn: a trial far behind all that completed must not press those together."""
+    losses = [loss for record in findings.records if (loss := finite_loss(record)) is not None]
+    compared = [finite_loss(record) or 0.0 for record in findings.completed] if len(findings.completed) > 2 else losses
+    spread = max(compared) - min(compared) or 0.1
+    top = min(max(losses), max(compared) + 0.25 * spread)
+    axes.set_ylim(min(losses) - 0.06 * spread, top + 0.16 * (top - min(losses) or 0.1))
+    return top
+
+
+def _draw_parameter(axes: Axes, findings: Findings, path: str, top: float) -> None:
     place = _SettingAxis(axes, findings, path)
     for outcome, filled in ((Outcome.COMPLETED, True), (Outcome.STOPPED, False)):
         trials = [record for record in findings.of(outcome) if finite_loss(record) is not None]
         color = COLORS[outcome.lower()]
         axes.scatter(
             [place.of(record) for record in trials],
-            [finite_loss(record) or 0.0 for record in trials],
+            [min(finite_loss(record) or 0.0, top) for record in trials],
             s=26,
             facecolors=color if filled else "none",
             edgecolors=color,
@@ -124,7 +156,7 @@ def _draw_parameter(axes: Axes, findings: Findings, path: str) -> None:
         marker = "x" if outcome is Outcome.INFEASIBLE else "^"
         axes.scatter(
             spots,
-            [0.97] * len(spots),
+            [0.95] * len(spots),
             s=24,
             marker=marker,
             color=COLORS[outcome.lower()],

@@ -28,58 +28,51 @@ def write_report(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord
     status = str(summary.get("status") or "running")
     subtitle = f"pretune sweep, {status}. Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
     box = found.summary_box(findings)
-    page = html_page(title=sweep.name, subtitle=subtitle, summary=box, sections=_for_a_reader(findings))
+    sections = _sections(findings)
+    page = html_page(title=sweep.name, subtitle=subtitle, summary=box, sections=[sections[name] for name in _PAGE])
     write_atomically(folder / "report.html", page)
-    record = markdown_record(title=sweep.name, subtitle=subtitle, summary=box, sections=_for_the_record(findings))
+    parts = [sections[name] for name in _RECORD]
+    record = markdown_record(title=sweep.name, subtitle=subtitle, summary=box, sections=parts)
     write_atomically(folder / "EXPERIMENT.md", record)
 
 
-def _for_a_reader(findings: Findings) -> list[Section]:
-    """Results first, how they came about after."""
-    return [
-        setup.purpose_section(findings),
-        found.ranking_section(findings),
-        found.curves_section(findings),
-        found.settings_section(findings),
-        found.next_section(findings),
-        found.comparison_section(findings),
-        found.memory_section(findings),
-        found.time_section(findings),
-        found.noise_section(findings),
-        found.outcomes_section(findings),
-        found.waste_section(findings),
-        found.problems_section(findings),
-        setup.timeline_section(findings),
-        setup.setup_section(findings),
-        setup.data_section(findings),
-        setup.environment_section(findings),
-    ]
+_PAGE = (
+    *("purpose", "ranking", "curves", "settings", "next", "comparison", "memory", "time", "noise"),
+    *("trials", "waste", "problems", "timeline", "setup", "data", "environment"),
+)
+"""Results first, how they came about after."""
+
+_RECORD = (
+    *("purpose", "setup", "environment", "data", "timeline", "trials", "errors", "time", "memory", "noise"),
+    *("curves", "samples", "ranking", "settings", "comparison", "targets", "waste", "problems"),
+    *("conclusions", "next"),
+)
+"""The order of a laboratory's record: goal, setup, course, results, conclusions."""
 
 
-def _for_the_record(findings: Findings) -> list[Section]:
-    """The order of a laboratory's record: goal, setup, course, results, conclusions."""
-    return [
-        setup.purpose_section(findings),
-        setup.setup_section(findings),
-        setup.environment_section(findings),
-        setup.data_section(findings),
-        setup.timeline_section(findings),
-        found.outcomes_section(findings),
-        found.errors_section(findings),
-        found.time_section(findings),
-        found.memory_section(findings),
-        found.noise_section(findings),
-        found.curves_section(findings),
-        _samples_section(),
-        found.ranking_section(findings),
-        found.settings_section(findings),
-        found.comparison_section(findings),
-        _targets_section(findings),
-        found.waste_section(findings),
-        found.problems_section(findings),
-        found.conclusions_section(findings),
-        found.next_section(findings),
-    ]
+def _sections(findings: Findings) -> dict[str, Section]:
+    return {
+        "purpose": setup.purpose_section(findings),
+        "setup": setup.setup_section(findings),
+        "environment": setup.environment_section(findings),
+        "data": setup.data_section(findings),
+        "timeline": setup.timeline_section(findings),
+        "trials": found.outcomes_section(findings),
+        "errors": found.errors_section(findings),
+        "time": found.time_section(findings),
+        "memory": found.memory_section(findings),
+        "noise": found.noise_section(findings),
+        "curves": found.curves_section(findings),
+        "samples": _samples_section(),
+        "ranking": found.ranking_section(findings),
+        "settings": found.settings_section(findings),
+        "comparison": found.comparison_section(findings),
+        "targets": _targets_section(findings),
+        "waste": found.waste_section(findings),
+        "problems": found.problems_section(findings),
+        "conclusions": found.conclusions_section(findings),
+        "next": found.next_section(findings),
+    }
 
 
 def _samples_section() -> Section:

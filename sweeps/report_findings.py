@@ -82,7 +82,7 @@ def ranking_section(findings: Findings) -> Section:
     blocks.append(
         Paragraph(
             "Losses are in nats per predicted token on the same holdout for every trial"
-            + (", under the same masks at 15 %." if findings.sweep.objective.masked_lm else ".")
+            + (", under the same masks at 15\u00a0%." if findings.sweep.objective.masked_lm else ".")
             + " Stopped trials stand behind completed ones, by how far they came: their final loss is not known."
         )
     )
@@ -100,9 +100,8 @@ def ranking_section(findings: Findings) -> Section:
 
 
 def _ranking_row(findings: Findings, record: TrialRecord, metrics: list[str]) -> list[Cell]:
-    rank = findings.records.index(record) + 1
     return [
-        number(rank, "d"),
+        number(findings.rank(record), "d"),
         record.name,
         record.outcome or "running",
         number(record.loss),
@@ -162,7 +161,7 @@ def settings_section(findings: Findings) -> Section:
     if picture is not None:
         caption = (
             "Holdout loss against each setting. Marks along the top did not fit in memory or diverged, and have no "
-            "loss to show."
+            "loss to show; a trial above the scale stands on its upper edge."
         )
         blocks.append(Picture(picture, caption))
     found = importances(findings)
@@ -294,7 +293,9 @@ def time_section(findings: Findings) -> Section:
     picture = time_plot(findings)
     if picture is not None:
         blocks.append(Picture(picture, "Where the time of 1,000 tokens goes, in the leading trials."))
-    stretches = ("forward", "backward", "optimizer", "data", "exchange")
+    # One worker alone exchanges nothing: a column of zeros.
+    seen = {stretch for r in timed for stretch, ms in findings.curves[r.number].step_ms.items() if ms > 0}
+    stretches = [s for s in ("forward", "backward", "optimizer", "data", "exchange") if s in seen]
     rows: list[list[Cell]] = []
     for record in timed:
         curves = findings.curves[record.number]
@@ -307,7 +308,7 @@ def time_section(findings: Findings) -> Section:
                 number(record.training_s, ",.1f"),
             ]
         )
-    columns = ["trial", *(f"{stretch} ms" for stretch in stretches), "tokens/s", "of matmul rate", "training s"]
+    columns = ["trial", *(f"{stretch}, ms" for stretch in stretches), "tokens/s", "of matmul rate", "training, s"]
     blocks.append(without_empty_columns(Table(columns, rows, "time")))
     blocks.append(
         Paragraph(
@@ -355,7 +356,7 @@ def outcomes_section(findings: Findings) -> Section:
         ]
         for rank, record in enumerate(findings.records, start=1)
     ]
-    columns = ["rank", "trial", "outcome", "tokens", "training s", "interruptions", "chosen by", "reason"]
+    columns = ["rank", "trial", "outcome", "tokens", "training, s", "interruptions", "chosen by", "reason"]
     return Section("Trials", [without_empty_columns(Table(columns, rows, "trials"))])
 
 
@@ -391,7 +392,7 @@ def waste_section(findings: Findings) -> Section:
             )
     blocks: list[Block] = []
     if rows:
-        blocks.append(Table(["outcome", "trials", "training s", "share", "tokens"], rows, "waste"))
+        blocks.append(Table(["outcome", "trials", "training, s", "share", "tokens"], rows, "waste"))
     blocks += map(Paragraph, _waste_in_words(findings, total))
     if findings.refused:
         verdicts = Counter(refusal.verdict for refusal in findings.refused)

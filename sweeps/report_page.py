@@ -7,6 +7,10 @@ from html import escape
 from sweeps.outcomes import Outcome
 from sweeps.report_blocks import Block, Bullets, Cell, Code, Facts, Long, Number, Paragraph, Picture, Section, Table
 
+_SHORT = 24
+"""Characters up to which the text of a table cell stays on one line."""
+_SHORT_CLASS = ' class="short"'
+
 
 def html_page(*, title: str, subtitle: str, summary: Sequence[Block], sections: Sequence[Section]) -> str:
     """The whole page as text; every word of a user is escaped."""
@@ -51,12 +55,13 @@ def _table(table: Table) -> Iterator[str]:
     sides = [' class="number"' if table.is_numeric(index) else "" for index in range(len(table.columns))]
     yield f'<div class="wide"><table data-name="{escape(table.name)}"><thead><tr>'
     for name, side in zip(table.columns, sides, strict=True):
-        yield f"<th{side}>{escape(name)}</th>"
+        yield f"<th{side}>{escape(name).replace('_', '_<wbr>')}</th>"
     yield "</tr></thead>\n<tbody>"
     for row in table.rows:
         yield "<tr>"
         for cell, side in zip(row, sides, strict=True):
-            yield f"<td{side}>{_cell(cell)}</td>"
+            short = isinstance(cell, str) and len(cell) < _SHORT
+            yield f"<td{side or (_SHORT_CLASS if short else '')}>{_cell(cell)}</td>"
         yield "</tr>\n"
     yield "</tbody></table></div>"
 
@@ -110,8 +115,7 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: var(--muted); vertical-align: bottom; line-height: 1.3; }
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); }
-td { vertical-align: top; } .number { text-align: right; white-space: nowrap; }
-td:has(.outcome), td:nth-child(-n+2) { white-space: nowrap; }
+td { vertical-align: top; } .number { text-align: right; } td.number, td.short { white-space: nowrap; }
 .outcome { font-size: .76rem; font-weight: 600; letter-spacing: .02em; }
 .completed { color: var(--completed); } .stopped { color: var(--stopped); } .infeasible { color: var(--infeasible); }
 .diverged { color: var(--diverged); } .interrupted { color: var(--interrupted); } .failed { color: var(--failed); }
