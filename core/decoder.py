@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.feed_forward import FeedForwardResult, build_feed_forward
+from core.feed_forward import FeedForwardResult, build_feed_forwards
 from core.language_model import LanguageModel
 from core.layers import (
     Attention,
@@ -29,7 +29,7 @@ from core.run_config import ModelConfig
 class LlamaLayer(nn.Module):
     """Attention and feed-forward, each on a normed copy of the stream and added to it (pre-norm)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, feed_forward: nn.Module | None) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
         self.attention = Attention(
@@ -39,7 +39,7 @@ class LlamaLayer(nn.Module):
             bias=False,
             dropout=config.dropout,
         )
-        self.feed_forward = build_feed_forward(config)
+        self.feed_forward = feed_forward
         if self.feed_forward is not None:
             self.feed_forward_norm = RMSNorm(config.width, config.norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
@@ -62,7 +62,7 @@ class LlamaDecoder(LanguageModel):
         self.num_positions = config.num_positions
         self.tokens = Embedding(vocabulary_size, config.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(LlamaLayer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(LlamaLayer(config, part) for part in build_feed_forwards(config))
         self.final_norm = RMSNorm(config.width, config.norm_epsilon)
         self.head_weight = None if config.tied_embeddings else Linear(config.width, vocabulary_size, bias=False).weight
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.feed_forward import FeedForwardResult, build_feed_forward
+from core.feed_forward import FeedForwardResult, build_feed_forwards
 from core.language_model import LanguageModel
 from core.layers import (
     Attention,
@@ -26,13 +26,13 @@ from core.run_config import ModelConfig
 class RobertaLayer(nn.Module):
     """Attention and feed-forward, each added to its input and normed after that (post-norm)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, feed_forward: nn.Module | None) -> None:
         super().__init__()
         self.attention = Attention(
             width=config.width, heads=config.heads, kv_heads=config.heads, bias=True, dropout=config.dropout
         )
         self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
-        self.feed_forward = build_feed_forward(config)
+        self.feed_forward = feed_forward
         if self.feed_forward is not None:
             self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
@@ -59,7 +59,7 @@ class RobertaEncoder(LanguageModel):
         self.token_type = Embedding(1, config.width)
         self.embedding_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(RobertaLayer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(RobertaLayer(config, part) for part in build_feed_forwards(config))
         self.head_dense = Linear(config.width, config.width)
         self.head_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.head_bias = nn.Parameter(torch.zeros(vocabulary_size))
@@ -96,14 +96,14 @@ class RobertaEncoder(LanguageModel):
 class ModernLayer(nn.Module):
     """Attention and feed-forward, each on a normed copy of the stream and added to it (pre-norm), without biases."""
 
-    def __init__(self, config: ModelConfig, *, is_first: bool) -> None:
+    def __init__(self, config: ModelConfig, feed_forward: nn.Module | None, *, is_first: bool) -> None:
         super().__init__()
         # The embeddings are normed already; ModernBERT leaves the second norm in a row out.
         self.attention_norm = nn.Identity() if is_first else _norm_without_bias(config)
         self.attention = Attention(
             width=config.width, heads=config.heads, kv_heads=config.heads, bias=False, dropout=config.dropout
         )
-        self.feed_forward = build_feed_forward(config)
+        self.feed_forward = feed_forward
         if self.feed_forward is not None:
             self.feed_forward_norm = _norm_without_bias(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -127,7 +127,9 @@ class ModernEncoder(LanguageModel):
         self.tokens = Embedding(vocabulary_size, config.width, padding_idx=pad_id)
         self.embedding_norm = _norm_without_bias(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(ModernLayer(config, is_first=number == 0) for number in range(config.layers))
+        self.layers = nn.ModuleList(
+            ModernLayer(config, part, is_first=number == 0) for number, part in enumerate(build_feed_forwards(config))
+        )
         self.final_norm = _norm_without_bias(config)
         self.head_dense = Linear(config.width, config.width, bias=False)
         self.head_norm = _norm_without_bias(config)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.layers import Linear
+from core.memory_layer import ProductKeyMemory, Values
+from core.mixture import Mixture
 from core.run_config import ModelConfig
 
 FeedForwardResult = tuple[Tensor, Tensor | None]
@@ -61,20 +63,36 @@ def inner_width(config: ModelConfig) -> int:
     return -(-8 * config.width // (3 * 64)) * 64
 
 
-def build_feed_forward(config: ModelConfig) -> nn.Module | None:
-    """The feed-forward of one layer; None where the model has none.
+def build_feed_forwards(config: ModelConfig) -> list[nn.Module | None]:
+    """The feed-forward of each layer; None where the model has none.
 
     Its `forward` gives a `FeedForwardResult`.
     """
-    kind = feed_forward_kind(config)
+    layers: list[nn.Module | None] = []
+    values: Values | None = None
+    for _ in range(config.layers):
+        if feed_forward_kind(config) == "memory":
+            memory = ProductKeyMemory(config.width, config.memory, values=values)
+            values = memory.table
+            layers.append(memory)
+        else:
+            layers.append(_build_feed_forward(config))
+    return layers
+
+
+def _build_feed_forward(config: ModelConfig) -> nn.Module | None:
     has_bias = not config.is_causal and config.form == "roberta"
-    match kind:
+    width, inner = config.width, inner_width(config)
+    match feed_forward_kind(config):
         case "none":
             return None
         case "gelu":
-            return Plain(config.width, inner_width(config), bias=has_bias)
-        case "geglu" | "swiglu":
-            return Gated(
-                config.width, inner_width(config), activation="gelu" if kind == "geglu" else "silu", bias=has_bias
-            )
-    raise ValueError(f"model.feed_forward={kind} is not known")
+            return Plain(width, inner, bias=has_bias)
+        case "geglu":
+            return Gated(width, inner, activation="gelu", bias=has_bias)
+        case "swiglu":
+            return Gated(width, inner, activation="silu", bias=has_bias)
+        case "moe":
+            return Mixture(width, inner, config.mixture, activation="silu" if config.is_causal else "gelu")
+        case kind:
+            raise ValueError(f"model.feed_forward={kind} is not known")

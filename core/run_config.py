@@ -1,5 +1,6 @@
 """What one training run is: model, objective, training. Whatever changes the result is here."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
@@ -18,6 +19,12 @@ class MixtureConfig(Settings):
     balance_weight: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the balance loss in the objective."""
 
+    @model_validator(mode="after")
+    def _enough_experts(self) -> Self:
+        if self.experts_per_token > self.experts:
+            raise ValueError(f"experts_per_token={self.experts_per_token} is above experts={self.experts}")
+        return self
+
 
 class MemoryLayerConfig(Settings):
     """Product-key memory (arXiv:1907.05242) in place of the feed-forward."""
@@ -27,6 +34,24 @@ class MemoryLayerConfig(Settings):
     heads: Count = 4
     entries_per_token: Count = 32
     """Values read by each head for each token."""
+
+    @property
+    def half_keys(self) -> int:
+        """Keys of one half: the square root of the entries."""
+        return math.isqrt(self.entries)
+
+    @model_validator(mode="after")
+    def _keys_are_pairs(self) -> Self:
+        root = self.half_keys
+        if root * root != self.entries:
+            raise ValueError(
+                f"entries={self.entries} is not a square number, and keys are pairs; try {root**2} or {(root + 1) ** 2}"
+            )
+        if self.entries_per_token > root:
+            raise ValueError(
+                f"entries_per_token={self.entries_per_token} is above the {root} half-keys of {self.entries} entries"
+            )
+        return self
 
 
 class ModelConfig(Settings):
@@ -77,6 +102,10 @@ class ModelConfig(Settings):
         if self.width % self.heads:
             nearest = -(-self.width // self.heads) * self.heads
             faults.append(f"width={self.width} is not a multiple of heads={self.heads}; try width={nearest}")
+        elif (self.is_causal or self.form == "modern") and self.width // self.heads % 2:
+            faults.append(
+                f"width={self.width} over heads={self.heads} is an odd width of a head; rotary positions turn pairs"
+            )
         if self.kv_heads is not None and self.heads % self.kv_heads:
             faults.append(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
         if self.kv_heads is not None and not self.is_causal:
