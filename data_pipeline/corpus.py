@@ -47,6 +47,9 @@ class Corpus:
         return min(max(share, _SMALLEST_PARCEL_BYTES), _LARGEST_PARCEL_BYTES)
 
 
+RunParcels = Callable[[Corpus, ParcelWork], Iterator[dict[str, Any]]]
+
+
 def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
     """What `work(name, pieces)` gives for each parcel, as it gets done, in any order.
 
@@ -88,6 +91,18 @@ def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]
         logger.setLevel(level)
 
 
+def for_each_parcel_here(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
+    """The same in this process, one after another: no Ray, no start-up."""
+    for unit, files in enumerate(_units(corpus)):
+        for number, pieces in enumerate(_parcels(corpus, files)):
+            name = _parcel_name(unit, number)
+            yield {"name": name, "blobs": {}} | work(name, pieces)
+
+
+def _parcel_name(unit: int, number: int) -> str:
+    return f"{unit:06d}-{number:06d}"
+
+
 def _units(corpus: Corpus) -> list[list[int]]:
     """Files that one task cuts: small ones together, for a task costs milliseconds."""
     units: list[list[int]] = []
@@ -107,7 +122,7 @@ def _cut(batch: Any, corpus: Corpus) -> Iterator[Any]:
     for number, pieces in enumerate(_parcels(corpus, files)):
         yield pa.table(
             {
-                "name": [f"{unit:06d}-{number:06d}"],
+                "name": [_parcel_name(unit, number)],
                 "pieces": [json.dumps([describe(piece) for piece in pieces])],
                 "data": pa.array([b"".join(piece.data for piece in pieces)], pa.large_binary()),
             }

@@ -4,6 +4,7 @@ import bz2
 import difflib
 import gzip
 import io
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ def find_files(corpus: CorpusConfig) -> FoundFiles:
         CorpusError: A path that does not exist, or nothing to read.
     """
     if corpus.builtin is not None:
-        return FoundFiles((FoundFile(_BUILTIN + corpus.builtin, len(builtin_bytes(corpus.builtin)), ""),), ())
+        size = len(builtin_bytes(corpus.builtin))
+        return FoundFiles((FoundFile(_BUILTIN + corpus.builtin, size, f"Python {platform.python_version()}"),), ())
     named = (corpus.path,) if isinstance(corpus.path, str) else corpus.path or ()
     files: dict[str, FoundFile] = {}
     passed_over: dict[str, PassedOver] = {}
@@ -124,23 +126,39 @@ def decompress(stream: Any, compression: Compression | None) -> ByteReader:
     if compression == "bzip2":
         return bz2.BZ2File(stream)
     if compression == "zstd":
-        return _Zstd(zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True))
+        return _Zstd(stream)
     plain: ByteReader = stream
     return plain
 
 
 class _Zstd:
-    """A zstd stream whose errors are OSError like everybody's."""
+    """A zstd stream, all its frames, that says when it is cut off; the library's own reader just ends."""
 
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._frame: Any = None
+        self._compressed = b""
 
     def read(self, size: int = -1, /) -> bytes:
-        try:
-            data: bytes = self._reader.read(size)
-        except zstandard.ZstdError as cause:
-            raise OSError(str(cause)) from cause
-        return data
+        del size  # What one piece gives is handed on whole.
+        while True:
+            if not self._compressed:
+                self._compressed = self._stream.read(1 << 17)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("it is cut off in the middle of a frame")
+                return b""
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            try:
+                data: bytes = self._frame.decompress(self._compressed)
+            except zstandard.ZstdError as cause:
+                raise OSError(str(cause)) from cause
+            self._compressed = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = None
+            if data:
+                return data
 
 
 def _expand(path: str) -> Iterator[FoundFile | PassedOver]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -55,7 +56,28 @@ def examine_files(
             on_bytes(file.num_bytes)
     if memory is not None and unknown:
         _remember(memory, {_key(file, config): kinds[file.path] for file in unknown if _is_settled(file)} | known)
-    return Corpus(config, tuple(kinds[file.path] for file in found.files))
+    return Corpus(config, with_borrowed_headers(tuple(kinds[file.path] for file in found.files)))
+
+
+def with_borrowed_headers(files: tuple[FileKind, ...]) -> tuple[FileKind, ...]:
+    """Tables without a header take that of a file with as many columns: the first part of a split table has it."""
+    headers = {
+        (file.delimiter, len(file.columns)): file
+        for file in reversed(files)
+        if file.format == "csv" and file.has_header and file.refused is None
+    }
+    whole = []
+    for file in files:
+        if file.format == "csv" and not file.has_header:
+            lender = headers.get((file.delimiter, len(file.columns)))
+            if lender is not None:
+                file = replace(file, columns=lender.columns, text_column=lender.text_column, refused=None)
+            else:
+                file = replace(
+                    file, refused=f"it has no header to say which of its {len(file.columns)} columns is the text"
+                )
+        whole.append(file)
+    return tuple(whole)
 
 
 def _key(file: FoundFile, config: CorpusConfig) -> str:

@@ -117,7 +117,8 @@ class _HashingReader:
 
     def read(self, size: int = -1, /) -> bytes:
         if self._peeked:
-            piece, self._peeked = self._peeked, b""
+            cut = len(self._peeked) if size < 0 else size
+            piece, self._peeked = self._peeked[:cut], self._peeked[cut:]
             return piece
         piece = self._raw.read(size)
         self._count(piece)
@@ -136,13 +137,11 @@ def _text_facts(head: str, corpus: CorpusConfig, *, is_whole: bool) -> dict[str,
     facts: dict[str, Any] = {"has_cr_lines": has_cr_lines}
     wanted = corpus.format
     if wanted == "json" or (wanted == "auto" and _is_json_array(head)):
-        return facts | {"format": "json", "text_column": corpus.text}
+        return facts | {"format": "json"} | _object_facts(_first_elements(head), corpus)
     filled = [line for line in lines if line.strip()][:_SNIFFED_ROWS]
     objects = [parsed for parsed in map(_object_or_none, filled) if parsed is not None]
     if wanted == "jsonl" or (wanted == "auto" and filled and _looks_like_jsonl(filled, len(objects))):
-        keys = tuple(dict.fromkeys(key for row in objects for key in row))
-        column, refused = choose_column(keys, corpus.text, [key for key in keys if _is_text(objects, key)])
-        return facts | {"format": "jsonl", "columns": keys, "text_column": column, "refused": refused}
+        return facts | {"format": "jsonl"} | _object_facts(objects, corpus)
     if wanted in ("csv", "tsv") or wanted == "auto":
         table = _csv_facts(lines, corpus)
         if table is not None:
@@ -156,6 +155,30 @@ def _is_json_array(head: str) -> bool:
         return False
     inside = stripped[1:].lstrip()
     return inside.startswith("{") and re.match(r'\{\s*("|\})', inside) is not None
+
+
+def _first_elements(head: str) -> list[dict[str, Any]]:
+    """The first objects of an array, as many as are whole."""
+    decoder = json.JSONDecoder()
+    elements: list[dict[str, Any]] = []
+    position = head.find("[") + 1
+    while len(elements) < _SNIFFED_ROWS:
+        position = head.find("{", position)
+        try:
+            element, position = decoder.raw_decode(head, position) if position >= 0 else (None, -1)
+        except (ValueError, RecursionError):
+            position += 1
+            continue
+        if element is None:
+            break
+        elements.append(element)
+    return elements
+
+
+def _object_facts(objects: list[dict[str, Any]], corpus: CorpusConfig) -> dict[str, Any]:
+    keys = tuple(dict.fromkeys(key for row in objects for key in row))
+    column, refused = choose_column(keys, corpus.text, [key for key in keys if _is_text(objects, key)])
+    return {"columns": keys, "text_column": column, "refused": refused}
 
 
 def _looks_like_jsonl(filled: list[str], num_objects: int) -> bool:

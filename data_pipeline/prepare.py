@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_pipeline.corpus import Corpus
+from data_pipeline.corpus import Corpus, RunParcels, for_each_parcel
 from data_pipeline.corpus_config import CorpusConfig, CorpusError, PackingConfig, TokenizerConfig
 from data_pipeline.corpus_files import find_files
 from data_pipeline.examined_files import examine_files
@@ -33,11 +33,15 @@ def prepare(
     *,
     prepared_folder: Path,
     on_progress: OnProgress | None = None,
+    run: RunParcels = for_each_parcel,
 ) -> PreparedCorpus:
     """The token blocks of a corpus: found where they have been made before, else made.
 
     Needs Ray to be initialised, except where the blocks are there. They lie in prepared_folder/<fingerprint>, which
     appears whole or not at all; a preparation that was killed goes on where it stopped; two at once make it once.
+
+    Args:
+        run: for_each_parcel_here does without Ray, on one core.
 
     Raises:
         CorpusError: Nothing to read, nothing kept, or more rejected than `max_rejected`.
@@ -59,7 +63,7 @@ def prepare(
     if not folder.is_dir():
         with _only_one(prepared_folder / f".lock-{stream}", report):
             if not folder.is_dir():
-                _make(files, tokenizer, packing, folder, stream, found.passed_over, report)
+                _make(files, tokenizer, packing, folder, stream, found.passed_over, report, run)
     prepared = open_prepared(folder)
     check_rejects(prepared.manifest.rejects, prepared.manifest.rows_read, corpus)
     return prepared
@@ -73,6 +77,7 @@ def _make(
     stream: str,
     passed_over: tuple[PassedOver, ...],
     report: OnProgress,
+    run: RunParcels,
 ) -> None:
     """Make the folder beside its place, then rename it."""
     work = folder.parent / f".work-{stream}"
@@ -82,7 +87,7 @@ def _make(
     documents = (
         StreamReport.model_validate(made_before.manifest.model_dump(include=set(StreamReport.model_fields)))
         if made_before
-        else make_stream(corpus, tokenizer, work=work, report=report)
+        else make_stream(corpus, tokenizer, work=work, report=report, run=run)
     )
     partial = folder.parent / f".new-{folder.name}"
     shutil.rmtree(partial, ignore_errors=True)

@@ -23,31 +23,27 @@ def rows_at(
     epochs, places = np.divmod(positions.astype(np.int64), num_rows)
     if not shuffle:
         return places, epochs
-    row_numbers = np.empty_like(places)
-    for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        row_numbers[chosen] = permute(places[chosen], size=num_rows, seed=seed, epoch=int(epoch))
-    return row_numbers, epochs
+    return permute(places, size=num_rows, seed=seed, epochs=epochs), epochs
 
 
-def permute(places: NDArray[np.int64], *, size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Images of `places` under a permutation of range(size) that depends on (seed, epoch).
+def permute(places: NDArray[np.int64], *, size: int, seed: int, epochs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Image of each place under the permutation of range(size) that belongs to (seed, its epoch).
 
-    A Feistel network permutes a power of four that holds `size`; whatever lands outside goes through it again
-    until it lands inside (cycle walking; Black and Rogaway 2002), at most four passes on average.
+    A Feistel network permutes a power of four that holds `size`; whatever lands outside goes through it again until it
+    lands inside (cycle walking; Black and Rogaway 2002), at most four passes on average.
     """
     half_bits = max(2, -(-max(size - 1, 1).bit_length() // 2))
-    key = mix64(mix64(np.array([seed + _ORDER], np.uint64)) + np.uint64(epoch))
-    round_keys = mix64(np.arange(_NUM_ROUNDS, dtype=np.uint64) + key)
+    key = mix64(mix64(np.array([seed + _ORDER], np.uint64)) + epochs.astype(np.uint64))
+    round_keys = [mix64(key + np.uint64(number)) for number in range(_NUM_ROUNDS)]
     images = _feistel(places.astype(np.uint64), half_bits, round_keys)
     outside = np.flatnonzero(images >= size)
     while outside.size:
-        images[outside] = _feistel(images[outside], half_bits, round_keys)
+        images[outside] = _feistel(images[outside], half_bits, [keys[outside] for keys in round_keys])
         outside = outside[images[outside] >= size]
     return images.astype(np.int64)
 
 
-def _feistel(values: NDArray[np.uint64], half_bits: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _feistel(values: NDArray[np.uint64], half_bits: int, round_keys: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = values >> shift, values & mask
     for round_key in round_keys:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from data_pipeline.corpus import Corpus, for_each_parcel
+from data_pipeline.corpus import Corpus, RunParcels, for_each_parcel
 from data_pipeline.corpus_config import CorpusError, TokenizerConfig
 from data_pipeline.duplicates import find_duplicates
 from data_pipeline.encode import EncodeWork, token_dtype
@@ -26,7 +26,9 @@ SPLITS: tuple[SplitName, ...] = ("train", "holdout")
 _MERGED_BLOCK_BYTES = 32 << 20
 
 
-def make_stream(corpus: Corpus, config: TokenizerConfig, *, work: Path, report: OnProgress) -> StreamReport:
+def make_stream(
+    corpus: Corpus, config: TokenizerConfig, *, work: Path, report: OnProgress, run: RunParcels = for_each_parcel
+) -> StreamReport:
     """Blocks, tokenizer.json and rejects.jsonl in `work`, and what is to be said of them.
 
     Raises:
@@ -35,14 +37,14 @@ def make_stream(corpus: Corpus, config: TokenizerConfig, *, work: Path, report: 
     work.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     with _timed(seconds, "judging rows"):
-        survey = _survey(corpus, config, work, report)
+        survey = _survey(corpus, config, work, report, run)
     check_rejects(survey.rejects, survey.rows_read, corpus.config)
     threshold = _threshold(survey, corpus)
     with _timed(seconds, "training the tokenizer"):
         tokenizer, num_training_bytes = _tokenizer(corpus, config, work, threshold, report)
     dropped = find_duplicates(sorted(work.glob("*.hashes"))) if corpus.config.drop_duplicates else {}
     with _timed(seconds, "tokenizing"):
-        results = _encode(corpus, tokenizer, work, threshold, dropped, report)
+        results = _encode(corpus, tokenizer, work, threshold, dropped, report, run)
     splits = {split: _split_report(work, split, results) for split in SPLITS}
     return StreamReport(
         files=survey.file_reports(corpus),
@@ -65,7 +67,7 @@ def make_stream(corpus: Corpus, config: TokenizerConfig, *, work: Path, report: 
     )
 
 
-def _survey(corpus: Corpus, config: TokenizerConfig, work: Path, report: OnProgress) -> Survey:
+def _survey(corpus: Corpus, config: TokenizerConfig, work: Path, report: OnProgress, run: RunParcels) -> Survey:
     """The first reading. Its rejects, samples and hashes are laid down in `work`, a file for each parcel."""
     counter = PhaseCounter(report, "judging rows", total=corpus.num_plain_bytes, unit="bytes")
     wanted = 0.0 if config.kind == "file" else config.training_bytes / max(corpus.num_plain_bytes, 1)
@@ -73,7 +75,7 @@ def _survey(corpus: Corpus, config: TokenizerConfig, work: Path, report: OnProgr
         survey_parcel, corpus=corpus, sample_share=min(1.0, wanted), wants_hashes=corpus.config.drop_duplicates
     )
     survey = Survey()
-    for result in for_each_parcel(corpus, judge):
+    for result in run(corpus, judge):
         survey.add(result)
         for kind, data in result["blobs"].items():
             (work / f"{result['name']}.{kind}").write_bytes(data)
@@ -154,6 +156,7 @@ def _encode(
     threshold: int,
     dropped: dict[str, list[int]],
     report: OnProgress,
+    run: RunParcels,
 ) -> list[dict[str, Any]]:
     """What each parcel gave, in the order of the corpus; its blocks are in `work`."""
     counter = PhaseCounter(report, "tokenizing", total=corpus.num_plain_bytes, unit="bytes")
@@ -166,7 +169,7 @@ def _encode(
         dropped=dropped,
     )
     results = []
-    for result in for_each_parcel(corpus, encode):
+    for result in run(corpus, encode):
         for name, data in result.pop("blobs").items():
             write_whole(work / name, data)
         counter.add(result["num_bytes"])

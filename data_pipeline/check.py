@@ -1,0 +1,75 @@
+"""Read a corpus and say what is in it; nothing is written and no Ray is started."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from data_pipeline.corpus import for_each_parcel_here
+from data_pipeline.corpus_config import CorpusConfig, CorpusError
+from data_pipeline.corpus_files import find_files
+from data_pipeline.examined_files import examine_files
+from data_pipeline.manifest import FileReport, PassedOver
+from data_pipeline.progress import OnProgress, PhaseCounter
+from data_pipeline.rejects import check_rejects
+from data_pipeline.survey import Survey, survey_parcel
+
+_SHOWN_REJECTS = 20
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What reading a corpus found."""
+
+    files: tuple[FileReport, ...]
+    passed_over: tuple[PassedOver, ...]
+    rows_read: int
+    rows_kept: int
+    rows_rejected: int
+    rejects: dict[str, int]
+    """Rejected rows by reason."""
+    first_rejects: tuple[dict[str, Any], ...]
+    """The first of them, as in rejects.jsonl: file, line, reason, excerpt."""
+    num_text_bytes: int
+    """UTF-8 bytes of the rows kept."""
+    num_held_out: int
+    problem: str | None
+    """Why preparation would stop; None if it would not."""
+
+
+def check(corpus: CorpusConfig, *, on_progress: OnProgress | None = None) -> CheckReport:
+    """What preparation would read, keep and reject.
+
+    Raises:
+        CorpusError: Nothing to read.
+    """
+    report = on_progress or (lambda _: None)
+    found = find_files(corpus)
+    counter = PhaseCounter(report, "reading files", total=sum(file.num_bytes for file in found.files), unit="bytes")
+    files = examine_files(found, corpus, memory=None, on_bytes=counter.add)
+    counter = PhaseCounter(report, "judging rows", total=files.num_plain_bytes, unit="bytes")
+    survey = Survey()
+    shown: list[dict[str, Any]] = [reject.as_json() for reject in survey.refuse_files(files)]
+    judge = partial(survey_parcel, corpus=files, sample_share=0.0, wants_hashes=False)
+    for result in for_each_parcel_here(files, judge):
+        survey.add(result)
+        if len(shown) < _SHOWN_REJECTS:
+            shown += [json.loads(line) for line in result["blobs"]["rejects"].splitlines()]
+        counter.add(result["num_bytes"])
+    try:
+        check_rejects(survey.rejects, survey.rows_read, corpus)
+        problem = None
+    except CorpusError as error:
+        problem = str(error)
+    return CheckReport(
+        files=survey.file_reports(files),
+        passed_over=found.passed_over,
+        rows_read=survey.rows_read,
+        rows_kept=survey.rows_kept,
+        rows_rejected=survey.rows_rejected,
+        rejects=dict(sorted(survey.rejects.items())),
+        first_rejects=tuple(shown[:_SHOWN_REJECTS]),
+        num_text_bytes=survey.num_text_bytes,
+        num_held_out=survey.num_held_out,
+        problem=problem,
+    )
