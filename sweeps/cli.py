@@ -110,12 +110,14 @@ def sweep(file: File, overrides: Set = None, results: Results = None) -> None:
 def prepare(file: File, overrides: Set = None, results: Results = None) -> None:
     """Read, tokenize and pack the corpus of a sweep file, once; say what was kept and dropped."""
     from sweeps.preparation import corpus_in_words, corpus_table, prepare_with_progress
-    from sweeps.results_folder import check_writable
+    from sweeps.cluster import log_libraries_to
+    from sweeps.results_folder import LOG_FILE, check_writable
     from sweeps.sweep_file import load_sweep_file
 
     config = load_sweep_file(file, overrides or ())
     folder = results_folder(results)
     check_writable(folder)
+    log_libraries_to(folder / LOG_FILE)
     console = Console()
     data = prepare_with_progress(config, folder, console)
     console.print(corpus_table(data.manifest))

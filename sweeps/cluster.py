@@ -61,8 +61,17 @@ def connect() -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    for name in ("ray.tune", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def log_libraries_to(path: Path) -> None:
+    """Send what Ray and other libraries say, warnings included, to a file instead of the terminal."""
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.captureWarnings(True)
+    for name in ("ray", "ray.data", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
 
 
 def plan_lanes(resources: ResourcesConfig, *, num_trials: int, num_cpus: int, num_gpus: int) -> LanePlan:

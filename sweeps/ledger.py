@@ -9,7 +9,11 @@ from core.training_run import RunEnd
 from sweeps.early_stopping import TokenScheduler
 from sweeps.memory_frontier import MemoryFrontier, Refusal
 from sweeps.outcomes import Outcome
+from sweeps.results_folder import LOG_FILE
 from sweeps.trial_records import LOSS, RefusedProposal, TrialRecord, TrialStore
+
+HOPELESS_AFTER = 3
+"""Trials in a row that break before they train, after which no further one is started."""
 
 Listener = Callable[[str, TrialRecord, dict[str, float] | None], None]
 """Called with `started`, `report` or `ended`, the record, and the report if it is one."""
@@ -115,7 +119,11 @@ class Ledger:
         elif number in self._scheduler.stopped:
             changes |= {"outcome": Outcome.STOPPED, "reason": self._scheduler.stopped[number]}
         else:
-            reason = "the lane's process was lost" if lost else "the sweep was interrupted before the trial ended"
+            reason = (
+                f"the lane's process was lost; {LOG_FILE} has more"
+                if lost
+                else "the sweep was interrupted before the trial ended"
+            )
             changes |= {"outcome": Outcome.INTERRUPTED, "reason": reason}
         if end is not None:
             changes |= {
@@ -134,6 +142,13 @@ class Ledger:
     def unfinished(self) -> list[TrialRecord]:
         """Trials to run first when a sweep goes on, with the same numbers."""
         return [record for record in self.records.values() if not record.is_done]
+
+    def is_hopeless(self) -> bool:
+        """Whether the last trials all broke before they trained: the fault is not in their settings."""
+        ended = sorted((r for r in self.records.values() if r.ended_at), key=lambda record: record.ended_at)
+        last = ended[-HOPELESS_AFTER:]
+        broken = (Outcome.FAILED, Outcome.INTERRUPTED)
+        return len(last) == HOPELESS_AFTER and all(r.outcome in broken and r.tokens == 0 for r in last)
 
     def reopen(self, record: TrialRecord) -> TrialRecord:
         """An interrupted trial is to run again."""

@@ -129,8 +129,9 @@ def leaders_table(records: Sequence[TrialRecord], limit: int | None = None) -> T
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("rank", "trial", "outcome"):
         table.add_column(name)
-    for name in ("holdout loss", "tokens", "tokens/s", *map(short_name, paths)):
-        table.add_column(name, justify="right")
+    # Words with spaces: on a narrow terminal a heading folds between them, and no number is cut.
+    for name in ("holdout loss", "tokens", "tokens /s", *(short_name(path).replace("_", " ") for path in paths)):
+        table.add_column(name, justify="right", overflow="fold")
     shown = [record for record in ranked(records) if record.loss is not None][:limit]
     for rank, record in enumerate(shown, start=1):
         table.add_row(

@@ -14,6 +14,9 @@ from sweeps.sweep_config import SweepConfig
 from sweeps.sweep_file import dump_sweep
 from sweeps.trial_records import write_atomically
 
+LOG_FILE = "ray.log"
+"""In the results folder: what Ray and other libraries say."""
+
 _IDENTITY_CHARACTERS = 8
 
 

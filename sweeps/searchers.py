@@ -128,7 +128,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config, `FINISHED`, or None: ask again when a running trial has ended."""
-        record = self._next_record()
+        record = None if self._ledger.is_hopeless() else self._next_record()
         if record is None:
             is_waiting = self._num_running() > 0
             return None if is_waiting else str(Searcher.FINISHED)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from core.run_config import RunConfig
 from data_pipeline.token_blocks import PreparedCorpus
-from sweeps.cluster import connect
+from sweeps.cluster import connect, log_libraries_to
 from sweeps.early_stopping import KeptOutOfPickles, Rungs, TokenScheduler
 from sweeps.ledger import Ledger
 from sweeps.mailbox import Assignment
@@ -25,7 +25,7 @@ from sweeps.preparation import corpus_in_words, data_figures, prepare_with_progr
 from sweeps.progress import Progress
 from sweeps.report import write_report
 from sweeps.results import best_trial, ranked, summarize, write_summary, write_trials_csv
-from sweeps.results_folder import SweepFolder, check_writable, sweep_identity
+from sweeps.results_folder import LOG_FILE, SweepFolder, check_writable, sweep_identity
 from sweeps.searchers import SweepSearcher
 from sweeps.sweep_config import SweepConfig
 from sweeps.tensorboard import TensorBoardLog
@@ -58,6 +58,7 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console) -> 
         ResultsError, TrackingError, CorpusError, ResourcesError: Something the user can mend, found before training.
     """
     check_writable(results_folder)
+    log_libraries_to(results_folder / LOG_FILE)
     tracking = Tracking(results_folder)
     data = prepare_with_progress(sweep, results_folder, console)
     console.print(f"corpus   {corpus_in_words(data)}", highlight=False, soft_wrap=True)
