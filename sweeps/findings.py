@@ -35,7 +35,9 @@ class Findings:
     @cached_property
     def completed(self) -> tuple[TrialRecord, ...]:
         """Completed trials with a loss, best first."""
-        return tuple(r for r in self.records if r.outcome is Outcome.COMPLETED and finite_loss(r) is not None)
+        losses = {r.number: loss for r in self.of(Outcome.COMPLETED) if (loss := finite_loss(r)) is not None}
+        with_loss = (record for record in self.records if record.number in losses)
+        return tuple(sorted(with_loss, key=lambda record: losses[record.number]))
 
     @cached_property
     def _ranks(self) -> dict[int, int]:

@@ -108,7 +108,7 @@ def _ranking_row(findings: Findings, record: TrialRecord, metrics: list[str]) ->
         *(number(record.metrics.get(name), _METRICS[name][1]) for name in metrics),
         *(_setting_cell(findings, record, path) for path in findings.paths),
         number(record.tokens, ",d"),
-        number(record.tokens_per_s, ",.0f"),
+        number(_speed(record), ",.0f"),
         "tie" if findings.is_tied_with_best(record) else "",
     ]
 
@@ -118,6 +118,11 @@ def _setting_cell(findings: Findings, record: TrialRecord, path: str) -> Cell:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return number(value, ".3g" if isinstance(value, float) else "d")
     return "" if value is None else format_setting(value)
+
+
+def _speed(record: TrialRecord) -> float | None:
+    # Rounded as in trials.csv, so that the two files hold equal numbers.
+    return None if record.tokens_per_s is None else round(record.tokens_per_s, 1)
 
 
 def curves_section(findings: Findings) -> Section:
@@ -303,9 +308,9 @@ def time_section(findings: Findings) -> Section:
             [
                 record.name,
                 *(number(curves.step_ms.get(stretch), ",.2f") for stretch in stretches),
-                number(record.tokens_per_s, ",.0f"),
+                number(_speed(record), ",.0f"),
                 number(curves.share_of_matmul_rate, ".1%"),
-                number(record.training_s, ",.1f"),
+                number(round(record.training_s, 3), ",.1f"),
             ]
         )
     columns = ["trial", *(f"{stretch}, ms" for stretch in stretches), "tokens/s", "of matmul rate", "training, s"]
