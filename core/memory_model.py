@@ -7,7 +7,6 @@ A compiled model needs no more than the same model as written, which is what is 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -15,6 +14,7 @@ from typing import Literal
 import torch
 
 from core.caching_allocator import smallest_capacity_bytes
+from core.feasible_sizes import Feasible, Stretch
 from core.language_model import LanguageModel
 from core.memory_trace import RunShape, trace_steps
 from core.models import build_model
@@ -92,20 +92,22 @@ def largest_micro_batch(
     device_type: DeviceType = "cpu",
     has_document_ids: bool = False,
 ) -> int:
-    """Largest micro-batch whose predicted peak is within the memory; 0 if a single row is not.
+    """Largest micro-batch whose predicted peak is within the memory; 0 if a single row's is not.
 
-    At most all of a worker's rows of a batch. Exact: the number given fits and the next does not. It takes 1 to about
-    12 traces, a logarithm of the batch.
+    At most all of a worker's rows of a batch. Exact, in about ten traces: the size given fits, no larger one does. (On
+    CUDA the allocator's rounding to segments may hide one that is larger by a row.)
 
-    A batch in one pass needs less than one in several, which hold a gradient meanwhile; and the vocabulary head goes
-    through in more chunks from some sizes on. So the peak falls here and there, and is convex only in between.
+    The peak does not simply rise with the size. A batch in one pass needs no gradient beside its activations, one in
+    several passes does; the last pass may be the smaller one; and from some sizes on the vocabulary head goes through
+    in one chunk more, so that logits shrink. But the peak of a step is that of its greediest pass, and over the sizes
+    that share a number of chunks a first pass alone, or a later pass alone, is convex.
     """
     rows = math.ceil(run.training.batch_size / num_workers)
 
-    def peak(micro_batch_size: int, rows_of_batch: int = rows) -> int:
-        batch = run.training.model_copy(update={"batch_size": rows_of_batch * num_workers})
+    def peak(micro_batch_size: int, rows_of_batch: int) -> int:
+        training = run.training.model_copy(update={"batch_size": rows_of_batch * num_workers})
         return predict_memory(
-            run.model_copy(update={"training": batch}),
+            run.model_copy(update={"training": training}),
             vocabulary_size,
             micro_batch_size=micro_batch_size,
             num_workers=num_workers,
@@ -113,58 +115,19 @@ def largest_micro_batch(
             has_document_ids=has_document_ids,
         ).peak_bytes
 
-    if peak(rows) <= memory_bytes:
+    if peak(rows, rows) <= memory_bytes:
         return rows
-    chunks = _ChunkCounts(run, vocabulary_size)
     half = rows // 2
-    # Above half the rows, the second pass is the smaller the larger the first: if any size fits, the largest does
-    # whose first pass fits by itself.
-    alone = last_feasible(lambda size: peak(size, size), memory_bytes, chunks.stretches(half + 1, rows - 1))
-    if alone is not None and peak(alone) <= memory_bytes:
-        return alone
-    return last_feasible(peak, memory_bytes, chunks.stretches(1, half or 1)) or 0
-
-
-def last_feasible(peak: Callable[[int], int], capacity: int, stretches: list[tuple[int, int]]) -> int | None:
-    """Largest number in the stretches at which the peak is within the capacity; None if there is none.
-
-    Args:
-        stretches: (first, last), ascending. Within one the peak is non-decreasing and convex; from one to the next it
-            may fall, but the peaks at their beginnings do not.
-    """
-    low, high = -1, len(stretches)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if peak(stretches[middle][0]) <= capacity:
-            low = middle
-        else:
-            high = middle
-    return None if low < 0 else _last_feasible_in(peak, capacity, *stretches[low])
-
-
-def _last_feasible_in(peak: Callable[[int], int], capacity: int, first: int, last: int) -> int:
-    """The same within one stretch whose beginning is known to fit.
-
-    A chord of a convex function lies above it, so where the chord meets the capacity fits. A line through two points
-    that fit lies below it further on, so where that line meets the capacity nothing more fits. Within one piece of a
-    piecewise linear function both are exact. Each is checked, so rounding costs a step more but no exactness.
-    """
-    if peak(last) <= capacity:
-        return last
-    fits, exceeds = first, last
-    while exceeds - fits > 1:
-        room, rise = capacity - peak(fits), peak(exceeds) - peak(fits)
-        guess = min(max(fits + room * (exceeds - fits) // rise, fits + 1), exceeds - 1)
-        if peak(guess) > capacity:
-            exceeds = guess
-            continue
-        slope = (peak(guess) - peak(fits)) / (guess - fits)
-        fits = guess
-        if slope > 0:
-            bound = guess + int((capacity - peak(guess)) / slope) + 1
-            if fits < bound < exceeds:
-                fits, exceeds = (bound, exceeds) if peak(bound) <= capacity else (fits, bound)
-    return fits
+    # A first pass shows alone if a single row follows it, a later pass if it follows its like.
+    first_sizes, later_sizes = (_stretches(run, vocabulary_size, *ends) for ends in ((half + 1, rows - 1), (1, half)))
+    first_pass = Feasible(lambda size: peak(size, size + 1), memory_bytes, first_sizes)
+    later_pass = Feasible(lambda size: peak(size, 2 * size), memory_bytes, later_sizes)
+    for size in range(max(first_pass.largest, later_pass.largest), 0, -1):
+        rest = rows % size
+        fits = size in (first_pass if size > half else later_pass) and (rest == 0 or rest in later_pass)
+        if fits and peak(size, rows) <= memory_bytes:
+            return size
+    return 0
 
 
 def how_to_fit(
@@ -219,33 +182,6 @@ def how_to_fit(
     return f"{needs}; fits with {' or with '.join(cures)}; {shares}"
 
 
-class _ChunkCounts:
-    """In how many chunks the vocabulary head goes through a micro-batch."""
-
-    def __init__(self, run: RunConfig, vocabulary_size: int) -> None:
-        self._model = _model_without_memory(_without_numbers(run.model), vocabulary_size)
-        self._row_length = run.model.sequence_length
-        self._predicted_per_row = _predicted_per_row(run)
-
-    def stretches(self, first: int, last: int) -> list[tuple[int, int]]:
-        """(first, last) of the runs of micro-batch sizes with the same number of chunks, ascending."""
-        found: list[tuple[int, int]] = []
-        for rows in range(first, last + 1):
-            if found and self._count(rows) <= self._count(rows - 1):
-                found[-1] = (found[-1][0], rows)
-            else:
-                found.append((rows, rows))
-        return found
-
-    @lru_cache  # noqa: B019 - lives as long as one search
-    def _count(self, rows: int) -> int:
-        num_predicted = rows * self._predicted_per_row
-        labels_P = torch.empty(num_predicted, dtype=torch.int64, device="meta")
-        inputs_BT = torch.empty(rows, self._row_length, dtype=torch.int64, device="meta")
-        batch = Batch(inputs_BT, labels_P, labels_P, None, num_tokens=inputs_BT.numel())
-        return math.ceil(num_predicted / chunk_length(self._model, batch))
-
-
 @lru_cache(maxsize=4096)
 def _predict(shape: RunShape) -> MemoryPrediction:
     trace = trace_steps(shape)
@@ -256,12 +192,6 @@ def _predict(shape: RunShape) -> MemoryPrediction:
         named["workspaces"] = _CUBLAS_WORKSPACES_BYTES
         named["allocator"] = peak_bytes - _CUBLAS_WORKSPACES_BYTES - live_bytes
     return MemoryPrediction(peak_bytes, dict(sorted(named.items(), key=lambda part: -part[1])))
-
-
-@lru_cache(maxsize=16)
-def _model_without_memory(config: ModelConfig, vocabulary_size: int) -> LanguageModel:
-    with torch.device("meta"):
-        return build_model(config, vocabulary_size)
 
 
 def _precision_name(run: RunConfig, device_type: DeviceType) -> Literal["fp32", "bf16", "fp16"]:
@@ -287,3 +217,31 @@ def _without_numbers(model: ModelConfig) -> ModelConfig:
     return model.model_copy(
         update={"dropout": 0.1 if model.dropout else 0.0, "norm_epsilon": 1e-5, "rotary_base": 10_000.0}
     )
+
+
+def _stretches(run: RunConfig, vocabulary_size: int, first: int, last: int) -> list[Stretch]:
+    """The micro-batch sizes from first to last, parted where the vocabulary head goes through in more chunks."""
+    model = _model_without_memory(run.model, vocabulary_size)
+    found: list[Stretch] = []
+    most = 0
+    for size in range(first, last + 1):
+        num_chunks = _num_chunks(model, size, row_length=run.model.sequence_length, predicted=_predicted_per_row(run))
+        if found and num_chunks <= most:
+            found[-1] = (found[-1][0], size)
+        else:
+            found.append((size, size))
+        most = num_chunks
+    return found
+
+
+def _num_chunks(model: LanguageModel, num_rows: int, *, row_length: int, predicted: int) -> int:
+    labels_P = torch.empty(num_rows * predicted, dtype=torch.int64, device="meta")
+    inputs_BT = torch.empty(num_rows, row_length, dtype=torch.int64, device="meta")
+    batch = Batch(inputs_BT, labels_P, labels_P, None, num_tokens=inputs_BT.numel())
+    return math.ceil(labels_P.numel() / chunk_length(model, batch))
+
+
+@lru_cache(maxsize=16)
+def _model_without_memory(config: ModelConfig, vocabulary_size: int) -> LanguageModel:
+    with torch.device("meta"):
+        return build_model(config, vocabulary_size)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from core import cpu_attention
 from core.caching_allocator import AllocationEvent
 from core.cuda_forms import CudaForms
-from core.gradient_exchange import GradientExchange
 from core.memory_limit import StorageMeter
 from core.models import build_model
 from core.optimizer import build_optimizer
@@ -143,13 +144,16 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
     Takes up to a second, no memory to speak of, no device, and leaves the random state alone.
     """
     trace = MemoryTrace(shape.vocabulary_size)
-    meter = StorageMeter(kernels_of=shape.device_type, on_change=trace.note, on_scratch=trace.note_scratch)
+    meter = StorageMeter(
+        of_fakes=True, kernels_of=shape.device_type, on_change=trace.note, on_scratch=trace.note_scratch
+    )
     with ExitStack() as modes:
         modes.enter_context(torch.random.fork_rng(devices=[]))
         modes.enter_context(FakeTensorMode())
         model = build_model(shape.model, shape.vocabulary_size)
         model.set_activation_checkpointing(shape.is_checkpointed)
         trace.watch_gradients(model)
+        modes.enter_context(_TrueStatistics())  # type: ignore[no-untyped-call]
         meter.start()
         modes.callback(meter.stop)
         with trace.part("parameters"):
@@ -169,11 +173,12 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
                 tokens_per_step=1.0,
                 clip=1.0,
             )
-            if shape.exchanges_gradients:
-                step._exchange = _SilentExchange(model, workers)
+        if step._exchange is not None:
+            step._exchange._buckets.clear()  # the buffer stays, and there is nobody to send it to
         step.profile = _PartMarks(trace)
         modes.enter_context(_UnreadValues())
         if shape.device_type == "cuda":
+            modes.enter_context(cpu_attention.switched_off())
             modes.enter_context(CudaForms())
         # What a pass leaves behind belongs to the peak of the next, which is in the same step if that has several.
         for number in range(2 if shape.micro_batch_size >= shape.local_rows else 1):
@@ -233,6 +238,19 @@ class _UnreadValues(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _TrueStatistics(TorchDispatchMode):
+    """The statistics of a norm over bf16 with fp32 weights are fp32; torch's shapes without values say bf16."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.native_layer_norm.default:
+            normed, mean, inverse_std = output
+            return normed, mean.float(), inverse_std.float()
+        return output
+
+
 @dataclass(frozen=True)
 class _AbsentWorkers(Workers):
     """A run's workers of whom only this one is there: nothing is said and nothing heard."""
@@ -245,10 +263,3 @@ class _AbsentWorkers(Workers):
 
     def add_up(self, tensor: Tensor) -> Tensor:
         return tensor
-
-
-class _SilentExchange(GradientExchange):
-    """Gradients in their buffer, sent to nobody."""
-
-    def finish(self) -> None:
-        pass

@@ -1,6 +1,6 @@
 """Real training steps on rows that are full, for tests that compare real memory with predicted."""
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,16 @@ from core.workers import Workers
 from data_pipeline.batches import BatchSource
 from data_pipeline.token_blocks import Rows, TokenBlocks
 from data_pipeline.tokenizer import Vocabulary
+
+
+def a_run(*, batch_size: int = 16, **changes: Any) -> RunConfig:
+    """A small run; changes name fields of the model or of the training."""
+    model = {"layers": 2, "width": 128, "heads": 4, "sequence_length": 64}
+    training: dict[str, Any] = {"batch_size": batch_size, "precision": "fp32"}
+    for name, value in changes.items():
+        (training if name in ("precision", "activation_checkpointing", "micro_batch_size") else model)[name] = value
+    objective = "causal_lm" if model.get("family") == "decoder" else "masked_lm"
+    return RunConfig.model_validate({"model": model, "objective": objective, "training": training})
 
 
 class FullRows:
