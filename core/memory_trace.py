@@ -238,7 +238,7 @@ class _UnreadValues(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _TrueStatistics(TorchDispatchMode):
+class _TrueStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The statistics of a norm over bf16 with fp32 weights are fp32; torch's shapes without values say bf16."""
 
     def __torch_dispatch__(

@@ -47,7 +47,8 @@ def bytes_between(run: RunConfig, micro_batch_size: int, part_of_next: float) ->
     ("changes", "micro_batch_size"),
     [
         pytest.param({}, 3, id="roberta-3"),
-        pytest.param(DECODER | {"kv_heads": 2}, 5, id="decoder-5"),
+        pytest.param(DECODER | {"kv_heads": 2}, 5, id="decoder-5", marks=pytest.mark.slow),
+        pytest.param(DECODER | {"feed_forward": "moe"}, 4, id="moe-4", marks=pytest.mark.slow),
         *(
             pytest.param(changes, size, id=f"{name}-{size}", marks=pytest.mark.slow)
             for name, changes in {

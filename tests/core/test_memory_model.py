@@ -33,14 +33,14 @@ def _one_thread():
 
 DECODER = {"family": "decoder"}
 MODERN = {"form": "modern"}
+MEMORY = {"feed_forward": "memory", "memory": {"entries": 4096}}
 
 QUICK_RUNS = {
     "roberta, accumulating": ({}, 8, False),
-    "modern, documents apart": (MODERN, 8, True),
     "decoder, grouped, one pass": (DECODER | {"kv_heads": 2}, 16, False),
-    "checkpointing": ({"activation_checkpointing": True}, 8, False),
 }
 SLOW_RUNS = {
+    "roberta, checkpointing": ({"activation_checkpointing": True}, 8, False),
     "roberta, one pass": ({}, 16, False),
     "roberta, a short last pass": ({}, 6, False),
     "roberta, two unequal passes": ({}, 12, False),
@@ -51,6 +51,7 @@ SLOW_RUNS = {
     "no feed-forward": ({"feed_forward": "none"}, 8, False),
     "roberta, swiglu": ({"feed_forward": "swiglu"}, 8, False),
     "modern": (MODERN, 8, False),
+    "modern, documents apart": (MODERN, 8, True),
     "modern, dropout": (MODERN | {"dropout": 0.1}, 8, False),
     "modern, checkpointing": (MODERN | {"activation_checkpointing": True}, 8, False),
     "decoder": (DECODER, 8, False),
@@ -65,6 +66,17 @@ SLOW_RUNS = {
     "modern, bf16, documents apart": (MODERN | {"precision": "bf16"}, 8, True),
     "decoder, bf16, grouped": (DECODER | {"precision": "bf16", "kv_heads": 2}, 8, False),
     "decoder, bf16, dropout": (DECODER | {"precision": "bf16", "dropout": 0.1}, 8, False),
+    "decoder, mixture of experts": (DECODER | {"feed_forward": "moe"}, 8, False),
+    "decoder, mixture of experts, bf16": (DECODER | {"feed_forward": "moe", "precision": "bf16"}, 8, False),
+    "decoder, mixture of experts, checkpointing": (
+        DECODER | {"feed_forward": "moe", "activation_checkpointing": True},
+        8,
+        False,
+    ),
+    "roberta, mixture of experts": ({"feed_forward": "moe"}, 8, False),
+    "decoder, memory layer": (DECODER | MEMORY, 8, False),
+    "decoder, memory layer, bf16": (DECODER | MEMORY | {"precision": "bf16"}, 8, False),
+    "modern, memory layer": (MODERN | MEMORY, 8, False),
 }
 ALL_RUNS = [
     *(pytest.param(*case, id=name) for name, case in QUICK_RUNS.items()),
