@@ -60,27 +60,21 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
     return progress
 
 
-def restore(
-    checkpoint: Path | None, model: LanguageModel, optimizer: torch.optim.AdamW, workers: Workers
-) -> dict[str, Any]:
-    """Put a checkpoint's tensors into model and optimizer on all workers; gives its progress.
-
-    Rank 0 reads and the others get copies, so only rank 0 needs the folder.
+def restore(checkpoint: Path, model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+    """Put a checkpoint's tensors into model and optimizer; gives its progress.
 
     Raises:
         ValueError: The checkpoint is of another model.
     """
-    progress: dict[str, Any] = {}
-    if workers.is_first:
-        assert checkpoint is not None
-        restore_weights(checkpoint / MODEL_FILE, model)
-        _copy_into(_optimizer_tensors(model, optimizer), load_file(checkpoint / _OPTIMIZER_FILE), checkpoint)
-        progress = read_progress(checkpoint)
+    restore_weights(checkpoint / MODEL_FILE, model)
+    _copy_into(_optimizer_tensors(model, optimizer), load_file(checkpoint / _OPTIMIZER_FILE), checkpoint)
+    return read_progress(checkpoint)
+
+
+def copy_from_first(model: LanguageModel, optimizer: torch.optim.AdamW, workers: Workers) -> None:
+    """Give rank 0's model and optimizer to all workers, so that only rank 0 needs to see the folder."""
     for tensor in (*model_tensors(model).values(), *_optimizer_tensors(model, optimizer).values()):
         workers.copy_first(tensor)
-    first = workers.all_values(progress)[0]
-    assert isinstance(first, dict)
-    return first
 
 
 def restore_weights(file: Path, model: LanguageModel) -> None:

@@ -28,7 +28,7 @@ class NoiseScale:
     """Sum of the averages' weights; 0 before the first measurement, towards 1 after many."""
 
     def with_measurement(
-        self, *, small_squared_norm: float, small_rows: float, large_squared_norm: float, large_rows: float
+        self, small_squared_norm: float, small_rows: float, large_squared_norm: float, large_rows: float
     ) -> "NoiseScale":
         """The averages after one more pair of squared norms of mean gradients.
 

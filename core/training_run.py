@@ -3,14 +3,15 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from core.attempt import attempt_together
 from core.checkpoint import (
+    copy_from_first,
     newest_checkpoint,
     restore,
     restore_weights,
@@ -19,9 +20,9 @@ from core.checkpoint import (
 )
 from core.divergence import DivergenceWatch
 from core.evaluation import evaluate, holdout_source, rehearse
-from core.memory_limit import MemoryMeter, memory_limit
-from core.memory_model import predict_memory
-from core.micro_batch import choose_micro_batch, has_document_ids
+from core.memory_budget import MemoryBudget
+from core.memory_limit import memory_limit
+from core.micro_batch import choose_micro_batch
 from core.noise_scale import NoiseScale
 from core.optimizer import build_optimizer
 from core.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult, largest_power_of_two_below
@@ -29,12 +30,12 @@ from core.out_of_memory import OomFacts
 from core.precision import choose_precision
 from core.progress_report import Report, Reporter
 from core.run_config import RunConfig
+from core.run_progress import Progress
 from core.run_start import check_fit, check_same_run, fresh_model, settings_that_count
 from core.schedule import RunLength, learning_rate, run_length
 from core.step_profile import matmul_flops_per_s, model_flops_a_token
 from core.workers import Workers, check_same_model
 from data_pipeline.batches import BatchSource
-from data_pipeline.settings import format_bytes
 from data_pipeline.token_blocks import PreparedCorpus
 
 Outcome = Literal["completed", "stopped", "infeasible", "diverged"]
@@ -59,21 +60,6 @@ class RunEnd:
     peak_memory_bytes: int | None
     """Most bytes live at once on one worker: of tensors on a CPU, of the caching allocator on CUDA."""
     oom: OomFacts | None = None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is; with the tensors of a checkpoint, all it takes to go on."""
-
-    step: int = 0
-    tokens: int = 0
-    """Real tokens trained on, over all workers."""
-    position: int = 0
-    """Rows trained on, over all workers and epochs."""
-    training_s: float = 0.0
-    """Time spent in steps; evaluation, checkpoints and reports are not counted."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    best_loss: float = math.inf
 
 
 def run_training(
@@ -107,11 +93,12 @@ def run_training(
         RuntimeError: Workers that differ, or another worker's failure.
     """
     device = workers.device
-    matmul_rate = matmul_flops_per_s(device, choose_precision(run.training.precision, device).dtype)
+    precision = choose_precision(run.training.precision, device)
+    matmul_rate = matmul_flops_per_s(device, precision.dtype) if workers.is_first else 0.0
     check_fit(run, data)
     micro_batch_size = choose_micro_batch(run, data, workers, memory_limit_bytes=memory_limit_bytes)
     with memory_limit(memory_limit_bytes, device) as meter:
-        budget = _Budget(run, data, workers, meter, memory_limit_bytes)
+        budget = MemoryBudget(run, data, workers, meter, memory_limit_bytes)
         opened = attempt_together(
             lambda: _Run(run, data, workers, budget, micro_batch_size, initial_weights), workers, phase=None
         )
@@ -131,7 +118,7 @@ class _Run:
         run: RunConfig,
         data: PreparedCorpus,
         workers: Workers,
-        budget: "_Budget",
+        budget: MemoryBudget,
         micro_batch_size: int,
         initial_weights: Path | None,
     ) -> None:
@@ -170,6 +157,7 @@ class _Run:
         self.divergence = DivergenceWatch(data.vocabulary.size)
         self.clean_steps = 0
         """Since memory last ran out."""
+        self.proved_micro_batch = self.step.micro_batch_size
 
     def report_with(self, report: Report, *, every_s: float, matmul_rate: float) -> None:
         """Where reports go."""
@@ -179,9 +167,12 @@ class _Run:
         """Take up the newest checkpoint in the folder, once all workers are known to hold the same model."""
         self.folder = folder
         check_same_model(self.model, self._settings_text(), self.workers)
-        found = newest_checkpoint(folder) if self.workers.is_first else None
-        if self.workers.from_first(int(found is not None)):
-            self._restore(found)
+        read = attempt_together(self._read_newest, self.workers, phase="checkpoint")
+        assert not isinstance(read, OomFacts), "reading a checkpoint takes no device memory"
+        saved = self.workers.all_values(read)[0]
+        if saved:
+            assert isinstance(saved, dict)
+            self._restore(saved)
         self.checkpointed_at = time.monotonic()
 
     def train(self, evaluate_at_tokens: Sequence[int], checkpoint_every_s: float | None) -> RunEnd:
@@ -200,31 +191,24 @@ class _Run:
             if diverged is not None:
                 return self._end("diverged", diverged)
 
-            self.progress = progress_after(before, result, batch_size=self.step.batch_size, elapsed_s=elapsed_s)
+            self.progress = before.after(result, num_rows=self.step.batch_size, elapsed_s=elapsed_s)
             self.reporter.add(result, elapsed_s)
             if result.noise_pair is not None:
-                self.noise = _with_noise(self.noise, result.noise_pair)
+                self.noise = self.noise.with_measurement(*result.noise_pair)
             shortage = self._prove_memory()
             if shortage is not None:
                 return self._infeasible(shortage, self.evaluation_rows)
 
             is_last = self.length.is_reached(tokens=self.progress.tokens, step=self.progress.step)
             is_due = any(before.tokens < max(point, 1) <= self.progress.tokens for point in points)
-            metrics: dict[str, float] = {}
-            if is_last or is_due:
-                evaluated = self._evaluate()
-                if isinstance(evaluated, OomFacts):
-                    return self._infeasible(evaluated, self.evaluation_rows)
-                metrics = evaluated
-                self._note_best(metrics)
-            goes_on = self._report(metrics, result)
+            metrics = self._evaluate() if is_last or is_due else {}
+            if isinstance(metrics, OomFacts):
+                return self._infeasible(metrics, self.evaluation_rows)
 
-            wants_checkpoint = is_last or not goes_on or self._checkpoint_is_due(checkpoint_every_s)
-            # Rank 0 has the clock and the ear of the caller; the others do as it says.
-            said = self.workers.from_first(2 * wants_checkpoint + goes_on)
-            if said & 2:
-                self._save()
-            if not said & 1 and not is_last:
+            goes_on = self._publish(metrics, result, is_last=is_last, checkpoint_every_s=checkpoint_every_s)
+            if isinstance(goes_on, OomFacts):
+                return self._infeasible(goes_on, self.step.micro_batch_size)
+            if not goes_on and not is_last:
                 return self._end("stopped", f"stopped by the caller at {self.progress.tokens} tokens")
         return self._end("completed", f"trained on {self.progress.tokens} tokens in {self.progress.step} steps")
 
@@ -248,6 +232,9 @@ class _Run:
         shape, so what fits twice fits always. Rows with padding have fewer predicted positions, and vary; with a limit
         they stay watched to the end. On CUDA the limit is the allocator's, costs nothing and stays.
         """
+        if self.step.micro_batch_size != self.proved_micro_batch:
+            self.proved_micro_batch, self.clean_steps = self.step.micro_batch_size, 0
+            self.evaluation_rows = min(self.evaluation_rows, self.step.micro_batch_size)
         if self.clean_steps >= _PROVING_STEPS:
             return None
         self.clean_steps += 1
@@ -289,17 +276,35 @@ class _Run:
         self.evaluation_rows = largest_power_of_two_below(self.evaluation_rows)
         return True
 
-    def _note_best(self, metrics: dict[str, float]) -> None:
-        loss = metrics["holdout/loss_nats_per_token"]
-        self.progress = replace(self.progress, metrics=metrics)
-        if loss < self.progress.best_loss:
-            self.progress = replace(self.progress, best_loss=loss)
-            if self.workers.is_first:
+    def _publish(
+        self, metrics: dict[str, float], result: StepResult, *, is_last: bool, checkpoint_every_s: float | None
+    ) -> bool | OomFacts:
+        """Best weights, report, checkpoint, each if it is time: rank 0 has the clock, the disk and the caller's ear.
+
+        Returns:
+            Whether to go on, on all workers as rank 0 was told.
+        """
+        is_best = False
+        if metrics:
+            self.progress, is_best = self.progress.evaluated(metrics)
+
+        def publish() -> bool:
+            if not self.workers.is_first:
+                return True
+            if is_best:
                 save_best(self.folder, self.model, metrics, step=self.progress.step)
+            goes_on = self._report(metrics, result)
+            if is_last or not goes_on or self._checkpoint_is_due(checkpoint_every_s):
+                self._save()
+            return goes_on
+
+        # Rank 0 may fail in here: a full disk, an error of the caller's own. The others must hear of it.
+        goes_on = attempt_together(publish, self.workers, phase="checkpoint")
+        return goes_on if isinstance(goes_on, OomFacts) else bool(self.workers.from_first(int(goes_on)))
 
     def _report(self, metrics: dict[str, float], result: StepResult) -> bool:
-        """Report if it is time to; whether to go on. Only rank 0 knows."""
-        if not self.workers.is_first or not (metrics or self.reporter.is_due()):
+        """Report if it is time to; whether to go on."""
+        if not metrics and not self.reporter.is_due():
             return True
         progress = self.progress
         values = {
@@ -349,23 +354,28 @@ class _Run:
     # Checkpoints
 
     def _save(self) -> None:
-        if self.workers.is_first:
-            progress = {
-                "settings": settings_that_count(self.run),
-                "data": self.data.fingerprint,
-                "micro_batch_size": self.step.micro_batch_size,
-                "progress": asdict(self.progress),
-                "noise": asdict(self.noise),
-                "divergence": asdict(self.divergence),
-                "loss_scale": asdict(self.step.loss_scale),
-            }
-            save_checkpoint(self.folder, self.model, self.optimizer, progress, step=self.progress.step)
+        progress = {
+            "settings": settings_that_count(self.run),
+            "data": self.data.fingerprint,
+            "micro_batch_size": self.step.micro_batch_size,
+            "progress": asdict(self.progress),
+            "noise": asdict(self.noise),
+            "divergence": asdict(self.divergence),
+            "loss_scale": asdict(self.step.loss_scale),
+        }
+        save_checkpoint(self.folder, self.model, self.optimizer, progress, step=self.progress.step)
         self.checkpointed_at = time.monotonic()
 
-    def _restore(self, checkpoint: Path | None) -> None:
-        if checkpoint is not None:
-            check_same_run(checkpoint, self.run, self.data)
-        saved = restore(checkpoint, self.model, self.optimizer, self.workers)
+    def _read_newest(self) -> dict[str, Any]:
+        """Rank 0: puts the newest checkpoint's tensors in place and gives its progress; empty without one."""
+        checkpoint = newest_checkpoint(self.folder) if self.workers.is_first else None
+        if checkpoint is None:
+            return {}
+        check_same_run(checkpoint, self.run, self.data)
+        return restore(checkpoint, self.model, self.optimizer)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        copy_from_first(self.model, self.optimizer, self.workers)
         self.progress = Progress(**saved["progress"])
         self.noise = NoiseScale(**saved["noise"])
         self.divergence = DivergenceWatch(**saved["divergence"])
@@ -376,63 +386,3 @@ class _Run:
 
     def _settings_text(self) -> str:
         return f"{self.run.model_dump_json()} on data {self.data.fingerprint}"
-
-
-@dataclass(frozen=True)
-class _Budget:
-    """The memory of a worker: what may be used, what was, and what was to be expected."""
-
-    run: RunConfig
-    data: PreparedCorpus
-    workers: Workers
-    meter: MemoryMeter
-    limit_bytes: int | None
-
-    def largest_peak_bytes(self) -> int:
-        """Over all workers; all of them ask."""
-        return self.workers.largest(self.meter.peak_bytes)
-
-    def in_words(self, facts: OomFacts, micro_batch_size: int) -> str:
-        """A shortage with its numbers."""
-        measured = self.meter.peak_bytes
-        self.meter.stop()  # or it would count what the prediction only imagines
-        predicted = predict_memory(
-            self.run,
-            self.data.vocabulary.size,
-            micro_batch_size=micro_batch_size,
-            num_workers=self.workers.count,
-            device_type="cuda" if self.workers.device.type == "cuda" else "cpu",
-            has_document_ids=has_document_ids(self.data),
-        ).peak_bytes
-        where = "" if facts.phase is None else f" in {facts.phase}"
-        rank = "" if self.workers.count == 1 else f" on rank {facts.rank}"
-        asked = "memory" if facts.bytes_asked is None else format_bytes(facts.bytes_asked)
-        budget = (
-            "the device has" if self.limit_bytes is None else f"the budget of {format_bytes(self.limit_bytes)} allows"
-        )
-        return (
-            f"out of memory{where}{rank} with micro-batches of {micro_batch_size} rows: asked for {asked} more than "
-            f"{budget}; "
-            f"{format_bytes(measured)} were in use at most, {format_bytes(predicted)} were predicted as needed"
-        )
-
-
-def progress_after(before: Progress, result: StepResult, *, batch_size: int, elapsed_s: float) -> Progress:
-    """Progress after one more step."""
-    return replace(
-        before,
-        step=before.step + 1,
-        tokens=before.tokens + result.num_tokens,
-        position=before.position + batch_size,
-        training_s=before.training_s + elapsed_s,
-    )
-
-
-def _with_noise(noise: NoiseScale, pair: tuple[float, float, float, float]) -> NoiseScale:
-    small_squared_norm, small_rows, large_squared_norm, large_rows = pair
-    return noise.with_measurement(
-        small_squared_norm=small_squared_norm,
-        small_rows=small_rows,
-        large_squared_norm=large_squared_norm,
-        large_rows=large_rows,
-    )

@@ -25,7 +25,6 @@ from core.language_model import LanguageModel
 from core.models import build_model
 from core.optimizer import build_optimizer
 from core.run_config import ModelConfig, RunConfig, TrainingConfig
-from core.workers import Workers
 
 torch.set_num_threads(1)
 
@@ -49,7 +48,7 @@ def test_restored_tensors_and_progress_are_those_saved(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer()
     saved = save_checkpoint(tmp_path, model, optimizer, {"tokens": 7}, step=3)
     other = model_and_optimizer(seed=1)
-    assert restore(saved, *other, Workers()) == {"tokens": 7}
+    assert restore(saved, *other) == {"tokens": 7}
     pairs = zip(tensors_of(model, optimizer), tensors_of(*other), strict=True)
     assert all(torch.equal(one, restored) for one, restored in pairs)
 
@@ -84,7 +83,7 @@ def test_folder_without_checkpoint_has_no_newest(tmp_path: Path) -> None:
 def test_checkpoint_of_another_model_is_refused_by_name_and_shape(tmp_path: Path) -> None:
     saved = save_checkpoint(tmp_path, *model_and_optimizer(width=16), {}, step=1)
     with pytest.raises(ValueError, match=r"tokens.weight is \(61, 16\) there and \(61, 32\) here"):
-        restore(saved, *model_and_optimizer(width=32), Workers())
+        restore(saved, *model_and_optimizer(width=32))
 
 
 def test_left_over_of_a_killed_writer_is_removed_by_the_next(tmp_path: Path) -> None:

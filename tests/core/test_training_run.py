@@ -183,7 +183,7 @@ def test_best_weights_are_kept_and_not_the_last(tmp_path: Path) -> None:
 
 def test_settings_that_change_the_result_refuse_the_checkpoint(tmp_path: Path) -> None:
     train(small_run(), tmp_path)
-    with pytest.raises(ValueError, match=r"training.learning_rate is 0.003 there and 0.004 here"):
+    with pytest.raises(ValueError, match=r"training\.learning_rate is 0.003 there and 0.004 here"):
         train(small_run(learning_rate=4e-3), tmp_path)
 
 
@@ -286,6 +286,38 @@ def with_other_settings_on_rank_1(workers: Workers, folder: Path) -> str:
 def test_rank_whose_model_differs_is_named_before_the_first_step(tmp_path: Path) -> None:
     for message in on_workers(2, with_other_settings_on_rank_1, tmp_path):
         assert "rank 1: other settings" in message
+
+
+def with_a_caller_that_fails(workers: Workers, folder: Path) -> str:
+    def report(_: dict[str, float]) -> bool:
+        raise OSError("no space left on device")
+
+    try:
+        train(small_run(), folder, workers=workers, report=report, report_every_s=0.0)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def test_failure_of_rank_0_alone_leaves_no_other_rank_waiting(tmp_path: Path) -> None:
+    first, second = on_workers(2, with_a_caller_that_fails, tmp_path)
+    assert first == "OSError: no space left on device"
+    assert second == "RuntimeError: rank 0 of 2 failed; its own error says why"
+
+
+def test_folder_of_another_run_is_refused_on_all_ranks(tmp_path: Path) -> None:
+    train(small_run(learning_rate=1e-4), tmp_path)
+    first, second = on_workers(2, refusal, tmp_path)
+    assert "training.learning_rate is 0.0001 there and 0.003 here" in first
+    assert second == "rank 0 of 2 failed; its own error says why"
+
+
+def refusal(workers: Workers, folder: Path) -> str:
+    try:
+        train(small_run(), folder, workers=workers)
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return "no error"
 
 
 def infeasible_on_rank_1(workers: Workers, folder: Path, budget: int) -> RunEnd:
