@@ -1,15 +1,19 @@
 """How figures of a report look, and how they become SVG that takes its colours from the page."""
 
 import io
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullLocator
+
+from data_pipeline.settings import format_bytes
 
 # Matplotlib wants colours as numbers; these stand for the page's variables until the SVG is written.
 _VARIABLES = {
@@ -99,6 +103,28 @@ def tokens_axis(axes: Axes) -> None:
     axes.set_xlabel("tokens")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+
+
+def bytes_axis(axes: Axes, name: Literal["x", "y"], low: float, high: float, *, is_log: bool = False) -> None:
+    """An axis counts bytes up to `high`: from zero in the unit that fits, or from `low` by factors of two."""
+    axis: Axis = axes.xaxis if name == "x" else axes.yaxis
+    set_limits = axes.set_xlim if name == "x" else axes.set_ylim
+    if is_log:
+        (axes.set_xscale if name == "x" else axes.set_yscale)("log", base=2)
+        set_limits(low / 2, high * 2)
+        axis.set_major_locator(LogLocator(base=2, numticks=7))
+        axis.set_minor_locator(NullLocator())
+    else:
+        unit = 1024.0 ** math.floor(math.log(max(high, 1), 1024))
+        step = next(s for s in _NICE if high / unit / s <= _MOST_TICKS) * unit
+        set_limits(0, high * 1.04)
+        axis.set_major_locator(MultipleLocator(step))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value).replace(".00 ", " ")))
+
+
+_MOST_TICKS = 5
+_NICE = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Steps between ticks, in the unit of the axis."""
 
 
 def short_count(value: float) -> str:

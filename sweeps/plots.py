@@ -11,13 +11,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sweeps.findings import Findings, finite_loss
 from sweeps.outcomes import Outcome
-from sweeps.plot_style import COLORS, SERIES, new_figure, page_style, to_svg, tokens_axis
+from sweeps.plot_style import COLORS, SERIES, bytes_axis, new_figure, page_style, to_svg, tokens_axis
 from sweeps.search_space import Distribution, format_setting, short_name
 from sweeps.trial_curves import Curve
 from sweeps.trial_records import TrialRecord
 
 _NUM_LEADERS = 5
-_GIB = 2**30
 _WIDTH = 10.8
 """Inches; at 72 points each as wide as the page."""
 
@@ -153,6 +152,8 @@ def _draw_parameter(axes: Axes, findings: Findings, path: str, top: float) -> No
         )
     for outcome in (Outcome.INFEASIBLE, Outcome.DIVERGED):
         spots = [place.of(record) for record in findings.of(outcome)]
+        if not findings.of(outcome):
+            continue
         marker = "x" if outcome is Outcome.INFEASIBLE else "^"
         axes.scatter(
             spots,
@@ -242,19 +243,23 @@ def _scatter(axes: Axes, pairs: Sequence[tuple[float, float]], **style: Any) -> 
 
 
 def _draw_memory(axes: Axes, findings: Findings, ran: Sequence[TrialRecord]) -> None:
-    measured = [(r.micro_batch_size_used or 0, r.peak_memory_bytes / _GIB) for r in ran if r.peak_memory_bytes]
+    measured = [(r.micro_batch_size_used or 0, r.peak_memory_bytes) for r in ran if r.peak_memory_bytes]
+    spots = [(size, r.predicted_peak_memory_bytes or r.memory_limit_bytes) for size, r in _ran_out(findings)]
+    known = [(size, peak) for size, peak in spots if peak]
+    limits = {record.memory_limit_bytes for record in findings.records if record.memory_limit_bytes}
+    peaks = [peak for _, peak in (*measured, *known)]
+    if not peaks:
+        axes.set_visible(False)
+        return
     if measured:
         _scatter(axes, measured, s=26, color=SERIES[0], alpha=0.85, label="measured peak")
-    ran_out = _ran_out(findings)
-    if ran_out:
-        spots = [(size, record.predicted_peak_memory_bytes or record.memory_limit_bytes) for size, record in ran_out]
-        known = [(size, peak / _GIB) for size, peak in spots if peak]
+    if known:
         _scatter(axes, known, s=34, marker="x", color=COLORS["infeasible"], label="did not fit (predicted)")
-    limits = {record.memory_limit_bytes / _GIB for record in findings.records if record.memory_limit_bytes}
     for limit in limits:
         axes.axhline(limit, color=COLORS["failed"], linewidth=1.2, linestyle="--", label="limit")
-    axes.set(title="memory of one worker", ylabel="GiB")
-    axes.set_ylim(bottom=0)
+    axes.set(title="memory of one worker")
+    # Small models far below a large limit would all lie on the floor.
+    bytes_axis(axes, "y", min(peaks), max(*peaks, *limits, 1), is_log=max(limits, default=0) > 16 * max(peaks))
     axes.legend(loc="best")
 
 
@@ -288,19 +293,21 @@ def _spread(sizes: Sequence[int]) -> list[int]:
 def memory_prediction_plot(findings: Findings) -> str | None:
     """Measured peak memory against the predicted one."""
     pairs = [
-        (record.predicted_peak_memory_bytes / _GIB, record.peak_memory_bytes / _GIB)
+        (record.predicted_peak_memory_bytes, record.peak_memory_bytes)
         for record in findings.records
         if record.predicted_peak_memory_bytes and record.peak_memory_bytes
     ]
     if not pairs:
         return None
     with page_style():
-        figure = new_figure(4.6, 3.6)
+        figure = new_figure(4.8, 3.6)
         axes = figure.subplots()
-        low, high = 0.0, 1.08 * max(max(pair) for pair in pairs)
-        axes.plot([low, high], [low, high], color=COLORS["muted"], linewidth=1, label="prediction is right")
+        high = 1.08 * max(max(pair) for pair in pairs)
+        axes.plot([0, high], [0, high], color=COLORS["muted"], linewidth=1, label="prediction is right")
         _scatter(axes, pairs, s=26, color=SERIES[0], alpha=0.85, label="a trial")
-        axes.set(xlabel="predicted peak, GiB", ylabel="measured peak, GiB", xlim=(low, high), ylim=(low, high))
+        axes.set(xlabel="predicted peak", ylabel="measured peak")
+        bytes_axis(axes, "x", 0, high)
+        bytes_axis(axes, "y", 0, high)
         axes.legend(loc="upper left")
         return to_svg(figure, "memory-prediction")
 

@@ -100,7 +100,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 2.5rem 1.5rem 5rem; }
+main { max-width: 76rem; margin: 0 auto; padding: 2.5rem 1.5rem 5rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 3rem 0 .75rem; padding-top: .9rem; border-top: 1px solid var(--line); }
 p, ul { max-width: 50rem; margin: .6rem 0; overflow-wrap: anywhere; }
@@ -114,7 +114,7 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; margin: .9rem 0; }
 table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: var(--muted); vertical-align: bottom; line-height: 1.3; }
-th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); }
+th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); }
 td { vertical-align: top; } .number { text-align: right; } td.number, td.short { white-space: nowrap; }
 .outcome { font-size: .76rem; font-weight: 600; letter-spacing: .02em; }
 .completed { color: var(--completed); } .stopped { color: var(--stopped); } .infeasible { color: var(--infeasible); }

@@ -15,7 +15,7 @@ from sweeps.findings import Findings
 from sweeps.git_state import git_state
 from sweeps.plots import timeline
 from sweeps.progress import clock
-from sweeps.report_blocks import Block, Code, Facts, Paragraph, Picture, Section, Table, number
+from sweeps.report_blocks import Block, Code, Facts, Paragraph, Picture, Section, Table, number, without_empty_columns
 from sweeps.search_space import format_setting
 from sweeps.sweep_file import dump_sweep
 
@@ -33,11 +33,15 @@ def setup_section(findings: Findings) -> Section:
     run = sweep.run_config(shape.settings if shape is not None else None)
     whose = f" ({shape.name})" if shape is not None and shape.settings else ""
     model = run.model
+    layers = f"{model.layers} layer{'s' if model.layers > 1 else ''}"
+    form = f"{model.form} encoder" if model.family == "encoder" else "decoder"
+    shape_in_words = (
+        f"{form}, {layers}, width {model.width}, {model.heads} heads, rows of {model.sequence_length} tokens"
+    )
     facts = [
-        ("model", f"{model.family}, {model.layers} layers, width {model.width}, {model.heads} heads, rows of "
-         f"{model.sequence_length} tokens{whose}"),
+        ("model", shape_in_words + whose),
         ("objective", "masked LM" if sweep.objective.masked_lm else "causal LM"),
-    ]  # fmt: skip
+    ]
     if data.get("vocabulary"):
         with torch.device("meta"):
             num_parameters = build_model(model, data["vocabulary"]).num_parameters()
@@ -152,7 +156,7 @@ def _from_manifest(manifest: Manifest) -> Iterator[Block]:
         ]
     )
     if manifest.files:
-        yield Table(
+        files = Table(
             ["file", "format", "encoding", "rows read", "kept", "rejected", "note"],
             [
                 [
@@ -168,6 +172,7 @@ def _from_manifest(manifest: Manifest) -> Iterator[Block]:
             ],
             "files",
         )
+        yield without_empty_columns(files)
     if len(manifest.files) > _MAX_FILES:
         yield Paragraph(f"And {len(manifest.files) - _MAX_FILES} files more.")
     if manifest.passed_over:

@@ -26,9 +26,7 @@ def rates(*pairs: tuple[float, float]) -> list[TrialRecord]:
     return [trial(n, loss, settings={RATE: rate}) for n, (rate, loss) in enumerate(pairs, start=1)]
 
 
-def findings_of(
-    folder: Path, records: list[TrialRecord], search: dict[str, Any] | None = None, **more: Any
-) -> Findings:
+def findings_of(folder: Path, records: list[TrialRecord], search: dict[str, Any] | None = None) -> Findings:
     space = {RATE: {"log_uniform": [1e-4, 1e-2]}} if search is None else search
     return gather(folder, example_sweep(search=space, start_with=[]), records, {"status": "finished"})
 
