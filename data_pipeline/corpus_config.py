@@ -5,10 +5,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from data_pipeline.input_fault import InputFault
 from data_pipeline.settings import Count, NumBytes, Settings, Share
 
 
-class CorpusError(ValueError):
+class CorpusError(InputFault):
     """A corpus cannot be prepared; the message says in one paragraph what is wrong and what to do."""
 
 

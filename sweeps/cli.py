@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from data_pipeline.input_fault import InputFault
+
 EXIT_FAULT = 2
 """An input is wrong; nothing was started."""
 EXIT_NOTHING_COMPLETED = 3
@@ -18,6 +20,8 @@ EXIT_INCOMPLETE = 4
 """Trials were given up after their workers were lost; the same command tries them again."""
 EXIT_INTERRUPTED = 130
 """Ctrl-C, or SIGTERM; the same command goes on."""
+
+_PIPED_WIDTH = 160
 
 app = typer.Typer(
     name="pretune",
@@ -49,15 +53,9 @@ def _explains_faults(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def explained(*args: Any, **kwargs: Any) -> None:
-        from data_pipeline.prepare import CorpusError
-        from sweeps.cluster import ResourcesError
-        from sweeps.results_folder import ResultsError
-        from sweeps.sweep_file import SweepFileError
-        from sweeps.tracking import TrackingError
-
         try:
             command(*args, **kwargs)
-        except (SweepFileError, CorpusError, ResourcesError, ResultsError, TrackingError) as fault:
+        except InputFault as fault:
             Console(stderr=True).print(f"pretune: {fault}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(EXIT_FAULT) from None
         except KeyboardInterrupt:
@@ -65,6 +63,11 @@ def _explains_faults(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
     return explained
+
+
+def _console() -> Console:
+    # Piped or in a log nothing folds: tables are wide, and a reader greps lines.
+    return Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
 
 
 def results_folder(given: Path | None) -> Path:
@@ -81,7 +84,7 @@ def plan(file: File, overrides: Set = None) -> None:
 
     sweep = load_sweep_file(file, overrides or ())
     # Before the tokenizer is trained its size is not known; what the file allows is the upper bound.
-    print_plan(plan_sweep(sweep, vocabulary_size=sweep.tokenizer.vocabulary), Console())
+    print_plan(plan_sweep(sweep, vocabulary_size=sweep.tokenizer.vocabulary), _console())
 
 
 @app.command()
@@ -94,7 +97,7 @@ def sweep(file: File, overrides: Set = None, results: Results = None) -> None:
     from sweeps.closing import print_end
     from sweeps.sweep import run_sweep
 
-    console = Console()
+    console = _console()
     end = run_sweep(config, results_folder=results_folder(results), console=console)
     print_end(end, console, command=" ".join(["pretune", *sys.argv[1:]]))
     if end.status == "interrupted":
@@ -109,8 +112,8 @@ def sweep(file: File, overrides: Set = None, results: Results = None) -> None:
 @_explains_faults
 def prepare(file: File, overrides: Set = None, results: Results = None) -> None:
     """Read, tokenize and pack the corpus of a sweep file, once; say what was kept and dropped."""
-    from sweeps.preparation import corpus_in_words, corpus_table, prepare_with_progress
     from sweeps.cluster import log_libraries_to
+    from sweeps.preparation import corpus_in_words, corpus_table, prepare_with_progress
     from sweeps.results_folder import LOG_FILE, check_writable
     from sweeps.sweep_file import load_sweep_file
 
@@ -118,7 +121,7 @@ def prepare(file: File, overrides: Set = None, results: Results = None) -> None:
     folder = results_folder(results)
     check_writable(folder)
     log_libraries_to(folder / LOG_FILE)
-    console = Console()
+    console = _console()
     data = prepare_with_progress(config, folder, console)
     console.print(corpus_table(data.manifest))
     console.print(corpus_in_words(data), highlight=False, soft_wrap=True)
@@ -143,7 +146,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A sweep's results folder
     config = load_sweep_file(folder / "sweep.yaml")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     write_report(folder, config, TrialStore(folder / "trials").load_all(), summary)
-    Console().print(str(folder / "report.html"), highlight=False, soft_wrap=True)
+    _console().print(str(folder / "report.html"), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -156,4 +159,4 @@ def ui(
     """Open the MLflow UI on the runs of all sweeps."""
     from sweeps.mlflow_ui import serve_ui
 
-    serve_ui(results_folder(results), host=host, port=port, console=Console())
+    serve_ui(results_folder(results), host=host, port=port, console=_console())

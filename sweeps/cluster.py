@@ -8,11 +8,12 @@ from pathlib import Path
 import ray
 
 from core.host_memory import host_memory_share
+from data_pipeline.input_fault import InputFault
 from sweeps.lane import LaneSpec
 from sweeps.sweep_config import ResourcesConfig
 
 
-class ResourcesError(ValueError):
+class ResourcesError(InputFault):
     """The cluster cannot hold what the sweep file asks for."""
 
 

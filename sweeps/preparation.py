@@ -1,5 +1,6 @@
 """Prepare a sweep's corpus with progress on the terminal, and say what was read, kept and dropped."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from data_pipeline.corpus import Corpus, ParcelWork, for_each_parcel
 from data_pipeline.manifest import Manifest
 from data_pipeline.prepare import PrepareProgress, prepare
 from data_pipeline.token_blocks import PreparedCorpus
@@ -22,7 +24,6 @@ def prepare_with_progress(sweep: SweepConfig, results_folder: Path, console: Con
         CorpusError: The corpus is missing, empty, or too much of it is rejected.
     """
     folder = results_folder.absolute() / "prepared"
-    connect()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
@@ -32,7 +33,15 @@ def prepare_with_progress(sweep: SweepConfig, results_folder: Path, console: Con
                 tasks[progress.phase] = bars.add_task(f"{progress.phase} ({progress.unit})", total=progress.total)
             bars.update(tasks[progress.phase], completed=progress.done, total=progress.total)
 
-        return prepare(sweep.corpus, sweep.tokenizer, sweep.packing, prepared_folder=folder, on_progress=show)
+        return prepare(
+            sweep.corpus, sweep.tokenizer, sweep.packing, prepared_folder=folder, on_progress=show, run=_on_ray
+        )
+
+
+def _on_ray(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
+    # Ray takes seconds to start, and blocks that are there need none.
+    connect()
+    return for_each_parcel(corpus, work)
 
 
 def data_figures(data: PreparedCorpus) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.input_fault import InputFault
 from sweeps.sweep_config import SweepConfig
 from sweeps.sweep_file import dump_sweep
 from sweeps.trial_records import write_atomically
@@ -20,7 +21,7 @@ LOG_FILE = "ray.log"
 _IDENTITY_CHARACTERS = 8
 
 
-class ResultsError(RuntimeError):
+class ResultsError(InputFault):
     """The results folder cannot be used; the message says why and what to do."""
 
 

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from core.run_config import RunConfig
+from data_pipeline.input_fault import InputFault
 from sweeps.search_space import Distribution
 from sweeps.sweep_config import UNSWEEPABLE, SweepConfig
 from sweeps.yaml_places import YamlDocument, parse_value, read_yaml
@@ -33,7 +34,7 @@ class Fault:
         return f"{where}{self.place}{shown}: {self.rule}" + (f"; {self.remedy}" if self.remedy else "") + "."
 
 
-class SweepFileError(ValueError):
+class SweepFileError(InputFault):
     """A sweep file that cannot be carried out, with every fault that was found."""
 
     def __init__(self, source: str, faults: Sequence[Fault]) -> None:

@@ -16,6 +16,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from data_pipeline.input_fault import InputFault
 from sweeps.outcomes import Outcome
 from sweeps.trial_records import TrialRecord
 
@@ -38,7 +39,7 @@ _STATUS = {
 }
 
 
-class TrackingError(RuntimeError):
+class TrackingError(InputFault):
     """The MLflow store cannot be used; the message says where it is and what to do."""
 
 
