@@ -1,0 +1,236 @@
+"""Whole sweeps from the command line, with real Ray, MLflow, files and signals."""
+
+import csv
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from mlflow.tracking import MlflowClient
+
+from command import press_ctrl_c, processes_marked, read_until, run, start
+from core.checkpoint import MODEL_FILE, newest_checkpoint, restore_weights
+from core.models import build_model
+from data_pipeline.token_blocks import open_prepared
+from sweep_examples import TINY
+from sweeps.outcomes import Outcome
+from sweeps.sweep_file import load_sweep_file
+from sweeps.tracking import EXPERIMENT, FINAL_LOSS
+from sweeps.trial_records import LOSS, TrialStore
+
+pytestmark = pytest.mark.ray
+
+CAUSAL = """\
+name: causal
+corpus: {builtin: python-docs, holdout: 5%}
+tokenizer: {kind: byte-bpe, vocabulary: 1000, special_tokens: minimind}
+model: {family: decoder, layers: 1, width: 32, heads: 2, kv_heads: 1, sequence_length: 32}
+objective: causal_lm
+training: {batch_size: 16, micro_batch_size: 8}
+search:
+  training.learning_rate: {choice: [1e-3, 3e-3]}
+searcher: {method: grid}
+early_stopping: {method: none}
+budget: {trials: 2, tokens_per_trial: 200k}
+resources: {workers_per_trial: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One results folder for all sweeps of this module, so that the corpus is prepared once."""
+    return tmp_path_factory.mktemp("results")
+
+
+def sweep_folder(results: Path, name: str) -> Path:
+    (folder,) = results.glob(f"{name}-*")
+    return folder
+
+
+def summary_of(results: Path, name: str) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((sweep_folder(results, name) / "summary.json").read_text())
+    return summary
+
+
+def child_runs(results: Path, name: str) -> list[Any]:
+    client = MlflowClient(f"sqlite:///{results / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    parents = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    assert len(parents) == 1
+    return list(
+        client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parents[0].info.run_id}'")
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(results: Path) -> tuple[Path, str]:
+    """A finished sweep with one configuration that does not fit: its file, and what it printed."""
+    file = results / "tiny.yaml"
+    settings = "{training.learning_rate: 2e-3, training.batch_size: 256, training.micro_batch_size: 256}"
+    space = TINY.replace("choice: [16, 32]", "choice: [16, 32, 256]").replace("[4, 8, 16]", "[4, 8, 256]")
+    file.write_text(f"{space}start_with: [{settings}]\nresources: {{memory: 16MiB}}\n")
+    code, output = run("sweep", file, "--results", results)
+    assert code == 0, output
+    return file, output
+
+
+def test_trials_csv_summary_and_mlflow_agree_on_the_ranking(results: Path, tiny: tuple[Path, str]) -> None:
+    summary = summary_of(results, "tiny")
+    with (sweep_folder(results, "tiny") / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    records = {record.name: record for record in TrialStore(sweep_folder(results, "tiny") / "trials").load_all()}
+    completed = [record for record in records.values() if record.outcome is Outcome.COMPLETED]
+    by_loss = [record.name for record in sorted(completed, key=lambda record: record.metrics[LOSS])]
+    assert len(by_loss) >= 2
+    assert summary["ranking"][: len(by_loss)] == by_loss
+    assert [row["trial"] for row in rows] == summary["ranking"]
+    runs = {run.info.run_name: run for run in child_runs(results, "tiny")}
+    assert sorted(runs) == sorted(records)
+    assert sorted(runs, key=lambda name: runs[name].data.metrics["final/rank"]) == summary["ranking"]
+    for record in completed:
+        run = runs[record.name]
+        assert run.data.metrics[FINAL_LOSS] == pytest.approx(record.metrics[LOSS], rel=1e-12)
+        assert run.data.tags["pretune.outcome"] == "COMPLETED"
+        assert set(run.data.params) == set(record.settings)
+
+
+def test_metrics_stand_on_the_token_axis(results: Path, tiny: tuple[Path, str]) -> None:
+    client = MlflowClient(f"sqlite:///{results / 'mlflow.db'}")
+    best = summary_of(results, "tiny")["best"]["trial"]
+    run = next(run for run in child_runs(results, "tiny") if run.info.run_name == best)
+    history = client.get_metric_history(run.info.run_id, LOSS)
+    tokens = [metric.step for metric in history]
+    # Eight evaluations over 30,000 tokens, each at the first step at or past its place; a step is 1,024 tokens at most.
+    assert len(tokens) >= 8
+    assert tokens == sorted(tokens)
+    assert 30_000 <= tokens[-1] < 31_024
+
+
+def test_what_does_not_fit_ends_infeasible_with_the_numbers_and_is_not_launched_again(
+    results: Path, tiny: tuple[Path, str]
+) -> None:
+    records = TrialStore(sweep_folder(results, "tiny") / "trials").load_all()
+    first, *others = records
+    assert first.outcome is Outcome.INFEASIBLE
+    assert first.memory_verdict == "ran out of memory"
+    assert "micro-batches of 256 rows" in first.reason
+    assert "16.00 MiB" in first.reason
+    assert all(
+        record.outcome is not Outcome.INFEASIBLE and record.peak_memory_bytes <= 16 * 2**20  # type: ignore[operator]
+        for record in others
+    )
+    # Seven of nine settings of the two sizes fit: what was proposed beyond them was refused and used up no trial.
+    assert len(others) == 6
+
+
+def test_terminal_shows_ranking_best_settings_and_where_things_are(tiny: tuple[Path, str], results: Path) -> None:
+    _, output = tiny
+    best = summary_of(results, "tiny")["best"]
+    assert f"best     {best['trial']}" in output
+    assert f"training.batch_size: {best['training.batch_size']}" in output
+    assert str(sweep_folder(results, "tiny") / "best") in output
+    assert "pretune ui" in output
+    assert "INFEASIBLE" in output
+    assert "Traceback" not in output
+    assert "Warning" not in output
+
+
+def test_the_same_command_again_finds_everything_done_and_makes_no_new_run(
+    results: Path, tiny: tuple[Path, str]
+) -> None:
+    runs = {run.info.run_id for run in child_runs(results, "tiny")}
+    before = (sweep_folder(results, "tiny") / "trials.csv").read_bytes()
+    code, output = run("sweep", tiny[0], "--results", results)
+    assert code == 0
+    assert "everything was done already" in output
+    assert {run.info.run_id for run in child_runs(results, "tiny")} == runs
+    assert (sweep_folder(results, "tiny") / "trials.csv").read_bytes() == before
+
+
+def test_the_winning_encoder_gives_the_same_logits_in_transformers(results: Path, tiny: tuple[Path, str]) -> None:
+    check_winner(sweep_folder(results, "tiny"), transformers.RobertaForMaskedLM)
+
+
+def check_winner(folder: Path, expected: type[Any]) -> None:
+    """best/ loads with transformers as it is, and computes what the trial's own checkpoint computes."""
+    summary = json.loads((folder / "summary.json").read_text())
+    sweep = load_sweep_file(folder / "sweep.yaml")
+    data = open_prepared(Path(summary["data"]["folder"]))
+    config = sweep.run_config().model
+    ours = build_model(config, data.vocabulary.size, pad_id=data.vocabulary.pad_id).eval()
+    checkpoint = newest_checkpoint(folder / "trials" / summary["best"]["trial"])
+    assert checkpoint is not None
+    restore_weights(checkpoint / MODEL_FILE, ours)
+    auto = transformers.AutoModelForCausalLM if config.is_causal else transformers.AutoModelForMaskedLM
+    theirs = auto.from_pretrained(folder / "best").eval()
+    assert type(theirs) is expected
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "best")
+    ids = tokenizer("The list of names is sorted in place.", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        # Different order of the same fp32 operations.
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_two_workers_survive_the_loss_of_one_and_the_winning_decoder_loads(results: Path) -> None:
+    file = results / "causal.yaml"
+    file.write_text(CAUSAL)
+    mark = f"causal-{time.time_ns()}"
+    process = start("sweep", file, "--results", results, mark=mark)
+    read_until(process, "trial-0001   1")  # Its first evaluation.
+    workers = [worker for worker in processes_marked(mark) if "RayTrainWorker" in " ".join(worker.cmdline())]
+    assert len(workers) == 2, [worker.cmdline() for worker in processes_marked(mark)]
+    workers[1].send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    records = TrialStore(sweep_folder(results, "causal") / "trials").load_all()
+    assert [record.outcome for record in records] == [Outcome.COMPLETED, Outcome.COMPLETED]
+    assert [record.interruptions for record in records] == [1, 0]
+    check_winner(sweep_folder(results, "causal"), transformers.LlamaForCausalLM)
+
+
+def test_ctrl_c_ends_in_seconds_leaves_no_process_and_the_same_command_goes_on(results: Path) -> None:
+    file = results / "cut.yaml"
+    file.write_text(TINY.replace("name: tiny", "name: cut").replace("trials: 6", "trials: 5"))
+    mark = f"cut-{time.time_ns()}"
+    process = start("sweep", file, "--results", results, mark=mark)
+    read_until(process, "COMPLETED")
+    pressed_at = time.monotonic()
+    press_ctrl_c(process)
+    output, _ = process.communicate(timeout=120)
+    assert time.monotonic() - pressed_at < 30
+    assert process.returncode == 130, output
+    assert f"go on    pretune sweep {file}" in output
+    assert "Traceback" not in output
+    assert [left.cmdline() for left in processes_marked(mark)] == []
+    before = {r.number: r for r in TrialStore(sweep_folder(results, "cut") / "trials").load_all()}
+    finished = {number: record for number, record in before.items() if record.is_done}
+    assert finished
+    assert summary_of(results, "cut")["status"] == "interrupted"
+
+    code, output = run("sweep", file, "--results", results)
+    assert code == 0, output
+    after = {r.number: r for r in TrialStore(sweep_folder(results, "cut") / "trials").load_all()}
+    assert len(after) == 5
+    assert {number: after[number] for number in finished} == finished
+    assert {number: after[number].settings for number in before} == {n: r.settings for n, r in before.items()}
+    assert summary_of(results, "cut")["status"] == "finished"
+    assert sorted(run.info.run_name for run in child_runs(results, "cut")) == [after[n].name for n in sorted(after)]
+
+
+def test_a_sweep_that_runs_already_is_refused_with_the_others_pid(results: Path) -> None:
+    file = results / "twice.yaml"
+    file.write_text(TINY.replace("name: tiny", "name: twice").replace("30k", "3M"))
+    first = start("sweep", file, "--results", results)
+    try:
+        read_until(first, "starts")
+        code, output = run("sweep", file, "--results", results)
+        assert code == 2
+        assert f"this sweep is running already (pid {first.pid} on " in output
+    finally:
+        press_ctrl_c(first)
+        first.communicate(timeout=120)
