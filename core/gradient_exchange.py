@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from core.workers import Workers
 
 _BUCKET_ELEMENTS = 2**22
+"""16 MiB: large enough that latency does not count, small enough that the first is under way early."""
 
 
 class GradientExchange:
@@ -21,8 +22,9 @@ class GradientExchange:
     backward pass of a step, `finish` after it. After: `finish` alone.
     """
 
-    def __init__(self, model: nn.Module, workers: Workers) -> None:
+    def __init__(self, model: nn.Module, workers: Workers, *, bucket_elements: int = _BUCKET_ELEMENTS) -> None:
         self._workers = workers
+        self._bucket_elements = bucket_elements
         # Backward reaches the last parameters first; laid out in that order, whole buckets become ready early.
         self._parameters = [p for p in reversed(list(model.parameters())) if p.requires_grad]
         dtype = self._parameters[0].dtype
@@ -90,7 +92,7 @@ class GradientExchange:
             self._bucket_of.append(len(self._buckets))
             parameter.grad = self._flat[offset : offset + parameter.numel()].view_as(parameter)
             offset += parameter.numel()
-            if offset - bucket_start >= _BUCKET_ELEMENTS or offset == self._flat.numel():
+            if offset - bucket_start >= self._bucket_elements or offset == self._flat.numel():
                 self._buckets.append(self._flat[bucket_start:offset])
                 bucket_start = offset
         self._sizes = [self._bucket_of.count(bucket) for bucket in range(len(self._buckets))]

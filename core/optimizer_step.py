@@ -109,7 +109,6 @@ class OptimizerStep:
         clip: float | None = None,
         shrinks: bool = False,
         seed: int = 0,
-        compiled: HiddenStates | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -125,8 +124,8 @@ class OptimizerStep:
         self.profile = StepProfile(workers.device)
         self.overlaps_exchange = False
         """Sum gradients while the backward pass still runs; for when memory is proven."""
-        self._compiled = compiled
-        self._compiled_rows = self.micro_batch_size
+        self._compiled: HiddenStates | None = None
+        self._compiled_rows = 0
         self._parameters = list(model.parameters())
         self._exchange = GradientExchange(model, workers) if workers.count > 1 else None
         self._dropout = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
@@ -158,6 +157,17 @@ class OptimizerStep:
                 return StepOutOfMemory(sums, self.micro_batch_size)
             self.micro_batch_size = largest_power_of_two_below(self.micro_batch_size)
             self.overlaps_exchange = False
+
+    def compile_body(self) -> None:
+        """From now on run the body as compiled code, for micro-batches of the present size and no others.
+
+        Not while memory is counted: under a dispatch mode torch.compile silently does nothing. Only once, for after a
+        shrink to smaller micro-batches another compilation would cost more than it could win.
+        """
+        if self._compiled is not None:
+            return
+        self._compiled = torch.compile(self.model.hidden_states, dynamic=False)
+        self._compiled_rows = self.micro_batch_size
 
     def _local_work(self, shard: Shard, step: int) -> _LocalSums:
         """Forward and backward of all this worker's rows; gradients of summed losses are in `.grad` afterwards."""

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from core.attempt import attempt_together
 from core.checkpoint import (
     copy_from_first,
@@ -149,7 +147,6 @@ class _Run:
             clip=training.clip,
             shrinks=training.on_oom == "shrink",
             seed=training.seed,
-            compiled=torch.compile(self.model.hidden_states, dynamic=False) if training.compile else None,
         )
         self.evaluation_rows = self.step.micro_batch_size
         self.progress = Progress()
@@ -253,9 +250,13 @@ class _Run:
             self.clean_steps = 0
             return None
         rows_are_full = self.data.train.num_tokens > 0.99 * self.data.train.num_rows * self.data.train.sequence_length
-        if self.workers.device.type == "cpu" and (self.budget.limit_bytes is None or rows_are_full):
+        is_unwatched = self.workers.device.type != "cpu"
+        if not is_unwatched and (self.budget.limit_bytes is None or rows_are_full):
             self.budget.meter.stop()
+            is_unwatched = True
         self.step.overlaps_exchange = True
+        if self.run.training.compile and is_unwatched:
+            self.step.compile_body()
         return None
 
     def _evaluate(self) -> dict[str, float] | OomFacts:

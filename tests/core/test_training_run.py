@@ -16,6 +16,7 @@ from core.memory_limit import memory_limit
 from core.run_config import RunConfig
 from core.training_run import RunEnd, run_training
 from core.workers import Workers
+from data_pipeline.token_blocks import open_prepared
 
 torch.set_num_threads(1)
 
@@ -354,3 +355,61 @@ def test_next_stage_begins_with_the_weights_of_the_one_before(tmp_path: Path) ->
     assert reports[0]["holdout/loss_nats_per_token"] == pytest.approx(
         first.metrics["holdout/loss_nats_per_token"], rel=1e-6
     )
+
+
+def test_step_of_a_mixture_of_experts_reports_its_balance_loss(tmp_path: Path) -> None:
+    reports: list[dict[str, float]] = []
+    run = small_run(tokens=3 * TOKENS_PER_STEP).with_overrides({"model.feed_forward": "moe"})
+    end = train(run, tmp_path, report=lambda values: reports.append(values) or True)
+    assert end.outcome == "completed"
+    # A weight of 0.01 times at least 1, its value when all experts are used alike; one layer.
+    assert 0.01 <= reports[-1]["train/auxiliary_loss"] < 0.05
+
+
+@pytest.mark.slow
+def test_compiled_run_learns_the_same_and_compiles_one_shape(tmp_path: Path) -> None:
+    plain = train(small_run(micro_batch_size=6), tmp_path / "plain")
+    torch._dynamo.utils.counters.clear()
+    compiled = train(small_run(micro_batch_size=6, compile=True), tmp_path / "compiled")
+    # Micro-batches of 6, 6 and 4 rows, and evaluation: only the first shape is compiled.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert compiled.metrics["holdout/loss_nats_per_token"] == pytest.approx(
+        plain.metrics["holdout/loss_nats_per_token"], rel=1e-3
+    )
+
+
+@pytest.mark.ray
+def test_run_on_a_corpus_prepared_from_text_learns_and_two_workers_agree(tmp_path: Path) -> None:
+    import ray
+
+    from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+    from data_pipeline.prepare import prepare
+
+    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True)
+    try:
+        data = prepare(
+            CorpusConfig(builtin="python-docs"),
+            TokenizerConfig(vocabulary=512),
+            PackingConfig(sequence_length=32),
+            prepared_folder=tmp_path / "prepared",
+        )
+    finally:
+        ray.shutdown()
+    alone = trained_on(Workers(), data.folder, tmp_path / "alone")
+    first, second = on_workers(2, trained_on, data.folder, tmp_path / "together")
+    assert alone["holdout/loss_nats_per_token"] < 0.95 * math.log(512)
+    assert first == second
+    assert first == pytest.approx(alone, rel=2e-3)
+
+
+def trained_on(workers: Workers, prepared: Path, folder: Path) -> dict[str, float]:
+    run = small_run(tokens=30 * 512).with_overrides({"model.sequence_length": 32})
+    return run_training(
+        run,
+        open_prepared(prepared),
+        workers=workers,
+        folder=folder,
+        report=lambda _: True,
+        evaluate_at_tokens=[],
+        checkpoint_every_s=None,
+    ).metrics
