@@ -191,25 +191,23 @@ def _split_report(work: Path, split: SplitName, results: list[dict[str, Any]]) -
 
 def _merged_blocks(work: Path, split: SplitName) -> Iterator[BlockReport]:
     """The blocks of a split; small ones (a holdout has hundreds of them) become one."""
-    waiting: list[Path] = []
+    groups: list[list[Path]] = []
     size = 0
     for path in sorted(work.glob(f"{split}-*-*.arrow")):
-        if waiting and size + path.stat().st_size > _MERGED_BLOCK_BYTES:
-            yield _merged(waiting)
-            waiting, size = [], 0
-        waiting.append(path)
         size += path.stat().st_size
-    if waiting:
-        yield _merged(waiting)
-
-
-def _merged(paths: list[Path]) -> BlockReport:
-    if len(paths) > 1:
+        if not groups or size > _MERGED_BLOCK_BYTES:
+            groups.append([])
+            size = path.stat().st_size
+        groups[-1].append(path)
+    for number, paths in enumerate(groups):
+        if len(paths) == 1:
+            yield report_block(paths[0])
+            continue
+        # What was merged stays until the work folder goes: a run killed here merges again.
+        merged = work / f"{split}-{number:05d}.arrow"
         table = pa.Table.from_batches([read_block(path) for path in paths]).combine_chunks()
-        write_whole(paths[0], block_bytes(table.to_batches()[0]))
-        for path in paths[1:]:
-            path.unlink()
-    return report_block(paths[0])
+        write_whole(merged, block_bytes(table.to_batches()[0]))
+        yield report_block(merged)
 
 
 def _tokenizer_report(
@@ -221,7 +219,7 @@ def _tokenizer_report(
     num_training_bytes: int | None,
 ) -> TokenizerReport:
     num_tokens = sum(split.num_tokens for split in splits.values())
-    elapsed_s = max(result["stopped_at"] for result in results) - min(result["started_at"] for result in results)
+    elapsed_s = _covered_s([(result["started_at"], result["stopped_at"]) for result in results])
     text, num_bytes = longest_token(tokenizer)
     return TokenizerReport(
         vocabulary_size=vocabulary_of(tokenizer).size,
@@ -233,6 +231,15 @@ def _tokenizer_report(
         longest_token=text,
         longest_token_bytes=num_bytes,
     )
+
+
+def _covered_s(intervals: list[tuple[float, float]]) -> float:
+    """Seconds in which at least one of the intervals ran: pauses between them, as after a kill, do not count."""
+    covered, reached = 0.0, 0.0
+    for start, stop in sorted(intervals):
+        covered += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return covered
 
 
 @contextmanager

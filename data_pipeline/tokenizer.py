@@ -147,14 +147,32 @@ def _train_wordpiece(config: TokenizerConfig, documents: Iterable[str]) -> Token
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
+    texts = list(documents)
+    # The trainer numbers "##a", "##b" .. in the order of a randomly seeded hash map, and breaks ties by number: it learns
+    # another vocabulary each time. Entries that it finds there already keep their numbers, so they are given beforehand.
+    learner = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    learner.normalizer, learner.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    special = SPECIAL_TOKENS[config.special_tokens]
     trainer = trainers.WordPieceTrainer(
         vocab_size=config.vocabulary,
         min_frequency=config.min_frequency,
-        special_tokens=_special_tokens(config),
+        special_tokens=[*special, *_continuations(tokenizer, texts)],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_in_batches(documents), trainer)
+    learner.train_from_iterator(_in_batches(texts), trainer)
+    tokenizer.model = models.WordPiece(learner.get_vocab(), unk_token="<unk>", max_input_chars_per_word=100)
+    tokenizer.add_special_tokens(_special_tokens(config))
     return tokenizer
+
+
+def _continuations(tokenizer: Tokenizer, texts: list[str]) -> list[str]:
+    """Entries for single characters that stand inside words, as WordPiece spells them."""
+    normalizer, splitter = tokenizer.normalizer, tokenizer.pre_tokenizer
+    assert normalizer is not None
+    assert splitter is not None
+    words = {word for text in texts for word in normalizer.normalize_str(text).split()}
+    inside = {character for word in words for part, _ in splitter.pre_tokenize_str(word) for character in part[1:]}
+    return [f"##{character}" for character in sorted(inside)]
 
 
 def _train_words(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:

@@ -1,0 +1,295 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from preparing import prepared_from_texts
+from reading import REAL_DATA, json_lines, needs_real_data, read, written
+
+from data_pipeline.corpus import for_each_parcel_here
+from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.prepare import CorpusError, PrepareProgress, prepare
+from data_pipeline.token_blocks import PreparedCorpus
+
+HEX = TokenizerConfig(kind="words", vocabulary=65_541)
+SMALL_BPE = TokenizerConfig(vocabulary=600)
+ROWS = PackingConfig(sequence_length=64)
+
+
+@pytest.fixture(scope="module")
+def two_cores() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def here(
+    folder: Path, corpus: CorpusConfig, tokenizer: TokenizerConfig = SMALL_BPE, packing: PackingConfig = ROWS
+) -> PreparedCorpus:
+    return prepare(corpus, tokenizer, packing, prepared_folder=folder / "prepared", run=for_each_parcel_here)
+
+
+def figures(prepared: PreparedCorpus) -> dict[str, Any]:
+    """All that must not depend on where, how fast and from how many files a corpus was prepared."""
+    manifest = prepared.manifest
+    splits = {name: split.model_dump(exclude={"blocks"}) for name, split in manifest.splits.items()}
+    rows = {name: report.model_dump(exclude={"row_table"}) for name, report in manifest.rows.items()}
+    counts = [manifest.rows_read, manifest.rows_kept, manifest.rows_rejected, manifest.rejects, manifest.padding_share]
+    return {"splits": splits, "rows": rows, "counts": counts, "tokenizer": prepared.tokenizer_path.read_text()}
+
+
+def all_tokens(prepared: PreparedCorpus) -> list[np.ndarray]:
+    return [blocks.rows(np.arange(blocks.num_rows)).tokens for blocks in (prepared.train, prepared.holdout)]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("two_cores")
+@needs_real_data
+@pytest.mark.parametrize(
+    ("path", "tokenizer", "num_rows"),
+    [
+        ("kant/kant.txt", SMALL_BPE, 50_827),
+        ("traffic_ndpi/packets.csv", HEX, 10_523),
+        ("sft_en/self_instruct_conversations.jsonl", SMALL_BPE, 427),
+    ],
+)
+def test_ray_on_two_cores_makes_the_blocks_that_one_process_makes(
+    tmp_path: Path, path: str, tokenizer: TokenizerConfig, num_rows: int
+) -> None:
+    corpus = CorpusConfig(path=str(REAL_DATA / path))
+    by_ray = prepare(corpus, tokenizer, ROWS, prepared_folder=tmp_path / "ray")
+    alone = here(tmp_path, corpus, tokenizer)
+    assert by_ray.manifest.rows_read == num_rows
+    assert figures(by_ray) == figures(alone)
+    assert by_ray.manifest.splits == alone.manifest.splits
+    assert all(np.array_equal(one, two) for one, two in zip(all_tokens(by_ray), all_tokens(alone), strict=True))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("two_cores")
+def test_built_in_corpus_is_prepared_and_reports_every_phase(tmp_path: Path) -> None:
+    seen: list[PrepareProgress] = []
+    corpus = CorpusConfig(builtin="python-docs")
+    prepared = prepare(corpus, SMALL_BPE, ROWS, prepared_folder=tmp_path, on_progress=seen.append)
+    assert list(dict.fromkeys(progress.phase for progress in seen)) == [
+        "reading files",
+        "judging rows",
+        "training the tokenizer",
+        "tokenizing",
+    ]
+    ends = {progress.phase: progress for progress in seen if progress.total is not None}
+    assert all(progress.done == progress.total for progress in ends.values())
+    assert prepared.manifest.splits["train"].num_text_bytes > 1_500_000
+    assert prepared.manifest.rows_rejected == 0
+
+
+@needs_real_data
+def test_split_counts_and_hashes_do_not_depend_on_the_number_of_files(tmp_path: Path) -> None:
+    lines = (REAL_DATA / "kant/kant.txt").read_bytes().splitlines(keepends=True)[:20_000]
+    whole = written(tmp_path, b"".join(lines), "whole/all.txt")
+    for number in range(7):
+        written(tmp_path, b"".join(lines[number * 3000 : (number + 1) * 3000]), f"parts/{number}.txt")
+    one, seven = (here(tmp_path, CorpusConfig(path=str(path))) for path in (whole, tmp_path / "parts"))
+    assert figures(one) == figures(seven)
+    # Files in the order of the whole: even the rows are the same.
+    assert all(np.array_equal(a, b) for a, b in zip(all_tokens(one), all_tokens(seven), strict=True))
+
+
+def test_equal_texts_stand_on_one_side_of_the_holdout(tmp_path: Path) -> None:
+    texts = [f"text {n % 300}" for n in range(900)]
+    prepared, _ = prepared_from_texts(tmp_path, texts, PackingConfig(rows="one_per_row", sequence_length=16))
+    train, holdout = (set(map(tuple, tokens.tolist())) for tokens in all_tokens(prepared))
+    assert len(train) + len(holdout) == 300
+    assert not train & holdout
+
+
+def test_duplicates_are_dropped_where_asked_and_counted(tmp_path: Path) -> None:
+    texts = [f"text {n % 300}" for n in range(900)]
+    kept, encoded = prepared_from_texts(tmp_path, texts, ROWS, drop_duplicates=True)
+    assert kept.manifest.rows_duplicate == 600
+    assert sum(split.num_documents for split in kept.manifest.splits.values()) == 300
+    assert sum(split.num_tokens for split in kept.manifest.splits.values()) == sum(map(len, encoded[:300]))
+    assert kept.manifest.rows_read == kept.manifest.rows_kept == 900
+
+
+def test_holdout_of_a_tiny_corpus_is_not_empty(tmp_path: Path) -> None:
+    prepared, _ = prepared_from_texts(tmp_path, ["one", "two", "three"], ROWS, holdout=0.0001)
+    assert [prepared.manifest.splits[name].num_documents for name in ("train", "holdout")] == [2, 1]
+
+
+@needs_real_data
+def test_empty_cells_stop_preparation_with_a_table_of_reasons(tmp_path: Path) -> None:
+    path = str(REAL_DATA / "traffic_ndpi/payloads_with_empty_cells.csv")
+    with pytest.raises(CorpusError, match=r"(?s)2,009 of 6,338 rows .* 31\.7%.*max_rejected: 32%.*2,009 .*empty text"):
+        here(tmp_path, CorpusConfig(path=path), HEX)
+    assert not [folder for folder in (tmp_path / "prepared").iterdir() if not folder.name.startswith(".")]
+
+
+@needs_real_data
+def test_more_rejects_go_on_where_allowed_and_stop_again_where_not(tmp_path: Path) -> None:
+    path = str(REAL_DATA / "traffic_ndpi/payloads_with_empty_cells.csv")
+    prepared = here(tmp_path, CorpusConfig(path=path, max_rejected="40%"), HEX)
+    rejects = [json.loads(line) for line in (prepared.folder / "rejects.jsonl").read_text().splitlines()]
+    assert prepared.manifest.rejects == {"empty text": 2009}
+    assert len(rejects) == 2009
+    assert set(rejects[0]) == {"file", "line", "reason", "excerpt"}
+    first = Path(path).read_text().splitlines()[rejects[0]["line"] - 1]
+    assert first.startswith(",")
+    with pytest.raises(CorpusError, match=r"31\.7%"):
+        here(tmp_path, CorpusConfig(path=path, max_rejected="10%"), HEX)
+
+
+def test_corpus_without_a_usable_row_stops_whatever_is_allowed(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"text": ""}\n{"text": 3}\n')
+    with pytest.raises(CorpusError, match="no row of .* can be used: 2 rows read, none kept"):
+        here(tmp_path, CorpusConfig(path=str(path), max_rejected=1.0))
+
+
+def test_another_sequence_length_is_not_tokenized_again(tmp_path: Path) -> None:
+    path = written(tmp_path, json_lines(*(f"text number {n}" for n in range(300))))
+    first = here(tmp_path, CorpusConfig(path=str(path)))
+    path_of_blocks = first.folder / first.manifest.splits["train"].blocks[0].name
+    longer = here(tmp_path, CorpusConfig(path=str(path)), packing=PackingConfig(sequence_length=256))
+    assert longer.folder != first.folder
+    assert longer.manifest.splits == first.manifest.splits
+    assert (longer.folder / path_of_blocks.name).samefile(path_of_blocks)
+    assert np.array_equal(all_tokens(longer)[0].ravel()[:1000], all_tokens(first)[0].ravel()[:1000])
+
+
+def test_whatever_changes_tokens_changes_the_fingerprint_and_nothing_else_does(tmp_path: Path) -> None:
+    texts = [f"text number {n}" for n in range(300)]
+    path = written(tmp_path, json_lines(*texts), "one")
+    base = here(tmp_path, CorpusConfig(path=str(path))).fingerprint
+    moved = written(tmp_path, json_lines(*texts), "two")
+    assert here(tmp_path, CorpusConfig(path=str(moved), max_rejected=0.5)).fingerprint == base
+    others = [
+        here(tmp_path, CorpusConfig(path=str(path), holdout=0.5)).fingerprint,
+        here(tmp_path, CorpusConfig(path=str(path)), TokenizerConfig(vocabulary=300)).fingerprint,
+        here(tmp_path, CorpusConfig(path=str(path)), packing=PackingConfig(sequence_length=65)).fingerprint,
+        here(tmp_path, CorpusConfig(path=str(written(tmp_path, json_lines(*texts, "x"), "one")))).fingerprint,
+    ]
+    assert len({base, *others}) == 5
+
+
+PREPARE_SLOWLY = """
+import sys, time
+from pathlib import Path
+from data_pipeline import corpus as reading
+from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.prepare import prepare
+def slowly(*arguments):
+    for result in reading.for_each_parcel_here(*arguments):
+        time.sleep(float(sys.argv[3]))
+        yield result
+prepared = prepare(CorpusConfig(path=sys.argv[1], drop_duplicates=True), TokenizerConfig(vocabulary=600), PackingConfig(sequence_length=64),
+                   prepared_folder=Path(sys.argv[2]), run=slowly)
+print(prepared.folder)
+"""
+
+
+def start(corpus: Path, folder: Path, pause_s: float) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", PREPARE_SLOWLY, str(corpus), str(folder), str(pause_s)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def four_parcels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = (f"{n} the quick brown fox jumps over the lazy dog" for n in range(35_000))
+    return written(tmp_path_factory.mktemp("corpus"), json_lines(*texts))
+
+
+def test_killed_preparation_leaves_nothing_that_looks_finished_and_goes_on_where_it_stopped(
+    tmp_path: Path, four_parcels: Path
+) -> None:
+    killed = start(four_parcels, tmp_path / "prepared", pause_s=1.0)
+    deadline = time.monotonic() + 60
+    while len(done := list((tmp_path / "prepared").glob(".work-*/0*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert len(done) == 2
+    assert not [path for path in (tmp_path / "prepared").iterdir() if not path.name.startswith(".")]
+
+    written_at = {path.name: path.stat().st_mtime_ns for path in done}
+    resumed = start(four_parcels, tmp_path / "prepared", pause_s=0.3)
+    deadline = time.monotonic() + 60
+    while len(again := list((tmp_path / "prepared").glob(".work-*/0*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert {path.name: path.stat().st_mtime_ns for path in again if path.name in written_at} == written_at
+    resumed.communicate()
+    assert resumed.returncode == 0
+    corpus = CorpusConfig(path=str(four_parcels), drop_duplicates=True)
+    after, fresh = here(tmp_path, corpus), here(tmp_path / "fresh", corpus)
+    assert after.manifest.splits == fresh.manifest.splits
+    assert figures(after) == figures(fresh)
+
+
+def test_two_preparations_at_once_make_it_once(tmp_path: Path, four_parcels: Path) -> None:
+    both = [start(four_parcels, tmp_path / "prepared", pause_s=0.1) for _ in range(2)]
+    answers = [process.communicate(timeout=60)[0].splitlines()[-1] for process in both]
+    assert answers[0] == answers[1]
+    assert [process.returncode for process in both] == [0, 0]
+    assert [path.name for path in (tmp_path / "prepared").iterdir() if not path.name.startswith(".")] == [
+        Path(answers[0]).name
+    ]
+
+
+@needs_real_data
+def test_line_by_line_rows_of_kantaibert_are_those_of_its_own_recipe(tmp_path: Path) -> None:
+    """LineByLineTextDataset: every line that is not blank, <s> .. </s>, truncated to the block."""
+    lines = read(REAL_DATA / "kant/kant.txt").texts[:3000]
+    path = written(tmp_path, "\n".join(lines), "kant.txt")
+    packing = PackingConfig(rows="one_per_row", too_long="truncate", sequence_length=16)
+    prepared = here(tmp_path, CorpusConfig(path=str(path)), packing=packing)
+    from tokenizers import Tokenizer
+    from tokenizers.processors import RobertaProcessing
+
+    reference = Tokenizer.from_file(str(prepared.tokenizer_path))
+    reference.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False)
+    reference.enable_truncation(16)
+    reference.enable_padding(length=16, pad_id=1, pad_token="<pad>")
+    expected = sorted(found.ids for found in reference.encode_batch(lines))
+    assert sorted(row for tokens in all_tokens(prepared) for row in tokens.tolist()) == expected
+
+
+def test_dialogues_predict_the_assistants_tokens_only(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "why is that?"}, {"role": "assistant", "content": "because"}]
+    path = written(
+        tmp_path,
+        "".join(json.dumps({"conversations": turns, "id": n}) + "\n" for n in range(2))
+        + json.dumps({"conversations": [turns[0], {"role": "assistant", "content": "who knows"}]}),
+    )
+    prepared = here(tmp_path, CorpusConfig(path=str(path)), TokenizerConfig(vocabulary=300, special_tokens="minimind"))
+    from data_pipeline.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(prepared.tokenizer_path)
+    rows = prepared.train.rows(np.arange(prepared.train.num_rows))
+    assert rows.is_target is not None
+    predicted = tokenizer.decode(rows.tokens[rows.is_target].tolist(), skip_special_tokens=False)
+    assert set(predicted.removesuffix("</s>").split("</s>")) <= {"because", "who knows"}
+
+
+def test_one_document_cannot_be_split_and_says_so(tmp_path: Path) -> None:
+    path = written(tmp_path, "a book\nof two lines\n")
+    with pytest.raises(CorpusError, match="one document only .* corpus.documents: lines or paragraphs"):
+        here(tmp_path, CorpusConfig(path=str(path), documents="files"))
+
+
+@needs_real_data
+def test_second_preparation_takes_less_than_a_second(tmp_path: Path) -> None:
+    corpus = CorpusConfig(path=str(REAL_DATA / "traffic_ndpi/packets.csv"))
+    first = here(tmp_path, corpus, HEX)
+    started_at = time.monotonic()
+    second = here(tmp_path, corpus, HEX)
+    elapsed_s = time.monotonic() - started_at
+    assert second.fingerprint == first.fingerprint
+    assert elapsed_s < 1.0
