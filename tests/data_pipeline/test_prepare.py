@@ -13,11 +13,14 @@ import pytest
 import ray
 from preparing import prepared_from_texts
 from reading import REAL_DATA, json_lines, needs_real_data, read, written
+from tokenizers import Tokenizer
+from tokenizers.processors import RobertaProcessing
 
 from data_pipeline.corpus import for_each_parcel_here
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.prepare import CorpusError, PrepareProgress, prepare
 from data_pipeline.token_blocks import PreparedCorpus
+from data_pipeline.tokenizer import load_tokenizer
 
 HEX = TokenizerConfig(kind="words", vocabulary=65_541)
 SMALL_BPE = TokenizerConfig(vocabulary=600)
@@ -149,7 +152,7 @@ def test_more_rejects_go_on_where_allowed_and_stop_again_where_not(tmp_path: Pat
 
 def test_corpus_without_a_usable_row_stops_whatever_is_allowed(tmp_path: Path) -> None:
     path = written(tmp_path, '{"text": ""}\n{"text": 3}\n')
-    with pytest.raises(CorpusError, match="no row of .* can be used: 2 rows read, none kept"):
+    with pytest.raises(CorpusError, match=r"no row of .* can be used: 2 rows read, none kept"):
         here(tmp_path, CorpusConfig(path=str(path), max_rejected=1.0))
 
 
@@ -189,8 +192,9 @@ def slowly(*arguments):
     for result in reading.for_each_parcel_here(*arguments):
         time.sleep(float(sys.argv[3]))
         yield result
-prepared = prepare(CorpusConfig(path=sys.argv[1], drop_duplicates=True), TokenizerConfig(vocabulary=600), PackingConfig(sequence_length=64),
-                   prepared_folder=Path(sys.argv[2]), run=slowly)
+corpus = CorpusConfig(path=sys.argv[1], drop_duplicates=True)
+tokenizer, packing = TokenizerConfig(vocabulary=600), PackingConfig(sequence_length=64)
+prepared = prepare(corpus, tokenizer, packing, prepared_folder=Path(sys.argv[2]), run=slowly)
 print(prepared.folder)
 """
 
@@ -207,9 +211,8 @@ def four_parcels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("corpus"), json_lines(*texts))
 
 
-def test_killed_preparation_leaves_nothing_that_looks_finished_and_goes_on_where_it_stopped(
-    tmp_path: Path, four_parcels: Path
-) -> None:
+@pytest.mark.ray
+def test_killed_preparation_looks_unfinished_and_goes_on_where_it_stopped(tmp_path: Path, four_parcels: Path) -> None:
     killed = start(four_parcels, tmp_path / "prepared", pause_s=1.0)
     deadline = time.monotonic() + 60
     while len(done := list((tmp_path / "prepared").glob(".work-*/0*.json"))) < 2 and time.monotonic() < deadline:
@@ -233,6 +236,7 @@ def test_killed_preparation_leaves_nothing_that_looks_finished_and_goes_on_where
     assert figures(after) == figures(fresh)
 
 
+@pytest.mark.ray
 def test_two_preparations_at_once_make_it_once(tmp_path: Path, four_parcels: Path) -> None:
     both = [start(four_parcels, tmp_path / "prepared", pause_s=0.1) for _ in range(2)]
     answers = [process.communicate(timeout=60)[0].splitlines()[-1] for process in both]
@@ -250,9 +254,6 @@ def test_line_by_line_rows_of_kantaibert_are_those_of_its_own_recipe(tmp_path: P
     path = written(tmp_path, "\n".join(lines), "kant.txt")
     packing = PackingConfig(rows="one_per_row", too_long="truncate", sequence_length=16)
     prepared = here(tmp_path, CorpusConfig(path=str(path)), packing=packing)
-    from tokenizers import Tokenizer
-    from tokenizers.processors import RobertaProcessing
-
     reference = Tokenizer.from_file(str(prepared.tokenizer_path))
     reference.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False)
     reference.enable_truncation(16)
@@ -263,14 +264,9 @@ def test_line_by_line_rows_of_kantaibert_are_those_of_its_own_recipe(tmp_path: P
 
 def test_dialogues_predict_the_assistants_tokens_only(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "why is that?"}, {"role": "assistant", "content": "because"}]
-    path = written(
-        tmp_path,
-        "".join(json.dumps({"conversations": turns, "id": n}) + "\n" for n in range(2))
-        + json.dumps({"conversations": [turns[0], {"role": "assistant", "content": "who knows"}]}),
-    )
+    others = [turns[0], {"role": "assistant", "content": "who knows"}]
+    path = written(tmp_path, "".join(json.dumps({"conversations": row}) + "\n" for row in (turns, turns, others)))
     prepared = here(tmp_path, CorpusConfig(path=str(path)), TokenizerConfig(vocabulary=300, special_tokens="minimind"))
-    from data_pipeline.tokenizer import load_tokenizer
-
     tokenizer = load_tokenizer(prepared.tokenizer_path)
     rows = prepared.train.rows(np.arange(prepared.train.num_rows))
     assert rows.is_target is not None
@@ -280,7 +276,7 @@ def test_dialogues_predict_the_assistants_tokens_only(tmp_path: Path) -> None:
 
 def test_one_document_cannot_be_split_and_says_so(tmp_path: Path) -> None:
     path = written(tmp_path, "a book\nof two lines\n")
-    with pytest.raises(CorpusError, match="one document only .* corpus.documents: lines or paragraphs"):
+    with pytest.raises(CorpusError, match=r"one document only .* corpus\.documents: lines or paragraphs"):
         here(tmp_path, CorpusConfig(path=str(path), documents="files"))
 
 
