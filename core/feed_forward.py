@@ -3,11 +3,10 @@
 Shape suffixes: B rows, T tokens a row, D width, F width inside the feed-forward.
 """
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.gated_activation import Activation, gated
 from core.layers import Linear
 from core.memory_layer import ProductKeyMemory, Values
 from core.mixture import Mixture
@@ -32,16 +31,14 @@ class Plain(nn.Module):
 class Gated(nn.Module):
     """A linear map scaled by an activated second one (arXiv:2002.05202); both lie in one matrix, the gate first."""
 
-    def __init__(self, width: int, inner_width: int, *, activation: Literal["silu", "gelu"], bias: bool) -> None:
+    def __init__(self, width: int, inner_width: int, *, activation: Activation, bias: bool) -> None:
         super().__init__()
         self.activation = activation
         self.gate_and_up = Linear(width, 2 * inner_width, bias=bias)
         self.down = Linear(inner_width, width, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> FeedForwardResult:
-        gate_BTF, up_BTF = self.gate_and_up(x_BTD).chunk(2, dim=-1)
-        activated_BTF = F.silu(gate_BTF) if self.activation == "silu" else F.gelu(gate_BTF)
-        return self.down(activated_BTF * up_BTF), None
+        return self.down(gated(self.gate_and_up(x_BTD), self.activation)), None
 
 
 def feed_forward_kind(config: ModelConfig) -> str:

@@ -3,12 +3,11 @@
 Shape suffixes: B rows, T tokens a row, N = B T tokens, D width, F width inside an expert, E experts, K experts a token.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.gated_activation import Activation, gated
 from core.layers import INITIAL_STD, Linear, compute_dtype
 from core.run_config import MixtureConfig
 
@@ -23,9 +22,7 @@ class Mixture(nn.Module):
     and MiniMind do: taken over a micro-batch, it would make what is learnt depend on the micro-batch's size.
     """
 
-    def __init__(
-        self, width: int, inner_width: int, config: MixtureConfig, *, activation: Literal["silu", "gelu"]
-    ) -> None:
+    def __init__(self, width: int, inner_width: int, config: MixtureConfig, *, activation: Activation) -> None:
         super().__init__()
         self.experts_per_token = config.experts_per_token
         self.balance_weight = config.balance_weight
@@ -50,7 +47,7 @@ class Mixture(nn.Module):
         routed_ND = self._routed(x_BTD.flatten(0, 1), weights_BTK.flatten(0, 1), chosen_BTK.flatten(0, 1))
         added_BTD = routed_ND.view_as(x_BTD)
         if self.shared_gate_and_up is not None and self.shared_down is not None:
-            added_BTD = added_BTD + self.shared_down(self._gated(self.shared_gate_and_up(x_BTD)))
+            added_BTD = added_BTD + self.shared_down(gated(self.shared_gate_and_up(x_BTD), self.activation))
         return added_BTD, self.balance_weight * balance_loss(shares_BTE, chosen_BTK)
 
     def _routed(self, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor) -> Tensor:
@@ -62,13 +59,9 @@ class Mixture(nn.Module):
         sorted_experts = expert_of_each[order]
         copies = x_ND.to(dtype).repeat_interleave(self.experts_per_token, dim=0).index_select(0, order)
         hidden = grouped_product(copies, self.gate_and_up_EDF.to(dtype), sorted_experts, num_experts)
-        out = grouped_product(self._gated(hidden), self.down_EFD.to(dtype), sorted_experts, num_experts)
+        out = grouped_product(gated(hidden, self.activation), self.down_EFD.to(dtype), sorted_experts, num_experts)
         back_NKD = out.index_select(0, order.argsort()).view(*chosen_NK.shape, -1)
         return torch.einsum("nkd,nk->nd", back_NKD, weights_NK.to(dtype))
-
-    def _gated(self, gate_and_up: Tensor) -> Tensor:
-        gate, up = gate_and_up.chunk(2, dim=-1)
-        return (F.silu(gate) if self.activation == "silu" else F.gelu(gate)) * up
 
 
 def balance_loss(shares_BTE: Tensor, chosen_BTK: Tensor) -> Tensor:
