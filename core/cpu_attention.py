@@ -25,6 +25,7 @@ _QUERIES_AT_ONCE = 128
 
 
 _IS_OFF = ContextVar("cpu_attention_is_off", default=False)
+_BLOCKS_AT_MOST: ContextVar[int | None] = ContextVar("cpu_attention_blocks_at_most", default=None)
 
 
 def is_faster_for(qkv: Tensor) -> bool:
@@ -74,6 +75,19 @@ def fused_attention(
             qkv_BTNK, mask, cos, sin, is_causal, heads, kv_heads
         )
     return out_BTHK
+
+
+@contextmanager
+def shortened() -> Iterator[None]:
+    """Inside, attention goes through its first two blocks of rows only: for predicting memory, without values.
+
+    Blocks are alike, and the second lives beside what is left of the first, so two show the peak of any number.
+    """
+    token = _BLOCKS_AT_MOST.set(2)
+    try:
+        yield
+    finally:
+        _BLOCKS_AT_MOST.reset(token)
 
 
 class _Shape(NamedTuple):
@@ -167,7 +181,7 @@ def _row_blocks(qkv_BTNK: Tensor, shape: _Shape, is_causal: bool) -> Iterator[sl
     num_rows, num_tokens = qkv_BTNK.shape[:2]
     num_queries = min(num_tokens, _QUERIES_AT_ONCE) if is_causal else num_tokens
     at_once = max(1, _SCORES_AT_ONCE // (shape.heads * num_queries * num_tokens))
-    for start in range(0, num_rows, at_once):
+    for start in range(0, num_rows, at_once)[: _BLOCKS_AT_MOST.get()]:
         yield slice(start, start + at_once)
 
 

@@ -180,6 +180,7 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
         if shape.device_type == "cuda":
             modes.enter_context(cpu_attention.switched_off())
             modes.enter_context(CudaForms())
+        modes.enter_context(cpu_attention.shortened())
         # What a pass leaves behind belongs to the peak of the next, which is in the same step if that has several.
         for number in range(2 if shape.micro_batch_size >= shape.local_rows else 1):
             result = step.take(step=number, position=0, learning_rate=lambda _: 1e-4)

@@ -140,7 +140,7 @@ class PlainAllocator:
                     blocks[place - 1][1] += blocks.pop(place)[1]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(histories())
 def test_any_history_reserves_what_the_plain_restatement_reserves(events):
     plain = PlainAllocator()

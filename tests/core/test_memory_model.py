@@ -66,6 +66,12 @@ SLOW_RUNS = {
     "modern, bf16, documents apart": (MODERN | {"precision": "bf16"}, 8, True),
     "decoder, bf16, grouped": (DECODER | {"precision": "bf16", "kv_heads": 2}, 8, False),
     "decoder, bf16, dropout": (DECODER | {"precision": "bf16", "dropout": 0.1}, 8, False),
+    "roberta, bf16, attention in blocks": ({"precision": "bf16", "sequence_length": 256, "heads": 8}, 16, False),
+    "decoder, bf16, attention in blocks": (
+        DECODER | {"precision": "bf16", "sequence_length": 512, "heads": 8},
+        16,
+        False,
+    ),
     "decoder, mixture of experts": (DECODER | {"feed_forward": "moe"}, 8, False),
     "decoder, mixture of experts, bf16": (DECODER | {"feed_forward": "moe", "precision": "bf16"}, 8, False),
     "decoder, mixture of experts, checkpointing": (
@@ -180,9 +186,9 @@ def test_predicting_inside_a_budget_does_not_touch_it():
 
 @pytest.mark.slow
 def test_a_prediction_for_a_model_of_roberta_size_takes_under_one_and_a_half_seconds():
-    run = a_run(layers=6, width=768, heads=12, sequence_length=512, batch_size=64, precision="bf16")
     predict_memory(a_run(layers=1), 502, micro_batch_size=4)  # imports
-    for device_type in ("cpu", "cuda"):
+    for device_type, precision in (("cpu", "fp32"), ("cuda", "bf16")):
+        run = a_run(layers=6, width=768, heads=12, sequence_length=512, batch_size=64, precision=precision)
         started_s = time.process_time()
         predict_memory(run, 52_000, micro_batch_size=16, device_type=device_type)
         assert time.process_time() - started_s < 1.5
