@@ -9,7 +9,7 @@ from sweeps import report_findings as found
 from sweeps import report_setup as setup
 from sweeps.experiment_record import markdown_record
 from sweeps.findings import Findings, gather
-from sweeps.report_blocks import Paragraph, Section
+from sweeps.report_blocks import Paragraph, Section, Table, number
 from sweeps.report_page import html_page
 from sweeps.sweep_config import SweepConfig
 from sweeps.trial_records import TrialRecord, write_atomically
@@ -22,7 +22,8 @@ def write_report(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord
 
     Args:
         summary: As `results.summarize` makes it. Used besides, where present: `command` (text or arguments), `git`
-            and `hardware` (names to values, as they were when the sweep began), `model` (path of the winner).
+            and `hardware` (names to values, as they were when the sweep began), `model` (path of the winner), `samples`
+            (dumped `samples.Sample`s).
     """
     findings = gather(folder, sweep, records, summary)
     status = str(summary.get("status") or "running")
@@ -37,8 +38,8 @@ def write_report(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord
 
 
 _PAGE = (
-    *("purpose", "ranking", "curves", "settings", "next", "comparison", "memory", "time", "noise"),
-    *("trials", "waste", "problems", "timeline", "setup", "data", "environment"),
+    *("purpose", "ranking", "curves", "settings", "next", "comparison", "samples", "memory", "time"),
+    *("noise", "trials", "waste", "problems", "timeline", "setup", "data", "environment"),
 )
 """Results first, how they came about after."""
 
@@ -63,7 +64,7 @@ def _sections(findings: Findings) -> dict[str, Section]:
         "memory": found.memory_section(findings),
         "noise": found.noise_section(findings),
         "curves": found.curves_section(findings),
-        "samples": _samples_section(),
+        "samples": _samples_section(findings),
         "ranking": found.ranking_section(findings),
         "settings": found.settings_section(findings),
         "comparison": found.comparison_section(findings),
@@ -75,8 +76,17 @@ def _sections(findings: Findings) -> dict[str, Section]:
     }
 
 
-def _samples_section() -> Section:
-    return Section("Samples", [Paragraph("None were drawn: the model in best/ restores masks and continues texts.")])
+def _samples_section(findings: Findings) -> Section:
+    samples = findings.summary.get("samples") or []
+    if not samples:
+        return Section("Samples", [Paragraph("None were drawn.")])
+    rows = [[one["text"], one["made"], number(one["loss_nats_per_token"])] for one in samples]
+    words = (
+        "Rows of the holdout with hidden tokens in brackets, and what the best model puts there."
+        if findings.sweep.objective.masked_lm
+        else "Beginnings of rows of the holdout, and how the best model goes on. The loss is that of the row."
+    )
+    return Section("Samples", [Paragraph(words), Table(["holdout", "model", "loss"], rows, "samples")])
 
 
 def _targets_section(findings: Findings) -> Section:

@@ -14,6 +14,7 @@ from swept_folder import example_manifest, example_records, example_sweep, refus
 from sweeps.outcomes import Outcome
 from sweeps.report import write_report
 from sweeps.results import ranked
+from sweeps.samples import Sample
 from sweeps.trial_records import LOSS, TrialRecord, TrialStore
 
 
@@ -355,3 +356,11 @@ def test_hundred_trials_make_a_page_that_opens_at_once(tmp_path: Path) -> None:
     report_of(tmp_path, records, budget={"trials": 100, "tokens_per_trial": 2_000_000})
     assert len(ranked(records)) == 100
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
+
+
+def test_samples_are_shown_with_their_loss(tmp_path: Path) -> None:
+    sample = Sample(text="the ⟦red⟧ <cat>", made="the ⟦old⟧ <cat>", loss_nats_per_token=2.345678901)
+    summary = write_results(tmp_path, [], samples=[sample.model_dump()])
+    report_of(tmp_path, [], summary=summary)
+    (row,) = Page((tmp_path / "report.html").read_text(encoding="utf-8")).tables["samples"]
+    assert row == {"holdout": "the ⟦red⟧ <cat>", "model": "the ⟦old⟧ <cat>", "loss": "2.345678901"}
