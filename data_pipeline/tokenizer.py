@@ -148,8 +148,8 @@ def _train_wordpiece(config: TokenizerConfig, documents: Iterable[str]) -> Token
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     texts = list(documents)
-    # The trainer numbers "##a", "##b" .. in the order of a randomly seeded hash map and breaks ties by number: it learns
-    # another vocabulary each time. Entries that are there already keep their numbers, so they are given beforehand.
+    # The trainer numbers "##a", "##b" .. in the order of a randomly seeded hash map and breaks ties by number, so it
+    # learns another vocabulary each time. Entries that are there already keep their numbers: give them beforehand.
     learner = Tokenizer(models.WordPiece(unk_token="<unk>"))
     learner.normalizer, learner.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
     special = SPECIAL_TOKENS[config.special_tokens]

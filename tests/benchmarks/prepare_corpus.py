@@ -1,0 +1,255 @@
+"""How fast a corpus is prepared and read, as ratios measured in one run on one machine.
+
+    python tests/benchmarks/prepare_corpus.py [--megabytes 100] [--datasets-python PATH] [--memory]
+
+The corpus is the English books and Kant of ../shared/data, a paragraph a row of JSONL, repeated with a changing first
+word until it is large enough. `--datasets-python` names a Python that has Hugging Face `datasets` and the same
+`tokenizers`; it is no dependency of ours. `--memory` compares the peak memory of preparing 10 MB and 1 GB instead, in
+fresh processes, object store included.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+NUM_CORES = 2
+Answer = TypeVar("Answer")
+AT_ONCE = 1000
+
+DATASETS_SCRIPT = """
+import json, os, sys, time
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+from datasets import load_dataset
+from tokenizers import Tokenizer
+tokenizer = Tokenizer.from_file(sys.argv[2])
+def encode(batch):
+    return {"input_ids": [found.ids for found in tokenizer.encode_batch_fast(batch["text"], add_special_tokens=False)]}
+data = load_dataset("json", data_files=sys.argv[1], split="train", cache_dir=sys.argv[3])
+started_at = time.monotonic()
+made = data.map(encode, batched=True, num_proc=int(sys.argv[4]), remove_columns=["text"], load_from_cache_file=False)
+print(json.dumps({"map_s": time.monotonic() - started_at}))
+"""
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--megabytes", type=int, default=100)
+    arguments.add_argument("--datasets-python", default=None)
+    arguments.add_argument("--memory", action="store_true")
+    asked = arguments.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="prepare-benchmark-"))
+    try:
+        if asked.memory:
+            compare_memory(folder)
+        else:
+            compare_speed(folder, asked.megabytes, asked.datasets_python)
+    finally:
+        shutil.rmtree(folder)
+
+
+def compare_speed(folder: Path, megabytes: int, datasets_python: str | None) -> None:
+    import ray
+
+    from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+    from data_pipeline.prepare import prepare
+
+    path = write_corpus(folder / "corpus.jsonl", megabytes)
+    tokenizer_path = write_tokenizer(folder, path)
+    bare_s, num_tokens = in_fresh_process(bare_encoding, path, tokenizer_path)
+    print(f"bare encode_batch_fast, {NUM_CORES} threads:  {num_tokens / bare_s:>12,.0f} tokens/s")
+
+    ray.init(num_cpus=NUM_CORES, include_dashboard=False, log_to_driver=False, logging_level="error")
+    tokenizer = TokenizerConfig(kind="file", path=str(tokenizer_path))
+    warm_up = write_corpus(folder / "small.jsonl", 2)
+    prepare(CorpusConfig(path=str(warm_up)), tokenizer, PackingConfig(), prepared_folder=folder / "prepared")
+    corpus = CorpusConfig(path=str(path))
+    seconds = []
+    for _ in range(2):
+        started_at = time.monotonic()
+        prepared = prepare(corpus, tokenizer, PackingConfig(), prepared_folder=folder / "prepared")
+        seconds.append(time.monotonic() - started_at)
+    ray.shutdown()
+    phases = ", ".join(f"{phase} {took:.1f} s" for phase, took in prepared.manifest.seconds.items())
+    print(f"prepare, files to blocks:             {num_tokens / seconds[0]:>12,.0f} tokens/s   ({phases})")
+    print(f"prepare / bare:                       {bare_s / seconds[0]:>12.2f}            target 0.85")
+    print(f"second preparation:                   {seconds[1]:>12.2f} s          target 1 s")
+    if datasets_python is not None:
+        map_s = datasets_map(datasets_python, path, tokenizer_path, folder)
+        print(f"datasets.map(num_proc={NUM_CORES}):             {num_tokens / map_s:>12,.0f} tokens/s")
+        print(f"prepare / datasets.map:               {map_s / seconds[0]:>12.2f}            target 1.3")
+    compare_reading(prepared.folder)
+
+
+def compare_reading(folder: Path) -> None:
+    """Batches read and masked, against training a model of system B's shape on the same cores."""
+    import torch
+
+    from core.models import build_model
+    from core.run_config import ModelConfig
+    from data_pipeline.batches import BatchSource
+    from data_pipeline.token_blocks import open_prepared
+
+    prepared = open_prepared(folder)
+    source = BatchSource(prepared.train, prepared.vocabulary, masking_rate=0.15, seed=0)
+    position, started_at, num_tokens = 0, time.monotonic(), 0
+    while time.monotonic() - started_at < 5:
+        shard = source.shard(position=position, batch_size=64, rank=0, num_workers=1)
+        num_tokens += source.batch(shard, 0, 64).num_tokens
+        position += 64
+    reading = num_tokens / (time.monotonic() - started_at)
+    print(f"masked batches read:                  {reading:>12,.0f} tokens/s")
+
+    torch.set_num_threads(NUM_CORES)
+    shape = ModelConfig(family="decoder", layers=8, width=512, heads=32, kv_heads=8, sequence_length=128)
+    model = build_model(shape, prepared.vocabulary.size)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    causal = BatchSource(prepared.train, prepared.vocabulary, masking_rate=None, seed=0)
+    step_s = []
+    for step in range(5):
+        shard = causal.shard(position=16 * step, batch_size=16, rank=0, num_workers=1)
+        batch = causal.batch(shard, 0, 16)
+        started_at = time.monotonic()
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model.hidden_states(batch.inputs_BT).flatten(0, 1).index_select(0, batch.positions_P)
+            loss = torch.nn.functional.cross_entropy(model.logits(hidden).float(), batch.labels_P)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step_s.append(time.monotonic() - started_at)
+    training = 16 * 128 / float(np.median(step_s[1:]))
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"training {num_parameters / 1e6:.0f} M parameters:             {training:>12,.0f} tokens/s")
+    print(f"reading / training:                   {reading / training:>12.0f}            target 20")
+    print(f"share of time that training waits:    {training / (reading + training):>12.2%}            target 1 %")
+
+
+def compare_memory(folder: Path) -> None:
+    tokenizer_path = write_tokenizer(folder, write_corpus(folder / "sample.jsonl", 5))
+    peaks = {}
+    for megabytes in (10, 1000):
+        path = write_corpus(folder / f"{megabytes}.jsonl", megabytes)
+        peaks[megabytes] = in_fresh_process(peak_of_preparing, path, tokenizer_path)
+        print(f"peak memory of preparing {megabytes:>5} MB:       {peaks[megabytes] / 2**20:>8.0f} MiB")
+    print(f"ratio:                                   {peaks[1000] / peaks[10]:>8.2f}          target 1.20")
+
+
+def peak_of_preparing(path: Path, tokenizer_path: Path) -> int:
+    """Largest sum over this process and all below it of memory that is theirs, shared memory counted once."""
+    import ray
+
+    from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+    from data_pipeline.prepare import prepare
+
+    peak, is_over = [0], threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.2):
+            peak[0] = max(peak[0], proportional_memory(os.getpid()))
+
+    ray.init(num_cpus=NUM_CORES, include_dashboard=False, log_to_driver=False, object_store_memory=300 * 2**20)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    tokenizer = TokenizerConfig(kind="file", path=str(tokenizer_path))
+    prepare(CorpusConfig(path=str(path)), tokenizer, PackingConfig(), prepared_folder=path.with_suffix(".prepared"))
+    is_over.set()
+    watcher.join()
+    ray.shutdown()
+    return peak[0]
+
+
+def proportional_memory(pid: int) -> int:
+    """PSS less file pages (the kernel drops those when it must) of a process and all that it started."""
+    total = 0
+    pending = [pid]
+    while pending:
+        process = pending.pop()
+        try:
+            rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
+            for task in Path(f"/proc/{process}/task").iterdir():
+                pending += map(int, (task / "children").read_text().split())
+        except OSError:
+            continue
+        for line in rollup.splitlines():
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def bare_encoding(path: Path, tokenizer_path: Path) -> tuple[float, int]:
+    """Seconds and tokens of the tokenizers library alone, texts in memory, its own threads."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    os.environ["RAYON_NUM_THREADS"] = str(NUM_CORES)
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    tokenizer.encode_batch_fast(texts[:AT_ONCE], add_special_tokens=False)
+    started_at = time.monotonic()
+    num_tokens = 0
+    for start in range(0, len(texts), AT_ONCE):
+        found = tokenizer.encode_batch_fast(texts[start : start + AT_ONCE], add_special_tokens=False)
+        num_tokens += sum(map(len, found))
+    return time.monotonic() - started_at, num_tokens
+
+
+def datasets_map(python: str, path: Path, tokenizer_path: Path, folder: Path) -> float:
+    arguments = [python, "-c", DATASETS_SCRIPT, str(path), str(tokenizer_path), str(folder / "cache"), str(NUM_CORES)]
+    answer = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    return float(json.loads(answer.splitlines()[-1])["map_s"])
+
+
+def write_corpus(path: Path, megabytes: int) -> Path:
+    """Paragraphs of real books as JSONL, repeated with the number of the repetition in front: no two rows are equal."""
+    sources = [*sorted((REAL_DATA / "english/books").glob("*.txt")), REAL_DATA / "kant/kant.txt"]
+    paragraphs = [part for source in sources for part in source.read_text().split("\n\n") if part.strip()]
+    size = 0
+    with path.open("w") as file:
+        for row in repeated(paragraphs):
+            size += file.write(row)
+            if size >= megabytes * 10**6:
+                return path
+    raise AssertionError("repeated() never ends")
+
+
+def repeated(paragraphs: list[str]) -> Iterator[str]:
+    for number in count():
+        for paragraph in paragraphs:
+            yield json.dumps({"text": f"{number} {paragraph}"}, ensure_ascii=False) + "\n"
+
+
+def write_tokenizer(folder: Path, corpus: Path) -> Path:
+    from data_pipeline.corpus_config import TokenizerConfig
+    from data_pipeline.tokenizer import train_tokenizer
+
+    with corpus.open() as file:
+        texts = [json.loads(line)["text"] for line, _ in zip(file, range(20_000), strict=False)]
+    tokenizer = train_tokenizer(TokenizerConfig(vocabulary=8192), texts)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def in_fresh_process(work: Callable[..., Answer], *arguments: object) -> Answer:
+    """Run apart, so that threads, caches and memory of one measurement do not meet those of another."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+if __name__ == "__main__":
+    main()
