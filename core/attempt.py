@@ -65,3 +65,8 @@ def release_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def largest_power_of_two_below(size: int) -> int:
+    """What a micro-batch of `size` >= 2 shrinks to."""
+    return 1 << ((size - 1).bit_length() - 1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.attempt import attempt_together
+from core.attempt import attempt_together, largest_power_of_two_below
 from core.language_model import LanguageModel
 from core.objectives import predicted_hidden
 from core.out_of_memory import OomFacts
@@ -83,6 +83,70 @@ def evaluate(
     return _metrics(counts, num_bytes=source.blocks.num_bytes)
 
 
+class Evaluation:
+    """The evaluations of one run. After running out of memory it goes on with fewer rows at a time, if it may.
+
+    Args:
+        num_rows: Rows at a time on each worker.
+        shrinks: Whether it may.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        source: BatchSource,
+        workers: Workers,
+        precision: Precision,
+        *,
+        num_rows: int,
+        shrinks: bool,
+    ) -> None:
+        self.model = model
+        self.source = source
+        self.workers = workers
+        self.precision = precision
+        self.num_rows = num_rows
+        self.shrinks = shrinks
+
+    def metrics(self) -> dict[str, float] | OomFacts:
+        """As `evaluate` gives them; the facts if not even the smallest evaluation fits."""
+        while True:
+            found = evaluate(
+                self.model, self.source, self.workers, micro_batch_size=self.num_rows, precision=self.precision
+            )
+            if not isinstance(found, OomFacts) or not self._shrink():
+                return found
+
+    def rehearse(self) -> OomFacts | None:
+        """Evaluate the first rows and keep nothing of it: their memory is the memory of any others."""
+        while True:
+            found = attempt_together(self._first_rows, self.workers, phase="evaluation")
+            if not isinstance(found, OomFacts):
+                return None
+            if not self._shrink():
+                return found
+
+    def _shrink(self) -> bool:
+        if not self.shrinks or self.num_rows == 1:
+            return False
+        self.num_rows = largest_power_of_two_below(self.num_rows)
+        return True
+
+    @torch.no_grad()
+    def _first_rows(self) -> None:
+        num_rows = min(self.num_rows, self.source.num_rows)
+        shard = self.source.shard(position=0, batch_size=num_rows, rank=0, num_workers=1)
+        batch = self.source.batch(shard, 0, num_rows).to(self.workers.device)
+        self.model.eval()
+        try:
+            with self.precision.autocast():
+                counts = _no_counts(self.source.vocabulary.size, self.workers.device)
+                hidden_PD = predicted_hidden(self.model.hidden_states, batch)
+                _add_predictions(counts, self.model, hidden_PD, batch.labels_P)
+        finally:
+            self.model.train()
+
+
 @torch.no_grad()
 def _count(
     model: LanguageModel,
@@ -104,22 +168,6 @@ def _count(
                 _add_predictions(counts, model, hidden_PD, batch.labels_P)
         counts.sums[4] += batch.num_tokens
     return counts
-
-
-@torch.no_grad()
-def rehearse(
-    model: LanguageModel, source: BatchSource, workers: Workers, *, num_rows: int, precision: Precision
-) -> None:
-    """The first micro-batch of an evaluation and nothing kept of it: its memory is the memory of them all."""
-    shard = source.shard(position=0, batch_size=min(num_rows, source.num_rows), rank=0, num_workers=1)
-    batch = source.batch(shard, 0, len(shard)).to(workers.device)
-    model.eval()
-    try:
-        with precision.autocast():
-            counts = _no_counts(source.vocabulary.size, workers.device)
-            _add_predictions(counts, model, predicted_hidden(model.hidden_states, batch), batch.labels_P)
-    finally:
-        model.train()
 
 
 def _no_counts(vocabulary_size: int, device: torch.device) -> _Counts:

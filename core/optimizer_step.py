@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.attempt import attempt_together
+from core.attempt import attempt_together, largest_power_of_two_below
 from core.gradient_exchange import GradientExchange
 from core.language_model import LanguageModel
 from core.noise_scale import steps_between_measurements
@@ -316,11 +316,6 @@ class OptimizerStep:
         divisor = batch.labels_P.numel() * self.loss_scale.value
         sums.small_squared_norm = (gradient_norm(self._parameters) / divisor) ** 2
         sums.small_rows = len(batch.inputs_BT)
-
-
-def largest_power_of_two_below(size: int) -> int:
-    """What a micro-batch of `size` >= 2 shrinks to."""
-    return 1 << ((size - 1).bit_length() - 1)
 
 
 def _seed_of(*numbers: int) -> int:

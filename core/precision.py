@@ -43,6 +43,12 @@ def choose_precision(wanted: PrecisionName, device: torch.device) -> Precision:
     return Precision(wanted, device.type)
 
 
+def allow_tf32(device: torch.device) -> None:
+    """On CUDA let fp32 matrix products round their operands to 10 bits (TF32): several times as fast, exact enough."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices in hardware."""
     if device.type == "cuda":

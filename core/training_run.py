@@ -17,15 +17,15 @@ from core.checkpoint import (
     save_checkpoint,
 )
 from core.divergence import DivergenceWatch
-from core.evaluation import evaluate, holdout_source, rehearse
+from core.evaluation import Evaluation, holdout_source
 from core.memory_budget import MemoryBudget
 from core.memory_limit import memory_limit
 from core.micro_batch import choose_micro_batch
 from core.noise_scale import NoiseScale
 from core.optimizer import build_optimizer
-from core.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult, largest_power_of_two_below
+from core.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult
 from core.out_of_memory import OomFacts
-from core.precision import choose_precision
+from core.precision import allow_tf32, choose_precision
 from core.progress_report import Report, Reporter
 from core.run_config import RunConfig
 from core.run_progress import Progress
@@ -91,6 +91,7 @@ def run_training(
         RuntimeError: Workers that differ, or another worker's failure.
     """
     device = workers.device
+    allow_tf32(device)
     precision = choose_precision(run.training.precision, device)
     matmul_rate = matmul_flops_per_s(device, precision.dtype) if workers.is_first else 0.0
     check_fit(run, data)
@@ -132,7 +133,6 @@ class _Run:
             restore_weights(initial_weights, self.model)
         tokens_per_step = training.batch_size * data.train.num_tokens / data.train.num_rows
         self.optimizer = build_optimizer(self.model, training, tokens_per_step=tokens_per_step)
-        self.holdout = holdout_source(data, is_causal=run.model.is_causal)
         self.step = OptimizerStep(
             self.model,
             self.optimizer,
@@ -148,7 +148,14 @@ class _Run:
             shrinks=training.on_oom == "shrink",
             seed=training.seed,
         )
-        self.evaluation_rows = self.step.micro_batch_size
+        self.evaluation = Evaluation(
+            self.model,
+            holdout_source(data, is_causal=run.model.is_causal),
+            workers,
+            self.precision,
+            num_rows=self.step.micro_batch_size,
+            shrinks=self.step.shrinks,
+        )
         self.progress = Progress()
         self.noise = NoiseScale()
         self.divergence = DivergenceWatch(data.vocabulary.size)
@@ -194,13 +201,13 @@ class _Run:
                 self.noise = self.noise.with_measurement(*result.noise_pair)
             shortage = self._prove_memory()
             if shortage is not None:
-                return self._infeasible(shortage, self.evaluation_rows)
+                return self._infeasible(shortage, self.evaluation.num_rows)
 
             is_last = self.length.is_reached(tokens=self.progress.tokens, step=self.progress.step)
             is_due = any(before.tokens < max(point, 1) <= self.progress.tokens for point in points)
-            metrics = self._evaluate() if is_last or is_due else {}
+            metrics = self.evaluation.metrics() if is_last or is_due else {}
             if isinstance(metrics, OomFacts):
-                return self._infeasible(metrics, self.evaluation_rows)
+                return self._infeasible(metrics, self.evaluation.num_rows)
 
             goes_on = self._publish(metrics, result, is_last=is_last, checkpoint_every_s=checkpoint_every_s)
             if isinstance(goes_on, OomFacts):
@@ -231,24 +238,15 @@ class _Run:
         """
         if self.step.micro_batch_size != self.proved_micro_batch:
             self.proved_micro_batch, self.clean_steps = self.step.micro_batch_size, 0
-            self.evaluation_rows = min(self.evaluation_rows, self.step.micro_batch_size)
+            self.evaluation.num_rows = min(self.evaluation.num_rows, self.step.micro_batch_size)
         if self.clean_steps >= _PROVING_STEPS:
             return None
         self.clean_steps += 1
         if self.clean_steps < _PROVING_STEPS:
             return None
-        rehearsed = attempt_together(
-            lambda: rehearse(
-                self.model, self.holdout, self.workers, num_rows=self.evaluation_rows, precision=self.precision
-            ),
-            self.workers,
-            phase="evaluation",
-        )
-        if isinstance(rehearsed, OomFacts):
-            if not self._shrink_evaluation():
-                return rehearsed
-            self.clean_steps = 0
-            return None
+        shortage = self.evaluation.rehearse()
+        if shortage is not None:
+            return shortage
         rows_are_full = self.data.train.num_tokens > 0.99 * self.data.train.num_rows * self.data.train.sequence_length
         is_unwatched = self.workers.device.type != "cpu"
         if not is_unwatched and (self.budget.limit_bytes is None or rows_are_full):
@@ -258,24 +256,6 @@ class _Run:
         if self.run.training.compile and is_unwatched:
             self.step.compile_body()
         return None
-
-    def _evaluate(self) -> dict[str, float] | OomFacts:
-        while True:
-            metrics = evaluate(
-                self.model,
-                self.holdout,
-                self.workers,
-                micro_batch_size=self.evaluation_rows,
-                precision=self.precision,
-            )
-            if not isinstance(metrics, OomFacts) or not self._shrink_evaluation():
-                return metrics
-
-    def _shrink_evaluation(self) -> bool:
-        if not self.step.shrinks or self.evaluation_rows == 1:
-            return False
-        self.evaluation_rows = largest_power_of_two_below(self.evaluation_rows)
-        return True
 
     def _publish(
         self, metrics: dict[str, float], result: StepResult, *, is_last: bool, checkpoint_every_s: float | None
@@ -326,8 +306,9 @@ class _Run:
         if self.clean_steps < _PROVING_STEPS:
             return None
         if self._flops is None:
-            shard = self.holdout.shard(position=0, batch_size=1, rank=0, num_workers=1)
-            batch = self.step.source.batch(shard, 0, 1).to(self.workers.device)
+            source = self.step.source
+            shard = source.shard(position=0, batch_size=1, rank=0, num_workers=1)
+            batch = source.batch(shard, 0, 1).to(self.workers.device)
             self._flops = model_flops_a_token(self.model, batch, self.precision)
         return self._flops
 

@@ -49,7 +49,7 @@ from core.optimizer import build_optimizer
 from core.optimizer_step import OptimizerStep, StepResult
 from core.precision import choose_precision
 from core.run_config import ModelConfig, TrainingConfig
-from core.step_profile import matmul_flops_per_s, model_flops_a_token
+from core.step_profile import model_flops_a_token
 from core.workers import Workers
 from data_pipeline.batches import BatchSource
 from data_pipeline.corpus_config import TokenizerConfig
@@ -236,8 +236,7 @@ class InTurn(TrainerCallback):
         self.ours.take()
         _wait(self.ours.workers.device)
         self.times.append((theirs_s, _clock() - began_at))
-        matmul_flops_per_s.cache_clear()
-        self.matmul_rates.append(matmul_flops_per_s(self.ours.workers.device, self.ours.precision.dtype))
+        self.matmul_rates.append(_matmul_flops_per_s(self.ours.workers.device, self.ours.precision.dtype))
         if self.evaluate_every and len(self.times) % self.evaluate_every == 0:
             self._note_losses(model)
         self._theirs_began_at = _clock()
@@ -390,6 +389,20 @@ def shares_of_operators(ours: Ours) -> dict[str, float]:
         shares[kind] += event.self_cpu_time_total
     total = sum(shares.values())
     return {kind: share / total for kind, share in shares.items()}
+
+
+def _matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """Best rate of a product of large matrices just now, by the same clock as the steps."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(4):
+        _wait(device)
+        began_at = _clock()
+        left @ right
+        _wait(device)
+        times.append(_clock() - began_at)
+    return 2.0 * size**3 / min(times)
 
 
 def _clock() -> float:

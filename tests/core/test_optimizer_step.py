@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from small_corpus import VOCABULARY, small_corpus
 from two_workers import on_workers
 
+from core.attempt import largest_power_of_two_below
 from core.checkpoint import model_tensors
 from core.memory_limit import memory_limit
 from core.models import build_model
 from core.optimizer import build_optimizer
-from core.optimizer_step import OptimizerStep, StepOutOfMemory, StepResult, largest_power_of_two_below
+from core.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult
 from core.precision import Precision, choose_precision
 from core.run_config import ModelConfig, TrainingConfig
 from core.workers import Workers
@@ -247,3 +248,23 @@ def test_micro_batch_shrinks_to_the_next_power_of_two(size: int) -> None:
     shrunk = largest_power_of_two_below(size)
     assert shrunk < size <= 2 * shrunk
     assert shrunk & (shrunk - 1) == 0
+
+
+def test_loss_scale_halves_when_too_large_and_doubles_after_long_success() -> None:
+    scale = LossScale(1024.0)
+    scale.adapt(was_finite=False)
+    assert scale.value == 512.0
+    for _ in range(1999):
+        scale.adapt(was_finite=True)
+    assert scale.value == 512.0
+    scale.adapt(was_finite=True)
+    assert scale.value == 1024.0
+
+
+def test_loss_scale_changes_no_update() -> None:
+    # fp16 is for GPUs; its scale is a factor on gradients that goes out again, and powers of two round nothing.
+    plain, scaled = a_step(Workers(), micro_batch_size=4), a_step(Workers(), micro_batch_size=4)
+    scaled.loss_scale = LossScale(2.0**10)
+    assert train(plain) == train(scaled)
+    pairs = zip(plain.model.parameters(), scaled.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)

@@ -108,7 +108,9 @@ def test_reports_between_evaluations_have_no_holdout_figures(tmp_path: Path) -> 
     reports: list[dict[str, float]] = []
     train(small_run(), tmp_path, report=lambda values: reports.append(values) or True, report_every_s=0.0)
     assert [values["step"] for values in reports] == list(range(1, 21))
-    assert all(set(values) == REPORT_KEYS for values in reports[:-1])
+    # A slow machine's reports also have the rate of arithmetic, which is not counted in the first two seconds.
+    assert all(set(values) >= REPORT_KEYS for values in reports)
+    assert not any(key.startswith(("holdout/", "noise/")) for values in reports[:-1] for key in values)
     assert set(reports[-1]) >= HOLDOUT_KEYS
 
 
