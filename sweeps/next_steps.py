@@ -48,7 +48,7 @@ def _left_over(findings: Findings) -> Iterator[str]:
     num_left = len(findings.of(Outcome.INTERRUPTED)) + len(findings.of(None))
     if num_left and findings.summary.get("status") == "interrupted":
         yield (
-            f"{_trials(num_left)} did not end. The same command goes on with them from their checkpoints; finish the "
+            f"{_trials(num_left)} did not end. The same command goes on from the checkpoints; finish the "
             "sweep before anything is concluded from it."
         )
 

@@ -17,7 +17,7 @@ from sweeps.trial_curves import Curve
 from sweeps.trial_records import TrialRecord
 
 _NUM_LEADERS = 5
-_WIDTH = 10.8
+_WIDTH = 12.0
 """Inches; at 72 points each as wide as the page."""
 
 
@@ -134,6 +134,8 @@ def _draw_parameter(axes: Axes, findings: Findings, path: str, top: float) -> No
     place = _SettingAxis(axes, findings, path)
     for outcome, filled in ((Outcome.COMPLETED, True), (Outcome.STOPPED, False)):
         trials = [record for record in findings.of(outcome) if finite_loss(record) is not None]
+        if not trials:
+            continue
         color = COLORS[outcome.lower()]
         axes.scatter(
             [place.of(record) for record in trials],

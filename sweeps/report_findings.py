@@ -61,7 +61,8 @@ def _goes_on(findings: Findings) -> bool:
 
 
 def _counted(findings: Findings) -> str:
-    counts = Counter(str(record.outcome or "running").lower() for record in findings.records)
+    open_ones = "running" if _goes_on(findings) else "unfinished"
+    counts = Counter(str(record.outcome or open_ones).lower() for record in findings.records)
     words = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
     refused = f"; {len(findings.refused)} proposals refused before launch" if findings.refused else ""
     return f"{words} (budget {findings.sweep.budget.trials}){refused}"

@@ -286,7 +286,7 @@ def test_interrupted_sweep_says_how_it_goes_on(tmp_path: Path) -> None:
     records = example_records(store, num_trials=4)
     records[-1] = records[-1].model_copy(update={"outcome": Outcome.INTERRUPTED, "reason": "a node was lost"})
     text = report_of(tmp_path, records, status="interrupted")
-    assert "1 trial did not end. The same command goes on with them" in text
+    assert "1 trial did not end. The same command goes on from the checkpoints" in text
 
 
 def test_settings_listed_outside_the_space_make_a_report(tmp_path: Path) -> None:
