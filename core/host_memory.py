@@ -1,5 +1,6 @@
 """What memory this process may use, as the container, the machine or the device allows."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -54,8 +55,6 @@ def kernel_oom_kills(*, mount: Path = _CGROUP_MOUNT, proc: Path = Path("/proc"))
 def _available_bytes(proc: Path) -> int:
     kibibytes = _field_in(proc / "meminfo", "MemAvailable:")
     if kibibytes is None:
-        import os
-
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return kibibytes * 1024
 

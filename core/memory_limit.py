@@ -45,8 +45,9 @@ class MemoryMeter(Protocol):
 def memory_limit(limit_bytes: int | None, device: torch.device) -> Iterator[MemoryMeter]:
     """Measure what the block holds on the device and, given a limit, raise `torch.OutOfMemoryError` above it.
 
-    On a CPU every operator costs a few microseconds more (5-8 % of a training step), what existed before counts once
-    it is `track`ed or a view of it is taken, memory of compiled graphs is invisible, and only this thread is watched.
+    On a CPU every operator costs some microseconds more (5-8 % of a step, up to 15 % for tiny models), what existed
+    before counts once it is `track`ed or a view of it is taken, memory of compiled graphs is invisible, and only this
+    thread is watched.
     On CUDA it costs nothing; the limit then bounds what the allocator reserves, with what the process held before.
 
     Args:

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from full_rows import a_run, take_steps
+from small_corpus import small_corpus
 from test_memory_limit import recorded_peak_bytes
 from two_workers import on_workers
 
 from core.memory_limit import memory_limit
 from core.memory_model import predict_memory
 from core.run_config import RunConfig
+from core.training_run import run_training
 from core.workers import Workers
 from data_pipeline.settings import format_bytes
 
@@ -199,6 +201,27 @@ def test_a_micro_batch_of_no_rows_is_refused():
         predict_memory(a_run(), VOCABULARY_SIZE, micro_batch_size=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch_size", [4, 16])
+@pytest.mark.parametrize("changes", [{}, DECODER], ids=["roberta", "decoder"])
+def test_a_whole_run_with_evaluation_and_checkpoints_needs_what_its_steps_need(changes, micro_batch_size, tmp_path):
+    run = a_run(**changes, micro_batch_size=micro_batch_size).with_overrides({"training.tokens": 8192})
+    data = small_corpus(sequence_length=64)
+    needed = predict_memory(run, data.vocabulary.size, micro_batch_size=micro_batch_size).peak_bytes
+    for limit_bytes, outcome in ((None, "completed"), (needed, "completed"), (needed - 1, "infeasible")):
+        end = run_training(
+            run,
+            data,
+            workers=Workers(),
+            folder=tmp_path / str(limit_bytes),
+            report=lambda _: True,
+            evaluate_at_tokens=[2000],
+            memory_limit_bytes=limit_bytes,
+        )
+        assert end.outcome == outcome, end.reason
+        assert end.peak_memory_bytes == needed or outcome == "infeasible"
+
+
 # The process as a whole
 
 RESIDENT = """
@@ -207,6 +230,7 @@ sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
 from core.run_config import RunConfig
+from core.training_run import run_training
 from full_rows import a_run, take_steps
 def resident_bytes(name):
     with open("/proc/self/status") as status:
