@@ -40,6 +40,9 @@ COLORS = {name.removeprefix("--"): placeholder for placeholder, (name, _) in _VA
 """Name of a colour of the page to what Matplotlib is given."""
 SERIES = tuple(COLORS[f"plot-{index}"] for index in range(6))
 
+PAGE_WIDTH = 12.0
+"""Inches of a figure as wide as the page, at 72 points each."""
+
 _STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",

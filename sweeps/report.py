@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sweeps import report_findings as found
+from sweeps import report_costs as costs
+from sweeps import report_results as results
 from sweeps import report_setup as setup
 from sweeps.experiment_record import markdown_record
 from sweeps.findings import Findings, gather
@@ -28,7 +29,7 @@ def write_report(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord
     findings = gather(folder, sweep, records, summary)
     status = str(summary.get("status") or "running")
     subtitle = f"pretune sweep, {status}. Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
-    box = found.summary_box(findings)
+    box = results.summary_box(findings)
     sections = _sections(findings)
     page = html_page(title=sweep.name, subtitle=subtitle, summary=box, sections=[sections[name] for name in _PAGE])
     write_atomically(folder / "report.html", page)
@@ -58,21 +59,21 @@ def _sections(findings: Findings) -> dict[str, Section]:
         "environment": setup.environment_section(findings),
         "data": setup.data_section(findings),
         "timeline": setup.timeline_section(findings),
-        "trials": found.outcomes_section(findings),
-        "errors": found.errors_section(findings),
-        "time": found.time_section(findings),
-        "memory": found.memory_section(findings),
-        "noise": found.noise_section(findings),
-        "curves": found.curves_section(findings),
+        "trials": costs.outcomes_section(findings),
+        "errors": costs.errors_section(findings),
+        "time": costs.time_section(findings),
+        "memory": costs.memory_section(findings),
+        "noise": costs.noise_section(findings),
+        "curves": results.curves_section(findings),
         "samples": _samples_section(findings),
-        "ranking": found.ranking_section(findings),
-        "settings": found.settings_section(findings),
-        "comparison": found.comparison_section(findings),
+        "ranking": results.ranking_section(findings),
+        "settings": results.settings_section(findings),
+        "comparison": results.comparison_section(findings),
         "targets": _targets_section(findings),
-        "waste": found.waste_section(findings),
-        "problems": found.problems_section(findings),
-        "conclusions": found.conclusions_section(findings),
-        "next": found.next_section(findings),
+        "waste": costs.waste_section(findings),
+        "problems": costs.problems_section(findings),
+        "conclusions": results.conclusions_section(findings),
+        "next": results.next_section(findings),
     }
 
 

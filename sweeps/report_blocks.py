@@ -1,7 +1,7 @@
 """What a report is made of, before it is a page or a text: sections of paragraphs, facts, tables, pictures."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -117,8 +117,3 @@ def without_empty_columns(table: Table) -> Table:
     kept = [index for index in range(len(table.columns)) if any(row[index] != "" for row in table.rows)]
     rows = [[row[index] for index in kept] for row in table.rows]
     return Table([table.columns[index] for index in kept], rows, table.name)
-
-
-def paragraphs(*texts: str) -> Iterator[Paragraph]:
-    """Those of the texts that say something."""
-    return (Paragraph(text) for text in texts if text)

@@ -11,9 +11,9 @@ import torch
 
 from core.models import build_model
 from data_pipeline.manifest import Manifest
+from sweeps.cost_plots import timeline
 from sweeps.findings import Findings
 from sweeps.git_state import git_state
-from sweeps.plots import timeline
 from sweeps.progress import clock
 from sweeps.report_blocks import Block, Code, Facts, Paragraph, Picture, Section, Table, number, without_empty_columns
 from sweeps.search_space import format_setting

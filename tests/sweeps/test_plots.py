@@ -7,16 +7,10 @@ import numpy as np
 import pytest
 from swept_folder import example_records, example_sweep
 
+from sweeps.cost_plots import memory_prediction_plot, micro_batch_plot, time_plot, timeline
 from sweeps.findings import Findings, gather
 from sweeps.outcomes import Outcome
-from sweeps.plots import (
-    loss_curves,
-    memory_prediction_plot,
-    micro_batch_plot,
-    parameter_plots,
-    time_plot,
-    timeline,
-)
+from sweeps.plots import loss_curves, parameter_plots
 from sweeps.trial_curves import read_curves
 from sweeps.trial_records import LOSS, TrialRecord, TrialStore
 
