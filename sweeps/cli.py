@@ -110,22 +110,31 @@ def sweep(file: File, overrides: Set = None, results: Results = None) -> None:
 
 @app.command()
 @_explains_faults
-def prepare(file: File, overrides: Set = None, results: Results = None) -> None:
+def prepare(
+    file: File,
+    overrides: Set = None,
+    results: Results = None,
+    check: Annotated[bool, typer.Option("--check", help="Read and report; write nothing, start nothing.")] = False,
+) -> None:
     """Read, tokenize and pack the corpus of a sweep file, once; say what was kept and dropped."""
+    from data_pipeline.check import check as check_corpus
     from sweeps.cluster import log_libraries_to
-    from sweeps.preparation import corpus_in_words, corpus_table, prepare_with_progress
+    from sweeps.preparation import prepare_with_progress, print_check, print_preparation
     from sweeps.results_folder import LOG_FILE, check_writable
     from sweeps.sweep_file import load_sweep_file
 
     config = load_sweep_file(file, overrides or ())
+    console = _console()
+    if check:
+        found = check_corpus(config.corpus)
+        print_check(found, console)
+        if found.problem is not None:
+            raise InputFault(found.problem)
+        return
     folder = results_folder(results)
     check_writable(folder)
     log_libraries_to(folder / LOG_FILE)
-    console = _console()
-    data = prepare_with_progress(config, folder, console)
-    console.print(corpus_table(data.manifest))
-    console.print(corpus_in_words(data), highlight=False, soft_wrap=True)
-    console.print(str(data.folder), highlight=False, soft_wrap=True)
+    print_preparation(prepare_with_progress(config, folder, console), console)
 
 
 @app.command()

@@ -1,16 +1,18 @@
 """Prepare a sweep's corpus with progress on the terminal, and say what was read, kept and dropped."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from data_pipeline.check import CheckReport
 from data_pipeline.corpus import Corpus, ParcelWork, for_each_parcel
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import FileReport, PassedOver
 from data_pipeline.prepare import PrepareProgress, prepare
 from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.cluster import connect
@@ -63,17 +65,57 @@ def data_figures(data: PreparedCorpus) -> dict[str, Any]:
     }
 
 
-def corpus_table(manifest: Manifest) -> Table:
-    """What was read, kept and dropped, file by file."""
+def print_preparation(data: PreparedCorpus, console: Console) -> None:
+    """What was read, kept and dropped, and what the tokenizer made of it."""
+    manifest, tokenizer = data.manifest, data.manifest.tokenizer_report
+    _print_files(manifest.files, manifest.passed_over, manifest.rejects, console)
+    if manifest.rows_duplicate:
+        what = "dropped" if manifest.corpus.drop_duplicates else "kept; corpus.drop_duplicates: true drops them"
+        console.print(f"duplicates   {manifest.rows_duplicate:,} rows have the text of an earlier one: {what}")
+    tokens = sum(split.num_tokens for split in manifest.splits.values())
+    facts = {
+        "tokens": f"{tokens:,}: {data.train.num_tokens:,} to train on, {data.holdout.num_tokens:,} held out",
+        "rows": f"{data.train.num_rows:,} and {data.holdout.num_rows:,} of {data.train.sequence_length} tokens, "
+        f"{manifest.padding_share:.1%} padding, {manifest.truncated_share:.1%} of the tokens truncated",
+        "tokenizer": f"{tokenizer.vocabulary_size:,} entries, {tokenizer.bytes_per_token:.2f} bytes a token, "
+        f"{tokenizer.unknown_rate:.2%} unknown, {tokenizer.tokens_per_s:,.0f} tokens/s",
+        "blocks": str(data.folder),
+    }
+    for label, text in facts.items():
+        console.print(f"{label:<12} {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def print_check(report: CheckReport, console: Console) -> None:
+    """What reading a corpus found, nothing having been written."""
+    _print_files(report.files, report.passed_over, report.rejects, console)
+    for reject in report.first_rejects:
+        place = f"{Path(reject['file']).name}:{reject['line']}"
+        console.print(f"  {escape(place)}  {reject['reason']}  {escape(reject['excerpt'])}", highlight=False)
+    console.print(
+        f"{report.rows_kept:,} of {report.rows_read:,} rows would be kept, {report.num_text_bytes:,} bytes of text, "
+        f"{report.num_held_out:,} of the rows held out; nothing was written",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_files(
+    files: Sequence[FileReport], passed_over: Sequence[PassedOver], rejects: Mapping[str, int], console: Console
+) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("file", "format", "encoding"):
         table.add_column(name)
     for name in ("rows read", "kept", "rejected"):
         table.add_column(name, justify="right")
-    for file in manifest.files:
+    for file in files:
+        kind = file.format if file.compression is None else f"{file.format}, {file.compression}"
         counts = (f"{file.rows_read:,}", f"{file.rows_kept:,}", f"{file.rows_rejected:,}")
-        table.add_row(Path(file.path).name, file.format, file.encoding or "", *counts)
-    return table
+        table.add_row(escape(Path(file.path).name), kind, file.encoding or "", *counts)
+    console.print(table)
+    for reason, count in sorted(rejects.items()):
+        console.print(f"rejected     {count:,} rows: {reason}", highlight=False)
+    for one in passed_over:
+        console.print(f"passed over  {escape(Path(one.path).name)}: {one.why}", highlight=False, soft_wrap=True)
 
 
 def corpus_in_words(data: PreparedCorpus) -> str:
