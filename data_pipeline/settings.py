@@ -9,7 +9,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 class Settings(BaseModel):
     """Base of all settings: frozen, and an unknown key is an error rather than a default silently kept."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        # A diverged loss is written as NaN, as Python's json reads it; null would say that there is none.
+        ser_json_inf_nan="constants",
+    )
 
 
 _DECIMAL = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import platform
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Best first: completed trials by holdout loss, then stopped ones by how far they came and their loss there."""
 
     def key(record: TrialRecord) -> tuple[Any, ...]:
-        loss = float("inf") if record.loss is None else record.loss
+        # NaN compares false with everything: as a sort key it would leave the others in no order.
+        loss = record.loss if record.loss is not None and math.isfinite(record.loss) else math.inf
         came_far = -record.tokens if record.outcome is Outcome.STOPPED else 0
         return (_ORDER.index(record.outcome), came_far, loss, record.number)
 
@@ -39,7 +41,9 @@ def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 def best_trial(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """The completed trial with the smallest holdout loss; None when none completed."""
     first = next(iter(ranked(records)), None)
-    return first if first is not None and first.outcome is Outcome.COMPLETED and first.loss is not None else None
+    if first is None or first.outcome is not Outcome.COMPLETED or first.loss is None or not math.isfinite(first.loss):
+        return None
+    return first
 
 
 def trial_row(record: TrialRecord, rank: int) -> dict[str, Any]:

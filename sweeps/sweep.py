@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from core.run_config import RunConfig
 from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.cluster import connect, log_libraries_to
 from sweeps.early_stopping import KeptOutOfPickles, Rungs, TokenScheduler
+from sweeps.git_state import git_state
 from sweeps.ledger import Ledger
 from sweeps.mailbox import Assignment
 from sweeps.plan import SweepPlan, plan_sweep
@@ -32,7 +34,7 @@ from sweeps.tensorboard import TensorBoardLog
 from sweeps.tracking import Tracking
 from sweeps.trial import LaneTrainable
 from sweeps.trial_records import TrialRecord, TrialStore
-from sweeps.winner import drop_checkpoints, export_winner
+from sweeps.winner import Winner, drop_checkpoints, export_winner
 
 _MAX_LOST_LANES = 2
 """Times that a trial is started again after the process of its lane, or its node, was lost."""
@@ -252,9 +254,9 @@ def _write_results(run: _SweepRun, *, status: str, tracking: Tracking, wall_s: f
     records = list(run.ledger.records.values())
     folder = run.folder
     best = best_trial(records)
-    model = "no trial completed"
+    winner = Winner("no trial completed")
     if best is not None:
-        model = export_winner(run.run_of(best), run.data, folder.trials / best.name, folder.best)
+        winner = export_winner(run.run_of(best), run.data, folder.trials / best.name, folder.best)
     summary = summarize(
         name=run.plan.sweep.name,
         identity=folder.identity,
@@ -263,7 +265,14 @@ def _write_results(run: _SweepRun, *, status: str, tracking: Tracking, wall_s: f
         refused=run.ledger.refused,
         data=data_figures(run.data),
         wall_s=wall_s,
-    ) | {"model": model, "mlflow_uri": tracking.uri, "mlflow_run_id": tracking.parent_id}
+    ) | {
+        "model": winner.model,
+        "samples": [sample.model_dump() for sample in winner.samples],
+        "mlflow_uri": tracking.uri,
+        "mlflow_run_id": tracking.parent_id,
+        "command": sys.argv,
+        "git": git_state(Path.cwd()),
+    }
     write_trials_csv(folder.path / "trials.csv", records)
     # The summary says that the sweep is finished, so it comes after all that it speaks of.
     write_report(folder.path, run.plan.sweep, records, summary)

@@ -30,6 +30,12 @@ def test_the_best_trial_is_a_completed_one_or_none() -> None:
     assert best_trial([trial for trial in TRIALS if trial.outcome is not Outcome.COMPLETED]) is None
 
 
+def test_a_loss_that_is_not_a_number_ranks_last_and_is_never_the_best() -> None:
+    trials = [record(1, loss=3.0), record(2, loss=math.nan), record(3, loss=2.0), record(4, loss=2.5)]
+    assert [trial.number for trial in ranked(trials)] == [3, 4, 1, 2]
+    assert best_trial([trials[1]]) is None
+
+
 def test_trials_csv_has_a_row_for_every_trial_and_its_numbers_are_those_of_the_records(tmp_path: Path) -> None:
     write_trials_csv(tmp_path / "trials.csv", TRIALS)
     with (tmp_path / "trials.csv").open(newline="") as file:

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 from sweep_examples import record
@@ -15,6 +16,15 @@ def test_a_record_read_back_equals_the_one_written(tmp_path: Path) -> None:
     for one in reversed(written):
         store.save(one)
     assert TrialStore(tmp_path / "trials").load_all() == written
+
+
+def test_a_loss_that_is_not_a_number_is_read_back_as_such(tmp_path: Path) -> None:
+    store = TrialStore(tmp_path / "trials")
+    store.save(record(1, Outcome.DIVERGED, loss=math.nan, best_loss=math.inf))
+    (read,) = store.load_all()
+    assert read.loss is not None
+    assert math.isnan(read.loss)
+    assert read.best_loss == math.inf
 
 
 def test_reports_trained_again_after_an_interruption_come_once_and_a_half_line_is_passed_over(tmp_path: Path) -> None:
