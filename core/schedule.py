@@ -25,7 +25,7 @@ def _factor(training: TrainingConfig, progress: float) -> float:
     if training.schedule == "wsd":
         # 1 - sqrt falls fast at first; it ends lower than a linear cooldown of the same length (arXiv:2405.18392).
         cooled = (progress - (1.0 - training.cooldown)) / training.cooldown if training.cooldown > 0 else 0.0
-        return 1.0 - math.sqrt(max(cooled, 0.0))
+        return 1.0 - math.sqrt(min(max(cooled, 0.0), 1.0))
     annealed = (progress - warmup) / (1.0 - warmup) if warmup < 1.0 else 1.0
     left = 0.5 * (1.0 + math.cos(math.pi * annealed)) if training.schedule == "cosine" else 1.0 - annealed
     return training.floor + (1.0 - training.floor) * left

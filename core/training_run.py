@@ -302,7 +302,7 @@ class _Run:
         return self.reporter.send(values | metrics, result, flops_a_token=flops, num_workers=self.workers.count)
 
     def _flops_a_token(self) -> float | None:
-        # A dispatch mode of its own is what counts, and two of them at once would count each other's.
+        # Not before memory is proven: this pass would be part of what is counted.
         if self.clean_steps < _PROVING_STEPS:
             return None
         if self._flops is None:
