@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,6 +49,7 @@ class Corpus:
 
 
 RunParcels = Callable[[Corpus, ParcelWork], Iterator[dict[str, Any]]]
+"""Carries out work on all parcels: `for_each_parcel` on a cluster, `for_each_parcel_here` in this process."""
 
 
 def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
@@ -61,34 +63,41 @@ def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = corpus.parcel_bytes
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
     # Paths of this machine need not exist elsewhere, so cutting stays here; the rest goes wherever there are cores.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     cut: Any = partial(_cut, corpus=corpus)
     do: Any = partial(_work, work=work)
-    try:
-        with DataContext.current(context):
-            results = (
-                ray.data.from_items(units, override_num_blocks=len(units))
-                # Cutting is nearly idle: it must not take a core from the tasks that work.
-                .map_batches(
-                    cut,
-                    batch_size=1,
-                    batch_format="pyarrow",
-                    num_cpus=0,
-                    compute=TaskPoolStrategy(size=min(2, len(units))),
-                    label_selector=here,
-                )
-                .map_batches(do, batch_size=1, batch_format="pyarrow", num_cpus=1)
+    quiet = _quiet("ray.data", logging.WARNING), _quiet("ray.data._internal.progress", logging.ERROR)
+    with quiet[0], quiet[1], DataContext.current(context):
+        results = (
+            ray.data.from_items(units, override_num_blocks=len(units))
+            # Cutting is nearly idle: it must not take a core from the tasks that work.
+            .map_batches(
+                cut,
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=0,
+                compute=TaskPoolStrategy(size=min(2, len(units))),
+                label_selector=here,
             )
-            for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                assert isinstance(batch, pa.Table)
-                for row in batch.to_pylist():
-                    yield json.loads(row["result"]) | {"blobs": {blob["name"]: blob["data"] for blob in row["blobs"]}}
+            .map_batches(do, batch_size=1, batch_format="pyarrow", num_cpus=1)
+        )
+        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            assert isinstance(batch, pa.Table)
+            for row in batch.to_pylist():
+                yield json.loads(row["result"]) | {"blobs": {blob["name"]: blob["data"] for blob in row["blobs"]}}
+
+
+@contextmanager
+def _quiet(name: str, level: int) -> Iterator[None]:
+    """Only messages from this level on; progress is told by our own means."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(before)
 
 
 def for_each_parcel_here(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:

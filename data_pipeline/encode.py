@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from data_pipeline.corpus import Corpus
 from data_pipeline.parcels import Piece
 from data_pipeline.row_readers import read_piece
-from data_pipeline.survey import hash_texts
+from data_pipeline.survey import hash_texts, is_below
 from data_pipeline.token_blocks import block_bytes, write_whole
 from data_pipeline.tokenizer import Vocabulary, vocabulary_of
 
@@ -46,14 +46,15 @@ class EncodeWork:
             return earlier
         started_at = time.time()
         texts, spans = self._read(name, pieces)
-        hashes = hash_texts(texts)
-        is_held_out = hashes[:, 0].astype(object) < self.holdout_threshold if len(texts) else np.zeros(0, bool)
+        hashes, text_bytes = hash_texts(texts)
+        is_held_out = is_below(hashes[:, 0], self.holdout_threshold)
         result: dict[str, Any] = {"num_bytes": sum(len(piece.data) for piece in pieces)}
         blobs: dict[str, bytes] = {}
-        for split, chosen in (("train", ~is_held_out.astype(bool)), ("holdout", is_held_out.astype(bool))):
+        for split, chosen in (("train", ~is_held_out), ("holdout", is_held_out)):
             places = np.flatnonzero(chosen).tolist()
             batch, facts = encode_documents(
                 [texts[place] for place in places],
+                text_bytes[chosen],
                 [spans[place] for place in places] if self.has_targets else None,
                 *_tokenizer(self.tokenizer_json),
             )
@@ -85,6 +86,7 @@ class EncodeWork:
 
 def encode_documents(
     texts: list[str],
+    text_bytes: NDArray[np.int64],
     target_spans: list[list[tuple[int, int]]] | None,
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
@@ -106,10 +108,9 @@ def encode_documents(
     tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype)
     document_lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
     offsets = pa.array(np.concatenate([[0], np.cumsum(document_lengths)]).astype(np.int32))
-    text_bytes = [len(text.encode()) for text in texts]
     columns = {
         "tokens": pa.ListArray.from_arrays(offsets, pa.array(tokens)),
-        "text_bytes": pa.array(text_bytes, pa.int32()),
+        "text_bytes": pa.array(text_bytes.astype(np.int32)),
     }
     if target_spans is not None:
         columns["is_target"] = pa.ListArray.from_arrays(
@@ -118,7 +119,7 @@ def encode_documents(
     facts = {
         "num_documents": len(texts),
         "num_tokens": len(tokens),
-        "num_text_bytes": sum(text_bytes),
+        "num_text_bytes": int(text_bytes.sum()),
         "num_unknown_tokens": 0 if vocabulary.unk_id is None else int((tokens == vocabulary.unk_id).sum()),
     }
     return pa.record_batch(columns), facts

@@ -21,15 +21,26 @@ from data_pipeline.row_readers import ReadRows, read_piece
 _HASH_RANGE = 2**64
 
 
-def hash_texts(texts: list[str]) -> NDArray[np.uint64]:
-    """(n, 2) 128 bits of each text: the first half decides between training and holdout, both say which text it is."""
-    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts)
-    return np.frombuffer(digests, "<u8").reshape(-1, 2)
+def hash_texts(texts: list[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """(n, 2) 128 bits of each text: the first half decides between training and holdout, both say which text it is.
+
+    Returns:
+        (hashes, UTF-8 bytes of each text).
+    """
+    encoded = [text.encode() for text in texts]
+    digests = b"".join([hashlib.blake2b(data, digest_size=16).digest() for data in encoded])
+    return np.frombuffer(digests, "<u8").reshape(-1, 2), np.fromiter(map(len, encoded), np.int64, len(encoded))
 
 
 def holdout_threshold(share: float) -> int:
     """Texts whose first hash is below this are held out."""
     return round(share * _HASH_RANGE)
+
+
+def is_below(hashes: NDArray[np.uint64], threshold: int) -> NDArray[np.bool_]:
+    """Which hashes are below a threshold that may be one more than 64 bits can say."""
+    below: NDArray[np.bool_] = hashes <= np.uint64(threshold - 1) if threshold > 0 else np.zeros(len(hashes), np.bool_)
+    return below
 
 
 @dataclass
@@ -119,7 +130,7 @@ def survey_parcel(
         files.setdefault(piece.file, Counter()).update(_counts(rows))
         rejects += rows.rejects
         texts += rows.texts
-    hashes = hash_texts(texts)
+    hashes, text_bytes = hash_texts(texts)
     first = hashes[:, 0]
     blobs = {"rejects": "".join(json.dumps(reject.as_json(), ensure_ascii=False) + "\n" for reject in rejects).encode()}
     if sample_share > 0:
@@ -130,8 +141,8 @@ def survey_parcel(
         "files": files,
         "reasons": Counter(reject.reason.value for reject in rejects),
         "num_bytes": sum(len(piece.data) for piece in pieces),
-        "num_text_bytes": sum(len(text.encode()) for text in texts),
-        "num_held_out": int((first < np.uint64(min(holdout_threshold(corpus.config.holdout), _HASH_RANGE - 1))).sum()),
+        "num_text_bytes": int(text_bytes.sum()),
+        "num_held_out": int(is_below(first, holdout_threshold(corpus.config.holdout)).sum()),
         "lowest_hash": str(first.min()) if len(first) else str(_HASH_RANGE),
         "highest_hash": str(first.max()) if len(first) else "-1",
         "blobs": blobs,

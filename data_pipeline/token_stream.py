@@ -16,6 +16,7 @@ from data_pipeline.corpus_config import CorpusError, TokenizerConfig
 from data_pipeline.duplicates import find_duplicates
 from data_pipeline.encode import EncodeWork, token_dtype
 from data_pipeline.manifest import BlockReport, SplitName, SplitReport, StreamReport, TokenizerReport
+from data_pipeline.node_copies import all_nodes_see
 from data_pipeline.progress import OnProgress, PhaseCounter
 from data_pipeline.rejects import check_rejects
 from data_pipeline.survey import Survey, holdout_threshold, sampled_texts, survey_parcel
@@ -165,7 +166,8 @@ def _encode(
         tokenizer_json=tokenizer.to_str(pretty=False),
         holdout_threshold=threshold,
         has_targets=corpus.has_dialogues,
-        folder=work,
+        # Tasks on nodes that do not share this disk send their blocks here.
+        folder=work if run is not for_each_parcel or all_nodes_see(work) else None,
         dropped=dropped,
     )
     results = []

@@ -30,6 +30,7 @@ def prepared_from_texts(
 ) -> tuple[PreparedCorpus, list[list[int]]]:
     """The corpus of these texts, a letter a token, and each text as the tokenizers library itself encodes it."""
     tokenizer = letter_tokenizer()
+    folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     prepared = prepare(
         CorpusConfig(path=str(written(folder, json_lines(*texts), "corpus.jsonl")), **({"holdout": 0.3} | settings)),
