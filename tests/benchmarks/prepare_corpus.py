@@ -1,11 +1,11 @@
 """How fast a corpus is prepared and read, as ratios measured in one run on one machine.
 
-    python tests/benchmarks/prepare_corpus.py [--megabytes 100] [--datasets-python PATH] [--memory]
+    python tests/benchmarks/prepare_corpus.py [--megabytes 100] [--datasets-python PATH] [--memory 10 1000]
 
 The corpus is the English books and Kant of ../shared/data, a paragraph a row of JSONL, repeated with a changing first
 word until it is large enough. `--datasets-python` names a Python that has Hugging Face `datasets` and the same
-`tokenizers`; it is no dependency of ours. `--memory` compares the peak memory of preparing 10 MB and 1 GB instead, in
-fresh processes, object store included.
+`tokenizers`; it is no dependency of ours. `--memory` compares the peak memory of preparing two sizes instead, in fresh
+processes, object store included.
 """
 
 import argparse
@@ -52,12 +52,12 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--megabytes", type=int, default=100)
     arguments.add_argument("--datasets-python", default=None)
-    arguments.add_argument("--memory", action="store_true")
+    arguments.add_argument("--memory", type=int, nargs=2, metavar="MEGABYTES", default=None)
     asked = arguments.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="prepare-benchmark-"))
     try:
-        if asked.memory:
-            compare_memory(folder)
+        if asked.memory is not None:
+            compare_memory(folder, asked.memory)
         else:
             compare_speed(folder, asked.megabytes, asked.datasets_python)
     finally:
@@ -140,14 +140,14 @@ def compare_reading(folder: Path) -> None:
     print(f"share of time that training waits:    {training / (reading + training):>12.2%}            target 1 %")
 
 
-def compare_memory(folder: Path) -> None:
+def compare_memory(folder: Path, sizes: list[int]) -> None:
     tokenizer_path = write_tokenizer(folder, write_corpus(folder / "sample.jsonl", 5))
     peaks = {}
-    for megabytes in (10, 1000):
+    for megabytes in sizes:
         path = write_corpus(folder / f"{megabytes}.jsonl", megabytes)
         peaks[megabytes] = in_fresh_process(peak_of_preparing, path, tokenizer_path)
         print(f"peak memory of preparing {megabytes:>5} MB:       {peaks[megabytes] / 2**20:>8.0f} MiB")
-    print(f"ratio:                                   {peaks[1000] / peaks[10]:>8.2f}          target 1.20")
+    print(f"ratio:                                   {peaks[sizes[1]] / peaks[sizes[0]]:>8.2f}          target 1.20")
 
 
 def peak_of_preparing(path: Path, tokenizer_path: Path) -> int:
