@@ -369,12 +369,13 @@ def test_step_of_a_mixture_of_experts_reports_its_balance_loss(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_compiled_run_learns_the_same_and_compiles_one_shape(tmp_path: Path) -> None:
+def test_compiled_run_learns_the_same_and_never_compiles_again(tmp_path: Path) -> None:
     plain = train(small_run(micro_batch_size=6), tmp_path / "plain")
     torch._dynamo.utils.counters.clear()
-    compiled = train(small_run(micro_batch_size=6, compile=True), tmp_path / "compiled")
     # Micro-batches of 6, 6 and 4 rows, and evaluation: only the first shape is compiled.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled = train(small_run(micro_batch_size=6, compile=True), tmp_path / "compiled")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
     assert compiled.metrics["holdout/loss_nats_per_token"] == pytest.approx(
         plain.metrics["holdout/loss_nats_per_token"], rel=1e-3
     )
