@@ -11,7 +11,7 @@ from data_pipeline.corpus_files import find_files
 from data_pipeline.examined_files import examine_files
 from data_pipeline.manifest import FileReport, PassedOver
 from data_pipeline.progress import OnProgress, PhaseCounter
-from data_pipeline.rejects import check_rejects
+from data_pipeline.rejects import check_files, check_rejects
 from data_pipeline.survey import Survey, survey_parcel
 
 _SHOWN_REJECTS = 20
@@ -56,13 +56,15 @@ def check(corpus: CorpusConfig, *, on_progress: OnProgress | None = None) -> Che
         if len(shown) < _SHOWN_REJECTS:
             shown += [json.loads(line) for line in result["blobs"]["rejects"].splitlines()]
         counter.add(result["num_bytes"])
+    reports = survey.file_reports(files)
     try:
+        check_files(reports, corpus)
         check_rejects(survey.rejects, survey.rows_read, corpus)
         problem = None
     except CorpusError as error:
         problem = str(error)
     return CheckReport(
-        files=survey.file_reports(files),
+        files=reports,
         passed_over=found.passed_over,
         rows_read=survey.rows_read,
         rows_kept=survey.rows_kept,

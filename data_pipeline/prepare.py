@@ -15,7 +15,7 @@ from data_pipeline.examined_files import examine_files
 from data_pipeline.fingerprint import library_versions, row_fingerprint, stream_fingerprint
 from data_pipeline.manifest import FORMAT_VERSION, Manifest, PassedOver, StreamReport
 from data_pipeline.progress import OnProgress, PhaseCounter, PrepareProgress
-from data_pipeline.rejects import check_rejects
+from data_pipeline.rejects import check_files, check_rejects
 from data_pipeline.row_tables import make_rows
 from data_pipeline.token_blocks import PreparedCorpus, open_prepared, write_whole
 from data_pipeline.token_stream import make_stream
@@ -65,6 +65,7 @@ def prepare(
             if not folder.is_dir():
                 _make(files, tokenizer, packing, folder, stream, found.passed_over, report, run)
     prepared = open_prepared(folder)
+    check_files(prepared.manifest.files, corpus)
     check_rejects(prepared.manifest.rejects, prepared.manifest.rows_read, corpus)
     return prepared
 

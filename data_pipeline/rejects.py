@@ -1,12 +1,13 @@
 """Rows that are not taken: why, and where they stand. Every row that is read is kept or ends here."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from data_pipeline.corpus_config import CorpusConfig, CorpusError
+from data_pipeline.manifest import FileReport
 
 
 class Reason(StrEnum):
@@ -37,6 +38,7 @@ class Reason(StrEnum):
 
 
 _EXCERPT_CHARACTERS = 80
+_FILES_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,26 @@ def reject_table(rejects: Mapping[str, int], *, rows_read: int) -> str:
     for reason, count in sorted(rejects.items(), key=lambda item: (-item[1], item[0])):
         lines.append(f"{count:>12,}  {count / max(rows_read, 1):>6.1%}  {reason}")
     return "\n".join(lines)
+
+
+def check_files(files: Sequence[FileReport], corpus: CorpusConfig) -> None:
+    """Stop where whole files were refused that hold a larger share of the bytes than may be rejected of the rows.
+
+    A refused file is one reject, however many rows it has; counted so, the larger half of a corpus could go unnoticed.
+
+    Raises:
+        CorpusError: Which files, and why.
+    """
+    refused = [file for file in files if file.refused is not None]
+    num_bytes = sum(file.num_file_bytes for file in files)
+    share = sum(file.num_file_bytes for file in refused) / max(num_bytes, 1)
+    if refused and (share > corpus.max_rejected or len(refused) == len(files)):
+        reasons = "\n".join(f"{file.path}: {file.refused}" for file in refused[:_FILES_SHOWN])
+        more = f"\nand {len(refused) - _FILES_SHOWN} more" if len(refused) > _FILES_SHOWN else ""
+        raise CorpusError(
+            f"{len(refused)} of {len(files)} files cannot be read, {share:.1%} of the corpus, where max_rejected "
+            f"allows {corpus.max_rejected:.1%}:\n{reasons}{more}"
+        )
 
 
 def check_rejects(rejects: Mapping[str, int], rows_read: int, corpus: CorpusConfig) -> None:

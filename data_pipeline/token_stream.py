@@ -18,7 +18,7 @@ from data_pipeline.encode import EncodeWork, token_dtype
 from data_pipeline.manifest import BlockReport, SplitName, SplitReport, StreamReport, TokenizerReport
 from data_pipeline.node_copies import all_nodes_see
 from data_pipeline.progress import OnProgress, PhaseCounter
-from data_pipeline.rejects import check_rejects
+from data_pipeline.rejects import check_files, check_rejects
 from data_pipeline.survey import Survey, holdout_threshold, sampled_texts, survey_parcel
 from data_pipeline.token_blocks import block_bytes, read_block, report_block, write_whole
 from data_pipeline.tokenizer import load_tokenizer, longest_token, train_tokenizer, vocabulary_of
@@ -39,6 +39,8 @@ def make_stream(
     seconds: dict[str, float] = {}
     with _timed(seconds, "judging rows"):
         survey = _survey(corpus, config, work, report, run)
+    files = survey.file_reports(corpus)
+    check_files(files, corpus.config)
     check_rejects(survey.rejects, survey.rows_read, corpus.config)
     threshold = _threshold(survey, corpus)
     with _timed(seconds, "training the tokenizer"):
@@ -48,7 +50,7 @@ def make_stream(
         results = _encode(corpus, tokenizer, work, threshold, dropped, report, run)
     splits = {split: _split_report(work, split, results) for split in SPLITS}
     return StreamReport(
-        files=survey.file_reports(corpus),
+        files=files,
         rows_read=survey.rows_read,
         rows_kept=survey.rows_kept,
         rows_rejected=survey.rows_rejected,

@@ -101,7 +101,15 @@ def test_check_counts_every_row_and_writes_nothing(folder: Path) -> None:
 
 def test_refused_file_is_one_reject_that_says_why(folder: Path) -> None:
     written(folder, bytes(5000), "e.bin")
-    report = check(CorpusConfig(path=str(folder)))
+    report = check(CorpusConfig(path=str(folder), max_rejected=1.0))
     assert report.rejects == {"whole file refused": 1}
     assert report.first_rejects[0]["excerpt"].startswith("it is neither text nor Parquet")
     assert report.rows_read == 4
+
+
+def test_refused_file_counts_by_its_bytes_and_is_named_with_its_reason(folder: Path) -> None:
+    written(folder, bytes(5000), "e.bin")
+    problem = check(CorpusConfig(path=str(folder), max_rejected="50%")).problem
+    assert problem is not None
+    assert "1 of 4 files cannot be read, 98.7% of the corpus" in problem
+    assert "e.bin: it is neither text nor Parquet" in problem
