@@ -88,7 +88,7 @@ def _make(
     documents = (
         StreamReport.model_validate(made_before.manifest.model_dump(include=set(StreamReport.model_fields)))
         if made_before
-        else make_stream(corpus, tokenizer, work=work, report=report, run=run)
+        else _stream(corpus, tokenizer, work, report, run)
     )
     partial = folder.parent / f".new-{folder.name}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -112,6 +112,17 @@ def _make(
     partial.rename(folder)
     write_whole(pointer, folder.name.encode())
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _stream(
+    corpus: Corpus, tokenizer: TokenizerConfig, work: Path, report: OnProgress, run: RunParcels
+) -> StreamReport:
+    try:
+        return make_stream(corpus, tokenizer, work=work, report=report, run=run)
+    except CorpusError:
+        # Nobody will go on from here: the corpus has to change first.
+        shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def _prepared_with_other_rows(pointer: Path) -> PreparedCorpus | None:

@@ -133,7 +133,7 @@ def test_empty_cells_stop_preparation_with_a_table_of_reasons(tmp_path: Path) ->
     path = str(REAL_DATA / "traffic_ndpi/payloads_with_empty_cells.csv")
     with pytest.raises(CorpusError, match=r"(?s)2,009 of 6,338 rows .* 31\.7%.*max_rejected: 32%.*2,009 .*empty text"):
         here(tmp_path, CorpusConfig(path=path), HEX)
-    assert not [folder for folder in (tmp_path / "prepared").iterdir() if not folder.name.startswith(".")]
+    assert not [path for path in (tmp_path / "prepared").iterdir() if path.is_dir()]
 
 
 @needs_real_data
