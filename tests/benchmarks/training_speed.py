@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,8 @@ class Corpus:
     def __init__(self, system: System, data: Path) -> None:
         documents = list(_documents(data, system.corpus))
         self.tokenizer: Tokenizer = train_tokenizer(system.tokenizer, documents)
-        self.vocabulary: Vocabulary = vocabulary_of(self.tokenizer)
+        # The size that was asked for, as the systems' models have it, though a small text has fewer different tokens.
+        self.vocabulary: Vocabulary = replace(vocabulary_of(self.tokenizer), size=system.tokenizer.vocabulary)
         bos, eos = self.vocabulary.bos_id, self.vocabulary.eos_id
         encoded = [[bos, *e.ids, eos] for e in self.tokenizer.encode_batch_fast(documents, add_special_tokens=False)]
         random.Random(0).shuffle(encoded)
