@@ -10,14 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 import ray.data
-from ray.data import DataContext, TaskPoolStrategy
+from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
 from data_pipeline.corpus_config import CorpusConfig
 from data_pipeline.file_formats import FileKind
 from data_pipeline.parcels import Piece, describe, pieces_of, rebuild
 
 _SMALLEST_PARCEL_BYTES = 1 << 19
-_LARGEST_PARCEL_BYTES = 8 << 20
+_LARGEST_PARCEL_BYTES = 4 << 20
 _PARCELS_OF_A_CORPUS = 64
 _PARCELS_OF_A_UNIT = 16
 
@@ -63,6 +63,12 @@ def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = corpus.parcel_bytes
+    # Without a limit of ours, cutting runs ahead until the object store is full, however large that is.
+    num_cores: float = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+    waiting = int(4 * num_cores) + 8
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=waiting * corpus.parcel_bytes
+    )
     # Paths of this machine need not exist elsewhere, so cutting stays here; the rest goes wherever there are cores.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     cut: Any = partial(_cut, corpus=corpus)
