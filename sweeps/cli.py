@@ -22,6 +22,8 @@ EXIT_INTERRUPTED = 130
 """Ctrl-C, or SIGTERM; the same command goes on."""
 
 _PIPED_WIDTH = 160
+_JOB_FOLDERS = "working_dir_files"
+"""Folder of Ray under which the working folders of submitted jobs stand."""
 
 app = typer.Typer(
     name="pretune",
@@ -39,7 +41,11 @@ Set = Annotated[
 ]
 Results = Annotated[
     Path | None,
-    typer.Option("--results", metavar="FOLDER", help="Where results go. Default: $PRETUNE_RESULTS or results."),
+    typer.Option(
+        "--results",
+        metavar="FOLDER",
+        help="Where results go. Default: $PRETUNE_RESULTS, else results; ~/pretune/results in a Ray job.",
+    ),
 ]
 
 
@@ -71,8 +77,14 @@ def _console() -> Console:
 
 
 def results_folder(given: Path | None) -> Path:
-    """Where results go: as given, else $PRETUNE_RESULTS, else `results` below the current folder."""
-    return given or Path(os.environ.get("PRETUNE_RESULTS", "results"))
+    """Where results go: as given, else $PRETUNE_RESULTS, else `results` below the current folder.
+
+    A submitted job stands in a copy of the working folder that Ray makes for it and throws away: there the home folder
+    takes the place of the current one.
+    """
+    is_copy = _JOB_FOLDERS in Path.cwd().parts
+    default = Path.home() / "pretune" / "results" if is_copy else Path("results")
+    return given or Path(os.environ.get("PRETUNE_RESULTS", default))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The last words of a sweep on the terminal: ranking, best settings, where things are, how to go on."""
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -36,8 +37,14 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
             console.print(f"           {path}: {escape(format_setting(value))}", highlight=False)
     folder = _short(end.folder.path)
     facts = [("model", _short(Path(end.summary["model"])) if best is not None else end.summary["model"])]
-    facts += [("report", folder / "report.html"), ("tables", folder / "trials.csv"), ("runs", "pretune ui")]
+    facts += [
+        ("report", folder / "report.html"),
+        ("tables", folder / "trials.csv"),
+        ("runs", _ui_command(end.folder.path.parent)),
+    ]
     facts += [("took", f"{clock(end.summary['wall_s'])}, {_spent(end)}")]
+    if end.not_tracked:
+        facts += [("missing", f"{end.not_tracked}. Send it later with the same command: {command}")]
     if end.status != "finished":
         facts += [("go on", command)]
     for label, text in facts:
@@ -66,6 +73,12 @@ def _last_line(record: TrialRecord) -> str:
 def _spent(end: SweepEnd) -> str:
     spent = end.summary["training_s_by_outcome"]
     return ", ".join(f"{seconds:.0f} s in {outcome}" for outcome, seconds in spent.items()) or "no training"
+
+
+def _ui_command(results: Path) -> str:
+    # Where `pretune ui` looks when nothing is said, it needs nothing said.
+    default = Path(os.environ.get("PRETUNE_RESULTS", "results")).absolute()
+    return "pretune ui" if results == default else f"pretune ui --results {_short(results)}"
 
 
 def _short(path: Path) -> Path:

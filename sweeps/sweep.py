@@ -51,6 +51,8 @@ class SweepEnd:
     summary: dict[str, Any]
     was_done_before: bool
     """Nothing was left to do."""
+    not_tracked: str
+    """What MLflow has not taken, in words; empty when it has everything."""
 
 
 def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console) -> SweepEnd:
@@ -61,14 +63,18 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console) -> 
     """
     check_writable(results_folder)
     log_libraries_to(results_folder / LOG_FILE)
-    tracking = Tracking(results_folder)
+    tracking = Tracking(results_folder, say=lambda text: console.print(text, highlight=False, soft_wrap=True))
     data = prepare_with_progress(sweep, results_folder, console)
     console.print(f"corpus   {corpus_in_words(data)}", highlight=False, soft_wrap=True)
     folder = SweepFolder(results_folder, sweep, sweep_identity(sweep, data.fingerprint))
     earlier = folder.summary()
     if earlier is not None and earlier["status"] == "finished":
         records = tuple(TrialStore(folder.trials).load_all())
-        return SweepEnd(folder, "finished", records, earlier, was_done_before=True)
+        _start_tracking(tracking, sweep, data, folder)
+        # A server that was away at the end gets now what it missed, and one that is new gets all of it.
+        if not tracking.is_complete:
+            tracking.finish(status="finished", records=ranked(records), folder=folder.path)
+        return SweepEnd(folder, "finished", records, earlier, was_done_before=True, not_tracked=tracking.not_taken)
     folder.create()
     with folder.locked():
         return _run(sweep, data, folder, tracking, console, earlier)
@@ -88,12 +94,7 @@ def _run(
     plan = plan_sweep(sweep, vocabulary_size=data.vocabulary.size, **_cluster_size())
     console.print(f"trials   {plan.lanes.reason}; results in {folder.path}", highlight=False, soft_wrap=True)
     run = _SweepRun(plan, data, folder)
-    tracking.start(
-        name=sweep.name,
-        identity=folder.identity,
-        tags={"mlflow.note.content": sweep.purpose, "pretune.data": data.fingerprint},
-        params=_fixed_settings(sweep),
-    )
+    _start_tracking(tracking, sweep, data, folder)
     events = TensorBoardLog(folder.trials)
     progress = Progress(
         console,
@@ -119,7 +120,8 @@ def _run(
         summary = _write_results(
             run, status=status, tracking=tracking, wall_s=wall_s_before + time.monotonic() - started_at
         )
-    return SweepEnd(folder, status, tuple(run.ledger.records.values()), summary, was_done_before=False)
+    records = tuple(run.ledger.records.values())
+    return SweepEnd(folder, status, records, summary, was_done_before=False, not_tracked=tracking.not_taken)
 
 
 class _SweepRun:
@@ -233,6 +235,16 @@ class _LedgerCallback(KeptOutOfPickles, tune.Callback):
 def _cluster_size() -> dict[str, int]:
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return {"num_cpus": int(resources.get("CPU", 1)), "num_gpus": int(resources.get("GPU", 0))}
+
+
+def _start_tracking(tracking: Tracking, sweep: SweepConfig, data: PreparedCorpus, folder: SweepFolder) -> None:
+    tracking.start(
+        name=sweep.name,
+        identity=folder.identity,
+        tags={"mlflow.note.content": sweep.purpose, "pretune.data": data.fingerprint},
+        params=_fixed_settings(sweep),
+        store=TrialStore(folder.trials),
+    )
 
 
 def _fixed_settings(sweep: SweepConfig) -> dict[str, Any]:

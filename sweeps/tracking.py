@@ -1,26 +1,25 @@
 """MLflow: one parent run a sweep, one child run a trial, metrics on the token axis.
 
 A run's identity is its sweep and trial number, kept as tags, so a sweep that goes on adds to the runs there are.
+MLflow only mirrors the trial folders: a server that goes away stops nothing, and what it missed is sent from them.
 """
 
-import logging
 import math
-import os
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
-from data_pipeline.input_fault import InputFault
+from sweeps.mlflow_store import MlflowStore, without_password
+from sweeps.outbox import RETRY_S, Outbox
 from sweeps.outcomes import Outcome
-from sweeps.trial_records import TrialRecord
+from sweeps.trial_records import TrialRecord, TrialStore
 
-EXPERIMENT = "pretune"
 FINAL_LOSS = "final/holdout_loss_nats_per_token"
 """Metric by which the runs table and the compare page rank trials."""
 
@@ -28,6 +27,9 @@ _MAX_METRICS = 1000
 """MLflow's limits for one batch and one parameter value."""
 _MAX_PARAMS = 100
 _MAX_PARAM_CHARACTERS = 6000
+
+_THE_END = "the end of the sweep"
+"""Key in the outbox, besides trial numbers."""
 
 _STATUS = {
     Outcome.COMPLETED: "FINISHED",
@@ -39,112 +41,157 @@ _STATUS = {
 }
 
 
-class TrackingError(InputFault):
-    """The MLflow store cannot be used; the message says where it is and what to do."""
+@dataclass
+class _Unsent:
+    """What MLflow is still to hear of one trial."""
+
+    record: TrialRecord
+    reports: list[dict[str, float]] = field(default_factory=list)
 
 
-def store_uri(results_folder: Path) -> str:
-    """Where runs are recorded: the server of MLFLOW_TRACKING_URI, or a SQLite file next to the results."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results_folder.absolute() / 'mlflow.db'}"
+@dataclass(frozen=True)
+class _End:
+    status: str
+    records: Sequence[TrialRecord]
+    folder: Path
 
 
 class Tracking:
     """The MLflow runs of one sweep."""
 
-    def __init__(self, results_folder: Path) -> None:
+    def __init__(self, results_folder: Path, *, say: Callable[[str], None], retry_s: float = RETRY_S) -> None:
         """Open the store, and fail now rather than after hours of training.
+
+        Args:
+            say: Told in a line when the store goes away in the middle, and when it is back.
+            retry_s: Pause before a store that went away is asked again.
 
         Raises:
             TrackingError: The store does not answer or cannot be written.
         """
-        # MLflow sends usage data unless told not to, and reports each table of a new SQLite file.
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        self.uri = store_uri(results_folder)
-        patience = _set_patience(timeout_s=5, retries=1)
-        try:
-            self._client = MlflowClient(self.uri)
-            self._experiment_id = self._find_or_create_experiment(results_folder)
-        except (MlflowException, OSError, ValueError) as error:
-            raise TrackingError(
-                f"MLflow at {_without_password(self.uri)} cannot be used: {_first_line(error)}. Start that server, or "
-                "unset MLFLOW_TRACKING_URI to record in a file next to the results."
-            ) from error
-        finally:
-            _restore(patience)
+        self._store = MlflowStore(results_folder)
+        self._client, self._experiment_id = self._store.client, self._store.experiment_id
+        self.uri = self._store.uri
+        self._say, self._retry_s = say, retry_s
         self._parent_id = ""
         self._runs: dict[int, str] = {}
-        self._last_tokens: dict[int, float] = {}
+        self._lock = threading.Lock()
+        self._unsent: dict[int, _Unsent] = {}
+        self._shown_running: set[int] = set()
+        self._end: _End | None = None
+        self._outbox: Outbox | None = None
+        self.is_complete = False
+        """After `start`: the runs of this sweep are there, whole, with the sweep finished."""
+        self.not_taken = ""
+        """After `finish`: what the store has not taken, in words; empty when it has taken everything."""
 
-    def start(self, *, name: str, identity: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:
-        """Find or create the parent run and the children there are.
+    def start(
+        self, *, name: str, identity: str, tags: Mapping[str, str], params: Mapping[str, Any], store: TrialStore
+    ) -> None:
+        """Find or create the parent run, and send what the trial folders know and MLflow does not.
 
         Args:
             params: Settings that all trials share; they go to the parent, so that children show only what differs.
+
+        Raises:
+            TrackingError: The store answers no longer.
         """
         self._name, self._identity = name, identity
-        found = self._find(f"tags.`pretune.sweep` = '{identity}' and tags.`pretune.kind` = 'sweep'")
-        self._parent_id = found[0].info.run_id if found else self._create(name, "sweep")
-        for run in self._find(f"tags.`mlflow.parentRunId` = '{self._parent_id}'"):
-            self._runs[int(run.data.tags["pretune.trial"])] = run.info.run_id
-        if found:
-            self._client.update_run(self._parent_id, status="RUNNING")
-        else:
-            self._client.log_batch(self._parent_id, params=_as_params(params), tags=_as_tags(tags))
+        with self._store.explained():
+            found = self._find(f"tags.`pretune.sweep` = '{identity}' and tags.`pretune.kind` = 'sweep'")
+            self._parent_id = found[0].info.run_id if found else self._create(name, "sweep")
+            self._log_params(self._parent_id, params)
+            self._client.log_batch(self._parent_id, tags=_as_tags(tags))
+            outcomes = {}
+            for run in self._find(self._children()):
+                number = int(run.data.tags["pretune.trial"])
+                self._runs[number] = run.info.run_id
+                outcomes[number] = run.data.tags.get("pretune.outcome")
+            # A running trial may have reports that MLflow never got; the tag of one that ended says that all is there.
+            missed = [r for r in store.load_all() if r.outcome is None or outcomes.get(r.number) != str(r.outcome)]
+            self.is_complete = bool(found) and found[0].info.status == "FINISHED" and not missed
+            if found and not self.is_complete:
+                self._client.update_run(self._parent_id, status="RUNNING")
+        self._outbox = Outbox(
+            self._send,
+            answers=self._store.answers,
+            say=lambda text: self._say(f"{self._store.name} {text}"),
+            retry_s=self._retry_s,
+        )
+        for record in missed:
+            # From the first report on: a metric that is there already, at the same token and time, is kept once.
+            self._unsent[record.number] = _Unsent(record, list(store.reports(record)))
+            self._outbox.put(record.number)
 
     @property
     def parent_id(self) -> str:
         """Run id of the sweep."""
         return self._parent_id
 
-    def on_event(self, event: str, record: TrialRecord, report: Mapping[str, float] | None) -> None:
-        """A ledger listener: `started`, `report`, `ended`."""
-        run_id = self._child(record)
-        if event == "started":
-            self._client.update_run(run_id, status="RUNNING")
-        elif event == "report" and report is not None:
-            self._log_metrics(run_id, report, step=int(report["tokens"]))
-        elif event == "ended":
-            self._end(run_id, record)
+    def on_event(self, event: str, record: TrialRecord, report: dict[str, float] | None) -> None:
+        """A ledger listener: `started`, `report`, `ended`. Never waits for the store, and never fails."""
+        assert self._outbox is not None, "start() comes first"
+        with self._lock:
+            unsent = self._unsent.setdefault(record.number, _Unsent(record))
+            unsent.record = record
+            if report is not None:
+                unsent.reports.append(report)
+        self._outbox.put(record.number)
 
     def finish(self, *, status: str, records: Sequence[TrialRecord], folder: Path) -> None:
-        """Close the parent run with the ranking and the files that a reader wants.
+        """Close the parent run with the ranking and the files that a reader wants; `not_taken` says what is missing.
 
         Args:
+            status: `finished`, or how else the sweep ended.
             records: Best first.
             folder: The sweep's results folder; its files and the winner become artifacts of the parent run.
         """
-        for rank, record in enumerate(records, start=1):
-            self._client.log_batch(self._child(record), metrics=[_metric("final/rank", rank, record.tokens)])
-        best = records[0] if records and records[0].outcome is Outcome.COMPLETED else None
+        assert self._outbox is not None, "start() comes first"
+        self._end = _End(status, records, folder)
+        self._outbox.put(_THE_END)
+        missing = self._outbox.close()
+        if missing:
+            num_trials = len(missing.keys() - {_THE_END})
+            what = f"all of {num_trials} trial{'s' if num_trials != 1 else ''}" if num_trials else _THE_END
+            self.not_taken = f"{self._store.name} has not got {what}: {without_password(next(iter(missing.values())))}"
+
+    def _send(self, key: Hashable) -> None:
+        """Bring one trial's run, or the end of the sweep, up to date. Sending the same again changes nothing."""
+        if key == _THE_END:
+            assert self._end is not None
+            self._send_end(self._end)
+            return
+        assert isinstance(key, int)
+        with self._lock:
+            unsent = self._unsent[key]
+            record, reports = unsent.record, list(unsent.reports)
+        run_id = self._child(record)
+        self._log_metrics(run_id, [metric for report in reports for metric in _report_metrics(record, report)])
+        if record.ended_at:
+            self._send_outcome(run_id, record)
+            self._shown_running.discard(record.number)
+        elif record.number not in self._shown_running:
+            self._client.set_tag(run_id, "pretune.outcome", "RUNNING")
+            self._client.update_run(run_id, status="RUNNING")
+            self._shown_running.add(record.number)
+        with self._lock:
+            del unsent.reports[: len(reports)]
+
+    def _send_end(self, end: _End) -> None:
+        for rank, record in enumerate(end.records, start=1):
+            metric = Metric("final/rank", float(rank), _now_ms(), record.tokens)
+            self._client.log_batch(self._child(record), metrics=[metric])
+        best = end.records[0] if end.records and end.records[0].outcome is Outcome.COMPLETED else None
         if best is not None and best.loss is not None:
-            self._log_metrics(self._parent_id, {FINAL_LOSS: best.loss} | best.metrics, step=best.tokens)
+            values = {FINAL_LOSS: best.loss} | best.metrics
+            self._log_metrics(self._parent_id, _metrics(values, step=best.tokens, at_ms=_now_ms()))
             self._client.set_tag(self._parent_id, "pretune.best_trial", best.name)
         for name in ("sweep.yaml", "trials.csv", "summary.json", "report.html", "EXPERIMENT.md"):
-            if (folder / name).exists():
-                self._client.log_artifact(self._parent_id, str(folder / name))
-        if (folder / "best").exists():
-            self._client.log_artifacts(self._parent_id, str(folder / "best"), artifact_path="best")
-        self._client.set_terminated(self._parent_id, "FINISHED" if status == "finished" else "KILLED")
-
-    def _find_or_create_experiment(self, results_folder: Path) -> str:
-        experiment = self._client.get_experiment_by_name(EXPERIMENT)
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        # A server knows where its artifacts go; a local SQLite file does not.
-        is_local = self.uri.startswith("sqlite:")
-        location = (results_folder.absolute() / "mlartifacts").as_uri() if is_local else None
-        # Without this tag MLflow 3 opens the experiment on its pages for agents and prompts.
-        tags = {"mlflow.experimentKind": "custom_model_development"}
-        try:
-            return str(self._client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags))
-        except MlflowException:
-            # Another sweep that starts at the same time was first.
-            experiment = self._client.get_experiment_by_name(EXPERIMENT)
-            if experiment is None:
-                raise
-            return str(experiment.experiment_id)
+            if (end.folder / name).exists():
+                self._client.log_artifact(self._parent_id, str(end.folder / name))
+        if (end.folder / "best").exists():
+            self._client.log_artifacts(self._parent_id, str(end.folder / "best"), artifact_path="best")
+        self._client.set_terminated(self._parent_id, "FINISHED" if end.status == "finished" else "KILLED")
 
     def _find(self, query: str) -> list[Any]:
         runs: list[Any] = []
@@ -156,6 +203,9 @@ class Tracking:
             if not token:
                 return runs
 
+    def _children(self) -> str:
+        return f"tags.`mlflow.parentRunId` = '{self._parent_id}' and tags.`pretune.kind` = 'trial'"
+
     def _create(self, name: str, kind: str, tags: Mapping[str, str] | None = None) -> str:
         all_tags = {"pretune.sweep": self._identity, "pretune.kind": kind, **(tags or {})}
         run = self._client.create_run(self._experiment_id, run_name=name, tags=all_tags)
@@ -163,13 +213,16 @@ class Tracking:
 
     def _child(self, record: TrialRecord) -> str:
         if record.number not in self._runs:
+            # Looked for first: the server may have made the run and gone away before it could say so.
+            found = self._find(f"{self._children()} and tags.`pretune.trial` = '{record.number}'")
             tags = {"mlflow.parentRunId": self._parent_id, "pretune.trial": str(record.number)}
-            run_id = self._create(record.name, "trial", tags | {"pretune.chosen_by": record.chosen_by})
-            self._client.log_batch(run_id, params=_as_params(record.settings))
+            tags["pretune.chosen_by"] = record.chosen_by
+            run_id = found[0].info.run_id if found else self._create(record.name, "trial", tags)
+            self._log_params(run_id, record.settings)
             self._runs[record.number] = run_id
         return self._runs[record.number]
 
-    def _end(self, run_id: str, record: TrialRecord) -> None:
+    def _send_outcome(self, run_id: str, record: TrialRecord) -> None:
         outcome = record.outcome or Outcome.INTERRUPTED
         final = {
             FINAL_LOSS: record.loss,
@@ -181,56 +234,49 @@ class Tracking:
             "memory/measured_peak_bytes": record.peak_memory_bytes,
         }
         known = {name: float(value) for name, value in final.items() if value is not None}
-        self._log_metrics(run_id, known, step=record.tokens)
+        self._log_metrics(run_id, _metrics(known, step=record.tokens, at_ms=_as_ms(record.ended_at)))
         tags = {
-            "pretune.outcome": str(outcome),
             "pretune.reason": record.reason[:4000],
             "pretune.memory_verdict": record.memory_verdict or "",
             "mlflow.note.content": f"**{outcome}**: {record.reason}",
         }
         self._client.log_batch(run_id, tags=_as_tags(tags))
         self._client.set_terminated(run_id, _STATUS[outcome])
+        # Last: a run with the outcome of its record lacks nothing.
+        self._client.set_tag(run_id, "pretune.outcome", str(outcome))
 
-    def _log_metrics(self, run_id: str, values: Mapping[str, float], step: int) -> None:
-        metrics = [_metric(name, value, step) for name, value in values.items() if name != "tokens"]
+    def _log_metrics(self, run_id: str, metrics: Sequence[Metric]) -> None:
         for start in range(0, len(metrics), _MAX_METRICS):
             self._client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
 
+    def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
+        params = [Param(name, str(value)[:_MAX_PARAM_CHARACTERS]) for name, value in values.items()]
+        for start in range(0, len(params), _MAX_PARAMS):
+            self._client.log_batch(run_id, params=params[start : start + _MAX_PARAMS])
 
-def _metric(name: str, value: float, step: int) -> Metric:
+
+def _report_metrics(record: TrialRecord, report: Mapping[str, float]) -> list[Metric]:
+    # The time is made of what the trial folder holds, not read from a clock, so that the same report sent twice is the
+    # same metric. Time spent waiting between parts of a trial is left out.
+    at_ms = _as_ms(record.started_at) + round(report.get("training_s", 0.0) * 1000)
+    values = {name: value for name, value in report.items() if name != "tokens"}
+    return _metrics(values, step=int(report["tokens"]), at_ms=at_ms)
+
+
+def _metrics(values: Mapping[str, float], *, step: int, at_ms: int) -> list[Metric]:
     # MLflow stores NaN as NaN on SQLite and refuses it elsewhere: an infinity is understood by both.
-    finite = value if not math.isnan(value) else math.inf
-    return Metric(name, float(finite), int(time.time() * 1000), step)
+    return [
+        Metric(name, float(value) if not math.isnan(value) else math.inf, at_ms, step) for name, value in values.items()
+    ]
 
 
-def _as_params(values: Mapping[str, Any]) -> list[Param]:
-    return [Param(name, str(value)[:_MAX_PARAM_CHARACTERS]) for name, value in list(values.items())[:_MAX_PARAMS]]
+def _as_ms(moment: str) -> int:
+    return round(datetime.fromisoformat(moment).timestamp() * 1000) if moment else 0
+
+
+def _now_ms() -> int:
+    return round(time.time() * 1000)
 
 
 def _as_tags(values: Mapping[str, str]) -> list[RunTag]:
     return [RunTag(name, value) for name, value in values.items() if value]
-
-
-def _set_patience(*, timeout_s: int, retries: int) -> dict[str, str | None]:
-    # MLflow's default is to try for many minutes; a wrong address must show before training starts.
-    wanted = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries)}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    return before
-
-
-def _restore(environment: Mapping[str, str | None]) -> None:
-    for name, value in environment.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,103 @@
+"""Things to send to a service that may go away: sent in order by a thread of their own, tried again until taken."""
+
+import threading
+from collections.abc import Callable, Hashable
+
+RETRY_S = 15.0
+"""Pause before a service that went away is asked again."""
+
+
+class Outbox:
+    """What is still to be sent, as keys; what a key stands for is known by the one who sends it.
+
+    Putting a key never waits and never fails, so that whoever has something to tell is not held up.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Hashable], None],
+        *,
+        answers: Callable[[], bool],
+        say: Callable[[str], None],
+        retry_s: float = RETRY_S,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            send: Sends all that a key stands for. An exception means: not taken. May be called again for the same
+                key after it was taken in part.
+            answers: Whether the service is there at all; quick.
+            say: Told once when the service goes away, and once when it is back.
+        """
+        self._send, self._answers, self._say, self._retry_s = send, answers, say, retry_s
+        self._changed = threading.Condition()
+        # A dict for its order: the keys that are due, each with the number of its last `put`.
+        self._due: dict[Hashable, int] = {}
+        self._refused: dict[Hashable, str] = {}
+        self._puts = 0
+        self._is_away = self._is_closing = False
+        self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
+        self._thread.start()
+
+    def put(self, key: Hashable) -> None:
+        """Have this sent, after what is waiting already."""
+        with self._changed:
+            self._puts += 1
+            self._due[key] = self._puts
+            self._refused.pop(key, None)
+            self._changed.notify_all()
+
+    def close(self) -> dict[Hashable, str]:
+        """Send what can be sent, and stop. A service that is away is asked once more, then no longer waited for.
+
+        Returns:
+            What was not taken, with the reason.
+        """
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._thread.join()
+        return dict.fromkeys(self._due, "it does not answer") | self._refused
+
+    def _work(self) -> None:
+        while (due := self._next()) is not None:
+            key, put = due
+            try:
+                self._send(key)
+            except Exception as error:  # Whatever it is, the one who put the key cannot mend it, and must go on.
+                self._not_taken(key, put, error)
+            else:
+                self._taken(key, put)
+
+    def _next(self) -> tuple[Hashable, int] | None:
+        """The key to send now; waits for one, and for the service. None: there is nothing more to do."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._due or self._is_closing)
+                if not self._due:
+                    return None
+                if not self._is_away:
+                    return next(iter(self._due.items()))
+                self._changed.wait_for(lambda: self._is_closing, timeout=self._retry_s)
+            if self._answers():
+                self._is_away = False
+                self._say("answers again; it gets what it missed")
+            elif self._is_closing:
+                return None
+
+    def _taken(self, key: Hashable, put: int) -> None:
+        with self._changed:
+            # Put again while it was being sent: it stays due.
+            if self._due[key] == put:
+                del self._due[key]
+
+    def _not_taken(self, key: Hashable, put: int, error: Exception) -> None:
+        if not self._answers():
+            self._is_away = True
+            self._say("does not answer; the work goes on, and what it misses is sent when it is back")
+            return
+        # The service is there and refuses this one: it must not hold up the others.
+        with self._changed:
+            if self._due[key] == put:
+                del self._due[key]
+                self._refused[key] = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

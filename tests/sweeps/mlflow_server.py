@@ -1,0 +1,55 @@
+"""A real MLflow server on SQLite, on a free port of this machine, that can be stopped and started again."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+
+def free_port() -> int:
+    """A port of the loopback address that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class MlflowServer:
+    """One server process and its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        store = ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}"]
+        artifacts = ["--artifacts-destination", str(self._folder / "artifacts")]
+        where = ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *store, *artifacts, *where],
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        give_up_at = time.monotonic() + 120
+        while time.monotonic() < give_up_at:
+            assert self._process.poll() is None, "the server ended"
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the server never answered")
+
+    def kill(self) -> None:
+        """End it without warning, as a machine that goes down."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
