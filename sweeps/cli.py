@@ -101,6 +101,26 @@ def plan(file: File, overrides: Set = None) -> None:
 
 @app.command()
 @_explains_faults
+def estimate(
+    file: File,
+    overrides: Set = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of one worker, as 24GiB.")] = None,
+    device: Annotated[str | None, typer.Option(help='A GPU by name, as "RTX 4090".')] = None,
+) -> None:
+    """Print the memory of a file's configuration, part by part, and what to change so that it fits."""
+    from sweeps.estimate import memory_of, print_estimate
+    from sweeps.plan import plan_sweep
+    from sweeps.sweep_file import load_sweep_file
+
+    config = load_sweep_file(file, overrides or ())
+    planned, name = memory_of(
+        plan_sweep(config, vocabulary_size=config.tokenizer.vocabulary), memory=memory, device=device
+    )
+    print_estimate(planned, name, _console())
+
+
+@app.command()
+@_explains_faults
 def sweep(file: File, overrides: Set = None, results: Results = None) -> None:
     """Run a sweep, or go on with it: the same command again resumes."""
     from sweeps.sweep_file import load_sweep_file

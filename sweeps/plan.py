@@ -24,7 +24,9 @@ from sweeps.sweep_file import dump_sweep
 _MICRO_BATCH = "training.micro_batch_size"
 
 
-class _Where(TypedDict):
+class Where(TypedDict):
+    """Keyword arguments of every prediction."""
+
     num_workers: int
     device_type: DeviceType
     has_document_ids: bool
@@ -61,15 +63,16 @@ class SweepPlan:
             run,
             self.vocabulary_size,
             micro_batch_size=micro_batch,
-            **self._where,
+            **self.where,
         ).peak_bytes
 
     def largest_micro_batch(self, run: RunConfig) -> int:
         """The most rows that one worker can hold at once, at most its rows of a batch; 0 when not even one fits."""
-        return largest_micro_batch(run, self.vocabulary_size, memory_bytes=self.memory_bytes, **self._where)
+        return largest_micro_batch(run, self.vocabulary_size, memory_bytes=self.memory_bytes, **self.where)
 
     @property
-    def _where(self) -> "_Where":
+    def where(self) -> "Where":
+        """On what a prediction of memory depends besides run and vocabulary."""
         packing = self.sweep.packing
         return {
             "num_workers": self.lanes.workers,

@@ -32,7 +32,8 @@ def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     def key(record: TrialRecord) -> tuple[Any, ...]:
         # NaN compares false with everything: as a sort key it would leave the others in no order.
         loss = record.loss if record.loss is not None and math.isfinite(record.loss) else math.inf
-        came_far = -record.tokens if record.outcome is Outcome.STOPPED else 0
+        # By rung, not by tokens: a larger batch overshoots a rung by more, which is no merit.
+        came_far = -max(record.rung_losses, default=0) if record.outcome is Outcome.STOPPED else 0
         return (_ORDER.index(record.outcome), came_far, loss, record.number)
 
     return sorted(records, key=key)

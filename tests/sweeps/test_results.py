@@ -9,9 +9,10 @@ from sweeps.results import best_trial, ranked, summarize, write_summary, write_t
 
 TRIALS = [
     record(1, Outcome.INFEASIBLE, reason="ran out of memory: 2 of 1 GiB", memory_verdict="ran out of memory"),
-    record(2, Outcome.STOPPED, loss=2.0, tokens=1000),
+    record(2, Outcome.STOPPED, loss=2.0, tokens=1100, rung_losses={1000: 2.0}),
     record(3, Outcome.COMPLETED, loss=3.0, tokens=9000),
-    record(4, Outcome.STOPPED, loss=2.9, tokens=3000),
+    record(4, Outcome.STOPPED, loss=2.9, tokens=3000, rung_losses={1000: 3.1, 3000: 2.9}),
+    record(9, Outcome.STOPPED, loss=2.1, tokens=1900, rung_losses={1000: 2.1}),
     record(5, Outcome.COMPLETED, loss=2.5, tokens=9000, training_s=4.0),
     record(6, Outcome.DIVERGED, loss=math.nan),
     record(7, Outcome.FAILED, reason="Traceback\n  in f\nKeyError: 'x'"),
@@ -20,7 +21,7 @@ TRIALS = [
 
 
 def test_a_trial_stopped_early_never_ranks_above_one_that_completed() -> None:
-    assert [trial.number for trial in ranked(TRIALS)] == [5, 3, 4, 2, 6, 8, 7, 1]
+    assert [trial.number for trial in ranked(TRIALS)] == [5, 3, 4, 2, 9, 6, 8, 7, 1]
 
 
 def test_the_best_trial_is_a_completed_one_or_none() -> None:

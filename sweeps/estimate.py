@@ -1,0 +1,93 @@
+"""The memory of one configuration, part by part, without running it."""
+
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table
+
+from core.memory_model import how_to_fit, largest_micro_batch, predict_memory
+from data_pipeline.input_fault import InputFault
+from data_pipeline.settings import format_bytes, parse_bytes
+from sweeps.plan import SweepPlan
+
+GPU_GIBIBYTES = {
+    "RTX 3060": 12,
+    "RTX 3090": 24,
+    "RTX 4070": 12,
+    "RTX 4080": 16,
+    "RTX 4090": 24,
+    "RTX 5090": 32,
+    "T4": 16,
+    "V100": 32,
+    "A10": 24,
+    "A100": 80,
+    "L4": 24,
+    "L40S": 48,
+    "H100": 80,
+    "H200": 141,
+}
+"""Memory as it is printed on the card, by the manufacturer's data sheets; A100 and V100 also come with half of it."""
+
+CONTEXT_BYTES = 600 * 2**20
+"""What CUDA's context and libraries take of a GPU before the first tensor: a usual size, not measured."""
+
+
+def memory_of(plan: SweepPlan, *, memory: str | None, device: str | None) -> tuple[SweepPlan, str]:
+    """The plan with the memory that was named on the command line, and its name.
+
+    Raises:
+        InputFault: Both are named, or the device is not known.
+    """
+    if memory is not None and device is not None:
+        raise InputFault("give --memory or --device, not both")
+    if memory is not None:
+        try:
+            num_bytes = parse_bytes(memory)
+        except ValueError as error:
+            raise InputFault(f"--memory {memory}: {error}") from error
+        return replace(plan, memory_bytes=num_bytes), memory
+    if device is not None:
+        known = {name.lower(): name for name in GPU_GIBIBYTES}
+        name = known.get(device.lower().removeprefix("nvidia ").removeprefix("geforce "))
+        if name is None:
+            raise InputFault(
+                f"--device {device!r} is not known; known: {', '.join(GPU_GIBIBYTES)}. Or give --memory 24GiB"
+            )
+        on_gpu = replace(plan.lanes, use_gpu=True)
+        return replace(plan, lanes=on_gpu, memory_bytes=GPU_GIBIBYTES[name] * 2**30 - CONTEXT_BYTES), name
+    return plan, "this machine's share of one worker"
+
+
+def print_estimate(plan: SweepPlan, name: str, console: Console) -> None:
+    """A table of the parts, the largest micro-batch with and without checkpointing, and what to change to fit."""
+    run = plan.sweep.run_config()
+    where = plan.where
+    largest = {
+        checkpointing: largest_micro_batch(
+            run.with_overrides({"training.activation_checkpointing": checkpointing}),
+            plan.vocabulary_size,
+            memory_bytes=plan.memory_bytes,
+            **where,
+        )
+        for checkpointing in (False, True)
+    }
+    asked = run.training.micro_batch_size
+    micro_batch = max(1, largest[run.training.activation_checkpointing]) if asked == "auto" else asked
+    prediction = predict_memory(run, plan.vocabulary_size, micro_batch_size=micro_batch, **where)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"micro-batch {micro_batch}")
+    table.add_column("bytes", justify="right")
+    table.add_column("share", justify="right")
+    for part, num_bytes in sorted(prediction.parts.items(), key=lambda item: -item[1]):
+        table.add_row(part, format_bytes(num_bytes), f"{num_bytes / prediction.peak_bytes:.0%}")
+    table.add_row(
+        "peak", format_bytes(prediction.peak_bytes), f"{prediction.peak_bytes / plan.memory_bytes:.0%} of {name}"
+    )
+    console.print(table)
+    batch = run.training.batch_size
+    console.print(
+        f"largest micro-batch: {largest[False]}, with activation checkpointing {largest[True]} (of a batch of {batch})",
+        highlight=False,
+    )
+    exact = run.with_overrides({"training.micro_batch_size": micro_batch})
+    console.print(how_to_fit(exact, plan.vocabulary_size, memory_bytes=plan.memory_bytes, **where), highlight=False)
