@@ -10,7 +10,7 @@ from data_pipeline.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.corpus_files import find_files
 from data_pipeline.examined_files import examine_files
 from data_pipeline.manifest import FileReport, PassedOver
-from data_pipeline.progress import OnProgress, PhaseCounter
+from data_pipeline.prepare_progress import OnProgress, PhaseCounter
 from data_pipeline.rejects import check_files, check_rejects
 from data_pipeline.survey import Survey, survey_parcel
 

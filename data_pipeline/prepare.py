@@ -14,7 +14,7 @@ from data_pipeline.corpus_files import find_files
 from data_pipeline.examined_files import examine_files
 from data_pipeline.fingerprint import library_versions, row_fingerprint, stream_fingerprint
 from data_pipeline.manifest import FORMAT_VERSION, Manifest, PassedOver, StreamReport
-from data_pipeline.progress import OnProgress, PhaseCounter, PrepareProgress
+from data_pipeline.prepare_progress import OnProgress, PhaseCounter, PrepareProgress
 from data_pipeline.rejects import check_files, check_rejects
 from data_pipeline.row_tables import make_rows
 from data_pipeline.token_blocks import PreparedCorpus, open_prepared, write_whole

@@ -17,7 +17,7 @@ from data_pipeline.duplicates import find_duplicates
 from data_pipeline.encode import EncodeWork, token_dtype
 from data_pipeline.manifest import BlockReport, SplitName, SplitReport, StreamReport, TokenizerReport
 from data_pipeline.node_copies import all_nodes_see
-from data_pipeline.progress import OnProgress, PhaseCounter
+from data_pipeline.prepare_progress import OnProgress, PhaseCounter
 from data_pipeline.rejects import check_files, check_rejects
 from data_pipeline.survey import Survey, holdout_threshold, sampled_texts, survey_parcel
 from data_pipeline.token_blocks import block_bytes, read_block, report_block, write_whole

@@ -126,6 +126,10 @@ class SweepConfig(Settings):
                 f"packing.sequence_length={self.packing.sequence_length} differs from "
                 f"model.sequence_length={self.model.sequence_length}; leave packing.sequence_length out"
             )
+        if not 0 < self.corpus.holdout < 1:
+            faults.append(
+                f"corpus.holdout={self.corpus.holdout:g} leaves nothing to compare trials on, or to train on; try 2%"
+            )
         if self.objective.masked_lm is not None and self.tokenizer.special_tokens == "minimind":
             faults.append("masked_lm needs a <mask> token; use tokenizer.special_tokens: roberta")
         if self.training.tokens is not None or self.training.epochs is not None:

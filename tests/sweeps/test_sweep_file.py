@@ -98,6 +98,10 @@ def test_a_masked_model_without_a_mask_token_is_refused() -> None:
     assert "masked_lm needs a <mask> token" in faults_of(text)
 
 
+def test_a_sweep_without_a_holdout_is_refused() -> None:
+    assert "corpus.holdout=0 leaves nothing to compare trials on" in faults_of(WHOLE.replace("2%", "0%"))
+
+
 def test_a_batch_smaller_than_the_workers_is_refused() -> None:
     assert "leaves some of the 100 workers without a row" in faults_of(WHOLE, "resources.workers_per_trial=100")
 
