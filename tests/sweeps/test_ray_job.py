@@ -1,0 +1,168 @@
+"""A sweep submitted to a Ray cluster with token authentication, as `ray job submit` sends it."""
+
+import json
+import os
+import random
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from command import ROOT, processes_marked
+from sweep_examples import TINY
+from sweeps.cli import results_folder
+
+_RAY = Path(sys.executable).parent / "ray"
+_START_S = 120
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A local cluster of one node."""
+
+    address: str
+    folder: Path
+    environment: dict[str, str]
+    """What its clients need: the token, and a home of their own."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    # Ray puts sockets there, and a socket's path has at most 107 characters: pytest's own folders are too deep.
+    folder = Path(tempfile.mkdtemp(prefix="ray-job-"))
+    mark = folder.name
+    token = folder / "auth_token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PRETUNE_"))}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "HOME": str(folder)}
+    environment |= {"PATH": f"{_RAY.parent}:{os.environ['PATH']}", "PRETUNE_TEST_MARK": mark}
+    # Ports of its own, so that it does not meet another cluster on this machine.
+    names = ("port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port", "dashboard-port")
+    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    options = ["--num-cpus=2", "--disable-usage-stats", f"--temp-dir={folder / 'ray'}"]
+    options += [f"--{name}={port}" for name, port in ports.items()]
+    head = subprocess.Popen(
+        [_RAY, "start", "--head", "--block", *options],
+        env=environment,
+        stdout=(folder / "head.log").open("wb"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        cluster = Cluster(f"http://127.0.0.1:{ports['dashboard-port']}", folder, environment)
+        _wait_for(cluster, head)
+        yield cluster
+    finally:
+        for process in processes_marked(mark):
+            process.terminate()
+        psutil.wait_procs(processes_marked(mark), timeout=5)
+        for process in processes_marked(mark):
+            process.kill()
+        head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert processes_marked(mark) == []
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A working copy as a user has it: our files, an environment and earlier results."""
+    tree = tmp_path / "tree"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+    for name in (".venv/bin/large", "results/earlier/large"):
+        (tree / name).parent.mkdir(parents=True)
+        (tree / name).write_text("must stay here")
+    two = TINY.replace("budget: {trials: 6, tokens_per_trial: 30k}", "budget: {trials: 2, tokens_per_trial: 20k}")
+    # One lane: a second would take longer to start than these trials take.
+    (tree / "small.yaml").write_text(f"{two}early_stopping: {{method: none}}\nresources: {{concurrent_trials: 1}}\n")
+    return tree
+
+
+@pytest.mark.ray
+def test_a_submitted_sweep_runs_to_its_end_and_uploads_neither_environment_nor_results(
+    cluster: Cluster, tree: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{cluster.address}/api/jobs/")
+
+    results = tmp_path / "results"
+    environment = json.dumps({"env_vars": {"PRETUNE_RESULTS": str(results)}})
+    where = ["--address", cluster.address, "--working-dir", ".", "--runtime-env-json", environment]
+    submitted = subprocess.run(
+        [_RAY, "job", "submit", *where, "--", "python", "-m", "sweeps", "sweep", "small.yaml"],
+        cwd=tree,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=540,
+    )
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    (summary_file,) = results.glob("tiny-*/summary.json")
+    summary = json.loads(summary_file.read_text())
+    assert summary["status"] == "finished"
+    assert summary["outcomes"] == {"COMPLETED": 2}
+    assert "best " in submitted.stdout
+
+    (uploaded,) = (cluster.folder / "ray").glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    assert (uploaded / "small.yaml").exists()
+    assert (uploaded / "sweeps" / "configs" / "quickstart.yaml").exists()
+    assert [path for path in uploaded.rglob("*") if path.name == "large" or path.name in (".venv", "results")] == []
+
+
+def test_results_of_a_job_outlive_the_copy_of_the_working_folder_that_it_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PRETUNE_RESULTS", raising=False)
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123456789abcdef"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    assert results_folder(None) == Path.home() / "pretune" / "results"
+    assert results_folder(Path("given")) == Path("given")
+    monkeypatch.chdir(tmp_path)
+    assert results_folder(None) == Path("results")
+
+
+def _free_ports(count: int) -> list[int]:
+    # Above what Ray gives its workers, below what the system gives to whoever asks for any port: nobody takes them
+    # between this look and the start of the cluster.
+    free: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe:
+            if len(free) < count and probe.connect_ex(("127.0.0.1", port)) != 0:
+                free.append(port)
+    return free
+
+
+def _wait_for(cluster: Cluster, head: subprocess.Popen[bytes]) -> None:
+    give_up_at = time.monotonic() + _START_S
+    while time.monotonic() < give_up_at:
+        assert head.poll() is None, (cluster.folder / "head.log").read_text()
+        try:
+            with urllib.request.urlopen(f"{cluster.address}/api/version", timeout=5):
+                return
+        except urllib.error.HTTPError:
+            return  # It answers, and asks for the token.
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("the cluster never answered")
