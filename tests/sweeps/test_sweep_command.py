@@ -17,9 +17,10 @@ from core.checkpoint import MODEL_FILE, newest_checkpoint, restore_weights
 from core.models import build_model
 from data_pipeline.token_blocks import open_prepared
 from sweep_examples import TINY
+from sweeps.mlflow_store import EXPERIMENT
 from sweeps.outcomes import Outcome
 from sweeps.sweep_file import load_sweep_file
-from sweeps.tracking import EXPERIMENT, FINAL_LOSS
+from sweeps.tracking import FINAL_LOSS
 from sweeps.trial_records import LOSS, TrialStore
 
 pytestmark = pytest.mark.ray
