@@ -51,6 +51,8 @@ def connect() -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A lane takes some seven processes, most of them idle; on two cores Ray would warn of each beyond the eighth.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     is_job = bool(os.environ.get("RAY_ADDRESS"))
     if is_job:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
