@@ -43,7 +43,6 @@ class Progress:
         self._console, self._records, self._num_refused = console, records, num_refused
         self._num_trials, self._tokens_per_trial = num_trials, tokens_per_trial
         self._started_at = time.monotonic()
-        self._tokens_at_start = _tokens(records())
         self._speed: dict[int, float] = {}
         self._live: Live | None = None
 
@@ -110,17 +109,11 @@ class Progress:
         elapsed_s = time.monotonic() - self._started_at
         speed = sum(self._speed.values())
         text = Text(f"{speed:,.0f} tokens/s   {clock(elapsed_s)} elapsed")
-        left_s = self._time_left_s(records, elapsed_s)
-        return text if left_s is None else text.append(f"   about {clock(left_s)} left")
-
-    def _time_left_s(self, records: Sequence[TrialRecord], elapsed_s: float) -> float | None:
-        # Seconds a trial have been, times trials left: stopped trials are cheap, and will be.
+        # What is left at most: trials that early stopping will end are not known yet.
         counted = [record for record in records if record.outcome is not Outcome.INFEASIBLE]
-        share = sum(1.0 if r.is_done else r.tokens / self._tokens_per_trial for r in counted)
-        spent = _tokens(records) - self._tokens_at_start
-        if share <= 0 or spent <= 0:
-            return None
-        return elapsed_s / share * max(0.0, self._num_trials - share)
+        used = sum(self._tokens_per_trial if r.is_done else r.tokens for r in counted)
+        left = max(0, self._num_trials * self._tokens_per_trial - used)
+        return text.append(f"   at most {clock(left / speed)} left") if speed else text
 
 
 def leaders_table(records: Sequence[TrialRecord], limit: int | None = None) -> Table:
@@ -156,7 +149,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _tokens(records: Sequence[TrialRecord]) -> int:
-    return sum(record.tokens for record in records)
