@@ -76,10 +76,10 @@ class Progress:
     def _line(self, event: str, record: TrialRecord, report: Mapping[str, float] | None) -> Text | None:
         line = Text(record.name)
         if event == "started":
-            return line.append(f"  starts       {settings_in_words(record)}", style="dim")
+            return line.append(f"  starts      {settings_in_words(record)}", style="dim")
         if event == "report" and report is not None and LOSS in report:
             done = report["tokens"] / self._tokens_per_trial
-            return line.append(f"  {min(done, 1):4.0%}         holdout loss {report[LOSS]:.4f}", style="dim")
+            return line.append(f"  {min(done, 1):4.0%}        holdout loss {report[LOSS]:.4f}", style="dim")
         if event == "ended":
             outcome = record.outcome or Outcome.INTERRUPTED
             line.append(f"  {outcome:<11}", style=STYLES[outcome])
