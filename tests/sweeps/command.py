@@ -21,7 +21,13 @@ def start(*arguments: str | Path, mark: str = "") -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=listen_to_ctrl_c,
     )
+
+
+def listen_to_ctrl_c() -> None:
+    """A shell starts its background jobs with SIGINT ignored, and children inherit that: a terminal's do not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:
