@@ -50,7 +50,8 @@ class Feasible:
 
         A chord of a convex function lies above it, so where the chord meets the capacity fits. A line through two
         points that fit lies below it further on, so where that line meets the capacity nothing more fits. Within one
-        piece of a piecewise linear function both are exact. Each is checked, so rounding costs no exactness.
+        piece of a piecewise linear function both are exact. Each is checked, so rounding costs no exactness. Where a
+        piece is flat the chord creeps; a round that does not halve what is left therefore looks at its middle too.
         """
         peak, capacity = self._peak, self._capacity
         if peak(first) > capacity:
@@ -59,14 +60,22 @@ class Feasible:
             return last
         fits, exceeds = first, last
         while exceeds - fits > 1:
+            width = exceeds - fits
             room, rise = capacity - peak(fits), peak(exceeds) - peak(fits)
-            guess = min(max(fits + room * (exceeds - fits) // rise, fits + 1), exceeds - 1)
+            guess = min(max(fits + room * width // rise, fits + 1), exceeds - 1)
             if peak(guess) > capacity:
                 exceeds = guess
-                continue
-            slope = (peak(guess) - peak(fits)) / (guess - fits)
-            fits = guess
-            bound = guess + int((capacity - peak(guess)) / slope) + 1 if slope > 0 else exceeds
-            if fits < bound < exceeds:
-                fits, exceeds = (bound, exceeds) if peak(bound) <= capacity else (fits, bound)
+            else:
+                slope = (peak(guess) - peak(fits)) / (guess - fits)
+                fits = guess
+                bound = guess + int((capacity - peak(guess)) / slope) + 1 if slope > 0 else exceeds
+                fits, exceeds = self._narrowed(fits, exceeds, bound)
+            if exceeds - fits > width // 2:
+                fits, exceeds = self._narrowed(fits, exceeds, (fits + exceeds) // 2)
         return fits
+
+    def _narrowed(self, fits: int, exceeds: int, size: int) -> tuple[int, int]:
+        """The bracket after looking at a size, if it lies inside."""
+        if not fits < size < exceeds:
+            return fits, exceeds
+        return (size, exceeds) if self._peak(size) <= self._capacity else (fits, size)
