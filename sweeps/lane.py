@@ -14,7 +14,6 @@ import ray.train
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from core.training_run import RunEnd
 from sweeps.lane_worker import train_assignments
 from sweeps.mailbox import Assignment, Mailbox, Message
 
@@ -84,19 +83,17 @@ class Lane:
             self._current = None
         return message
 
-    def stop_current(self) -> RunEnd | None:
+    def stop_current(self) -> None:
         """End the current trial, if any, and wait until the workers are free."""
         if self._current is None:
-            return None
+            return
         ray.get(self._mailbox.stop.remote(self._current.number))
         try:
-            while True:
-                message = self.next_message()
-                if message.kind == "end":
-                    return message.end
+            while self.next_message().kind != "end":
+                pass
         except (WorkersLostError, TrialFailedError):
             # The trial's outcome is settled already; the next one gets a new group.
-            return None
+            return
 
     def close(self) -> None:
         """Let the workers go."""

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from core.host_memory import memory_share_bytes
 from core.memory_model import DeviceType, largest_micro_batch, predict_memory
 from core.run_config import RunConfig
 from data_pipeline.settings import format_bytes
@@ -103,7 +104,8 @@ def plan_sweep(
         num_gpus=torch.cuda.device_count() if num_gpus is None else num_gpus,
     )
     # All GPUs of a sweep are taken to be like the first: Ray does not say how much memory each has.
-    device_bytes = torch.cuda.mem_get_info(0)[0] if lanes.use_gpu and torch.cuda.is_available() else None
+    is_here = lanes.use_gpu and torch.cuda.is_available()
+    device_bytes = memory_share_bytes(torch.device("cuda", 0)) if is_here else None
     memory_bytes = worker_memory_bytes(sweep.resources, lanes, device_bytes=device_bytes)
     return SweepPlan(sweep, vocabulary_size, lanes, memory_bytes)
 

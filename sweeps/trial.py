@@ -54,7 +54,8 @@ class LaneTrainable(tune.Trainable):
                 assert message.end is not None
                 return self._end(_OUTCOMES[message.end.outcome], message.end.reason, message.end)
             assert message.report is not None
-            return {"report": message.report, "tokens": message.report["tokens"], "done": False} | message.report
+            # Whole for the ledger, and flat for the scheduler, which looks at tokens and the loss.
+            return {"report": message.report, "done": False} | message.report
 
     def cleanup(self) -> None:
         """Let the lane's workers go."""
