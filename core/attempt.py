@@ -6,6 +6,7 @@ it went, and only then anything that needs every rank.
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -21,13 +22,19 @@ _FAILED = 2
 
 
 def attempt_together(
-    work: Callable[[], Result], workers: Workers, *, phase: OomPhase | None, settle: Callable[[], None] = lambda: None
+    work: Callable[[], Result],
+    workers: Workers,
+    *,
+    phase: OomPhase | Callable[[], OomPhase] | None,
+    bytes_in_use: Callable[[], int | None] = lambda: None,
+    settle: Callable[[], None] = lambda: None,
 ) -> Result | OomFacts:
     """What the work gives, or what is known about the memory shortage, if any worker had one.
 
     Args:
         work: Local work; it starts no collective operation unless `settle` ends it.
-        phase: Where in the run, for the facts.
+        phase: Where in the run, for the facts; a function says it when it is known only then.
+        bytes_in_use: What this worker holds, asked where its memory has run out.
         settle: Brings collective operations that the work had started to their end, also when it broke off in between.
 
     Raises:
@@ -40,9 +47,12 @@ def attempt_together(
     try:
         results.append(work())
     except Exception as error:
-        facts = classify(error, phase=phase, rank=workers.rank)
+        facts = classify(error, phase=phase() if callable(phase) else phase, rank=workers.rank)
         if facts is None:
             failure = error
+        else:
+            # Asked in here, where the traceback still holds what the work held.
+            facts = replace(facts, bytes_in_use=bytes_in_use())
     # The traceback of an exception holds every activation, so memory comes back only out here, after the except block.
     if facts is not None:
         release_memory(workers.device)
@@ -56,17 +66,16 @@ def attempt_together(
         raise RuntimeError(f"rank {rank} of {workers.count} failed; its own error says why")
     if worst == _SHORT_OF_MEMORY:
         everyone = workers.all_values(facts)
-        return next(value for value in everyone if isinstance(value, OomFacts))
+        return next(value for value in everyone if isinstance(value, OomFacts))  # the same one on every rank
     return results[0]
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what nothing refers to any more: Python's cycles, then the allocator's cache."""
+    """Give back what nothing refers to any more: Python's cycles, autograd's queue, then the allocator's cache."""
     gc.collect()
+    # A backward pass that broke off leaves gradients in this thread's queue until the next one, which would begin with
+    # them. The smallest there is clears it.
+    with torch.enable_grad():
+        torch.ones((), requires_grad=True).clone().backward()  # type: ignore[no-untyped-call]
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def largest_power_of_two_below(size: int) -> int:
-    """What a micro-batch of `size` >= 2 shrinks to."""
-    return 1 << ((size - 1).bit_length() - 1)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.attempt import attempt_together, largest_power_of_two_below
+from core.attempt import attempt_together
 from core.language_model import LanguageModel
 from core.objectives import predicted_hidden
 from core.out_of_memory import OomFacts
 from core.precision import Precision
+from core.shrinking import Shortage, half_of
 from core.workers import Workers
 from data_pipeline.batches import Batch, BatchSource
 from data_pipeline.token_blocks import PreparedCorpus
@@ -107,29 +108,33 @@ class Evaluation:
         self.precision = precision
         self.num_rows = num_rows
         self.shrinks = shrinks
+        self.shortages: list[Shortage] = []
+        """Those that it survived."""
 
-    def metrics(self) -> dict[str, float] | OomFacts:
-        """As `evaluate` gives them; the facts if not even the smallest evaluation fits."""
+    def metrics(self, *, step: int) -> dict[str, float] | OomFacts:
+        """As `evaluate` gives them, after so many steps; the facts if not even the smallest evaluation fits."""
         while True:
             found = evaluate(
                 self.model, self.source, self.workers, micro_batch_size=self.num_rows, precision=self.precision
             )
-            if not isinstance(found, OomFacts) or not self._shrink():
+            if not isinstance(found, OomFacts) or not self._shrink(found, step):
                 return found
 
-    def rehearse(self) -> OomFacts | None:
+    def rehearse(self, *, step: int) -> OomFacts | None:
         """Evaluate the first rows and keep nothing of it: their memory is the memory of any others."""
         while True:
             found = attempt_together(self._first_rows, self.workers, phase="evaluation")
             if not isinstance(found, OomFacts):
                 return None
-            if not self._shrink():
+            if not self._shrink(found, step):
                 return found
 
-    def _shrink(self) -> bool:
+    def _shrink(self, facts: OomFacts, step: int) -> bool:
         if not self.shrinks or self.num_rows == 1:
             return False
-        self.num_rows = largest_power_of_two_below(self.num_rows)
+        # It needs less than training, which was predicted to fit: there is nothing to go by but halving.
+        tried, self.num_rows = self.num_rows, half_of(self.num_rows)
+        self.shortages.append(Shortage(facts, step, tried, self.num_rows))
         return True
 
     @torch.no_grad()

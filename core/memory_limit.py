@@ -34,6 +34,10 @@ class MemoryMeter(Protocol):
     def current_bytes(self) -> int:
         """Bytes live now."""
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it still watches."""
+
     def track(self, *things: Trackable) -> None:
         """Count what existed before the block: parameters, buffers and gradients, optimizer state, tensors."""
 
@@ -105,6 +109,10 @@ class StorageMeter:
         self._live: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
         self._mode: _CountingMode | None = None
 
+    @property
+    def is_running(self) -> bool:
+        return self._mode is not None and self._mode.meter is not None
+
     def start(self) -> None:
         """Begin watching this thread's operators."""
         assert self._mode is None, "the meter is running already"
@@ -132,7 +140,7 @@ class StorageMeter:
         Raises:
             torch.OutOfMemoryError: It does not fit into the budget; it is not counted then.
         """
-        if isinstance(tensor, FakeTensor) != self._of_fakes:
+        if isinstance(tensor, FakeTensor) != self._of_fakes or (tensor.is_meta and not self._of_fakes):
             return
         if tensor.layout is not torch.strided:
             if tensor.layout is torch.sparse_coo:
@@ -248,6 +256,10 @@ class _CudaMeter:
     @property
     def current_bytes(self) -> int:
         return torch.cuda.memory_allocated(self._device) if self._final is None else self._final[1]
+
+    @property
+    def is_running(self) -> bool:
+        return self._final is None
 
     def track(self, *things: Trackable) -> None:
         """Nothing to do: the allocator knows everything on its device."""

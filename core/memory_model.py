@@ -45,14 +45,25 @@ class MemoryPrediction:
         return self.parts.get(part, 0) / self.peak_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run takes place: what its memory depends on besides its settings and its vocabulary."""
+
+    num_workers: int = 1
+    device_type: DeviceType = "cpu"
+    has_document_ids: bool = False
+    """Rows hold several documents that must not see each other, which takes a mask of T x T a row."""
+
+    def rows_of(self, run: RunConfig) -> int:
+        """Rows of one worker in one step, at most."""
+        return math.ceil(run.training.batch_size / self.num_workers)
+
+
+ALONE_ON_A_CPU = Place()
+
+
 def predict_memory(
-    run: RunConfig,
-    vocabulary_size: int,
-    *,
-    micro_batch_size: int,
-    num_workers: int = 1,
-    device_type: DeviceType = "cpu",
-    has_document_ids: bool = False,
+    run: RunConfig, vocabulary_size: int, *, micro_batch_size: int, place: Place = ALONE_ON_A_CPU
 ) -> MemoryPrediction:
     """Peak memory of one worker of a run. About a second for a new shape, nothing for one that was asked before.
 
@@ -60,37 +71,30 @@ def predict_memory(
 
     Args:
         micro_batch_size: Rows of one forward/backward on one worker; more than a worker's rows of a batch are as many.
-        has_document_ids: Rows hold several documents that must not see each other, which takes a mask of T x T a row.
 
     Raises:
         ValueError: fp16 on a CPU, or a micro-batch of no rows.
     """
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size={micro_batch_size}; at least 1")
-    rows = math.ceil(run.training.batch_size / num_workers)
+    rows = place.rows_of(run)
     shape = RunShape(
         model=_without_numbers(run.model),
         vocabulary_size=vocabulary_size,
-        precision=_precision_name(run, device_type),
+        precision=_precision_name(run, place.device_type),
         is_checkpointed=run.training.activation_checkpointing,
         micro_batch_size=min(micro_batch_size, rows),
         local_rows=_rows_worth_tracing(min(micro_batch_size, rows), rows),
-        exchanges_gradients=num_workers > 1,
+        exchanges_gradients=place.num_workers > 1,
         predicted_per_row=_predicted_per_row(run),
-        has_document_ids=has_document_ids,
-        device_type=device_type,
+        has_document_ids=place.has_document_ids,
+        device_type=place.device_type,
     )
     return _predict(shape)
 
 
 def largest_micro_batch(
-    run: RunConfig,
-    vocabulary_size: int,
-    *,
-    memory_bytes: int,
-    num_workers: int = 1,
-    device_type: DeviceType = "cpu",
-    has_document_ids: bool = False,
+    run: RunConfig, vocabulary_size: int, *, memory_bytes: int, place: Place = ALONE_ON_A_CPU
 ) -> int:
     """Largest micro-batch whose predicted peak is within the memory; 0 if a single row's is not.
 
@@ -102,18 +106,12 @@ def largest_micro_batch(
     in one chunk more, so that logits shrink. But the peak of a step is that of its greediest pass, and over the sizes
     that share a number of chunks a first pass alone, or a later pass alone, is convex.
     """
-    rows = math.ceil(run.training.batch_size / num_workers)
+    rows = place.rows_of(run)
 
     def peak(micro_batch_size: int, rows_of_batch: int) -> int:
-        training = run.training.model_copy(update={"batch_size": rows_of_batch * num_workers})
-        return predict_memory(
-            run.model_copy(update={"training": training}),
-            vocabulary_size,
-            micro_batch_size=micro_batch_size,
-            num_workers=num_workers,
-            device_type=device_type,
-            has_document_ids=has_document_ids,
-        ).peak_bytes
+        training = run.training.model_copy(update={"batch_size": rows_of_batch * place.num_workers})
+        changed = run.model_copy(update={"training": training})
+        return predict_memory(changed, vocabulary_size, micro_batch_size=micro_batch_size, place=place).peak_bytes
 
     if peak(rows, rows) <= memory_bytes:
         return rows
@@ -130,42 +128,20 @@ def largest_micro_batch(
     return 0
 
 
-def how_to_fit(
-    run: RunConfig,
-    vocabulary_size: int,
-    *,
-    memory_bytes: int,
-    num_workers: int = 1,
-    device_type: DeviceType = "cpu",
-    has_document_ids: bool = False,
-) -> str:
+def how_to_fit(run: RunConfig, vocabulary_size: int, *, memory_bytes: int, place: Place = ALONE_ON_A_CPU) -> str:
     """In words: what the run needs of the memory there is, and what to change if that is too much.
 
     A micro-batch of `auto` is taken as one row here, the least that a run can do with.
     """
     asked = run.training.micro_batch_size
-    prediction = predict_memory(
-        run,
-        vocabulary_size,
-        micro_batch_size=1 if asked == "auto" else asked,
-        num_workers=num_workers,
-        device_type=device_type,
-        has_document_ids=has_document_ids,
-    )
+    prediction = predict_memory(run, vocabulary_size, micro_batch_size=1 if asked == "auto" else asked, place=place)
     needs = f"needs {format_bytes(prediction.peak_bytes)} of {format_bytes(memory_bytes)}"
     if prediction.peak_bytes <= memory_bytes:
         return needs
     cures = []
     for checkpointing in (False, True) if not run.training.activation_checkpointing else (True,):
         changed = run.with_overrides({"training.activation_checkpointing": checkpointing})
-        largest = largest_micro_batch(
-            changed,
-            vocabulary_size,
-            memory_bytes=memory_bytes,
-            num_workers=num_workers,
-            device_type=device_type,
-            has_document_ids=has_document_ids,
-        )
+        largest = largest_micro_batch(changed, vocabulary_size, memory_bytes=memory_bytes, place=place)
         is_new = checkpointing and not run.training.activation_checkpointing
         if largest > 0 and is_new and asked != "auto" and largest >= asked:
             cures.append("activation checkpointing")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from core.memory_model import largest_micro_batch
+from core.memory_model import Place, largest_micro_batch
 from core.run_config import RunConfig
 from core.workers import Workers
 from data_pipeline.token_blocks import PreparedCorpus
@@ -29,9 +29,7 @@ def choose_micro_batch(
             run,
             data.vocabulary.size,
             memory_bytes=memory_limit_bytes,
-            num_workers=workers.count,
-            device_type="cuda" if workers.device.type == "cuda" else "cpu",
-            has_document_ids=has_document_ids(data),
+            place=place_of(data, workers),
         )
     chosen = automatic_micro_batch(
         batch_size=run.training.batch_size,
@@ -61,6 +59,10 @@ def automatic_micro_batch(
     return dividing if 2 * dividing >= largest else largest
 
 
-def has_document_ids(data: PreparedCorpus) -> bool:
-    """Whether rows hold documents that must not see each other, which takes memory for a mask."""
-    return data.train.rows(np.zeros(1, np.int64)).document_ids is not None
+def place_of(data: PreparedCorpus, workers: Workers) -> Place:
+    """Where these workers train on this corpus, for predictions."""
+    return Place(
+        num_workers=workers.count,
+        device_type="cuda" if workers.device.type == "cuda" else "cpu",
+        has_document_ids=data.train.rows(np.zeros(1, np.int64)).document_ids is not None,
+    )

@@ -7,20 +7,23 @@ step can be done again with smaller micro-batches and comes out the same.
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-from core.attempt import attempt_together, largest_power_of_two_below
+from core.attempt import attempt_together
 from core.gradient_exchange import GradientExchange
 from core.language_model import LanguageModel
 from core.noise_scale import steps_between_measurements
 from core.objectives import HiddenStates, add_gradients
 from core.optimizer import gradient_norm, update
-from core.out_of_memory import OomFacts
+from core.out_of_memory import OomFacts, classify
 from core.precision import Precision
+from core.shrinking import ChooseSmaller, MicroBatchSize, Shortage
 from core.step_profile import StepProfile
 from core.workers import Workers
 from data_pipeline.batches import Batch, BatchSource, Shard
@@ -58,6 +61,23 @@ class StepOutOfMemory:
     """With which it was tried."""
 
 
+class UpdateOutOfMemoryError(RuntimeError):
+    """Memory ran out while the weights were being changed, so the step can be neither kept nor done again.
+
+    It should not happen, for all that an update needs exists from the start. The run goes on from its last checkpoint.
+    """
+
+    def __init__(self, facts: OomFacts) -> None:
+        super().__init__(
+            f"out of memory in {facts.phase} on rank {facts.rank}, where a step cannot be done again: {facts.message}"
+        )
+        self.facts = facts
+
+    def __reduce__(self) -> tuple[type[Self], tuple[OomFacts]]:
+        # Built again from its facts in another process, not from its text.
+        return type(self), (self.facts,)
+
+
 @dataclass
 class LossScale:
     """Factor on the loss in fp16, whose smallest gradients would round to zero; halved whenever it was too large."""
@@ -92,7 +112,8 @@ class OptimizerStep:
 
     Args:
         micro_batch_size: Rows of one forward/backward on one worker, at most; may shrink.
-        shrinks: After running out of memory go on with smaller micro-batches, if there are any.
+        choose_smaller: What a micro-batch that runs out of memory shrinks to. None: the step ends there.
+        bytes_in_use: What this worker holds now, asked where its memory has run out.
     """
 
     def __init__(
@@ -107,7 +128,8 @@ class OptimizerStep:
         micro_batch_size: int,
         tokens_per_step: float,
         clip: float | None = None,
-        shrinks: bool = False,
+        choose_smaller: ChooseSmaller | None = None,
+        bytes_in_use: Callable[[], int | None] = lambda: None,
         seed: int = 0,
     ) -> None:
         self.model = model
@@ -116,9 +138,11 @@ class OptimizerStep:
         self.workers = workers
         self.precision = precision
         self.batch_size = batch_size
-        self.micro_batch_size = min(micro_batch_size, math.ceil(batch_size / workers.count))
+        rows = min(micro_batch_size, math.ceil(batch_size / workers.count))
+        self.micro_batch = MicroBatchSize(rows, workers, choose_smaller)
+        self.shortages: list[Shortage] = []
+        """Those that it survived."""
         self.clip = clip
-        self.shrinks = shrinks
         self.seed = seed
         self.loss_scale = LossScale(_FIRST_LOSS_SCALE if precision.name == "fp16" else 1.0)
         self.profile = StepProfile(workers.device)
@@ -128,8 +152,19 @@ class OptimizerStep:
         self._compiled_rows = 0
         self._parameters = list(model.parameters())
         self._exchange = GradientExchange(model, workers) if workers.count > 1 else None
+        self._bytes_in_use = bytes_in_use
+        self._phase: Literal["forward", "backward"] = "forward"
         self._dropout = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
         self._tokens_per_step = tokens_per_step
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows of one forward/backward on one worker."""
+        return self.micro_batch.rows
+
+    @micro_batch_size.setter
+    def micro_batch_size(self, rows: int) -> None:
+        self.micro_batch.rows = rows
 
     def take(self, *, step: int, position: int, learning_rate: Callable[[int], float]) -> StepResult | StepOutOfMemory:
         """One step on the global batch at `position`.
@@ -146,16 +181,24 @@ class OptimizerStep:
         )
         while True:
             sums = attempt_together(
-                lambda: self._local_work(shard, step), self.workers, phase="backward", settle=self._settle
+                lambda: self._local_work(shard, step),
+                self.workers,
+                phase=lambda: self._phase,
+                bytes_in_use=self._bytes_in_use,
+                settle=self._settle,
             )
             if isinstance(sums, _LocalSums):
-                return self._finish(sums, learning_rate)
+                result = self._finish(sums, learning_rate)
+                if self.micro_batch.note_clean_step():
+                    self.overlaps_exchange = False
+                return result
             self._forget_gradients()
             # The last balance loss holds the graph, and with it the activations, of the pass that broke off.
             self.model._balance_loss = None
-            if not self.shrinks or self.micro_batch_size == 1:
-                return StepOutOfMemory(sums, self.micro_batch_size)
-            self.micro_batch_size = largest_power_of_two_below(self.micro_batch_size)
+            tried = self.micro_batch_size
+            if not self.micro_batch.shrink(sums):
+                return StepOutOfMemory(sums, tried)
+            self.shortages.append(Shortage(sums, step, tried, self.micro_batch_size))
             self.overlaps_exchange = False
 
     def compile_body(self) -> None:
@@ -199,7 +242,7 @@ class OptimizerStep:
             scale=self.loss_scale.value,
             # Another shape would compile again, which costs more than one batch can win.
             hidden_states=self._compiled if len(batch.inputs_BT) == self._compiled_rows else None,
-            span=self.profile.span,
+            span=self._span,
             before_last_backward=self._start_exchange if may_exchange else lambda: None,
         )
         sums.loss += loss
@@ -208,16 +251,34 @@ class OptimizerStep:
         sums.num_predicted += batch.labels_P.numel()
         sums.num_tokens += batch.num_tokens
 
+    @contextmanager
+    def _span(self, stretch: Literal["forward", "backward"]) -> Iterator[None]:
+        self._phase = stretch
+        with self.profile.span(stretch):
+            yield
+
+    @contextmanager
+    def _done_once(self, phase: Literal["exchange", "optimizer"]) -> Iterator[None]:
+        """A part of the step that is never done again, whatever happens in it."""
+        try:
+            with self.profile.span(phase):
+                yield
+        except Exception as error:
+            facts = classify(error, phase=phase, rank=self.workers.rank)
+            if facts is None:
+                raise
+            raise UpdateOutOfMemoryError(facts) from error
+
     def _finish(self, sums: _LocalSums, learning_rate: Callable[[int], float]) -> StepResult:
         """Everything that needs all ranks, and the update."""
-        with self.profile.span("exchange"):
+        with self._done_once("exchange"):
             if self._exchange is not None:
                 if self.overlaps_exchange:
                     self._exchange.agree_on_order()
                 else:
                     self._exchange.finish()
             totals = self._add_up(sums)
-        with self.profile.span("optimizer"):
+        with self._done_once("optimizer"):
             loss, auxiliary, num_predicted, num_tokens, small_norm, small_inverse_rows, scaled_norm = torch.cat(
                 [totals, gradient_norm(self._parameters).double().reshape(1)]
             ).tolist()  # the one place where a step waits for the device

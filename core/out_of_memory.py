@@ -38,6 +38,8 @@ class OomFacts:
     """Where in the run; None where the caller did not know."""
     rank: int | None = None
     """Worker that ran out; None for a single one or where nobody knows."""
+    bytes_in_use: int | None = None
+    """What that worker's tensors held when it asked; None where nobody counted."""
 
     @property
     def is_certain(self) -> bool:

@@ -196,8 +196,9 @@ class TrainingConfig(Settings):
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
-    on_oom: Literal["shrink", "stop"] = "stop"
-    """shrink: go on with a smaller micro-batch. stop: the run ends as infeasible."""
+    on_oom: Literal["shrink", "stop"] = "shrink"
+    """shrink: go on with a smaller micro-batch, which changes nothing in what is learnt. stop: the run ends as
+    infeasible, so that a micro-batch that is swept is judged as it is."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the initial weights, the order of rows and the masks."""
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from core.divergence import DivergenceWatch
 from core.evaluation import Evaluation, holdout_source
 from core.memory_budget import MemoryBudget
 from core.memory_limit import memory_limit
-from core.micro_batch import choose_micro_batch
+from core.micro_batch import choose_micro_batch, place_of
 from core.noise_scale import NoiseScale
 from core.optimizer import build_optimizer
 from core.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult
@@ -31,6 +31,7 @@ from core.run_config import RunConfig
 from core.run_progress import Progress
 from core.run_start import check_fit, check_same_run, fresh_model, settings_that_count
 from core.schedule import RunLength, learning_rate, run_length
+from core.shrinking import Shortage
 from core.step_profile import matmul_flops_per_s, model_flops_a_token
 from core.workers import Workers, check_same_model
 from data_pipeline.batches import BatchSource
@@ -55,9 +56,13 @@ class RunEnd:
     """Of the last evaluation, under the keys of reports; empty when there was none."""
     tokens: int
     micro_batch_size_used: int | None
+    """Of the last step; smaller than the one asked for if memory ran out and `on_oom` is shrink."""
     peak_memory_bytes: int | None
     """Most bytes live at once on one worker: of tensors on a CPU, of the caching allocator on CUDA."""
     oom: OomFacts | None = None
+    """The shortage that ended it."""
+    shortages: tuple[Shortage, ...] = ()
+    """Those that it survived, in order; rank 0 alone knows of those in writing checkpoints."""
 
 
 def run_training(
@@ -97,16 +102,18 @@ def run_training(
     check_fit(run, data)
     micro_batch_size = choose_micro_batch(run, data, workers, memory_limit_bytes=memory_limit_bytes)
     with memory_limit(memory_limit_bytes, device) as meter:
-        budget = MemoryBudget(run, data, workers, meter, memory_limit_bytes)
+        budget = MemoryBudget(run, data.vocabulary.size, place_of(data, workers), workers, meter, memory_limit_bytes)
         opened = attempt_together(
-            lambda: _Run(run, data, workers, budget, micro_batch_size, initial_weights), workers, phase=None
+            lambda: _Run(run, data, workers, budget, micro_batch_size, initial_weights),
+            workers,
+            phase=None,
+            bytes_in_use=budget.bytes_in_use,
         )
         if isinstance(opened, OomFacts):
             reason = budget.in_words(opened, micro_batch_size)
             return RunEnd("infeasible", reason, {}, 0, micro_batch_size, budget.largest_peak_bytes(), opened)
         opened.report_with(report, every_s=report_every_s, matmul_rate=matmul_rate)
-        opened.go_on_from(folder)
-        return opened.train(evaluate_at_tokens, checkpoint_every_s)
+        return opened.go_on_from(folder) or opened.train(evaluate_at_tokens, checkpoint_every_s)
 
 
 class _Run:
@@ -145,7 +152,8 @@ class _Run:
             micro_batch_size=micro_batch_size,
             tokens_per_step=tokens_per_step,
             clip=training.clip,
-            shrinks=training.on_oom == "shrink",
+            choose_smaller=budget.smaller if training.on_oom == "shrink" else None,
+            bytes_in_use=budget.bytes_in_use,
             seed=training.seed,
         )
         self.evaluation = Evaluation(
@@ -154,30 +162,37 @@ class _Run:
             workers,
             self.precision,
             num_rows=self.step.micro_batch_size,
-            shrinks=self.step.shrinks,
+            shrinks=self.step.micro_batch.shrinks,
         )
         self.progress = Progress()
         self.noise = NoiseScale()
         self.divergence = DivergenceWatch(data.vocabulary.size)
         self.clean_steps = 0
         """Since memory last ran out."""
-        self.proved_micro_batch = self.step.micro_batch_size
+        self.asked_micro_batch = self.proved_micro_batch = self.step.micro_batch_size
+        self.checkpoint_shortages: list[Shortage] = []
 
     def report_with(self, report: Report, *, every_s: float, matmul_rate: float) -> None:
         """Where reports go."""
         self.reporter = Reporter(report, every_s=every_s, matmul_rate=matmul_rate, profile=self.step.profile)
 
-    def go_on_from(self, folder: Path) -> None:
-        """Take up the newest checkpoint in the folder, once all workers are known to hold the same model."""
+    def go_on_from(self, folder: Path) -> RunEnd | None:
+        """Take up the newest checkpoint in the folder, once all workers are known to hold the same model.
+
+        Returns:
+            The run's end, if there is no memory for that.
+        """
         self.folder = folder
         check_same_model(self.model, self._settings_text(), self.workers)
         read = attempt_together(self._read_newest, self.workers, phase="checkpoint")
-        assert not isinstance(read, OomFacts), "reading a checkpoint takes no device memory"
+        if isinstance(read, OomFacts):
+            return self._infeasible(read, self.step.micro_batch_size)
         saved = self.workers.all_values(read)[0]
         if saved:
             assert isinstance(saved, dict)
             self._restore(saved)
         self.checkpointed_at = time.monotonic()
+        return None
 
     def train(self, evaluate_at_tokens: Sequence[int], checkpoint_every_s: float | None) -> RunEnd:
         """The loop."""
@@ -205,16 +220,15 @@ class _Run:
 
             is_last = self.length.is_reached(tokens=self.progress.tokens, step=self.progress.step)
             is_due = any(before.tokens < max(point, 1) <= self.progress.tokens for point in points)
-            metrics = self.evaluation.metrics() if is_last or is_due else {}
+            metrics = self.evaluation.metrics(step=self.progress.step) if is_last or is_due else {}
             if isinstance(metrics, OomFacts):
                 return self._infeasible(metrics, self.evaluation.num_rows)
 
             goes_on = self._publish(metrics, result, is_last=is_last, checkpoint_every_s=checkpoint_every_s)
-            if isinstance(goes_on, OomFacts):
-                return self._infeasible(goes_on, self.step.micro_batch_size)
             if not goes_on and not is_last:
                 return self._end("stopped", f"stopped by the caller at {self.progress.tokens} tokens")
-        return self._end("completed", f"trained on {self.progress.tokens} tokens in {self.progress.step} steps")
+        done = f"trained on {self.progress.tokens} tokens in {self.progress.step} steps"
+        return self._end("completed", done + self._survived_in_words())
 
     # Steps of the loop, in their order
 
@@ -244,7 +258,7 @@ class _Run:
         self.clean_steps += 1
         if self.clean_steps < _PROVING_STEPS:
             return None
-        shortage = self.evaluation.rehearse()
+        shortage = self.evaluation.rehearse(step=self.progress.step)
         if shortage is not None:
             return shortage
         rows_are_full = self.data.train.num_tokens > 0.99 * self.data.train.num_rows * self.data.train.sequence_length
@@ -259,8 +273,10 @@ class _Run:
 
     def _publish(
         self, metrics: dict[str, float], result: StepResult, *, is_last: bool, checkpoint_every_s: float | None
-    ) -> bool | OomFacts:
+    ) -> bool:
         """Best weights, report, checkpoint, each if it is time: rank 0 has the clock, the disk and the caller's ear.
+
+        A shortage of memory in here costs a checkpoint and not the run.
 
         Returns:
             Whether to go on, on all workers as rank 0 was told.
@@ -273,15 +289,31 @@ class _Run:
             if not self.workers.is_first:
                 return True
             if is_best:
-                save_best(self.folder, self.model, metrics, step=self.progress.step)
+                self._write(lambda: save_best(self.folder, self.model, metrics, step=self.progress.step))
             goes_on = self._report(metrics, result)
             if is_last or not goes_on or self._checkpoint_is_due(checkpoint_every_s):
-                self._save()
+                self._write(self._save)
             return goes_on
 
         # Rank 0 may fail in here: a full disk, an error of the caller's own. The others must hear of it.
         goes_on = attempt_together(publish, self.workers, phase="checkpoint")
-        return goes_on if isinstance(goes_on, OomFacts) else bool(self.workers.from_first(int(goes_on)))
+        if isinstance(goes_on, OomFacts):
+            self._note(goes_on)
+            return True
+        return bool(self.workers.from_first(int(goes_on)))
+
+    def _write(self, write: Callable[[], object]) -> None:
+        """Write something to disk; note that there was no memory for it, and try once more when it is back."""
+        alone = Workers(device=self.workers.device)  # only rank 0 writes
+        for _ in range(2):
+            facts = attempt_together(write, alone, phase="checkpoint")
+            if not isinstance(facts, OomFacts):
+                return
+            self._note(facts)
+
+    def _note(self, facts: OomFacts) -> None:
+        rows = self.step.micro_batch_size
+        self.checkpoint_shortages.append(Shortage(facts, self.progress.step, rows, rows))
 
     def _report(self, metrics: dict[str, float], result: StepResult) -> bool:
         """Report if it is time to; whether to go on."""
@@ -331,7 +363,17 @@ class _Run:
             micro_batch_size_used=self.step.micro_batch_size,
             peak_memory_bytes=self.budget.largest_peak_bytes(),
             oom=oom,
+            shortages=self._shortages(),
         )
+
+    def _survived_in_words(self) -> str:
+        count, asked, used = len(self._shortages()), self.asked_micro_batch, self.step.micro_batch_size
+        times = f"; memory ran out {count} {'time' if count == 1 else 'times'} on the way" if count else ""
+        return times + (f", so with micro-batches of {used} rows instead of {asked}" if used < asked else "")
+
+    def _shortages(self) -> tuple[Shortage, ...]:
+        found = [*self.step.shortages, *self.evaluation.shortages, *self.checkpoint_shortages]
+        return tuple(sorted(found, key=lambda shortage: shortage.step))
 
     # Checkpoints
 
@@ -362,7 +404,7 @@ class _Run:
         self.noise = NoiseScale(**saved["noise"])
         self.divergence = DivergenceWatch(**saved["divergence"])
         self.step.loss_scale = LossScale(**saved["loss_scale"])
-        if self.step.shrinks:
+        if self.step.micro_batch.shrinks:
             # What was learnt by running out of memory holds, unless other workers or settings ask for less anyway.
             self.step.micro_batch_size = min(self.step.micro_batch_size, saved["micro_batch_size"])
 

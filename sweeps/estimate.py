@@ -61,19 +61,19 @@ def memory_of(plan: SweepPlan, *, memory: str | None, device: str | None) -> tup
 def print_estimate(plan: SweepPlan, name: str, console: Console) -> None:
     """A table of the parts, the largest micro-batch with and without checkpointing, and what to change to fit."""
     run = plan.sweep.run_config()
-    where = plan.where
+    place = plan.place
     largest = {
         checkpointing: largest_micro_batch(
             run.with_overrides({"training.activation_checkpointing": checkpointing}),
             plan.vocabulary_size,
             memory_bytes=plan.memory_bytes,
-            **where,
+            place=place,
         )
         for checkpointing in (False, True)
     }
     asked = run.training.micro_batch_size
     micro_batch = max(1, largest[run.training.activation_checkpointing]) if asked == "auto" else asked
-    prediction = predict_memory(run, plan.vocabulary_size, micro_batch_size=micro_batch, **where)
+    prediction = predict_memory(run, plan.vocabulary_size, micro_batch_size=micro_batch, place=place)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(f"micro-batch {micro_batch}")
     table.add_column("bytes", justify="right")
@@ -90,4 +90,4 @@ def print_estimate(plan: SweepPlan, name: str, console: Console) -> None:
         highlight=False,
     )
     exact = run.with_overrides({"training.micro_batch_size": micro_batch})
-    console.print(how_to_fit(exact, plan.vocabulary_size, memory_bytes=plan.memory_bytes, **where), highlight=False)
+    console.print(how_to_fit(exact, plan.vocabulary_size, memory_bytes=plan.memory_bytes, place=place), highlight=False)

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypedDict
 
 import torch
 from rich.console import Console
@@ -12,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from core.host_memory import memory_share_bytes
-from core.memory_model import DeviceType, largest_micro_batch, predict_memory
+from core.memory_model import Place, largest_micro_batch, predict_memory
 from core.run_config import RunConfig
 from data_pipeline.settings import format_bytes
 from sweeps.cluster import LanePlan, plan_lanes, worker_memory_bytes
@@ -23,14 +22,6 @@ from sweeps.sweep_config import SweepConfig
 from sweeps.sweep_file import dump_sweep
 
 _MICRO_BATCH = "training.micro_batch_size"
-
-
-class Where(TypedDict):
-    """Keyword arguments of every prediction."""
-
-    num_workers: int
-    device_type: DeviceType
-    has_document_ids: bool
 
 
 @dataclass(frozen=True)
@@ -60,26 +51,21 @@ class SweepPlan:
         micro_batch = micro_batch_of(run, self.lanes.workers)
         if micro_batch is None:
             return None
-        return predict_memory(
-            run,
-            self.vocabulary_size,
-            micro_batch_size=micro_batch,
-            **self.where,
-        ).peak_bytes
+        return predict_memory(run, self.vocabulary_size, micro_batch_size=micro_batch, place=self.place).peak_bytes
 
     def largest_micro_batch(self, run: RunConfig) -> int:
         """The most rows that one worker can hold at once, at most its rows of a batch; 0 when not even one fits."""
-        return largest_micro_batch(run, self.vocabulary_size, memory_bytes=self.memory_bytes, **self.where)
+        return largest_micro_batch(run, self.vocabulary_size, memory_bytes=self.memory_bytes, place=self.place)
 
     @property
-    def where(self) -> "Where":
-        """On what a prediction of memory depends besides run and vocabulary."""
+    def place(self) -> Place:
+        """Where its trials take place."""
         packing = self.sweep.packing
-        return {
-            "num_workers": self.lanes.workers,
-            "device_type": "cuda" if self.lanes.use_gpu else "cpu",
-            "has_document_ids": packing.rows == "packed" and packing.attention == "within_documents",
-        }
+        return Place(
+            num_workers=self.lanes.workers,
+            device_type="cuda" if self.lanes.use_gpu else "cpu",
+            has_document_ids=packing.rows == "packed" and packing.attention == "within_documents",
+        )
 
     def frontier(self) -> MemoryFrontier:
         """An empty frontier for this machine."""

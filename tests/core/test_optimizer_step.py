@@ -1,24 +1,25 @@
 """What a step learns may not depend on how it was cut into micro-batches, on how many workers, or on memory."""
 
+import pickle
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from small_corpus import VOCABULARY, small_corpus
 from two_workers import on_workers
 
-from core.attempt import largest_power_of_two_below
+from core import optimizer_step
 from core.checkpoint import model_tensors
 from core.memory_limit import memory_limit
 from core.models import build_model
 from core.optimizer import build_optimizer
-from core.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult
+from core.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult, UpdateOutOfMemoryError
+from core.out_of_memory import OomFacts
 from core.precision import Precision, choose_precision
 from core.run_config import ModelConfig, TrainingConfig
+from core.shrinking import Smaller, half_of
 from core.workers import Workers
 from data_pipeline.batches import BatchSource
 
@@ -127,9 +128,13 @@ def test_mixture_of_experts_trains_on_two_workers_as_on_one() -> None:
     assert largest_difference(alone, together) < 1e-10
 
 
+def to_half(tried: int, _: OomFacts) -> Smaller:
+    return Smaller(half_of(tried), is_neighbours=False)
+
+
 def shrinking_weights(workers: Workers, short_rank: int, overlaps: bool) -> tuple[dict[str, Any], int]:
     """Train 20 steps; in the 6th, `short_rank` alone has too little memory for micro-batches of 8, but not of 4."""
-    step = a_step(workers, micro_batch_size=8, shrinks=True, padded=False)
+    step = a_step(workers, micro_batch_size=8, choose_smaller=to_half, padded=False)
     train(step, num_steps=5)
     step.overlaps_exchange = overlaps
     train(step, num_steps=5, from_step=5)
@@ -184,6 +189,36 @@ def test_out_of_memory_leaves_weights_and_optimizer_untouched() -> None:
         for moment, state in zip(moments, step.optimizer.state.values(), strict=True)
     )
     assert all(parameter.grad is None for parameter in step.model.parameters())
+
+
+def test_out_of_memory_in_the_update_is_never_tried_again_and_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = a_step(Workers(), micro_batch_size=8, choose_smaller=to_half)
+    updates: list[int] = []
+
+    def update(*_: Any, **__: Any) -> None:
+        updates.append(1)
+        torch.empty(2**50)  # more than any machine has
+
+    monkeypatch.setattr(optimizer_step, "update", update)
+    with pytest.raises(UpdateOutOfMemoryError, match="out of memory in optimizer on rank 0") as caught:
+        train(step, num_steps=1)
+    assert len(updates) == 1
+    assert step.micro_batch_size == 8
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.facts, str(again)) == (caught.value.facts, str(caught.value))
+
+
+def test_an_update_takes_no_memory_beyond_what_is_there() -> None:
+    step = a_step(Workers(), micro_batch_size=8, dtype=torch.float32)
+    train(step, num_steps=1)
+    shard = step.source.shard(position=0, batch_size=16, rank=0, num_workers=1)
+    sums = step._local_work(shard, 1)
+    with memory_limit(None, torch.device("cpu")) as meter:
+        meter.track(step.model, step.optimizer)
+        before = meter.current_bytes
+        step._finish(sums, lambda _: 1e-3)
+        # A norm for each tensor, and a few sums.
+        assert meter.peak_bytes - before < 4096
 
 
 def failing_rank(workers: Workers) -> str:
@@ -248,13 +283,6 @@ def test_bf16_step_is_near_the_fp32_step() -> None:
     rough = train(a_step(Workers(), micro_batch_size=8, dtype=torch.float32, precision=precision))[-1]
     # bf16 keeps 8 bits of a product's operands: 0.4 % of each, averaged over many.
     assert rough.loss == pytest.approx(precise.loss, rel=5e-3)
-
-
-@given(st.integers(2, 5000))
-def test_micro_batch_shrinks_to_the_next_power_of_two(size: int) -> None:
-    shrunk = largest_power_of_two_below(size)
-    assert shrunk < size <= 2 * shrunk
-    assert shrunk & (shrunk - 1) == 0
 
 
 def test_loss_scale_halves_when_too_large_and_doubles_after_long_success() -> None:

@@ -74,7 +74,7 @@ def tiny(results: Path) -> tuple[Path, str]:
     file = results / "tiny.yaml"
     settings = "{training.learning_rate: 2e-3, training.batch_size: 256, training.micro_batch_size: 256}"
     space = TINY.replace("choice: [16, 32]", "choice: [16, 32, 256]").replace("[4, 8, 16]", "[4, 8, 256]")
-    file.write_text(f"{space}start_with: [{settings}]\nresources: {{memory: 16MiB}}\n")
+    file.write_text(f"{space}start_with: [{settings}]\nresources: {{memory: 16MiB}}\ntraining: {{on_oom: stop}}\n")
     code, output = run("sweep", file, "--results", results)
     assert code == 0, output
     return file, output

@@ -1,0 +1,161 @@
+"""What a micro-batch shrinks to, whose decision that is, and when it grows back."""
+
+import pytest
+import torch
+from full_rows import a_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from two_workers import on_workers
+
+from core.memory_budget import MemoryBudget
+from core.memory_limit import StorageMeter
+from core.memory_model import ALONE_ON_A_CPU, largest_micro_batch, predict_memory
+from core.out_of_memory import OomFacts
+from core.shrinking import MicroBatchSize, Smaller, half_of
+from core.workers import Workers
+
+VOCABULARY_SIZE = 3000
+RUN = a_run(batch_size=24, layers=1, width=32)
+
+
+def shortage(*, in_use: int | None = None, asked: int | None = None, rank: int = 0) -> OomFacts:
+    return OomFacts("device", "torch.OutOfMemoryError", "", asked, "backward", rank, in_use)
+
+
+def budget(limit_bytes: int | None) -> MemoryBudget:
+    return MemoryBudget(RUN, VOCABULARY_SIZE, ALONE_ON_A_CPU, Workers(), StorageMeter(), limit_bytes)
+
+
+def predicted(size: int) -> int:
+    return predict_memory(RUN, VOCABULARY_SIZE, micro_batch_size=size).peak_bytes
+
+
+@given(st.integers(2, 5000))
+def test_half_is_the_next_power_of_two_below(size: int) -> None:
+    shrunk = half_of(size)
+    assert shrunk < size <= 2 * shrunk
+    assert shrunk & (shrunk - 1) == 0
+
+
+def test_what_was_known_not_to_fit_shrinks_to_the_largest_that_is_predicted_to() -> None:
+    limit = predicted(11) + 10
+    smaller = budget(limit).smaller(16, shortage(in_use=limit - 5, asked=1000))
+    # 11 is neither half of 16 nor a power of two.
+    assert smaller == Smaller(11, is_neighbours=False)
+
+
+def test_a_prediction_that_misled_is_corrected_by_what_was_in_use() -> None:
+    # The limit is that of 20 rows; 16 ran out when twice of what they were predicted to need was in use or asked for.
+    limit = predicted(20)
+    in_use, asked = limit - 1000, 2 * predicted(16) - limit + 1000
+    smaller = budget(limit).smaller(16, shortage(in_use=in_use, asked=asked))
+    assert smaller.size == largest_micro_batch(RUN, VOCABULARY_SIZE, memory_bytes=in_use // 2)
+    # It had gone over its own limit, so it is nobody else's fault.
+    assert not smaller.is_neighbours
+
+
+def test_a_neighbours_shortage_shrinks_to_what_was_in_use() -> None:
+    smaller = budget(predicted(20)).smaller(16, shortage(in_use=predicted(7), asked=100))
+    assert smaller == Smaller(7, is_neighbours=True)
+
+
+def test_a_shortage_of_which_nothing_is_known_costs_a_quarter() -> None:
+    assert budget(None).smaller(16, shortage()) == Smaller(12, is_neighbours=False)
+    assert budget(predicted(20)).smaller(16, shortage()) == Smaller(12, is_neighbours=True)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.integers(2, 24),
+    st.none() | st.integers(0, 10**8),
+    st.none() | st.integers(0, 10**12),
+    st.none() | st.integers(1, 10**8),
+)
+def test_every_shortage_ends_at_one_row_in_a_few_tries(
+    size: int, in_use: int | None, asked: int | None, limit: int | None
+) -> None:
+    tries = 0
+    while size > 1:
+        smaller = budget(limit).smaller(size, shortage(in_use=in_use, asked=asked)).size
+        assert 1 <= smaller < size
+        size, tries = smaller, tries + 1
+    # 24, 18, 14, 11, 9, 7, 6, 5, 4, 3, 2, 1
+    assert tries <= 11
+
+
+# Growing back
+
+
+def shrunk_to(size: int, *, is_neighbours: bool) -> MicroBatchSize:
+    micro_batch = MicroBatchSize(32, Workers(), lambda tried, _: Smaller(size * tried // 32, is_neighbours))
+    assert micro_batch.shrink(shortage())
+    assert micro_batch.rows == size
+    return micro_batch
+
+
+def steps_until_it_grows(micro_batch: MicroBatchSize, at_most: int = 1000) -> int:
+    return next(number for number in range(1, at_most) if micro_batch.note_clean_step())
+
+
+def test_what_a_neighbour_took_is_tried_again_after_clean_steps_and_less_often_each_time() -> None:
+    micro_batch = shrunk_to(16, is_neighbours=True)
+    assert steps_until_it_grows(micro_batch) == 50
+    assert micro_batch.rows == 32
+    waits = []
+    for _ in range(3):
+        assert micro_batch.shrink(shortage())
+        waits.append(steps_until_it_grows(micro_batch))
+    assert waits == [100, 200, 400]
+
+
+def test_a_size_that_held_after_growing_back_is_given_the_same_patience_again() -> None:
+    micro_batch = shrunk_to(16, is_neighbours=True)
+    steps_until_it_grows(micro_batch)
+    for _ in range(60):
+        assert not micro_batch.note_clean_step()
+    assert micro_batch.shrink(shortage())
+    assert steps_until_it_grows(micro_batch) == 50
+
+
+def test_sizes_given_up_one_after_another_come_back_one_after_another() -> None:
+    micro_batch = shrunk_to(16, is_neighbours=True)
+    assert micro_batch.shrink(shortage())
+    assert micro_batch.rows == 8
+    steps_until_it_grows(micro_batch)
+    assert micro_batch.rows == 16
+    steps_until_it_grows(micro_batch)
+    assert micro_batch.rows == 32
+    assert not any(micro_batch.note_clean_step() for _ in range(1000))
+
+
+def test_what_was_too_much_for_the_run_itself_never_comes_back() -> None:
+    micro_batch = shrunk_to(16, is_neighbours=False)
+    assert not any(micro_batch.note_clean_step() for _ in range(1000))
+
+
+def test_one_row_shrinks_no_further() -> None:
+    micro_batch = MicroBatchSize(1, Workers(), lambda tried, _: Smaller(tried - 1, False))
+    assert not micro_batch.shrink(shortage())
+
+
+# Together
+
+
+def size_after_shortage(workers: Workers, prediction_fails_on: int | None) -> int:
+    def choose(tried: int, _: OomFacts) -> Smaller:
+        if workers.rank == prediction_fails_on:
+            torch.empty(2**50)
+        return Smaller(tried - 3 - workers.rank, False)
+
+    micro_batch = MicroBatchSize(32, workers, choose)
+    assert micro_batch.shrink(shortage(rank=1))
+    return micro_batch.rows
+
+
+@pytest.mark.parametrize(
+    ("prediction_fails_on", "size"),
+    [(None, 28), (0, 28), (1, 16)],
+    ids=["the short rank decides", "nobody else is asked", "half, where there is no memory for predicting"],
+)
+def test_all_workers_shrink_to_what_the_short_one_says(prediction_fails_on: int | None, size: int) -> None:
+    assert on_workers(2, size_after_shortage, prediction_fails_on) == [size, size]
