@@ -63,6 +63,7 @@ def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = corpus.parcel_bytes
+    context.op_resource_reservation_enabled = False
     # Without a limit of ours, cutting runs ahead until the object store is full, however large that is.
     num_cores: float = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
     waiting = int(4 * num_cores) + 8

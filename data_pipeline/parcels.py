@@ -24,6 +24,11 @@ from data_pipeline.rejects import Reason
 _READ_BYTES = 1 << 20
 _LONGEST_ROW_BYTES = 64 << 20
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
+_SEPARATORS = re.compile(r"[\s,]*")
+_NEXT_OBJECT = re.compile(r"\}[\s,]*(?=\{)")
+_LONGEST_JSON_ATOM = 16
+"""No literal, number's sign or escape is longer: an error further from the end is no cut."""
+_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,36 +122,77 @@ def _plain_text(kind: FileKind) -> Iterator[bytes]:
 
 
 def _json_pieces(kind: FileKind, *, file: int, piece_bytes: int) -> Iterator[Piece]:
-    """Elements of a JSON array as JSON lines. What cannot be parsed is one row; the next begins at the next object."""
-    decoder = json.JSONDecoder()
+    """Elements of a JSON array as JSON lines."""
     encoding = row_encoding(kind)
-    text = b"".join(_plain_text(kind)).decode(encoding, "surrogateescape")
     rows: list[bytes] = []
     lines: list[int] = []
     size, is_first = 0, True
-    position = text.find("[") + 1
-    line, counted = 1, 0
-    while True:
-        match = re.compile(r"[\s,]*").match(text, position)
-        position = match.end() if match else position
-        if position >= len(text) or text[position] == "]":
-            break
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            _, end = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError):
-            following = re.compile(r"\}[\s,]*(?=\{)").search(text, position + 1)
-            end = following.end() if following else len(text)
-        row = text[position:end].replace("\r", " ").replace("\n", " ").encode(encoding, "surrogateescape")
+    for line, element in _array_elements(codecs.iterdecode(_plain_text(kind), encoding, "surrogateescape")):
+        row = element.replace("\r", " ").replace("\n", " ").encode(encoding, "surrogateescape")
         rows.append(row)
         lines.append(line)
         size += len(row)
-        position = end
         if size >= piece_bytes:
             yield Piece(file, lines[0], b"\n".join(rows), is_first, lines)
             rows, lines, size, is_first = [], [], 0, False
     if rows:
         yield Piece(file, lines[0], b"\n".join(rows), is_first, lines)
+
+
+def _array_elements(chunks: Iterator[str]) -> Iterator[tuple[int, str]]:
+    """(line, text) of each element, with no more of the text in memory than the element that is being read.
+
+    What cannot be parsed is one element; the next begins at the next object.
+    """
+    text = next(chunks, "")
+    position = text.find("[") + 1
+    line, counted, is_whole = 1, 0, False
+    while True:
+        position = _SEPARATORS.match(text, position).end()  # type: ignore[union-attr]  # matches nothing, too
+        end = _end_of_element(text, position, is_whole=is_whole)
+        if end is None:
+            more = _read_characters(chunks, len(text) - position)
+            line += text.count("\n", counted, position)
+            text, position, counted, is_whole = text[position:] + more, 0, 0, not more
+            continue
+        if end == position:
+            return
+        line, counted = line + text.count("\n", counted, position), position
+        yield line, text[position:end]
+        position = end
+
+
+def _end_of_element(text: str, start: int, *, is_whole: bool) -> int | None:
+    """Where the element that starts here ends; `start` itself at the end of the array, None if more must be read."""
+    if start < len(text) and text[start] == "]":
+        return start
+    must_be_whole = is_whole or len(text) - start > _LONGEST_ROW_BYTES
+    try:
+        _, end = _DECODER.raw_decode(text, start)
+        # A number may go on behind what has been read.
+        return end if end < len(text) - _LONGEST_JSON_ATOM or must_be_whole else None
+    except RecursionError:
+        pass
+    except json.JSONDecodeError as error:
+        is_cut_off = error.pos >= len(text) - _LONGEST_JSON_ATOM or error.msg.startswith("Unterminated string")
+        if is_cut_off and not must_be_whole:
+            return None
+    following = _NEXT_OBJECT.search(text, start + 1)
+    if following is None:
+        return len(text) if must_be_whole else None
+    return following.end()
+
+
+def _read_characters(chunks: Iterator[str], at_least: int) -> str:
+    """More text; as much again as there is, so that an element that needs many readings is not parsed as often."""
+    parts: list[str] = []
+    size = 0
+    for chunk in chunks:
+        parts.append(chunk)
+        size += len(chunk)
+        if size > at_least:
+            break
+    return "".join(parts)
 
 
 def _parquet_pieces(kind: FileKind, *, file: int, piece_bytes: int) -> Iterator[Piece]:

@@ -113,6 +113,55 @@ class Survey:
         return tuple(reports)
 
 
+@dataclass
+class ParcelRows:
+    """All rows of a parcel."""
+
+    texts: list[str] = field(default_factory=list)
+    target_spans: list[list[tuple[int, int]]] = field(default_factory=list)
+    """For each text the characters that are predicted: of a text that is no dialogue, all."""
+    rejects: list[Reject] = field(default_factory=list)
+    files: dict[int, Counter[str]] = field(default_factory=dict)
+    """By number of file: kept, rejected, blank."""
+
+    def add(self, rows: ReadRows, file: int) -> None:
+        """Take in what was in one piece."""
+        spans = rows.target_spans
+        self.texts += rows.texts
+        self.target_spans += spans if spans is not None else [[(0, len(text))] for text in rows.texts]
+        self.rejects += rows.rejects
+        counts = Counter(kept=len(rows.texts), rejected=len(rows.rejects), blank=rows.num_blank_lines)
+        self.files.setdefault(file, Counter()).update(counts)
+
+    def counts(self, hashes: NDArray[np.uint64], text_bytes: NDArray[np.int64], corpus: Corpus) -> dict[str, Any]:
+        """What `Survey.add` takes, fit for JSON.
+
+        Args:
+            hashes: As `hash_texts` gives them, with text_bytes.
+        """
+        first = hashes[:, 0]
+        return {
+            "files": self.files,
+            "reasons": Counter(reject.reason.value for reject in self.rejects),
+            "num_text_bytes": int(text_bytes.sum()),
+            "num_held_out": int(is_below(first, holdout_threshold(corpus.config.holdout)).sum()),
+            "lowest_hash": str(first.min()) if len(first) else str(_HASH_RANGE),
+            "highest_hash": str(first.max()) if len(first) else "-1",
+        }
+
+    def reject_lines(self) -> bytes:
+        """Rejects as rejects.jsonl has them."""
+        return "".join(json.dumps(reject.as_json(), ensure_ascii=False) + "\n" for reject in self.rejects).encode()
+
+
+def read_parcel(pieces: list[Piece], corpus: Corpus) -> ParcelRows:
+    """Every row of a parcel, kept or rejected."""
+    rows = ParcelRows()
+    for piece in pieces:
+        rows.add(read_piece(piece, corpus.files[piece.file], corpus.config), piece.file)
+    return rows
+
+
 def survey_parcel(
     _name: str, pieces: list[Piece], *, corpus: Corpus, sample_share: float, wants_hashes: bool
 ) -> dict[str, Any]:
@@ -122,31 +171,15 @@ def survey_parcel(
         sample_share: Share of the texts, chosen by hash, that comes along for training a tokenizer.
         wants_hashes: Hashes of all texts come along, for finding equal ones.
     """
-    files: dict[int, Counter[str]] = {}
-    rejects: list[Reject] = []
-    texts: list[str] = []
-    for piece in pieces:
-        rows = read_piece(piece, corpus.files[piece.file], corpus.config)
-        files.setdefault(piece.file, Counter()).update(_counts(rows))
-        rejects += rows.rejects
-        texts += rows.texts
-    hashes, text_bytes = hash_texts(texts)
-    first = hashes[:, 0]
-    blobs = {"rejects": "".join(json.dumps(reject.as_json(), ensure_ascii=False) + "\n" for reject in rejects).encode()}
+    rows = read_parcel(pieces, corpus)
+    hashes, text_bytes = hash_texts(rows.texts)
+    blobs = {"rejects": rows.reject_lines()}
     if sample_share > 0:
-        blobs["sample"] = _sample(texts, hashes, sample_share)
+        blobs["sample"] = _sample(rows.texts, hashes, sample_share)
     if wants_hashes:
         blobs["hashes"] = hashes.tobytes()
-    return {
-        "files": files,
-        "reasons": Counter(reject.reason.value for reject in rejects),
-        "num_bytes": sum(len(piece.data) for piece in pieces),
-        "num_text_bytes": int(text_bytes.sum()),
-        "num_held_out": int(is_below(first, holdout_threshold(corpus.config.holdout)).sum()),
-        "lowest_hash": str(first.min()) if len(first) else str(_HASH_RANGE),
-        "highest_hash": str(first.max()) if len(first) else "-1",
-        "blobs": blobs,
-    }
+    num_bytes = sum(len(piece.data) for piece in pieces)
+    return {"num_bytes": num_bytes, "blobs": blobs} | rows.counts(hashes, text_bytes, corpus)
 
 
 def sampled_texts(paths: Iterable[Path], *, threshold: int, drop_duplicates: bool) -> Iterator[str]:
@@ -181,7 +214,3 @@ def _sample(texts: list[str], hashes: NDArray[np.uint64], share: float) -> bytes
         writer.write_batch(batch)
     data: bytes = sink.getvalue().to_pybytes()
     return data
-
-
-def _counts(rows: ReadRows) -> Counter[str]:
-    return Counter(kept=len(rows.texts), rejected=len(rows.rejects), blank=rows.num_blank_lines)

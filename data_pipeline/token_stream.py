@@ -18,7 +18,7 @@ from data_pipeline.encode import EncodeWork, token_dtype
 from data_pipeline.manifest import BlockReport, SplitName, SplitReport, StreamReport, TokenizerReport
 from data_pipeline.node_copies import all_nodes_see
 from data_pipeline.prepare_progress import OnProgress, PhaseCounter
-from data_pipeline.rejects import check_files, check_rejects
+from data_pipeline.rejects import Reject, check_files, check_rejects
 from data_pipeline.survey import Survey, holdout_threshold, sampled_texts, survey_parcel
 from data_pipeline.token_blocks import block_bytes, read_block, report_block, write_whole
 from data_pipeline.tokenizer import load_tokenizer, longest_token, train_tokenizer, vocabulary_of
@@ -37,17 +37,35 @@ def make_stream(
     """
     work.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
-    with _timed(seconds, "judging rows"):
-        survey = _survey(corpus, config, work, report, run)
+    encode = partial(_encode, corpus, work=work, report=report, run=run)
+    # With the tokenizer given, nothing has to be known of the corpus before its texts are tokenized.
+    is_read_once = config.kind == "file" and not corpus.config.drop_duplicates
+    if is_read_once:
+        with _timed(seconds, "tokenizing"):
+            tokenizer, num_training_bytes = _tokenizer(corpus, config, work, 0, report)
+            results = encode(tokenizer, threshold=holdout_threshold(corpus.config.holdout), judges=True)
+            survey = Survey()
+            for result in results:
+                survey.add(result["survey"])
+    else:
+        with _timed(seconds, "judging rows"):
+            survey = _survey(corpus, config, work, report, run)
+    _write_rejects(work, survey.refuse_files(corpus))
+    assert survey.rows_read == sum(counts["kept"] + counts["rejected"] for counts in survey.files.values())
     files = survey.file_reports(corpus)
     check_files(files, corpus.config)
     check_rejects(survey.rejects, survey.rows_read, corpus.config)
     threshold = _threshold(survey, corpus)
-    with _timed(seconds, "training the tokenizer"):
-        tokenizer, num_training_bytes = _tokenizer(corpus, config, work, threshold, report)
     dropped = find_duplicates(sorted(work.glob("*.hashes"))) if corpus.config.drop_duplicates else {}
-    with _timed(seconds, "tokenizing"):
-        results = _encode(corpus, tokenizer, work, threshold, dropped, report, run)
+    if not is_read_once:
+        with _timed(seconds, "training the tokenizer"):
+            tokenizer, num_training_bytes = _tokenizer(corpus, config, work, threshold, report)
+    if not is_read_once or threshold != holdout_threshold(corpus.config.holdout):
+        with _timed(seconds, "tokenizing"):
+            if is_read_once:
+                # A corpus of few texts, all of which fell on one side: what was split so is of no use.
+                _forget_blocks(work)
+            results = encode(tokenizer, threshold=threshold, dropped=dropped)
     splits = {split: _split_report(work, split, results) for split in SPLITS}
     return StreamReport(
         files=files,
@@ -60,7 +78,7 @@ def make_stream(
             tokenizer,
             splits,
             results,
-            training_s=None if config.kind == "file" else seconds["training the tokenizer"],
+            training_s=seconds.get("training the tokenizer"),
             num_training_bytes=num_training_bytes,
         ),
         token_dtype="uint16" if token_dtype(vocabulary_of(tokenizer).size).itemsize == 2 else "uint32",
@@ -71,7 +89,7 @@ def make_stream(
 
 
 def _survey(corpus: Corpus, config: TokenizerConfig, work: Path, report: OnProgress, run: RunParcels) -> Survey:
-    """The first reading. Its rejects, samples and hashes are laid down in `work`, a file for each parcel."""
+    """A reading of its own, before. Its rejects, samples and hashes are laid down in `work`, a file for each parcel."""
     counter = PhaseCounter(report, "judging rows", total=corpus.num_plain_bytes, unit="bytes")
     wanted = 0.0 if config.kind == "file" else config.training_bytes / max(corpus.num_plain_bytes, 1)
     judge = partial(
@@ -83,15 +101,24 @@ def _survey(corpus: Corpus, config: TokenizerConfig, work: Path, report: OnProgr
         for kind, data in result["blobs"].items():
             (work / f"{result['name']}.{kind}").write_bytes(data)
         counter.add(result["num_bytes"])
-    refused = survey.refuse_files(corpus)
+    return survey
+
+
+def _write_rejects(work: Path, refused: list[Reject]) -> None:
+    """Rejects of all parcels in one file, those of whole files first."""
     with (work / "rejects.jsonl").open("wb") as file:
         for reject in refused:
             file.write(json.dumps(reject.as_json(), ensure_ascii=False).encode() + b"\n")
+        # They stay until the work folder goes: a run killed here gathers them again.
         for path in sorted(work.glob("*.rejects")):
             file.write(path.read_bytes())
-            path.unlink()
-    assert survey.rows_read == sum(counts["kept"] + counts["rejected"] for counts in survey.files.values())
-    return survey
+
+
+def _forget_blocks(work: Path) -> None:
+    for pattern in ("*-*-*.arrow", "*-*.json"):
+        for path in work.glob(pattern):
+            if not path.name.endswith(".judged.json"):
+                path.unlink()
 
 
 def _threshold(survey: Survey, corpus: Corpus) -> int:
@@ -155,11 +182,13 @@ class _CountedTexts:
 def _encode(
     corpus: Corpus,
     tokenizer: Tokenizer,
+    *,
     work: Path,
     threshold: int,
-    dropped: dict[str, list[int]],
     report: OnProgress,
     run: RunParcels,
+    dropped: dict[str, list[int]] | None = None,
+    judges: bool = False,
 ) -> list[dict[str, Any]]:
     """What each parcel gave, in the order of the corpus; its blocks are in `work`."""
     counter = PhaseCounter(report, "tokenizing", total=corpus.num_plain_bytes, unit="bytes")
@@ -170,7 +199,8 @@ def _encode(
         has_targets=corpus.has_dialogues,
         # Tasks on nodes that do not share this disk send their blocks here.
         folder=work if run is not for_each_parcel or all_nodes_see(work) else None,
-        dropped=dropped,
+        dropped=dropped or {},
+        judges=judges,
     )
     results = []
     for result in run(corpus, encode):
@@ -250,4 +280,4 @@ def _covered_s(intervals: list[tuple[float, float]]) -> float:
 def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     started_at = time.monotonic()
     yield
-    seconds[phase] = time.monotonic() - started_at
+    seconds[phase] = seconds.get(phase, 0.0) + time.monotonic() - started_at

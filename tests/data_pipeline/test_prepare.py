@@ -5,18 +5,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
-from preparing import prepared_from_texts
+from preparing import letter_tokenizer, prepared_from_texts
 from reading import REAL_DATA, json_lines, needs_real_data, read, written
 from tokenizers import Tokenizer
 from tokenizers.processors import RobertaProcessing
 
-from data_pipeline.corpus import for_each_parcel_here
+from data_pipeline.corpus import Corpus, ParcelWork, for_each_parcel_here
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.prepare import CorpusError, PrepareProgress, prepare
 from data_pipeline.token_blocks import PreparedCorpus
@@ -234,6 +235,40 @@ def test_killed_preparation_looks_unfinished_and_goes_on_where_it_stopped(tmp_pa
     after, fresh = here(tmp_path, corpus), here(tmp_path / "fresh", corpus)
     assert after.manifest.splits == fresh.manifest.splits
     assert figures(after) == figures(fresh)
+
+
+def test_corpus_read_once_for_a_given_tokenizer_gives_what_reading_twice_gives(tmp_path: Path) -> None:
+    rows = "".join(json_lines(f"text {n}") if n % 7 else "{broken\n" for n in range(700))
+    path = str(written(tmp_path, rows))
+    twice = here(tmp_path / "twice", CorpusConfig(path=path, max_rejected=0.2))
+    given = TokenizerConfig(kind="file", path=str(twice.tokenizer_path))
+    once = here(tmp_path / "once", CorpusConfig(path=path, max_rejected=0.2), given)
+    assert "judging rows" in twice.manifest.seconds
+    assert set(once.manifest.seconds) == {"tokenizing"}
+    assert figures(once) == figures(twice)
+    assert (once.folder / "rejects.jsonl").read_bytes() == (twice.folder / "rejects.jsonl").read_bytes()
+    assert once.manifest.rows_rejected == 100
+
+
+def test_corpus_read_once_and_broken_off_keeps_its_rejects_when_it_goes_on(tmp_path: Path) -> None:
+    parts = [json_lines(*(f"{part} text {n} {'word ' * 300}" for n in range(400))) + "{broken\n" for part in range(3)]
+    path = str(written(tmp_path, "".join(parts)))
+    letter_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    arguments = CorpusConfig(path=path), TokenizerConfig(kind="file", path=str(tmp_path / "tokenizer.json")), ROWS
+    whole = prepare(*arguments, prepared_folder=tmp_path / "whole", run=for_each_parcel_here)
+
+    def broken_off(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
+        yield from islice(for_each_parcel_here(corpus, work), 2)
+        raise OSError("power is gone")
+
+    with pytest.raises(OSError, match="power is gone"):
+        prepare(*arguments, prepared_folder=tmp_path / "resumed", run=broken_off)
+    (work,) = (tmp_path / "resumed").glob(".work-*")
+    assert len(list(work.glob("*.judged.json"))) == 2
+    resumed = prepare(*arguments, prepared_folder=tmp_path / "resumed", run=for_each_parcel_here)
+    assert figures(resumed) == figures(whole)
+    assert (resumed.folder / "rejects.jsonl").read_bytes() == (whole.folder / "rejects.jsonl").read_bytes()
+    assert resumed.manifest.rows_rejected == 3
 
 
 @pytest.mark.ray

@@ -1,10 +1,14 @@
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from reading import json_lines, read, written
+from reading import corpus_of, json_lines, read, written
+
+from data_pipeline import parcels
+from data_pipeline.parcels import pieces_of
 
 # Characters that people have lost rows to: separators of several kinds, quotes, NUL aside (it is rejected).
 AWKWARD = st.text(st.sampled_from('ab ",;\t\u2028\u2029\x85\x0b\x0c\x1c{}[]\\漢é😀<s>'), max_size=30).filter(str.strip)
@@ -86,6 +90,47 @@ def test_any_text_comes_back_from_jsonl_and_json_arrays(
     assert read(written(folder, json_lines(*texts)), piece_bytes=piece).texts == texts
     array = json.dumps([{"text": text} for text in texts], indent=1)
     assert read(written(folder, array), format="json", piece_bytes=piece).texts == texts
+
+
+ELEMENTS = st.sampled_from(
+    [
+        '{"text": "a"}',
+        '{"text": "b" "c"}',
+        '{"text": "d}, {"}',
+        "7",
+        "-1.5e3",
+        "null",
+        '{"text": "\\ud83d\\ude00"}',
+        "[[[",
+    ]
+)
+
+
+@given(elements=st.lists(ELEMENTS, max_size=8), between=st.sampled_from([",", ",\n", " ,\n\n"]), size=st.integers(1, 9))
+@example(elements=["7", "{"], between=",", size=2)
+def test_rows_of_a_json_array_do_not_depend_on_how_much_is_read_at_once(
+    tmp_path_factory: pytest.TempPathFactory, elements: list[str], between: str, size: int
+) -> None:
+    path = written(tmp_path_factory.mktemp("rows"), f"[{between.join(elements)}]")
+    whole = read(path, format="json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parcels, "_READ_BYTES", size)
+        assert read(path, format="json") == whole
+
+
+def test_json_array_is_never_whole_in_memory(tmp_path: Path) -> None:
+    num_bytes = 8 << 20
+    row = '{"text": "' + "word " * 200 + '"}'
+    path = written(tmp_path, "[" + ",\n".join([row] * (num_bytes // len(row))) + "]")
+    corpus = corpus_of(path, format="json")
+    tracemalloc.start()
+    pieces = pieces_of(corpus.files[0], corpus.config, file=0, piece_bytes=1 << 19)
+    num_rows = sum(len(piece.lines or ()) for piece in pieces)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert num_rows == num_bytes // len(row)
+    # Two readings of 1 MiB, once as bytes and once as text, and a piece.
+    assert peak_bytes < 6 << 20
 
 
 def test_paragraphs_are_separated_by_blank_lines(tmp_path: Path) -> None:
