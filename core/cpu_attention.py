@@ -8,7 +8,7 @@ Shape suffixes: B rows, T tokens a row, H heads, G key/value heads, R = H / G qu
 K width of a head, S keys that a block of queries can see, Q queries of a block times R.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -25,7 +25,10 @@ _QUERIES_AT_ONCE = 128
 
 
 _IS_OFF = ContextVar("cpu_attention_is_off", default=False)
-_BLOCKS_AT_MOST: ContextVar[int | None] = ContextVar("cpu_attention_blocks_at_most", default=None)
+Rehearsal = Callable[[Hashable, Callable[[], Tensor]], Tensor]
+"""(what decides the memory of a piece of work, the work) to a tensor like its result, without values."""
+
+_REHEARSAL: ContextVar[Rehearsal | None] = ContextVar("cpu_attention_rehearsal", default=None)
 
 
 def is_faster_for(qkv: Tensor) -> bool:
@@ -78,16 +81,26 @@ def fused_attention(
 
 
 @contextmanager
-def shortened() -> Iterator[None]:
-    """Inside, attention goes through its first two blocks of rows only: for predicting memory, without values.
+def rehearsed(rehearsal: Rehearsal) -> Iterator[None]:
+    """Inside, attention is what `rehearsal` makes of it: for predicting memory, without values.
 
-    Blocks are alike, and the second lives beside what is left of the first, so two show the peak of any number.
+    Then it goes through its first two blocks of rows only. Blocks are alike, and the second lives beside what is left
+    of the first, so two show the peak of any number.
     """
-    token = _BLOCKS_AT_MOST.set(2)
+    token = _REHEARSAL.set(rehearsal)
     try:
         yield
     finally:
-        _BLOCKS_AT_MOST.reset(token)
+        _REHEARSAL.reset(token)
+
+
+def _work(name: str, work: Callable[[], Tensor], *arguments: Any) -> Tensor:
+    """The result of some work, or of its rehearsal."""
+    rehearsal = _REHEARSAL.get()
+    if rehearsal is None:
+        return work()
+    forms = tuple((a.shape, a.dtype) if isinstance(a, Tensor) else a for a in arguments)
+    return rehearsal((name, *forms), work)
 
 
 class _Shape(NamedTuple):
@@ -117,24 +130,33 @@ class _FusedAttention(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(qkv_BTNK, mask, cos, sin)
         ctx.is_causal, ctx.shape = is_causal, _Shape(heads, kv_heads)
-        num_rows, num_tokens, _, head_dim = qkv_BTNK.shape
-        out_BTHK = qkv_BTNK.new_empty(num_rows, num_tokens, heads, head_dim)
-        for rows in _row_blocks(qkv_BTNK, ctx.shape, is_causal):
-            q, k, v = _gather(qkv_BTNK[rows], ctx.shape, _rows_of(cos, rows), _rows_of(sin, rows))
-            mixed = torch.empty_like(q)
-            for queries in _query_blocks(num_tokens, is_causal):
-                probabilities = _probabilities(q, k, _rows_of(mask, rows), queries, is_causal, ctx.shape)
-                _block(mixed, queries, ctx.shape).copy_(torch.bmm(probabilities, v[:, : probabilities.shape[-1]]))
-            _scatter(mixed, out_BTHK[rows], ctx.shape.queries_per_key)
-        return out_BTHK
+        arguments = (qkv_BTNK, mask, cos, sin, is_causal, ctx.shape)
+        return _work("forward", lambda: _mixed(*arguments), *arguments)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_BTHK: Tensor) -> tuple[Tensor | None, ...]:
         qkv_BTNK, mask, cos, sin = ctx.saved_tensors
         with torch.autocast(qkv_BTNK.device.type, enabled=False):
-            dqkv_BTNK = _gradient(gradient_BTHK, qkv_BTNK, mask, cos, sin, ctx.is_causal, ctx.shape)
+            arguments = (gradient_BTHK, qkv_BTNK, mask, cos, sin, ctx.is_causal, ctx.shape)
+            dqkv_BTNK = _work("backward", lambda: _gradient(*arguments), *arguments)
         return dqkv_BTNK, None, None, None, None, None, None
+
+
+def _mixed(
+    qkv_BTNK: Tensor, mask: Tensor | None, cos: Tensor | None, sin: Tensor | None, is_causal: bool, shape: _Shape
+) -> Tensor:
+    """(B, T, H, K): values of each head, mixed as its queries want them."""
+    num_rows, num_tokens, _, head_dim = qkv_BTNK.shape
+    out_BTHK = qkv_BTNK.new_empty(num_rows, num_tokens, shape.heads, head_dim)
+    for rows in _row_blocks(qkv_BTNK, shape, is_causal):
+        q, k, v = _gather(qkv_BTNK[rows], shape, _rows_of(cos, rows), _rows_of(sin, rows))
+        mixed = torch.empty_like(q)
+        for queries in _query_blocks(num_tokens, is_causal):
+            probabilities = _probabilities(q, k, _rows_of(mask, rows), queries, is_causal, shape)
+            _block(mixed, queries, shape).copy_(torch.bmm(probabilities, v[:, : probabilities.shape[-1]]))
+        _scatter(mixed, out_BTHK[rows], shape.queries_per_key)
+    return out_BTHK
 
 
 def _gradient(
@@ -181,7 +203,7 @@ def _row_blocks(qkv_BTNK: Tensor, shape: _Shape, is_causal: bool) -> Iterator[sl
     num_rows, num_tokens = qkv_BTNK.shape[:2]
     num_queries = min(num_tokens, _QUERIES_AT_ONCE) if is_causal else num_tokens
     at_once = max(1, _SCORES_AT_ONCE // (shape.heads * num_queries * num_tokens))
-    for start in range(0, num_rows, at_once)[: _BLOCKS_AT_MOST.get()]:
+    for start in range(0, num_rows, at_once)[: None if _REHEARSAL.get() is None else 2]:
         yield slice(start, start + at_once)
 
 

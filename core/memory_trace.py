@@ -3,7 +3,7 @@
 What is traced is `OptimizerStep` itself, so prediction and reality cannot drift apart.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -105,6 +105,10 @@ class MemoryTrace:
             if allocation.died_at is None and allocation.part == "temporaries":
                 allocation.part = "activations"
 
+    def rise_since(self, first: int) -> int:
+        """Most bytes at one moment since event number `first`, beyond those before it."""
+        return int(max(np.cumsum([num_bytes for _, num_bytes in self.events[first:]], dtype=np.int64), default=0))
+
     def watch_gradients(self, model: nn.Module) -> None:
         """Recognise gradients once they are a parameter's own, and copies of parameters in another number format."""
         for parameter in model.parameters():
@@ -180,7 +184,7 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
         if shape.device_type == "cuda":
             modes.enter_context(cpu_attention.switched_off())
             modes.enter_context(CudaForms())
-        modes.enter_context(cpu_attention.shortened())
+        modes.enter_context(cpu_attention.rehearsed(_Once(trace)))
         # What a pass leaves behind belongs to the peak of the next, which is in the same step if that has several.
         for number in range(2 if shape.micro_batch_size >= shape.local_rows else 1):
             result = step.take(step=number, position=0, learning_rate=lambda _: 1e-4)
@@ -203,6 +207,24 @@ class _PartMarks(StepProfile):
             elif stretch == "data":
                 stack.enter_context(self._trace.part("batch"))
             yield
+
+
+class _Once:
+    """Shows work of one form once; after that only how much it takes at its worst, for its many steps cost time."""
+
+    def __init__(self, trace: MemoryTrace) -> None:
+        self._trace = trace
+        self._known: dict[Hashable, tuple[int, torch.Size, torch.dtype]] = {}
+
+    def __call__(self, form: Hashable, work: Callable[[], Tensor]) -> Tensor:
+        if form in self._known:
+            rise_bytes, shape, dtype = self._known[form]
+            self._trace.note_scratch(rise_bytes)
+            return torch.empty(shape, dtype=dtype)
+        first = len(self._trace.events)
+        result = work()
+        self._known[form] = (self._trace.rise_since(first), result.shape, result.dtype)
+        return result
 
 
 class _FakeSource(BatchSource):

@@ -23,11 +23,14 @@ def test_search_is_exact_and_bounded_on_any_maximum_of_lines(pieces, last, capac
         return max(offset + slope * size for offset, slope in pieces)
 
     found = Feasible(peak, capacity, [(1, last)]).largest
-    num_asked = len(asked)
-    expected = max((size for size in range(1, last + 1) if peak(size) <= capacity), default=0)
-    assert found == expected
+    # Each line meets the capacity at a place that arithmetic gives; below the first of them all lines fit.
+    meets = [
+        last if slope == 0 and offset <= capacity else (capacity - offset) // slope if slope else 0
+        for offset, slope in pieces
+    ]
+    assert found == max(0, min(last, *meets))
     # Both ends, and at most three looks for each time that what is left is halved.
-    assert num_asked <= 2 + 3 * math.ceil(math.log2(last + 1)), num_asked
+    assert len(asked) <= 2 + 3 * math.ceil(math.log2(last + 1)), len(asked)
 
 
 @settings(max_examples=200, deadline=None)
