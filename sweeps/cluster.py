@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+import torch
 
 from core.host_memory import host_memory_share
 from data_pipeline.input_fault import InputFault
@@ -106,6 +107,18 @@ def plan_lanes(resources: ResourcesConfig, *, num_trials: int, num_cpus: int, nu
     words = f"{count} at a time on {slots} {unit}{'s' if slots != 1 else ''}"
     details = f"{workers} worker{'s' if workers > 1 else ''} a trial, {threads} thread{'s' if threads > 1 else ''} each"
     return LanePlan(count, workers, use_gpu, threads, f"{words}, {details}")
+
+
+def device_kind(lanes: LanePlan) -> str:
+    """What was learnt about memory holds for devices of this kind: a GPU's name and memory, or `cpu`."""
+    if not lanes.use_gpu:
+        return "cpu"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        return f"{device.name} {device.total_memory / 2**30:.0f} GiB"
+    # The driver's own node has no GPU: Ray knows what the others have, by name alone.
+    names = sorted(name for name in ray.cluster_resources() if name.startswith("accelerator_type:"))  # type: ignore[no-untyped-call]
+    return " ".join(name.removeprefix("accelerator_type:") for name in names) or "gpu"
 
 
 def worker_memory_bytes(resources: ResourcesConfig, lanes: LanePlan, *, device_bytes: int | None = None) -> int:

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from core.out_of_memory import OomFacts
 from core.run_config import RunConfig
 from core.training_run import RunEnd
 from sweeps.early_stopping import TokenScheduler
-from sweeps.memory_frontier import MemoryFrontier, Refusal
+from sweeps.memory_frontier import MICRO_BATCH, MemoryFrontier, Refusal
+from sweeps.memory_observations import MemoryObservation
 from sweeps.outcomes import Outcome
 from sweeps.results_folder import LOG_FILE
-from sweeps.trial_records import LOSS, RefusedProposal, TrialRecord, TrialStore
+from sweeps.trial_records import LOSS, MemoryVerdict, RefusedProposal, TrialRecord, TrialStore
 
 HOPELESS_AFTER = 3
 """Trials in a row that break before they train, after which no further one is started."""
@@ -35,12 +37,17 @@ class Ledger:
         scheduler: TokenScheduler,
         run_of: Callable[[TrialRecord], RunConfig],
         rungs: tuple[int, ...],
+        remember: Callable[[list[MemoryObservation]], None] = lambda _: None,
     ) -> None:
+        """
+        Args:
+            remember: Keeps what a trial has shown about memory for later sweeps.
+        """
         self.records = {record.number: record for record in store.load_all()}
         self.refused = store.load_refusals()
         self.listeners: list[Listener] = []
         self._store, self._frontier, self._scheduler = store, frontier, scheduler
-        self._run_of, self._rungs = run_of, rungs
+        self._run_of, self._rungs, self._remember = run_of, rungs, remember
 
     def open(self, settings: dict[str, Any], chosen_by: str) -> TrialRecord:
         """A new trial with the next number."""
@@ -51,14 +58,20 @@ class Ledger:
             update={
                 "micro_batch_size_asked": run.training.micro_batch_size,
                 "memory_limit_bytes": self._frontier.limit_bytes,
-                "predicted_peak_memory_bytes": self._frontier.predict(run),
+                "predicted_peak_memory_bytes": self._frontier.predicted_bytes(run),
             }
         )
         return self._keep(record)
 
-    def start(self, number: int) -> TrialRecord:
-        """The trial is handed to Tune."""
-        record = self._change(number, started_at=self.records[number].started_at or now())
+    def start(self, number: int, *, micro_batch_size: int | None) -> TrialRecord:
+        """The trial is handed to Tune.
+
+        Args:
+            micro_batch_size: Rows at once that one worker begins with; None: it chooses them itself.
+        """
+        record = self.records[number]
+        size = record.micro_batch_size_used or micro_batch_size
+        record = self._change(number, started_at=record.started_at or now(), micro_batch_size_used=size)
         self._say("started", record)
         return record
 
@@ -72,7 +85,7 @@ class Ledger:
             "tokens": int(report["tokens"]),
             "training_s": report.get("training_s", record.training_s),
             "tokens_per_s": report.get("train/tokens_per_s", record.tokens_per_s),
-            "micro_batch_size_used": int(report["micro_batch_size"]) if "micro_batch_size" in report else None,
+            **_shrunk(record, report),
             "peak_memory_bytes": int(report["memory/peak_bytes"]) if report.get("memory/peak_bytes") else None,
         }
         loss = report.get(LOSS)
@@ -97,9 +110,17 @@ class Ledger:
         )
         self._say("ended", record)
 
-    def refuse_proposal(self, settings: dict[str, Any], refusal: Refusal) -> None:
-        """The sampler proposed what cannot be launched."""
-        refused = RefusedProposal(settings=settings, verdict=refusal.verdict, reason=refusal.reason)
+    def refuse_proposal(self, settings: dict[str, Any], run: RunConfig, refusal: Refusal) -> None:
+        """What cannot be launched was proposed."""
+        size = run.training.micro_batch_size
+        refused = RefusedProposal(
+            settings=settings,
+            verdict=refusal.verdict,
+            reason=refusal.reason,
+            micro_batch_size=None if size == "auto" else size,
+            predicted_peak_memory_bytes=refusal.predicted_bytes,
+            memory_limit_bytes=self._frontier.limit_bytes,
+        )
         self.refused.append(refused)
         self._store.append_refusal(refused)
 
@@ -132,10 +153,17 @@ class Ledger:
                 "micro_batch_size_used": end.micro_batch_size_used,
                 "peak_memory_bytes": end.peak_memory_bytes,
             }
+            changes |= _shortages(end, record)
         if changes["outcome"] is Outcome.INFEASIBLE:
             changes |= {"memory_verdict": "ran out of memory", "reason": f"ran out of memory: {changes['reason']}"}
-            self._frontier.learn_shortage(self._run_of(record), record.name)
         record = self._change(number, **changes)
+        run = self._run_of(record)
+        if record.predicted_peak_memory_bytes is None and record.micro_batch_size_used:
+            used = run.with_overrides({MICRO_BATCH: record.micro_batch_size_used})
+            record = self._change(number, predicted_peak_memory_bytes=self._frontier.predict(used))
+        learnt = self._frontier.learn_trial(record, run)
+        if learnt:
+            self._remember(learnt)
         self._say("ended", record)
         return record
 
@@ -165,3 +193,42 @@ class Ledger:
     def _say(self, event: str, record: TrialRecord, report: dict[str, float] | None = None) -> None:
         for listener in self.listeners:
             listener(event, record, report)
+
+
+_WENT_ON: MemoryVerdict = "ran out of memory and went on"
+_PROPERTIES_OF_THE_RUN = ("device", "host")
+"""Kinds of shortage that would come again. A node's may be a neighbour's doing, and a suspected one may be none."""
+
+
+def _shrunk(record: TrialRecord, report: dict[str, float]) -> dict[str, Any]:
+    """What a report's micro-batch says: a trial that early stopping ends tells nothing else of its shortages."""
+    before, now_used = record.micro_batch_size_used, int(report.get("micro_batch_size", 0))
+    if not now_used:
+        return {}
+    if before is None or now_used >= before:
+        return {"micro_batch_size_used": now_used}
+    return {
+        "micro_batch_size_used": now_used,
+        "out_of_memory_events": record.out_of_memory_events + 1,
+        "out_of_memory_micro_batches": (*record.out_of_memory_micro_batches, before),
+        "memory_verdict": _WENT_ON,
+    }
+
+
+def _shortages(end: RunEnd, record: TrialRecord) -> dict[str, Any]:
+    """What a run's end says of the times that memory ran out: their number, and the micro-batches known not to fit."""
+    survived = [(shortage.size, shortage.facts) for shortage in end.shortages]
+    last = [] if end.oom is None or end.micro_batch_size_used is None else [(end.micro_batch_size_used, end.oom)]
+    sizes = [size for size, facts in survived if _is_about_training(facts)]
+    # Whatever ended a run would end it again, be it in an evaluation.
+    sizes += [size for size, facts in last if facts.kind in _PROPERTIES_OF_THE_RUN]
+    events = max(record.out_of_memory_events, len(survived)) + len(last)
+    found: dict[str, Any] = {
+        "out_of_memory_events": events,
+        "out_of_memory_micro_batches": tuple(dict.fromkeys((*record.out_of_memory_micro_batches, *sizes))),
+    }
+    return found | ({"memory_verdict": _WENT_ON} if events else {})
+
+
+def _is_about_training(facts: OomFacts) -> bool:
+    return facts.kind in _PROPERTIES_OF_THE_RUN and facts.phase not in ("evaluation", "checkpoint")

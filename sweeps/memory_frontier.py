@@ -1,22 +1,33 @@
-"""What fits in memory: predicted before a trial starts, and learnt from every trial that ran out.
+"""What fits in memory: predicted before a trial starts, and learnt from every trial that ran or ran out.
 
-A trial that ran out of memory rules out everything that asks for at least as much: the same shape with the same or a
-larger micro-batch and masking rate. Lists only what is minimal, so it stays small.
+The prediction comes first. What it may reach, the capacity, starts at the limit and is learnt: a shortage at a
+predicted size lowers it below that size, a trial that ran at a predicted size raises it to that size. It is one number
+for all shapes, so that a shortage of one shape warns of the others'. Dominance is the guard where the prediction is
+wrong: nothing that asks for at least as much as what ran out is launched again.
+
+On a CPU the limit is counted just as it is predicted, and the two agree. On CUDA they need not, and observations may
+contradict each other. Of two of the same shape the later one counts: a neighbour on the device has come or gone. Two of
+different shapes say nothing about a third one, only each about its own: then the prediction is known to be wrong about
+one of the shapes, and not about the memory.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from core.run_config import RunConfig
 from data_pipeline.settings import format_bytes
+from sweeps.memory_observations import MemoryObservation, without_repetitions
+from sweeps.outcomes import Outcome
 from sweeps.trial_records import MemoryVerdict, TrialRecord
 
-Demand = tuple[float, float]
-"""Micro-batch and masking rate: the memory of one shape grows with both.
+MICRO_BATCH = "training.micro_batch_size"
 
-A batch that takes several micro-batches also holds their gradient meanwhile, which counts as half a row: more than the
-same micro-batch in one go, less than one row more.
-"""
+_RAN = (Outcome.COMPLETED, Outcome.STOPPED, Outcome.DIVERGED)
+"""Ends of trials whose memory sufficed."""
+SMALLEST_EXCESS = 1e-3
+_SETTINGS_OF_FEED_FORWARD = {"moe": "mixture", "memory": "memory"}
+"""Kind of feed-forward layer to the settings that only it has."""
 
 
 @dataclass(frozen=True)
@@ -25,35 +36,42 @@ class Refusal:
 
     verdict: MemoryVerdict
     reason: str
+    predicted_bytes: int
+    excess: float
+    """By what share of the capacity the prediction is beyond it; above 0 in any case."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The largest predicted size that is launched."""
+
+    num_bytes: int
+    learnt: str
+    """Which trial moved it, in words; empty where it is the limit."""
 
 
 def shape_of(run: RunConfig) -> str:
-    """Everything but the demand that memory depends on, as text: equal text, comparable demands."""
+    """Everything of a run but the demand that its memory depends on, in words."""
     training = run.training
-    parts = (
-        run.model.model_dump_json(exclude={"dropout", "rotary_base", "norm_epsilon"}),
-        training.precision,
-        training.activation_checkpointing,
-        training.compile,
-        training.clip is None,
-        run.model.dropout > 0,
-    )
-    return repr(parts)
+    model = run.model.model_dump(mode="json", exclude={"dropout", "rotary_base", "norm_epsilon"}, exclude_none=True)
+    for kind, settings in _SETTINGS_OF_FEED_FORWARD.items():
+        if run.model.feed_forward != kind:
+            del model[settings]
+    parts = {
+        **model,
+        "dropout": run.model.dropout > 0,
+        "precision": training.precision,
+        "activation_checkpointing": training.activation_checkpointing,
+        "compile": training.compile,
+        "clip": training.clip is not None,
+    }
+    return ", ".join(f"{name} {value}" for name, value in parts.items())
 
 
 def micro_batch_of(run: RunConfig, num_workers: int) -> int | None:
-    """Rows that one worker really holds at once; None for `auto`, which always fits itself to the memory."""
+    """Rows that one worker really holds at once; None for `auto`, which fits itself to the memory."""
     asked = run.training.micro_batch_size
     return None if asked == "auto" else min(asked, -(-run.training.batch_size // num_workers))
-
-
-def demand_of(run: RunConfig, num_workers: int) -> Demand | None:
-    """Position of a run on the axes of its shape; None for `auto`."""
-    micro_batch = micro_batch_of(run, num_workers)
-    if micro_batch is None:
-        return None
-    accumulates = micro_batch * num_workers < run.training.batch_size
-    return (micro_batch + accumulates / 2, run.objective.masking_rate or 1.0)
 
 
 @dataclass
@@ -62,48 +80,151 @@ class MemoryFrontier:
 
     limit_bytes: int
     num_workers: int
-    predict: Callable[[RunConfig], int | None]
-    """Peak bytes of a run, predicted; None where nothing is to be predicted."""
-    _ran_out: dict[str, list[tuple[Demand, str]]] = field(default_factory=dict)
-    """Shape to its minimal demands that ran out of memory, each with the trial's name."""
+    predict: Callable[[RunConfig], int]
+    """Peak bytes of a run whose micro-batch is a number."""
+    surroundings: str = ""
+    """What the memory of all runs depends on besides their settings, in words: vocabulary, workers, masks."""
+    rows_filled: int = 100
+    """Share of the corpus's rows that holds tokens, in percent."""
+    first_margin: float = 0.0
+    """Share of its prediction that a run must leave free until a trial has shown that it need not."""
+    source: str = ""
+    """Folder of the sweep, before the names of its trials."""
+    _seen: list[MemoryObservation] = field(default_factory=list)
 
-    def restore(self, records: Iterable[TrialRecord], run_of: Callable[[TrialRecord], RunConfig]) -> None:
-        """Take over what earlier trials learnt."""
-        for record in records:
-            if record.memory_verdict == "ran out of memory":
-                self.learn_shortage(run_of(record), record.name)
+    @property
+    def observations(self) -> tuple[MemoryObservation, ...]:
+        """What is known, oldest first, as it was seen: in this sweep and in earlier ones."""
+        return tuple(self._seen)
 
-    def learn_shortage(self, run: RunConfig, trial_name: str) -> None:
-        """A trial ran out of memory: nothing of its shape that asks for as much or more is launched again."""
-        demand = demand_of(run, self.num_workers)
-        if demand is None:
-            return
-        known = self._ran_out.setdefault(shape_of(run), [])
-        if not any(_asks_as_much(demand, other) for other, _ in known):
-            known[:] = [(other, name) for other, name in known if not _asks_as_much(other, demand)]
-            known.append((demand, trial_name))
+    def learn(self, observations: Iterable[MemoryObservation]) -> None:
+        """Take over what was seen, here or in earlier sweeps."""
+        self._seen = without_repetitions([*self._seen, *observations])
 
-    def refusal(self, run: RunConfig, *, trust_prediction: bool = True) -> Refusal | None:
-        """Why a run must not be launched; None if it may."""
-        demand = demand_of(run, self.num_workers)
-        if demand is None:
+    def learn_trial(self, record: TrialRecord, run: RunConfig) -> list[MemoryObservation]:
+        """Learn from the end of a trial: from each micro-batch that ran out, and from the one that ran to the end."""
+        sizes = [(size, False) for size in record.out_of_memory_micro_batches]
+        if record.outcome in _RAN and record.tokens and record.micro_batch_size_used:
+            sizes.append((record.micro_batch_size_used, True))
+        learnt = [
+            self._observation(run.with_overrides({MICRO_BATCH: size}), fits=fits, trial=record.name, at=record.ended_at)
+            for size, fits in sizes
+        ]
+        self.learn(learnt)
+        return learnt
+
+    def predicted_bytes(self, run: RunConfig) -> int | None:
+        """Predicted peak of a run; None where the micro-batch is `auto`."""
+        return None if run.training.micro_batch_size == "auto" else self.predict(run)
+
+    def refusal(self, run: RunConfig, *, trust_prediction: bool = True, may_shrink: bool = False) -> Refusal | None:
+        """Why a run must not be launched; None if it may.
+
+        Args:
+            trust_prediction: False: refuse only for what was observed.
+            may_shrink: Refuse only if a single row is too much, for a run that goes on with a smaller micro-batch.
+        """
+        shrinks = may_shrink and run.training.on_oom == "shrink"
+        is_free = shrinks or run.training.micro_batch_size == "auto"
+        wanted = self._observation(run.with_overrides({MICRO_BATCH: 1}) if is_free else run, fits=True)
+        fitted, ran_out = self._evidence(wanted.shape)
+        if any(one.asks_as_much(wanted) for one in fitted):
             return None
-        for other, trial_name in self._ran_out.get(shape_of(run), ()):
-            if _asks_as_much(demand, other):
-                return Refusal(
-                    "skipped by dominance",
-                    f"micro-batch {int(demand[0])} asks for at least as much memory as {trial_name} (micro-batch "
-                    f"{int(other[0])}), which ran out of {format_bytes(self.limit_bytes)}",
+        capacity = self._capacity(fitted, ran_out)
+        rows, predicted = wanted.micro_batch_size, wanted.predicted_bytes
+        excess = max(predicted / max(capacity.num_bytes, 1) - 1, SMALLEST_EXCESS)
+        for one in ran_out:
+            if wanted.asks_as_much(one):
+                reason = (
+                    f"micro-batch {rows} asks for at least as much memory as {self._name(one)} (micro-batch "
+                    f"{one.micro_batch_size}), which ran out of {format_bytes(one.limit_bytes)}"
                 )
-        predicted = self.predict(run)
-        if trust_prediction and predicted is not None and predicted > self.limit_bytes:
-            return Refusal(
-                "refused by prediction",
-                f"micro-batch {int(demand[0])} needs {format_bytes(predicted)} (predicted) of "
-                f"{format_bytes(self.limit_bytes)}",
-            )
+                return Refusal("skipped by dominance", reason, predicted, excess)
+        if trust_prediction and predicted > capacity.num_bytes:
+            limit = format_bytes(self.limit_bytes)
+            reason = f"micro-batch {rows} needs {format_bytes(predicted)} (predicted) of {limit}"
+            if capacity.learnt:
+                reason += f"; {capacity.learnt}"
+            elif predicted <= self.limit_bytes:
+                reason += f" less a margin of {self.first_margin:.0%}, kept until a trial has shown it not to be needed"
+            return Refusal("refused by prediction", reason, predicted, excess)
         return None
 
+    def fitting(self, run: RunConfig, largest: Callable[[RunConfig, int], int], *, trust_prediction: bool) -> RunConfig:
+        """The run with the micro-batch to launch it with: as asked, or the largest that fits where that does not.
 
-def _asks_as_much(demand: Demand, other: Demand) -> bool:
-    return all(mine >= theirs for mine, theirs in zip(demand, other, strict=True))
+        Args:
+            largest: The largest micro-batch of a run that is predicted to need at most so many bytes; 0 if none does.
+        """
+        if self.refusal(run, trust_prediction=trust_prediction) is None:
+            return run
+        size = largest(run, self.capacity(run).num_bytes)
+        while size > 1 and self.refusal(run.with_overrides({MICRO_BATCH: size})) is not None:
+            size //= 2
+        return run.with_overrides({MICRO_BATCH: max(1, size)})
+
+    def capacity(self, run: RunConfig | None = None) -> Capacity:
+        """The largest predicted size that is launched of a run's shape, or of one that nothing is known about."""
+        return self._capacity(*self._evidence("" if run is None else self._shape(run)))
+
+    def _capacity(self, fitted: list[MemoryObservation], ran_out: list[MemoryObservation]) -> Capacity:
+        capacity = Capacity(int(self.limit_bytes / (1 + self.first_margin)), "")
+        highest = max(fitted, key=lambda one: one.predicted_bytes, default=None)
+        if highest is not None and highest.predicted_bytes > capacity.num_bytes:
+            size = format_bytes(highest.predicted_bytes)
+            capacity = Capacity(highest.predicted_bytes, f"{self._name(highest)} ran at a predicted {size}")
+        lowest = min(ran_out, key=lambda one: one.predicted_bytes, default=None)
+        if lowest is not None and lowest.predicted_bytes <= capacity.num_bytes:
+            size = format_bytes(lowest.predicted_bytes)
+            capacity = Capacity(lowest.predicted_bytes - 1, f"{self._name(lowest)} ran out at a predicted {size}")
+        return capacity
+
+    def _evidence(self, shape: str) -> tuple[list[MemoryObservation], list[MemoryObservation]]:
+        """What counts for a shape, fitted and ran out: its own observations, and others' that none contradicts."""
+        standing = self._standing()
+        highest = max((one.predicted_bytes for one in standing if one.fits), default=-1)
+        lowest = min((one.predicted_bytes for one in standing if not one.fits), default=math.inf)
+        fitted = [one for one in standing if one.fits and (one.shape == shape or one.predicted_bytes < lowest)]
+        ran_out = [one for one in standing if not one.fits and (one.shape == shape or one.predicted_bytes > highest)]
+        return fitted, ran_out
+
+    def _standing(self) -> list[MemoryObservation]:
+        """What the observations say of this limit, without those that a later one of their shape contradicts."""
+        here = [
+            seen
+            for one in self._seen
+            if one.rows_filled == self.rows_filled and (seen := one.under(self.limit_bytes)) is not None
+        ]
+        alike: dict[str, list[MemoryObservation]] = {}
+        for one in here:
+            alike.setdefault(one.shape, []).append(one)
+        return [one for one in here if not any(_contradicts(other, one) for other in alike[one.shape])]
+
+    def _observation(self, run: RunConfig, *, fits: bool, trial: str = "", at: str = "") -> MemoryObservation:
+        micro_batch = micro_batch_of(run, self.num_workers)
+        assert micro_batch is not None, "an automatic size is made a number first"
+        return MemoryObservation(
+            shape=self._shape(run),
+            micro_batch_size=micro_batch,
+            accumulates=micro_batch * self.num_workers < run.training.batch_size,
+            masking_rate=run.objective.masking_rate or 1.0,
+            rows_filled=self.rows_filled,
+            predicted_bytes=self.predict(run),
+            limit_bytes=self.limit_bytes,
+            fits=fits,
+            trial=f"{self.source}/{trial}",
+            at=at,
+        )
+
+    def _shape(self, run: RunConfig) -> str:
+        return ", ".join(filter(None, (shape_of(run), self.surroundings)))
+
+    def _name(self, seen: MemoryObservation) -> str:
+        source, _, trial = seen.trial.rpartition("/")
+        return trial if source == self.source else f"{trial} of {source}"
+
+
+def _contradicts(later: MemoryObservation, earlier: MemoryObservation) -> bool:
+    if later.fits == earlier.fits or (later.at, later.fits) < (earlier.at, earlier.fits):
+        return False
+    return later.asks_as_much(earlier) if later.fits else earlier.asks_as_much(later)

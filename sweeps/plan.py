@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import torch
@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from core.host_memory import memory_share_bytes
-from core.memory_model import Place, largest_micro_batch, predict_memory
+from core.memory_model import Place, how_to_fit, largest_micro_batch, predict_memory
 from core.run_config import RunConfig
 from data_pipeline.settings import format_bytes
 from sweeps.cluster import LanePlan, plan_lanes, worker_memory_bytes
@@ -22,6 +22,7 @@ from sweeps.sweep_config import SweepConfig
 from sweeps.sweep_file import dump_sweep
 
 _MICRO_BATCH = "training.micro_batch_size"
+_FIRST_MARGIN_ON_CUDA = 0.10
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,25 @@ class SweepPlan:
 
     def predicted_bytes(self, run: RunConfig) -> int | None:
         """Predicted peak of one worker; None where the micro-batch is `auto`, which fits itself to the memory."""
+        return None if run.training.micro_batch_size == "auto" else self._predict(run)
+
+    def _predict(self, run: RunConfig) -> int:
         micro_batch = micro_batch_of(run, self.lanes.workers)
-        if micro_batch is None:
-            return None
+        assert micro_batch is not None, "an automatic size is made a number first"
         return predict_memory(run, self.vocabulary_size, micro_batch_size=micro_batch, place=self.place).peak_bytes
 
-    def largest_micro_batch(self, run: RunConfig) -> int:
-        """The most rows that one worker can hold at once, at most its rows of a batch; 0 when not even one fits."""
-        return largest_micro_batch(run, self.vocabulary_size, memory_bytes=self.memory_bytes, place=self.place)
+    def largest_micro_batch(self, run: RunConfig, memory_bytes: int | None = None) -> int:
+        """The most rows that one worker can hold at once, at most its rows of a batch; 0 when not even one fits.
+
+        Args:
+            memory_bytes: None: the worker's memory.
+        """
+        memory = self.memory_bytes if memory_bytes is None else memory_bytes
+        return largest_micro_batch(run, self.vocabulary_size, memory_bytes=memory, place=self.place)
+
+    def how_to_fit(self, run: RunConfig) -> str:
+        """In words: what a run needs of the memory, and what to change if that is too much."""
+        return how_to_fit(run, self.vocabulary_size, memory_bytes=self.memory_bytes, place=self.place)
 
     @property
     def place(self) -> Place:
@@ -67,9 +79,24 @@ class SweepPlan:
             has_document_ids=packing.rows == "packed" and packing.attention == "within_documents",
         )
 
-    def frontier(self) -> MemoryFrontier:
-        """An empty frontier for this machine."""
-        return MemoryFrontier(self.memory_bytes, self.lanes.workers, self.predicted_bytes)
+    def frontier(self, *, rows_filled: int = 100, source: str = "") -> MemoryFrontier:
+        """A frontier for this machine that knows nothing yet but the prediction.
+
+        Args:
+            rows_filled: Share of the corpus's rows that holds tokens, in percent.
+            source: Folder of the sweep.
+        """
+        place = ", ".join(f"{name} {value}" for name, value in asdict(self.place).items())
+        return MemoryFrontier(
+            limit_bytes=self.memory_bytes,
+            num_workers=self.lanes.workers,
+            predict=self._predict,
+            surroundings=f"vocabulary {self.vocabulary_size}, {place}",
+            rows_filled=rows_filled,
+            # Counted as predicted on a CPU; on CUDA what is predicted of the allocator has not been measured.
+            first_margin=_FIRST_MARGIN_ON_CUDA if self.lanes.use_gpu else 0.0,
+            source=source,
+        )
 
 
 def plan_sweep(

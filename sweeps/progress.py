@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -76,7 +76,7 @@ class Progress:
     def _line(self, event: str, record: TrialRecord, report: Mapping[str, float] | None) -> Text | None:
         line = Text(record.name)
         if event == "started":
-            return line.append(f"  starts      {settings_in_words(record)}", style="dim")
+            return line.append(f"  starts      {settings_in_words(record.settings)}", style="dim")
         if event == "report" and report is not None and LOSS in report:
             done = report["tokens"] / self._tokens_per_trial
             return line.append(f"  {min(done, 1):4.0%}        holdout loss {report[LOSS]:.4f}", style="dim")
@@ -86,7 +86,7 @@ class Progress:
             # The reason of a failure is a traceback: its last line says what happened, the log has the rest.
             reason = (record.reason.strip().splitlines() or [""])[-1]
             if outcome is Outcome.COMPLETED:
-                reason = f"holdout loss {record.loss:.4f}   {settings_in_words(record)}"
+                reason = f"holdout loss {record.loss:.4f}   {settings_in_words(record.settings)}"
             return line.append(f" {reason}")
         return None
 
@@ -139,9 +139,9 @@ def leaders_table(records: Sequence[TrialRecord], limit: int | None = None) -> T
     return table
 
 
-def settings_in_words(record: TrialRecord) -> str:
+def settings_in_words(settings: Mapping[str, Any]) -> str:
     """`learning_rate 0.0005, batch_size 64`."""
-    return ", ".join(f"{short_name(path)} {format_setting(value)}" for path, value in record.settings.items())
+    return ", ".join(f"{short_name(path)} {format_setting(value)}" for path, value in settings.items())
 
 
 def clock(seconds: float) -> str:

@@ -186,7 +186,7 @@ def errors_section(findings: Findings) -> Section:
     """What went wrong, by kind."""
     wrong = (Outcome.FAILED, Outcome.DIVERGED, Outcome.INFEASIBLE, Outcome.INTERRUPTED)
     rows: list[list[Cell]] = [
-        [record.name, outcome, settings_in_words(record), Long(record.reason)]
+        [record.name, outcome, settings_in_words(record.settings), Long(record.reason)]
         for outcome in wrong
         for record in findings.of(outcome)
     ]

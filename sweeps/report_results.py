@@ -189,11 +189,11 @@ def comparison_section(findings: Findings) -> Section:
     for record in sorted(listed, key=lambda r: r.number):
         loss = finite_loss(record)
         assert loss is not None
-        rows.append([record.name, settings_in_words(record), number(loss), number(best_loss - loss, "+.4f")])
+        rows.append([record.name, settings_in_words(record.settings), number(loss), number(best_loss - loss, "+.4f")])
     words = (
         "The best trial is one of the settings that the file starts with: the search found nothing better."
         if best in listed
-        else f"The best trial is {best.name} with {settings_in_words(best)}."
+        else f"The best trial is {best.name} with {settings_in_words(best.settings)}."
     )
     table = Table(["trial of start_with", "settings", "holdout loss", "best minus it"], rows, "comparison")
     return Section("Comparison with the baseline", [Paragraph(words), table])
@@ -211,7 +211,7 @@ def conclusions_section(findings: Findings) -> Section:
     best = findings.best
     if best is None:
         return Section("Conclusions", [Paragraph("None can be drawn: no trial completed.")])
-    setting = f" with {settings_in_words(best)}" if best.settings else ""
+    setting = f" with {settings_in_words(best.settings)}" if best.settings else ""
     items = [f"{best.name}{setting} has the smallest holdout loss of {len(findings.completed)} completed trials: "
              f"{best.metrics[LOSS]:.4f} nats per predicted token."]  # fmt: skip
     found = importances(findings)

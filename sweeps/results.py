@@ -5,14 +5,15 @@ import io
 import json
 import math
 import platform
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sweeps.outcomes import Outcome
-from sweeps.trial_records import RefusedProposal, TrialRecord, write_atomically
+from sweeps.trial_records import MemoryVerdict, RefusedProposal, TrialRecord, write_atomically
 
 _ORDER = (
     Outcome.COMPLETED,
@@ -64,14 +65,45 @@ def trial_row(record: TrialRecord, rank: int) -> dict[str, Any]:
         "micro_batch_size_asked": record.micro_batch_size_asked,
         "micro_batch_size_used": record.micro_batch_size_used,
         "memory_verdict": record.memory_verdict,
+        "out_of_memory_events": record.out_of_memory_events,
         "predicted_peak_memory_bytes": record.predicted_peak_memory_bytes,
         "measured_peak_memory_bytes": record.peak_memory_bytes,
         "memory_limit_bytes": record.memory_limit_bytes,
+        "predicted_memory_margin": memory_margin(record.predicted_peak_memory_bytes, record),
+        "measured_memory_margin": memory_margin(record.peak_memory_bytes, record),
         "chosen_by": record.chosen_by,
         "interruptions": record.interruptions,
         "started_at": record.started_at,
         "ended_at": record.ended_at,
     }
+
+
+def memory_margin(num_bytes: int | None, record: TrialRecord) -> float | None:
+    """Share of a trial's memory limit that so many bytes leave free; negative beyond the limit."""
+    if num_bytes is None or record.memory_limit_bytes is None:
+        return None
+    return round(1 - num_bytes / record.memory_limit_bytes, 4)
+
+
+def calibration(records: Sequence[TrialRecord]) -> dict[str, float]:
+    """How well memory was predicted: relative errors of all trials that have one. Empty where there is none."""
+    errors = [error for record in records if (error := record.prediction_error) is not None]
+    if not errors:
+        return {}
+    sizes = [abs(error) for error in errors]
+    return {
+        "trials": len(errors),
+        "median_relative_error": statistics.median(sizes),
+        "largest_relative_error": max(sizes),
+        "mean_signed_relative_error": statistics.fmean(errors),
+    }
+
+
+def memory_counts(records: Sequence[TrialRecord], refused: Sequence[RefusedProposal]) -> dict[str, int]:
+    """How often memory had a say, by verdict: trials, and proposals that never became one."""
+    counts = Counter(record.memory_verdict for record in records)
+    counts.update(proposal.verdict for proposal in refused)
+    return {verdict: counts[verdict] for verdict in get_args(MemoryVerdict)}
 
 
 def write_trials_csv(path: Path, records: Sequence[TrialRecord]) -> None:
@@ -117,6 +149,8 @@ def summarize(
         "ranking": [record.name for record in ranked(records)],
         "outcomes": dict(Counter(str(record.outcome or "RUNNING") for record in records)),
         "memory_verdicts": dict(Counter(r.memory_verdict for r in records if r.memory_verdict)),
+        "memory_verdicts_with_proposals": memory_counts(records, refused),
+        "memory_calibration": calibration(records),
         "refused_before_launch": [proposal.model_dump() for proposal in refused],
         "training_s_by_outcome": spent_s,
         "wall_s": round(wall_s, 3),

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
 from core.run_config import RunConfig
 from sweeps.early_stopping import KeptOutOfPickles
 from sweeps.ledger import Ledger
-from sweeps.memory_frontier import MemoryFrontier
+from sweeps.memory_frontier import MICRO_BATCH, SMALLEST_EXCESS, MemoryFrontier, Refusal, micro_batch_of
 from sweeps.outcomes import Outcome
 from sweeps.search_space import SearchSpace
 from sweeps.sweep_config import SweepConfig
@@ -50,6 +50,11 @@ class SettingsSampler:
         for record in known:
             self.ended(record)
 
+    def keep(self, is_wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Of a grid propose only these settings."""
+        if self._grid is not None:
+            self._grid = iter([settings for settings in self._grid if is_wanted(settings)])
+
     def propose(self) -> tuple[dict[str, Any], optuna.Trial | None] | None:
         """Settings to try next with the handle to answer for them; None when a grid is used up."""
         if self._grid is not None:
@@ -58,10 +63,14 @@ class SettingsSampler:
         trial = self._study.ask(self._space)
         return trial.params, trial
 
-    def refused(self, handle: optuna.Trial | None) -> None:
-        """The proposal does not fit in memory: a constraint broken, no value."""
+    def refused(self, handle: optuna.Trial | None, *, excess: float) -> None:
+        """The proposal does not fit in memory: a constraint broken, no value.
+
+        Args:
+            excess: By how much it is broken, above 0: of two that do not fit TPE prefers the one that nearly does.
+        """
         if handle is not None:
-            handle.set_constraint("memory", 1.0)
+            handle.set_constraint("memory", excess)
             self._study.tell(handle, state=TrialState.PRUNED)
 
     def known_already(self, handle: optuna.Trial | None) -> None:
@@ -80,11 +89,12 @@ class SettingsSampler:
         if handle is not None:
             # What it is told goes in as a finished trial below; the open one is closed without a trace.
             self._study.tell(handle, state=TrialState.FAIL)
-        frozen = self._as_optuna(record)
-        if frozen is not None:
-            self._study.add_trial(frozen)
+        for settings, known in self._as_optuna(record):
+            self._tell(settings, known)
 
-    def _as_optuna(self, record: TrialRecord) -> FrozenTrial | None:
+    def _as_optuna(self, record: TrialRecord) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """What a trial's end says, as settings and what is known of them."""
+        infeasible = {"state": TrialState.PRUNED, "constraints": {"memory": _excess(record)}}
         known: dict[str, Any] = {"constraints": {"memory": -1.0}}
         match record.outcome:
             case Outcome.COMPLETED if record.loss is not None:
@@ -94,14 +104,36 @@ class SettingsSampler:
             case Outcome.STOPPED if record.rung_losses:
                 known |= {"state": TrialState.PRUNED, "intermediate_values": record.rung_losses}
             case Outcome.INFEASIBLE:
-                known |= {"state": TrialState.PRUNED, "constraints": {"memory": 1.0}}
+                yield record.settings, infeasible
+                return
             case _:
-                return None
-        params = {path: value for path, value in record.settings.items() if path in self._space}
-        if any(not self._space[path]._contains(self._space[path].to_internal_repr(params[path])) for path in params):
-            return None  # A value of `start_with` outside the space: the sampler has no place for it.
+                return
+        fitting = self._fitting_size(record)
+        if fitting is None:
+            yield record.settings, known
+        else:
+            # Two truths: what was asked for does not fit, and the same with fewer rows at once has this loss.
+            yield record.settings, infeasible
+            yield record.settings | {MICRO_BATCH: fitting}, known
+
+    def _fitting_size(self, record: TrialRecord) -> int | None:
+        """The micro-batch to which a loss belongs that was reached with fewer rows at once than asked for.
+
+        The largest in the space that is not above the one used, for a micro-batch changes nothing in what is learnt.
+        """
+        used = record.micro_batch_size_used
+        if not record.out_of_memory_micro_batches or used is None or MICRO_BATCH not in record.settings:
+            return None
+        space = self._space.get(MICRO_BATCH)
+        sizes = space.choices if isinstance(space, CategoricalDistribution) else (used,)
+        return max((size for size in sizes if isinstance(size, int) and size <= used), default=None)
+
+    def _tell(self, settings: dict[str, Any], known: dict[str, Any]) -> None:
+        params = {path: value for path, value in settings.items() if path in self._space}
         distributions = {path: self._space[path] for path in params}
-        return create_trial(params=params, distributions=distributions, **known)
+        # A value of `start_with` outside the space: the sampler has no place for it.
+        if all(space._contains(space.to_internal_repr(params[path])) for path, space in distributions.items()):
+            self._study.add_trial(create_trial(params=params, distributions=distributions, **known))
 
 
 class SweepSearcher(KeptOutOfPickles, Searcher):
@@ -115,9 +147,15 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         *,
         worst_loss: float,
         trial_config: Callable[[TrialRecord, RunConfig], dict[str, Any]],
+        largest_micro_batch: Callable[[RunConfig, int], int],
     ) -> None:
+        """
+        Args:
+            largest_micro_batch: Of a run, predicted to need at most so many bytes.
+        """
         super().__init__(metric=None, mode=None)
         self._sweep, self._ledger, self._frontier = sweep, ledger, frontier
+        self._largest_micro_batch = largest_micro_batch
         self._trial_config = trial_config
         known = [record for record in ledger.records.values() if record.is_done]
         self._sampler = SettingsSampler(sweep, worst_loss=worst_loss, known=known)
@@ -125,6 +163,8 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         self._left_over = deque(ledger.unfinished())
         listed_before = sum(record.chosen_by == "start_with" for record in ledger.records.values())
         self._listed = deque(sweep.start_with[listed_before:])
+        # A grid is known whole: what does not fit is listed before anything starts.
+        self._sampler.keep(self._may_be_launched)
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config, `FINISHED`, or None: ask again when a running trial has ended."""
@@ -133,8 +173,9 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             is_waiting = self._num_running() > 0
             return None if is_waiting else str(Searcher.FINISHED)
         self._numbers[trial_id] = record.number
-        self._ledger.start(record.number)
-        return self._trial_config(record, self._run_of(record.settings))
+        run = self._launched_as(record)
+        self._ledger.start(record.number, micro_batch_size=micro_batch_of(run, self._frontier.num_workers))
+        return self._trial_config(record, run)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Settle the trial and tell the sampler."""
@@ -164,7 +205,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             settings = self._listed.popleft()
             record = self._ledger.open(settings, "start_with")
             # The user asked for exactly this: only what has been observed may refuse it, never a prediction.
-            refusal = self._frontier.refusal(self._run_of(settings), trust_prediction=False)
+            refusal = self._frontier.refusal(self._run_of(settings), trust_prediction=False, may_shrink=True)
             if refusal is None:
                 return record
             self._ledger.refuse(record, refusal)
@@ -192,14 +233,40 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             if any(record.settings == settings for record in self._ledger.records.values()):
                 self._sampler.known_already(handle)
                 continue
-            refusal = self._frontier.refusal(self._run_of(settings))
+            refusal = self._refusal(settings)
             if refusal is None:
                 record = self._ledger.open(settings, "search")
                 self._sampler.launched(record, handle)
                 return record
-            self._sampler.refused(handle)
-            self._ledger.refuse_proposal(settings, refusal)
+            self._sampler.refused(handle, excess=refusal.excess)
+            self._ledger.refuse_proposal(settings, self._run_of(settings), refusal)
         return None
+
+    def _may_be_launched(self, settings: dict[str, Any]) -> bool:
+        if any(refused.settings == settings for refused in self._ledger.refused):
+            return False
+        refusal = self._refusal(settings)
+        if refusal is not None:
+            self._ledger.refuse_proposal(settings, self._run_of(settings), refusal)
+        return refusal is None
+
+    def _refusal(self, settings: dict[str, Any]) -> Refusal | None:
+        # A swept micro-batch that does not fit is refused, for another will be proposed; one that is fixed shrinks.
+        return self._frontier.refusal(self._run_of(settings), may_shrink=MICRO_BATCH not in self._sweep.search)
+
+    def _launched_as(self, record: TrialRecord) -> RunConfig:
+        """The run of a trial; with fewer rows at once than it asks for where those are known to be too many."""
+        run = self._run_of(record.settings)
+        if run.training.on_oom == "stop":
+            return run
+        is_proposed = record.chosen_by != "start_with"
+        return self._frontier.fitting(run, self._largest_micro_batch, trust_prediction=is_proposed)
+
+
+def _excess(record: TrialRecord) -> float:
+    """By what share of the limit a trial was predicted to be beyond it; a little where it was not, and ran out."""
+    predicted, limit = record.predicted_peak_memory_bytes, record.memory_limit_bytes
+    return max(predicted / limit - 1, SMALLEST_EXCESS) if predicted and limit else 1.0
 
 
 def _sampler(sweep: SweepConfig, num_known: int) -> optuna.samplers.BaseSampler:

@@ -12,19 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray import tune
 from rich.console import Console
 
 from core.run_config import RunConfig
 from data_pipeline.token_blocks import PreparedCorpus
-from sweeps.cluster import connect, log_libraries_to
+from sweeps.cluster import connect, device_kind, log_libraries_to
 from sweeps.early_stopping import KeptOutOfPickles, Rungs, TokenScheduler
+from sweeps.frontier_map import MAP_FILE, map_frontier
 from sweeps.git_state import git_state
 from sweeps.ledger import Ledger
 from sweeps.mailbox import Assignment
+from sweeps.memory_observations import MemoryStore
+from sweeps.nothing_fits import check_that_something_fits
 from sweeps.plan import SweepPlan, plan_sweep
 from sweeps.preparation import corpus_in_words, data_figures, prepare_with_progress
-from sweeps.progress import Progress
+from sweeps.progress import Progress, settings_in_words
 from sweeps.report import write_report
 from sweeps.results import best_trial, ranked, summarize, write_summary, write_trials_csv
 from sweeps.results_folder import LOG_FILE, SweepFolder, check_writable, sweep_identity
@@ -33,9 +37,10 @@ from sweeps.sweep_config import SweepConfig
 from sweeps.tensorboard import TensorBoardLog
 from sweeps.tracking import Tracking
 from sweeps.trial import LaneTrainable
-from sweeps.trial_records import TrialRecord, TrialStore
+from sweeps.trial_records import TrialRecord, TrialStore, write_atomically
 from sweeps.winner import Winner, drop_checkpoints, export_winner
 
+_REFUSALS_SHOWN = 3
 _MAX_LOST_LANES = 2
 """Times that a trial is started again after the process of its lane, or its node, was lost."""
 
@@ -94,6 +99,8 @@ def _run(
     plan = plan_sweep(sweep, vocabulary_size=data.vocabulary.size, **_cluster_size())
     console.print(f"trials   {plan.lanes.reason}; results in {folder.path}", highlight=False, soft_wrap=True)
     run = _SweepRun(plan, data, folder)
+    for words in run.memory_in_words():
+        console.print(f"memory   {words}", highlight=False, markup=False, soft_wrap=True)
     _start_tracking(tracking, sweep, data, folder)
     events = TensorBoardLog(folder.trials)
     progress = Progress(
@@ -120,6 +127,7 @@ def _run(
         summary = _write_results(
             run, status=status, tracking=tracking, wall_s=wall_s_before + time.monotonic() - started_at
         )
+    run.check_that_something_ran()
     records = tuple(run.ledger.records.values())
     return SweepEnd(folder, status, records, summary, was_done_before=False, not_tracked=tracking.not_taken)
 
@@ -132,22 +140,34 @@ class _SweepRun:
         sweep = plan.sweep
         rungs = Rungs(plan.rungs, sweep.early_stopping.reduction_factor)
         self._scheduler = TokenScheduler(rungs)
-        frontier = plan.frontier()
+        self.device_kind = device_kind(plan.lanes)
+        self._memory = MemoryStore(folder.path.parent, self.device_kind)
+        self.frontier = plan.frontier(rows_filled=_rows_filled(data), source=folder.path.name)
+        self.frontier.learn(self._memory.load(torch.__version__))
         self._store = TrialStore(folder.trials)
         self.ledger = Ledger(
-            self._store, frontier=frontier, scheduler=self._scheduler, run_of=self.run_of, rungs=plan.rungs
+            self._store,
+            frontier=self.frontier,
+            scheduler=self._scheduler,
+            run_of=self.run_of,
+            rungs=plan.rungs,
+            remember=lambda seen: self._memory.add(seen, torch.__version__),
         )
         self._leader = best_trial(list(self.ledger.records.values()))
         self._beaten: list[TrialRecord] = []
         rungs.restore(self.ledger.records.values())
-        frontier.restore(self.ledger.records.values(), self.run_of)
+        for record in self.ledger.records.values():
+            self.frontier.learn_trial(record, self.run_of(record))
+        if not sweep.start_with and not self.ledger.records:
+            check_that_something_fits(plan, self.frontier)
         self._searcher = SweepSearcher(
             sweep,
             self.ledger,
-            frontier,
+            self.frontier,
             # A model that knows nothing gives every entry of the vocabulary the same probability.
             worst_loss=math.log(data.vocabulary.size),
             trial_config=self._trial_config,
+            largest_micro_batch=plan.largest_micro_batch,
         )
 
     def run_of(self, record: TrialRecord) -> RunConfig:
@@ -177,6 +197,27 @@ class _SweepRun:
                 verbose=0,
             ),
         ).fit()
+
+    def memory_in_words(self) -> Iterator[str]:
+        """What is known of memory before the first trial, and which settings of a grid that rules out."""
+        seen = [one for one in self.frontier.observations if not one.trial.startswith(f"{self.frontier.source}/")]
+        capacity = self.frontier.capacity()
+        if seen:
+            learnt = f"; {capacity.learnt}" if capacity.learnt else ""
+            yield f"{len(seen)} observations of earlier sweeps on {self.device_kind}{learnt}"
+        refused = self.ledger.refused if self.plan.sweep.searcher.method == "grid" else []
+        if refused:
+            yield f"{len(refused)} settings of the grid are refused before launch; summary.json lists them all:"
+            yield from (f"  {settings_in_words(one.settings)}: {one.reason}" for one in refused[:_REFUSALS_SHOWN])
+
+    def check_that_something_ran(self) -> None:
+        """See that not every proposal was refused.
+
+        Raises:
+            NothingFitsError: Every one was.
+        """
+        if not self.ledger.records and self.ledger.refused:
+            check_that_something_fits(self.plan, self.frontier, nothing_ran=True)
 
     def settle_rest(self) -> None:
         """Trials cut off in the middle are interrupted."""
@@ -230,6 +271,11 @@ class _LedgerCallback(KeptOutOfPickles, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         self._ledger.settle(trial.config["number"], None, lost=True)
+
+
+def _rows_filled(data: PreparedCorpus) -> int:
+    """Share of the rows of training that holds tokens, in percent."""
+    return round(100 * data.train.num_tokens / (data.train.num_rows * data.train.sequence_length))
 
 
 def _cluster_size() -> dict[str, int]:
@@ -286,6 +332,8 @@ def _write_results(run: _SweepRun, *, status: str, tracking: Tracking, wall_s: f
         "git": git_state(Path.cwd()),
     }
     write_trials_csv(folder.path / "trials.csv", records)
+    found = map_frontier(run.plan.sweep, run.frontier, device=run.device_kind)
+    write_atomically(folder.path / MAP_FILE, found.model_dump_json(indent=1) + "\n")
     # The summary says that the sweep is finished, so it comes after all that it speaks of.
     write_report(folder.path, run.plan.sweep, records, summary)
     write_summary(folder.path / "summary.json", summary)

@@ -18,8 +18,11 @@ from sweeps.outcomes import Outcome
 LOSS = "holdout/loss_nats_per_token"
 """Metric that ranks trials, and that early stopping and the searcher see."""
 
-MemoryVerdict = Literal["refused by prediction", "skipped by dominance", "ran out of memory"]
-"""The three ways to be infeasible: never launched (twice), or launched."""
+MemoryVerdict = Literal[
+    "refused by prediction", "skipped by dominance", "ran out of memory", "ran out of memory and went on"
+]
+"""What memory had to say of a trial: never launched (twice), launched and ended by it, launched and survived it with a
+smaller micro-batch."""
 
 
 class TrialRecord(Settings):
@@ -47,7 +50,12 @@ class TrialRecord(Settings):
     tokens_per_s: float | None = None
     micro_batch_size_asked: int | Literal["auto"] = "auto"
     micro_batch_size_used: int | None = None
+    out_of_memory_events: int = 0
+    """Times that memory ran out; all of them survived unless the trial ended as infeasible."""
+    out_of_memory_micro_batches: tuple[int, ...] = ()
+    """Micro-batches that ran out and so are known not to fit."""
     predicted_peak_memory_bytes: int | None = None
+    """With the micro-batch asked for; with the one used where that was `auto`."""
     peak_memory_bytes: int | None = None
     memory_limit_bytes: int | None = None
     interruptions: int = 0
@@ -65,6 +73,17 @@ class TrialRecord(Settings):
         return self.metrics.get(LOSS)
 
     @property
+    def prediction_error(self) -> float | None:
+        """Share by which the measured peak is above the prediction; None where the two do not speak of the same.
+
+        A trial that ran out was measured up to where it broke off, and not with the micro-batch predicted.
+        """
+        predicted, measured = self.predicted_peak_memory_bytes, self.peak_memory_bytes
+        if not predicted or not measured or self.out_of_memory_events or self.outcome is Outcome.INFEASIBLE:
+            return None
+        return measured / predicted - 1
+
+    @property
     def is_done(self) -> bool:
         """Whether nothing is left to do for it."""
         return self.outcome is not None and self.outcome.is_final
@@ -76,6 +95,9 @@ class RefusedProposal(Settings):
     settings: dict[str, Any]
     verdict: MemoryVerdict
     reason: str
+    micro_batch_size: int | None = None
+    predicted_peak_memory_bytes: int | None = None
+    memory_limit_bytes: int | None = None
 
 
 class TrialStore:

@@ -111,3 +111,46 @@ def test_an_infeasible_region_is_avoided_and_not_forgotten() -> None:
     proposed = [settings["training.micro_batch_size"] for settings in proposals(sampler(sweep, known), 30)]
     # Ten in thirty would be chance.
     assert proposed.count(16) <= 4
+
+
+def told(proposing: SettingsSampler) -> list[tuple[str, float | None, dict[str, float], dict[str, Any]]]:
+    """What the study holds of ended trials: state, value, constraints and settings."""
+    return [
+        (trial.state.name, trial.value, trial.constraints, trial.params)
+        for trial in proposing._study.get_trials(deepcopy=False)
+        if trial.state.name != "FAIL"
+    ]
+
+
+def test_memory_is_told_as_a_constraint_broken_by_as_much_as_it_is_short_and_never_as_a_failure() -> None:
+    proposing = sampler(sweep_with("tpe"))
+    settings = {"training.learning_rate": 2e-3, "training.batch_size": 16, "training.micro_batch_size": 16}
+    memory: dict[str, Any] = {"predicted_peak_memory_bytes": 150, "memory_limit_bytes": 100}
+    proposing.ended(record(1, Outcome.INFEASIBLE, settings=settings, **memory))
+    proposal = proposing.propose()
+    assert proposal is not None
+    proposing.refused(proposal[1], excess=0.25)
+    assert [(state, value, constraints) for state, value, constraints, _ in told(proposing)] == [
+        ("PRUNED", None, {"memory": 0.5}),
+        ("PRUNED", None, {"memory": 0.25}),
+    ]
+
+
+def test_a_survived_shortage_is_told_as_two_truths() -> None:
+    """The size asked for does not fit; the loss belongs to the largest listed size that is not above the one used."""
+    proposing = sampler(sweep_with("tpe"))
+    settings = {"training.learning_rate": 2e-3, "training.batch_size": 16, "training.micro_batch_size": 16}
+    survived: dict[str, Any] = {"out_of_memory_micro_batches": (16,), "micro_batch_size_used": 11}
+    proposing.ended(record(1, loss=3.5, settings=settings, **survived))
+    (infeasible, complete) = told(proposing)
+    assert infeasible == ("PRUNED", None, {"memory": 1.0}, settings)
+    assert complete == ("COMPLETE", 3.5, {"memory": -1.0}, settings | {"training.micro_batch_size": 8})
+
+
+def test_only_wanted_settings_of_a_grid_are_proposed() -> None:
+    proposing = sampler(sweep_with("grid"))
+    proposing.keep(lambda settings: settings["training.micro_batch_size"] == 8)
+    drawn = []
+    while (proposal := proposing.propose()) is not None:
+        drawn.append(proposal[0]["training.micro_batch_size"])
+    assert drawn == [8] * 4

@@ -1,0 +1,83 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeps.memory_observations import MemoryObservation, MemoryStore, MemoryStoreError
+
+ROOT = Path(__file__).parents[2]
+
+
+def seen(number: int, *, sweep: str = "a", micro_batch: int | None = None) -> MemoryObservation:
+    return MemoryObservation(
+        shape="layers 2",
+        micro_batch_size=number if micro_batch is None else micro_batch,
+        accumulates=True,
+        masking_rate=0.15,
+        rows_filled=100,
+        predicted_bytes=1000 * (number if micro_batch is None else micro_batch),
+        limit_bytes=10_000,
+        fits=True,
+        trial=f"{sweep}/trial-{number:04d}",
+        at=f"2026-01-01T00:{number // 60:02}:{number % 60:02}+00:00",
+    )
+
+
+def test_what_one_sweep_adds_another_one_reads(tmp_path: Path) -> None:
+    MemoryStore(tmp_path, "NVIDIA H100 80GB HBM3 79 GiB").add([seen(1), seen(2)], "2.13.0")
+    MemoryStore(tmp_path, "NVIDIA H100 80GB HBM3 79 GiB").add([seen(3, sweep="b")], "2.13.0")
+    assert MemoryStore(tmp_path, "NVIDIA H100 80GB HBM3 79 GiB").load("2.13.0") == [
+        seen(1),
+        seen(2),
+        seen(3, sweep="b"),
+    ]
+    assert json.loads((tmp_path / "memory" / "NVIDIA-H100-80GB-HBM3-79-GiB.json").read_text())["device"].startswith(
+        "NV"
+    )
+
+
+def test_another_kind_of_device_and_another_torch_know_nothing_of_it(tmp_path: Path) -> None:
+    MemoryStore(tmp_path, "cpu").add([seen(1)], "2.13.0")
+    assert MemoryStore(tmp_path, "T4 15 GiB").load("2.13.0") == []
+    assert MemoryStore(tmp_path, "cpu").load("2.14.0") == []
+    MemoryStore(tmp_path, "cpu").add([seen(2)], "2.14.0")
+    assert MemoryStore(tmp_path, "cpu").load("2.13.0") == [seen(1)]
+
+
+def test_the_same_seen_again_is_kept_once_with_its_last_time(tmp_path: Path) -> None:
+    store = MemoryStore(tmp_path, "cpu")
+    for number in (1, 3, 2):
+        store.add([seen(number, micro_batch=4)], "2.13.0")
+    assert store.load("2.13.0") == [seen(3, micro_batch=4)]
+
+
+def test_sweeps_that_run_at_the_same_time_lose_nothing_of_each_others(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'tests/sweeps')\n"
+        "from pathlib import Path; from test_memory_observations import MemoryStore, seen\n"
+        "sweep, first = sys.argv[2], int(sys.argv[3])\n"
+        "for number in range(first, first + 40):\n"
+        "    MemoryStore(Path(sys.argv[1]), 'cpu').add([seen(number, sweep=sweep)], '2.13.0')\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), sweep, str(first)], cwd=ROOT)
+        for sweep, first in (("a", 1), ("b", 41))
+    ]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    kept = MemoryStore(tmp_path, "cpu").load("2.13.0")
+    assert [one.micro_batch_size for one in kept] == list(range(1, 81))
+    assert sorted(path.name for path in (tmp_path / "memory").iterdir()) == ["cpu.json", "cpu.lock"]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format_version": 1}', '{"format_version": 9, "torch": {}}', "[1]"])
+def test_a_file_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path, text: str) -> None:
+    store = MemoryStore(tmp_path, "cpu")
+    store.path.parent.mkdir()
+    store.path.write_text(text)
+    with pytest.raises(MemoryStoreError, match=r"memory/cpu.json.*Remove it"):
+        store.load("2.13.0")
+    with pytest.raises(MemoryStoreError, match="Remove it"):
+        store.add([seen(1)], "2.13.0")
+    assert store.path.read_text() == text
