@@ -7,6 +7,7 @@ import pytest
 
 from core.out_of_memory import OomFacts, OomKind, OomPhase
 from core.run_config import RunConfig
+from core.shrinking import Shortage
 from core.training_run import RunEnd
 from sweep_examples import tiny_sweep
 from sweeps.early_stopping import Rungs, TokenScheduler
@@ -129,3 +130,17 @@ def test_a_resumed_sweep_learns_the_same_from_the_records_alone(tmp_path: Path) 
     for record in TrialStore(tmp_path / "trials").load_all():
         again.learn_trial(record, SWEEP.run_config(record.settings))
     assert again.observations == told.frontier.observations
+
+
+def test_a_survived_shortage_is_told_from_the_end_and_one_in_evaluation_rules_out_no_training(tmp_path: Path) -> None:
+    told = Told(tmp_path)
+    told.report(1000, 16)
+    shortages = (
+        Shortage(shortage(), step=0, size=32, smaller=16),
+        Shortage(shortage(phase="evaluation"), step=2, size=16, smaller=8),
+    )
+    record = told.end("completed", 16, shortages=shortages)
+    assert record.outcome is Outcome.COMPLETED
+    assert record.memory_verdict == "ran out of memory and went on"
+    assert (record.out_of_memory_events, record.out_of_memory_micro_batches) == (2, (32,))
+    assert told.seen() == [(16, True), (32, False)]
