@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from core.cache_blocks import blocks, has_cache_blocks
+
 _SCORES_AT_ONCE = 2**21
 """4 MiB in bf16: with gradients and copies this stays below a usual last-level cache."""
 
@@ -24,7 +26,6 @@ _QUERIES_AT_ONCE = 128
 """Tokens a block of causal attention; keys after a block are never looked at."""
 
 
-_IS_OFF = ContextVar("cpu_attention_is_off", default=False)
 Rehearsal = Callable[[Hashable, Callable[[], Tensor]], Tensor]
 """(what decides the memory of a piece of work, the work) to a tensor like its result, without values."""
 
@@ -33,17 +34,7 @@ _REHEARSAL: ContextVar[Rehearsal | None] = ContextVar("cpu_attention_rehearsal",
 
 def is_faster_for(qkv: Tensor) -> bool:
     """Whether to use `fused_attention`: on processors, below fp32. In fp32 torch's own kernel is the better one."""
-    return qkv.device.type == "cpu" and qkv.dtype in (torch.bfloat16, torch.float16) and not _IS_OFF.get()
-
-
-@contextmanager
-def switched_off() -> Iterator[None]:
-    """Inside, models on the CPU take torch's own kernel, as they do on a GPU: for predicting a GPU's memory."""
-    token = _IS_OFF.set(True)
-    try:
-        yield
-    finally:
-        _IS_OFF.reset(token)
+    return has_cache_blocks(qkv.device) and qkv.dtype in (torch.bfloat16, torch.float16)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
@@ -82,11 +73,7 @@ def fused_attention(
 
 @contextmanager
 def rehearsed(rehearsal: Rehearsal) -> Iterator[None]:
-    """Inside, attention is what `rehearsal` makes of it: for predicting memory, without values.
-
-    Then it goes through its first two blocks of rows only. Blocks are alike, and the second lives beside what is left
-    of the first, so two show the peak of any number.
-    """
+    """Inside, attention is what `rehearsal` makes of it: for predicting memory, without values."""
     token = _REHEARSAL.set(rehearsal)
     try:
         yield
@@ -202,9 +189,7 @@ def _rows_of(tensor: Tensor | None, rows: slice) -> Tensor | None:
 def _row_blocks(qkv_BTNK: Tensor, shape: _Shape, is_causal: bool) -> Iterator[slice]:
     num_rows, num_tokens = qkv_BTNK.shape[:2]
     num_queries = min(num_tokens, _QUERIES_AT_ONCE) if is_causal else num_tokens
-    at_once = max(1, _SCORES_AT_ONCE // (shape.heads * num_queries * num_tokens))
-    for start in range(0, num_rows, at_once)[: None if _REHEARSAL.get() is None else 2]:
-        yield slice(start, start + at_once)
+    return blocks(num_rows, _SCORES_AT_ONCE // (shape.heads * num_queries * num_tokens))
 
 
 def _query_blocks(num_tokens: int, is_causal: bool) -> Iterator[slice]:

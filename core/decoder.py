@@ -6,7 +6,6 @@ Shape suffixes: B rows, T tokens a row, D width, P selected positions, V vocabul
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.feed_forward import FeedForwardResult, build_feed_forwards
@@ -64,6 +63,7 @@ class LlamaDecoder(LanguageModel):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(LlamaLayer(config, part) for part in build_feed_forwards(config))
         self.final_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.head_bias = None
         self.head_weight = None if config.tied_embeddings else Linear(config.width, vocabulary_size, bias=False).weight
 
     def hidden_states(self, inputs_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
@@ -93,8 +93,8 @@ class LlamaDecoder(LanguageModel):
         hidden_BTD: Tensor = self.final_norm(x_BTD)
         return hidden_BTD
 
-    def logits(self, hidden_PD: Tensor) -> Tensor:
-        return F.linear(hidden_PD, self._vocabulary_matrix())
+    def head_features(self, hidden_PD: Tensor) -> Tensor:
+        return hidden_PD
 
     def _rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return rotary_tables(positions, head_dim=self.head_dim, base=self.rotary_base, dtype=dtype)

@@ -82,9 +82,9 @@ class RobertaEncoder(LanguageModel):
         mask = encoder_mask(inputs_BT, document_ids_BT, pad_id=self.pad_id, dtype=compute_dtype(x_BTD))
         return self._through_layers(self.layers, x_BTD, RowLayout(mask=mask))
 
-    def logits(self, hidden_PD: Tensor) -> Tensor:
-        hidden_PD = self.head_norm(F.gelu(self.head_dense(hidden_PD)))
-        return F.linear(hidden_PD, self._vocabulary_matrix(), self.head_bias)
+    def head_features(self, hidden_PD: Tensor) -> Tensor:
+        features_PD: Tensor = self.head_norm(F.gelu(self.head_dense(hidden_PD)))
+        return features_PD
 
     def num_parameters_with_pooler(self) -> int:
         """What libraries of 2020 printed: they built the sentence classifier's pooler too, a width x width map that
@@ -150,9 +150,9 @@ class ModernEncoder(LanguageModel):
         hidden_BTD: Tensor = self.final_norm(self._through_layers(self.layers, x_BTD, layout))
         return hidden_BTD
 
-    def logits(self, hidden_PD: Tensor) -> Tensor:
-        hidden_PD = self.head_norm(F.gelu(self.head_dense(hidden_PD)))
-        return F.linear(hidden_PD, self._vocabulary_matrix(), self.head_bias)
+    def head_features(self, hidden_PD: Tensor) -> Tensor:
+        features_PD: Tensor = self.head_norm(F.gelu(self.head_dense(hidden_PD)))
+        return features_PD
 
 
 def encoder_mask(inputs_BT: Tensor, document_ids_BT: Tensor | None, *, pad_id: int, dtype: torch.dtype) -> Tensor:

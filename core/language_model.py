@@ -5,6 +5,7 @@ Shape suffixes: B rows, T tokens a row, D width, P selected positions, V vocabul
 
 from collections.abc import Iterable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +23,8 @@ class LanguageModel(nn.Module):
     """Vectors of the vocabulary's tokens."""
     head_weight: Tensor | None
     """Vocabulary matrix of the head; None: that of the embeddings (tied)."""
+    head_bias: Tensor | None
+    """(V,): added to the logits; None: nothing is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,10 +41,18 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
+    def head_features(self, hidden_PD: Tensor) -> Tensor:
+        """(P, D): what the vocabulary matrix is applied to. Any leading shape will do."""
+        raise NotImplementedError
+
+    def vocabulary_matrix(self) -> Tensor:
+        """(V, D): the matrix of the head."""
+        return self.tokens.weight if self.head_weight is None else self.head_weight
+
     def logits(self, hidden_PD: Tensor) -> Tensor:
         """(P, V): unnormalised log-probabilities of the token at each of the given positions (masked LM) or after it
         (causal LM). Any leading shape will do."""
-        raise NotImplementedError
+        return F.linear(self.head_features(hidden_PD), self.vocabulary_matrix(), self.head_bias)
 
     def forward(self, inputs_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
         """(B, T, V): logits at every position. Convenient, and wasteful: training selects positions first."""
@@ -52,6 +63,10 @@ class LanguageModel(nn.Module):
         loss. Over micro-batches, weigh it by their rows. None for models without a mixture of experts."""
         return self._balance_loss
 
+    def forget_auxiliary_loss(self) -> None:
+        """Let go of the last balance loss, whose graph holds the activations of its pass."""
+        self._balance_loss = None
+
     def set_activation_checkpointing(self, is_on: bool) -> None:
         """On: a layer's activations are computed again in the backward pass instead of being kept."""
         self._uses_checkpointing = is_on
@@ -59,10 +74,6 @@ class LanguageModel(nn.Module):
     def num_parameters(self) -> int:
         """Trainable numbers, shared ones once."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-    def _vocabulary_matrix(self) -> Tensor:
-        """(V, D): the matrix of the head."""
-        return self.tokens.weight if self.head_weight is None else self.head_weight
 
     def _through_layers(self, layers: Iterable[nn.Module], x_BTD: Tensor, layout: RowLayout) -> Tensor:
         """The residual stream after all layers; remembers the sum of their balance losses."""

@@ -3,9 +3,10 @@
 What is traced is `OptimizerStep` itself, so prediction and reality cannot drift apart.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from core import cpu_attention
+from core import cache_blocks, cpu_attention
 from core.caching_allocator import AllocationEvent
 from core.cuda_forms import CudaForms
 from core.memory_limit import StorageMeter
@@ -111,9 +112,11 @@ class MemoryTrace:
 
     def watch_gradients(self, model: nn.Module) -> None:
         """Recognise gradients once they are a parameter's own, and copies of parameters in another number format."""
+        # The matrix of the head gets its gradient without autograd, so any gradient's arrival has to do for all.
+        note = partial(self._note_gradients, list(model.parameters()))
         for parameter in model.parameters():
             self._parameter_shapes.add(parameter.shape)
-            parameter.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
 
     def peak(self) -> tuple[int, dict[Part, int]]:
         """Most bytes live at one moment, and what they were."""
@@ -135,11 +138,12 @@ class MemoryTrace:
         is_matrix = tensor.shape[::-1] in self._parameter_shapes
         return "logits" if tensor.shape[-1:] == (self._vocabulary_size,) and not is_matrix else "temporaries"
 
-    def _note_gradient(self, parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            number = self._living.get(parameter.grad.untyped_storage()._cdata)
-            if number is not None:
-                self._allocations[number].part = "gradients"
+    def _note_gradients(self, parameters: Sequence[Tensor], _arrived: Tensor) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                number = self._living.get(parameter.grad.untyped_storage()._cdata)
+                if number is not None:
+                    self._allocations[number].part = "gradients"
 
 
 def trace_steps(shape: RunShape) -> MemoryTrace:
@@ -182,8 +186,9 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
         step.profile = _PartMarks(trace)
         modes.enter_context(_UnreadValues())
         if shape.device_type == "cuda":
-            modes.enter_context(cpu_attention.switched_off())
+            modes.enter_context(cache_blocks.as_on_a_gpu())
             modes.enter_context(CudaForms())
+        modes.enter_context(cache_blocks.shortened())
         modes.enter_context(cpu_attention.rehearsed(_Once(trace)))
         # What a pass leaves behind belongs to the peak of the next, which is in the same step if that has several.
         for number in range(2 if shape.micro_batch_size >= shape.local_rows else 1):

@@ -193,8 +193,7 @@ class OptimizerStep:
                     self.overlaps_exchange = False
                 return result
             self._forget_gradients()
-            # The last balance loss holds the graph, and with it the activations, of the pass that broke off.
-            self.model._balance_loss = None
+            self.model.forget_auxiliary_loss()  # and with it the activations of the pass that broke off
             tried = self.micro_batch_size
             if not self.micro_batch.shrink(sums):
                 return StepOutOfMemory(sums, tried)
@@ -221,14 +220,16 @@ class OptimizerStep:
         sums = _LocalSums(loss, auxiliary)
         if measures_noise and self._noise_needs_extra_pass:
             self._measure_small(shard, self.batch_size // 2, sums)
-        for start in range(0, len(shard), self.micro_batch_size):
-            stop = min(start + self.micro_batch_size, len(shard))
-            batch = self._batch(shard, start, stop)
-            is_small = measures_noise and start == 0 and sums.small_squared_norm is None
-            # The exchange would add other ranks' gradients to the small one while its norm is taken.
-            self._add_gradients(batch, step, start, sums, may_exchange=stop == len(shard) and not is_small)
-            if is_small:
-                self._note_small_norm(batch, sums)
+        # One autocast over all micro-batches: weights are cast once a step.
+        with self.precision.autocast():
+            for start in range(0, len(shard), self.micro_batch_size):
+                stop = min(start + self.micro_batch_size, len(shard))
+                batch = self._batch(shard, start, stop)
+                is_small = measures_noise and start == 0 and sums.small_squared_norm is None
+                # The exchange would add other ranks' gradients to the small one while its norm is taken.
+                self._add_gradients(batch, step, start, sums, may_exchange=stop == len(shard) and not is_small)
+                if is_small:
+                    self._note_small_norm(batch, sums)
         return sums
 
     def _add_gradients(self, batch: Batch, step: int, start: int, sums: _LocalSums, *, may_exchange: bool) -> None:

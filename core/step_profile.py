@@ -1,8 +1,8 @@
 """Where the time of training goes: stretches of named time, summed until somebody reads them."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Literal
 
@@ -14,6 +14,9 @@ from core.precision import Precision
 from data_pipeline.batches import Batch
 
 Stretch = Literal["data", "forward", "backward", "exchange", "optimizer"]
+Span = Callable[[Literal["forward", "backward"]], AbstractContextManager[object]]
+"""Opens a stretch of time of a micro-batch on the profile."""
+
 STRETCHES: tuple[Stretch, ...] = ("data", "forward", "backward", "exchange", "optimizer")
 
 
