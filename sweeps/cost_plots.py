@@ -88,9 +88,9 @@ def _spread(sizes: Sequence[int]) -> list[int]:
 def memory_prediction_plot(findings: Findings) -> str | None:
     """Measured peak memory against the predicted one."""
     pairs = [
-        (record.predicted_peak_memory_bytes, record.peak_memory_bytes)
+        (record.predicted_peak_memory_bytes or 0, record.peak_memory_bytes or 0)
         for record in findings.records
-        if record.predicted_peak_memory_bytes and record.peak_memory_bytes
+        if record.prediction_error is not None
     ]
     if not pairs:
         return None

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.manifest import Manifest, read_manifest
+from sweeps.frontier_map import MAP_FILE, FrontierMap
 from sweeps.outcomes import Outcome
 from sweeps.results import ranked
 from sweeps.sweep_config import SweepConfig
 from sweeps.trial_curves import TrialCurves, read_curves
 from sweeps.trial_records import RefusedProposal, TrialRecord, TrialStore
 
-MICRO_BATCH = "training.micro_batch_size"
 SEED = "training.seed"
 
 
@@ -31,6 +31,8 @@ class Findings:
     refused: tuple[RefusedProposal, ...]
     manifest: Manifest | None
     """None: the prepared corpus is not there any more."""
+    frontier: FrontierMap | None = None
+    """None: the sweep has not ended yet."""
 
     @cached_property
     def completed(self) -> tuple[TrialRecord, ...]:
@@ -58,7 +60,7 @@ class Findings:
         listed = (path for record in sorted(self.records, key=lambda r: r.number) for path in record.settings)
         return tuple(dict.fromkeys((*self.sweep.search, *listed)))
 
-    def setting(self, record: TrialRecord, path: str) -> Any:
+    def setting(self, record: TrialRecord | RefusedProposal, path: str) -> Any:
         """A trial's value of a setting, whether it was swept in this trial or not."""
         if path in record.settings:
             return record.settings[path]
@@ -111,7 +113,13 @@ def gather(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord], sum
         curves={record.number: read_curves(store.reports(record)) for record in records},
         refused=tuple(store.load_refusals()),
         manifest=_manifest(summary),
+        frontier=_frontier(folder),
     )
+
+
+def _frontier(folder: Path) -> FrontierMap | None:
+    path = folder / MAP_FILE
+    return FrontierMap.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def finite_loss(record: TrialRecord) -> float | None:

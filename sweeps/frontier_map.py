@@ -35,6 +35,8 @@ class FrontierMap(Settings):
     """What a sweep knew of memory when it ended."""
 
     device: str
+    source: str
+    """Folder of the sweep, as observations name it."""
     limit_bytes: int
     capacity_bytes: int
     """Largest predicted size that would be launched, of a shape that nothing is known about."""
@@ -42,21 +44,27 @@ class FrontierMap(Settings):
     """Which trial moved the capacity away from the limit, in words."""
     axis: str | None
     """The swept setting, micro-batch and batch aside, that moves memory most; None: none does."""
+    others: tuple[str, ...]
+    """Other swept settings that move memory."""
     border: tuple[BorderPoint, ...]
-    """At the file's own values of the settings that are not the axis."""
+    """At the file's own values of the others, for batches of several micro-batches."""
     observations: tuple[MemoryObservation, ...]
 
 
 def map_frontier(sweep: SweepConfig, frontier: MemoryFrontier, *, device: str) -> FrontierMap:
     """The frontier as it is drawn and kept beside the results."""
-    axis = _axis(sweep, frontier)
+    moves = _moves(sweep, frontier)
+    # The batch only where it is alone in that: it is no shape.
+    axis = max({path: moves[path] for path in moves if path != _BATCH} or moves, key=lambda p: moves[p], default=None)
     capacity = frontier.capacity()
     return FrontierMap(
         device=device,
+        source=frontier.source,
         limit_bytes=frontier.limit_bytes,
         capacity_bytes=capacity.num_bytes,
         learnt=capacity.learnt,
         axis=axis,
+        others=tuple(path for path in moves if path != axis),
         border=tuple(_border(sweep, frontier, axis, capacity.num_bytes)),
         observations=frontier.observations,
     )
@@ -93,16 +101,15 @@ def _size(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _axis(sweep: SweepConfig, frontier: MemoryFrontier) -> str | None:
-    """The swept setting that moves memory most; the batch only where it is alone in that, for it is no shape."""
+def _moves(sweep: SweepConfig, frontier: MemoryFrontier) -> dict[str, float]:
+    """Swept settings that move memory, micro-batch aside, each with the largest peak over the smallest."""
     moves: dict[str, float] = {}
     for path, distribution in sweep.search.items():
         peaks = [_peak(sweep, frontier, {path: value}) for value in _spread(_values(distribution))]
         known = [peak for peak in peaks if peak is not None]
         if path != MICRO_BATCH and known and max(known) > (1 + _MOVES) * min(known):
             moves[path] = max(known) / min(known)
-    shapes = {path: ratio for path, ratio in moves.items() if path != _BATCH} or moves
-    return max(shapes, key=lambda path: shapes[path], default=None)
+    return moves
 
 
 def _border(

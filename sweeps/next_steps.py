@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_pipeline.settings import format_bytes
-from sweeps.findings import MICRO_BATCH, SEED, Findings, finite_loss
+from sweeps.findings import SEED, Findings, finite_loss
+from sweeps.memory_frontier import MICRO_BATCH
 from sweeps.outcomes import Outcome
 from sweeps.search_space import Distribution, format_setting
 from sweeps.trial_records import TrialRecord

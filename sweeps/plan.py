@@ -16,12 +16,11 @@ from core.run_config import RunConfig
 from data_pipeline.settings import format_bytes
 from sweeps.cluster import LanePlan, plan_lanes, worker_memory_bytes
 from sweeps.early_stopping import rung_tokens
-from sweeps.memory_frontier import MemoryFrontier, micro_batch_of
+from sweeps.memory_frontier import MICRO_BATCH, MemoryFrontier, micro_batch_of
 from sweeps.search_space import format_setting
 from sweeps.sweep_config import SweepConfig
 from sweeps.sweep_file import dump_sweep
 
-_MICRO_BATCH = "training.micro_batch_size"
 _FIRST_MARGIN_ON_CUDA = 0.10
 
 
@@ -165,7 +164,7 @@ def _memory_table(plan: SweepPlan) -> Table:
         table.add_column(name, justify="right" if name else "left")
     largest = plan.largest_micro_batch(plan.sweep.run_config())
     for micro_batch in _micro_batches(plan.sweep):
-        run = plan.sweep.run_config({_MICRO_BATCH: micro_batch, "training.batch_size": _large_batch(plan, micro_batch)})
+        run = plan.sweep.run_config({MICRO_BATCH: micro_batch, "training.batch_size": _large_batch(plan, micro_batch)})
         peak = plan.predicted_bytes(run)
         assert peak is not None
         verdict = "fits" if peak <= plan.memory_bytes else "[yellow]does not fit: not launched[/yellow]"
@@ -177,8 +176,8 @@ def _memory_table(plan: SweepPlan) -> Table:
 
 
 def _micro_batches(sweep: SweepConfig) -> list[int]:
-    swept = sweep.search.get(_MICRO_BATCH)
-    listed = [settings[_MICRO_BATCH] for settings in sweep.start_with if _MICRO_BATCH in settings]
+    swept = sweep.search.get(MICRO_BATCH)
+    listed = [settings[MICRO_BATCH] for settings in sweep.start_with if MICRO_BATCH in settings]
     values = [*(swept.extremes() if swept else (sweep.training.micro_batch_size,)), *listed]
     return sorted({value for value in values if isinstance(value, int)})
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from data_pipeline.settings import format_bytes
 from sweeps.cost_plots import memory_prediction_plot, micro_batch_plot, time_plot
-from sweeps.findings import MICRO_BATCH, Findings, finite_loss, speed
+from sweeps.findings import Findings, finite_loss, speed
+from sweeps.frontier_plot import frontier_in_words, frontier_plot
+from sweeps.memory_frontier import MICRO_BATCH
 from sweeps.outcomes import Outcome
 from sweeps.progress import clock, settings_in_words
 from sweeps.report_blocks import (
@@ -22,12 +24,16 @@ from sweeps.report_blocks import (
     number,
     without_empty_columns,
 )
+from sweeps.results import calibration, memory_margin
 from sweeps.trial_records import TrialRecord
 
 
 def memory_section(findings: Findings) -> Section:
     """Micro-batch against speed and memory, prediction against measurement."""
     blocks: list[Block] = []
+    picture = frontier_plot(findings)
+    if picture is not None:
+        blocks.append(Picture(picture, frontier_in_words(findings)))
     picture = micro_batch_plot(findings)
     if picture is not None:
         caption = "Speed and peak memory of each trial against its micro-batch; other swept settings move both."
@@ -35,14 +41,11 @@ def memory_section(findings: Findings) -> Section:
     blocks.append(_what_fits(findings))
     picture = memory_prediction_plot(findings)
     if picture is not None:
-        ratios = [
-            record.peak_memory_bytes / record.predicted_peak_memory_bytes
-            for record in findings.records
-            if record.peak_memory_bytes and record.predicted_peak_memory_bytes
-        ]
+        found = calibration(findings.records)
         words = (
-            f"Measured over predicted peak in {len(ratios)} trials: median {statistics.median(ratios):.3f}, from "
-            f"{min(ratios):.3f} to {max(ratios):.3f}."
+            f"Calibration: the measured peak is {found['median_relative_error']:.2%} off the predicted one in the "
+            f"median of {found['calibrated_trials']} trials, {found['largest_relative_error']:.2%} at most. Trials "
+            "that ran out of memory have no peak to compare."
         )
         blocks.append(Picture(picture, words))
     rows: list[list[Cell]] = [
@@ -54,11 +57,14 @@ def memory_section(findings: Findings) -> Section:
             _memory_cell(record.predicted_peak_memory_bytes),
             _memory_cell(record.peak_memory_bytes),
             _memory_cell(record.memory_limit_bytes),
+            number(memory_margin(record.peak_memory_bytes, record), ".1%"),
+            number(record.out_of_memory_events or None, "d"),
             record.memory_verdict or "",
         ]
         for record in findings.records
     ]
-    columns = ["trial", "outcome", "micro-batch asked", "used", "predicted", "measured", "limit", "verdict"]
+    columns = ["trial", "outcome", "micro-batch asked", "used", "predicted", "measured", "limit", "margin left"]
+    columns += ["times out of memory", "verdict"]
     if rows:
         blocks.append(without_empty_columns(Table(columns, rows, "memory")))
     return Section("Memory and micro-batch", blocks)
@@ -261,11 +267,10 @@ def _problems(findings: Findings) -> Iterator[str]:
     if shrunk:
         yield f"{', '.join(shrunk)} ran with a smaller micro-batch than asked for (the batch or the memory set it)."
     for record in findings.records:
-        predicted, measured = record.predicted_peak_memory_bytes, record.peak_memory_bytes
-        if predicted and measured and abs(measured / predicted - 1) > 0.1 and record.outcome is not Outcome.INFEASIBLE:
+        if record.prediction_error is not None and abs(record.prediction_error) > 0.1:
             yield (
-                f"{record.name}: memory measured {format_bytes(measured)}, predicted {format_bytes(predicted)}: more "
-                "than 10 % off."
+                f"{record.name}: memory measured {format_bytes(record.peak_memory_bytes or 0)}, predicted "
+                f"{format_bytes(record.predicted_peak_memory_bytes or 0)}: more than 10 % off."
             )
     not_finite = [r.name for r in findings.records if r.loss is not None and finite_loss(r) is None]
     if not_finite:

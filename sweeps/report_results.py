@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from sweeps.findings import MICRO_BATCH, SEED, Findings, finite_loss, speed
+from sweeps.findings import SEED, Findings, finite_loss, speed
 from sweeps.importances import importances
+from sweeps.memory_frontier import MICRO_BATCH
 from sweeps.next_steps import next_steps
 from sweeps.plots import loss_curves, parameter_plots
 from sweeps.progress import settings_in_words

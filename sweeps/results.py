@@ -92,7 +92,7 @@ def calibration(records: Sequence[TrialRecord]) -> dict[str, float]:
         return {}
     sizes = [abs(error) for error in errors]
     return {
-        "trials": len(errors),
+        "calibrated_trials": len(errors),
         "median_relative_error": statistics.median(sizes),
         "largest_relative_error": max(sizes),
         "mean_signed_relative_error": statistics.fmean(errors),

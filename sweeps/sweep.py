@@ -78,7 +78,8 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console) -> 
         _start_tracking(tracking, sweep, data, folder)
         # A server that was away at the end gets now what it missed, and one that is new gets all of it.
         if not tracking.is_complete:
-            tracking.finish(status="finished", records=ranked(records), folder=folder.path)
+            refused = TrialStore(folder.trials).load_refusals()
+            tracking.finish(status="finished", records=ranked(records), folder=folder.path, refused=refused)
         return SweepEnd(folder, "finished", records, earlier, was_done_before=True, not_tracked=tracking.not_taken)
     folder.create()
     with folder.locked():
@@ -191,7 +192,7 @@ class _SweepRun:
             run_config=tune.RunConfig(
                 name=f"tune-{os.getpid()}",
                 storage_path=str(self.folder.ray_state),
-                callbacks=[_LedgerCallback(self.ledger)],
+                callbacks=[LedgerCallback(self.ledger)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=_MAX_LOST_LANES),
                 verbose=0,
@@ -256,7 +257,7 @@ class _SweepRun:
         return {"number": record.number, "assignment": assignment, "lane": lane}
 
 
-class _LedgerCallback(KeptOutOfPickles, tune.Callback):
+class LedgerCallback(KeptOutOfPickles, tune.Callback):
     """Passes on to the ledger what Tune hears from trials."""
 
     def __init__(self, ledger: Ledger) -> None:
@@ -337,7 +338,7 @@ def _write_results(run: _SweepRun, *, status: str, tracking: Tracking, wall_s: f
     # The summary says that the sweep is finished, so it comes after all that it speaks of.
     write_report(folder.path, run.plan.sweep, records, summary)
     write_summary(folder.path / "summary.json", summary)
-    tracking.finish(status=status, records=ranked(records), folder=folder.path)
+    tracking.finish(status=status, records=ranked(records), folder=folder.path, refused=run.ledger.refused)
     return summary
 
 

@@ -15,10 +15,12 @@ from typing import Any
 
 from mlflow.entities import Metric, Param, RunTag
 
+from sweeps.frontier_map import MAP_FILE
 from sweeps.mlflow_store import MlflowStore, without_password
 from sweeps.outbox import RETRY_S, Outbox
 from sweeps.outcomes import Outcome
-from sweeps.trial_records import TrialRecord, TrialStore
+from sweeps.results import calibration, memory_counts, memory_margin
+from sweeps.trial_records import RefusedProposal, TrialRecord, TrialStore
 
 FINAL_LOSS = "final/holdout_loss_nats_per_token"
 """Metric by which the runs table and the compare page rank trials."""
@@ -54,6 +56,7 @@ class _End:
     status: str
     records: Sequence[TrialRecord]
     folder: Path
+    refused: Sequence[RefusedProposal]
 
 
 class Tracking:
@@ -138,16 +141,19 @@ class Tracking:
                 unsent.reports.append(report)
         self._outbox.put(record.number)
 
-    def finish(self, *, status: str, records: Sequence[TrialRecord], folder: Path) -> None:
+    def finish(
+        self, *, status: str, records: Sequence[TrialRecord], folder: Path, refused: Sequence[RefusedProposal] = ()
+    ) -> None:
         """Close the parent run with the ranking and the files that a reader wants; `not_taken` says what is missing.
 
         Args:
             status: `finished`, or how else the sweep ended.
             records: Best first.
             folder: The sweep's results folder; its files and the winner become artifacts of the parent run.
+            refused: Proposals that were never launched; the parent run counts them.
         """
         assert self._outbox is not None, "start() comes first"
-        self._end = _End(status, records, folder)
+        self._end = _End(status, records, folder, refused)
         self._outbox.put(_THE_END)
         missing = self._outbox.close()
         if missing:
@@ -186,7 +192,8 @@ class Tracking:
             values = {FINAL_LOSS: best.loss} | best.metrics
             self._log_metrics(self._parent_id, _metrics(values, step=best.tokens, at_ms=_now_ms()))
             self._client.set_tag(self._parent_id, "pretune.best_trial", best.name)
-        for name in ("sweep.yaml", "trials.csv", "summary.json", "report.html", "EXPERIMENT.md"):
+        self._log_metrics(self._parent_id, _metrics(_memory_figures(end), step=0, at_ms=_now_ms()))
+        for name in ("sweep.yaml", "trials.csv", "summary.json", "report.html", "EXPERIMENT.md", MAP_FILE):
             if (end.folder / name).exists():
                 self._client.log_artifact(self._parent_id, str(end.folder / name))
         if (end.folder / "best").exists():
@@ -232,12 +239,18 @@ class Tracking:
             "final/tokens_per_s": record.tokens_per_s,
             "memory/predicted_peak_bytes": record.predicted_peak_memory_bytes,
             "memory/measured_peak_bytes": record.peak_memory_bytes,
+            "memory/predicted_margin": memory_margin(record.predicted_peak_memory_bytes, record),
+            "memory/measured_margin": memory_margin(record.peak_memory_bytes, record),
+            "memory/prediction_error": record.prediction_error,
+            "memory/out_of_memory_events": float(record.out_of_memory_events),
         }
         known = {name: float(value) for name, value in final.items() if value is not None}
         self._log_metrics(run_id, _metrics(known, step=record.tokens, at_ms=_as_ms(record.ended_at)))
         tags = {
             "pretune.reason": record.reason[:4000],
             "pretune.memory_verdict": record.memory_verdict or "",
+            "pretune.micro_batch_size_asked": str(record.micro_batch_size_asked),
+            "pretune.micro_batch_size_used": str(record.micro_batch_size_used or ""),
             "mlflow.note.content": f"**{outcome}**: {record.reason}",
         }
         self._client.log_batch(run_id, tags=_as_tags(tags))
@@ -253,6 +266,12 @@ class Tracking:
         params = [Param(name, str(value)[:_MAX_PARAM_CHARACTERS]) for name, value in values.items()]
         for start in range(0, len(params), _MAX_PARAMS):
             self._client.log_batch(run_id, params=params[start : start + _MAX_PARAMS])
+
+
+def _memory_figures(end: _End) -> dict[str, float]:
+    """How often memory had a say, and how well it was predicted."""
+    counts = {verdict.replace(" ", "_"): count for verdict, count in memory_counts(end.records, end.refused).items()}
+    return {f"memory/{name}": float(value) for name, value in (calibration(end.records) | counts).items()}
 
 
 def _report_metrics(record: TrialRecord, report: Mapping[str, float]) -> list[Metric]:

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from core.run_config import RunConfig
 from data_pipeline.manifest import FileReport, Manifest, RowReport, SplitReport, TokenizerReport
+from sweeps.frontier_map import MAP_FILE, FrontierMap, map_frontier
+from sweeps.memory_frontier import MemoryFrontier
 from sweeps.outcomes import Outcome
 from sweeps.results import summarize, write_trials_csv
 from sweeps.sweep_config import SweepConfig
@@ -77,7 +80,8 @@ def _run(store: TrialStore, number: int, settings: dict[str, Any], rng: np.rando
     if predicted > LIMIT_BYTES:
         return _ended(
             store, record, begin + timedelta(seconds=2), outcome=Outcome.INFEASIBLE,
-            memory_verdict="ran out of memory", training_s=1.2,
+            memory_verdict="ran out of memory", training_s=1.2, out_of_memory_events=1,
+            out_of_memory_micro_batches=(micro,),
             reason="ran out of memory: 64 rows asked for 2.1 GiB of 1.46 GiB in the first backward pass",
         )  # fmt: skip
     if rate > 6e-3:
@@ -178,6 +182,25 @@ def refuse_some(store: TrialStore) -> None:
         settings = {"training.learning_rate": rate, "training.micro_batch_size": 64}
         reason = "micro-batch 64 needs 1.82 GiB (predicted) of 1.46 GiB"
         store.append_refusal(RefusedProposal(settings=settings, verdict="refused by prediction", reason=reason))
+
+
+def write_frontier(folder: Path, records: Sequence[TrialRecord], *, limit_bytes: int = LIMIT_BYTES) -> FrontierMap:
+    """The map of the frontier as a sweep of these records leaves it behind."""
+    sweep = example_sweep()
+    frontier = MemoryFrontier(limit_bytes, num_workers=1, predict=predicted_bytes, source="traffic-mlm-4f1c9be2")
+    for record in records:
+        frontier.learn_trial(record, sweep.run_config(record.settings))
+    found = map_frontier(sweep, frontier, device="cpu")
+    (folder / MAP_FILE).write_text(found.model_dump_json(), encoding="utf-8")
+    return found
+
+
+def predicted_bytes(run: RunConfig) -> int:
+    """200 MiB, and for each row 16 MiB and what its predicted tokens take."""
+    asked = run.training.micro_batch_size
+    assert isinstance(asked, int)
+    rows = min(asked, run.training.batch_size)
+    return round((200 + rows * (16 + 67 * (run.objective.masking_rate or 1))) * 2**20)
 
 
 def example_manifest() -> Manifest:

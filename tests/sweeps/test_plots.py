@@ -5,10 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from swept_folder import example_records, example_sweep
+from swept_folder import LIMIT_BYTES, example_records, example_sweep, predicted_bytes, refuse_some, write_frontier
 
+from data_pipeline.settings import format_bytes
 from sweeps.cost_plots import memory_prediction_plot, micro_batch_plot, time_plot, timeline
 from sweeps.findings import Findings, gather
+from sweeps.frontier_map import MAP_FILE, map_frontier
+from sweeps.frontier_plot import frontier_plot
+from sweeps.memory_frontier import MemoryFrontier
 from sweeps.outcomes import Outcome
 from sweeps.plots import loss_curves, parameter_plots
 from sweeps.trial_curves import read_curves
@@ -20,6 +24,7 @@ PLOTS: tuple[Plot, ...] = (
     parameter_plots,
     micro_batch_plot,
     memory_prediction_plot,
+    frontier_plot,
     time_plot,
     timeline,
 )
@@ -28,7 +33,11 @@ PLOTS: tuple[Plot, ...] = (
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     folder = tmp_path_factory.mktemp("results")
-    return gather(folder, example_sweep(), example_records(TrialStore(folder / "trials")), {})
+    store = TrialStore(folder / "trials")
+    records = example_records(store)
+    refuse_some(store)
+    write_frontier(folder, records)
+    return gather(folder, example_sweep(), records, {})
 
 
 def completed(number: int, loss: float = 4.0, **settings: Any) -> TrialRecord:
@@ -97,6 +106,58 @@ def test_limit_of_memory_is_a_line_where_it_is_known(findings: Findings) -> None
     assert svg is not None
     assert ">limit<" in svg
     assert ">did not fit (predicted)<" in svg
+
+
+def test_frontier_counts_what_ran_what_ran_out_and_what_was_refused(findings: Findings) -> None:
+    svg = frontier_plot(findings)
+    assert svg is not None
+    assert ">ran (14)<" in svg
+    assert ">ran out of memory (4)<" in svg
+    assert ">refused by prediction (2)<" in svg
+    assert ">masking rate<" in svg
+
+
+def test_frontier_of_a_survived_shortage_has_both_its_micro_batches(tmp_path: Path) -> None:
+    settings = {"training.micro_batch_size": 64, "training.batch_size": 128}
+    survived = completed(1, **settings).model_copy(
+        update={"tokens": 10, "micro_batch_size_used": 32, "out_of_memory_micro_batches": (64, 48)}
+    )
+    write_frontier(tmp_path, [survived])
+    svg = frontier_plot(gather(tmp_path, example_sweep(), [survived], {}))
+    assert svg is not None
+    assert ">ran (1)<" in svg
+    assert ">ran out of memory (2)<" in svg
+
+
+def test_border_of_the_frontier_is_that_of_the_learnt_capacity(tmp_path: Path) -> None:
+    settings = {"training.micro_batch_size": 32, "training.batch_size": 128, "objective.masked_lm.masking_rate": 0.25}
+    ran_out = completed(1, **settings).model_copy(
+        update={"outcome": Outcome.INFEASIBLE, "out_of_memory_micro_batches": (32,)}
+    )
+    found = write_frontier(tmp_path, [ran_out])
+    assert found.capacity_bytes < LIMIT_BYTES
+    svg = frontier_plot(gather(tmp_path, example_sweep(), [ran_out], {}))
+    assert svg is not None
+    assert f">predicted border of {format_bytes(found.capacity_bytes)}<" in svg
+
+
+@pytest.mark.parametrize(
+    "search", [{}, {"model.width": {"choice": [64, 128, 256]}}, {"model.form": {"choice": ["roberta", "modern"]}}]
+)
+def test_frontier_is_drawn_whatever_is_swept(search: dict[str, Any], tmp_path: Path) -> None:
+    sweep = example_sweep(search=search, start_with=[])
+    store = TrialStore(tmp_path / "trials")
+    records = [r.model_copy(update={"settings": {}, "micro_batch_size_asked": "auto"}) for r in example_records(store)]
+    frontier = MemoryFrontier(LIMIT_BYTES, num_workers=1, predict=predicted_bytes)
+    found = map_frontier(sweep, frontier, device="cpu")
+    (tmp_path / MAP_FILE).write_text(found.model_dump_json(), encoding="utf-8")
+    assert frontier_plot(gather(tmp_path, sweep, records, {})) is not None
+
+
+def test_calibration_leaves_out_trials_that_ran_out(tmp_path: Path) -> None:
+    changes = {"predicted_peak_memory_bytes": 100, "peak_memory_bytes": 99, "out_of_memory_events": 1}
+    survived = completed(1).model_copy(update=changes)
+    assert memory_prediction_plot(gather(tmp_path, example_sweep(), [survived], {})) is None
 
 
 def test_mean_step_times_weigh_reports_by_their_steps() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from swept_folder import example_manifest, example_records, example_sweep, refuse_some, write_results
+from swept_folder import example_manifest, example_records, example_sweep, refuse_some, write_frontier, write_results
 
 from sweeps.outcomes import Outcome
 from sweeps.report import write_report
@@ -73,6 +73,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = TrialStore(folder / "trials")
     records = example_records(store)
     refuse_some(store)
+    write_frontier(folder, records)
     (folder / "prepared").mkdir()
     (folder / "prepared" / "manifest.json").write_text(example_manifest().model_dump_json(), encoding="utf-8")
     summary = write_results(folder, records, command=["pretune", "sweep", "my file.yaml"])
@@ -123,6 +124,7 @@ def report_of(
         ("memory", "predicted", "predicted_peak_memory_bytes"),
         ("memory", "measured", "measured_peak_memory_bytes"),
         ("memory", "limit", "memory_limit_bytes"),
+        ("memory", "margin left", "measured_memory_margin"),
         ("memory", "verdict", "memory_verdict"),
         ("trials", "outcome", "outcome"),
         ("trials", "tokens", "tokens"),
@@ -191,7 +193,7 @@ def test_links_of_the_page_lead_somewhere_and_names_are_given_once(page: Page) -
 def test_pictures_are_whole_xml_with_colours_of_the_page(reported: Path) -> None:
     text = (reported / "report.html").read_text(encoding="utf-8")
     pictures = re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL)
-    assert len(pictures) == 6
+    assert len(pictures) == 7
     for picture in pictures:
         ElementTree.fromstring(picture)
         assert "var(--muted" in picture
@@ -207,6 +209,17 @@ def test_page_says_what_was_read_kept_and_rejected(page: Page) -> None:
 
 def test_command_is_shown_as_a_shell_takes_it(page: Page) -> None:
     assert "pretune sweep 'my file.yaml'" in page.text
+
+
+def test_calibration_of_the_page_is_that_of_the_summary(reported: Path, page: Page) -> None:
+    found = json.loads((reported / "summary.json").read_text(encoding="utf-8"))["memory_calibration"]
+    assert found["calibrated_trials"] == 14
+    words = f"{found['median_relative_error']:.2%} off the predicted one in the median of 14 trials"
+    assert words in page.text
+
+
+def test_frontier_says_what_was_learnt_and_what_else_moves_it(page: Page) -> None:
+    assert "(trial-0014 ran at a predicted 1.65 GiB) is predicted" in page.text
 
 
 def test_refused_proposals_are_counted_by_verdict(page: Page) -> None:

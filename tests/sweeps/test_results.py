@@ -3,9 +3,21 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from sweep_examples import record
 from sweeps.outcomes import Outcome
-from sweeps.results import best_trial, ranked, summarize, write_summary, write_trials_csv
+from sweeps.results import (
+    best_trial,
+    calibration,
+    memory_counts,
+    ranked,
+    summarize,
+    trial_row,
+    write_summary,
+    write_trials_csv,
+)
+from sweeps.trial_records import RefusedProposal, TrialRecord
 
 TRIALS = [
     record(1, Outcome.INFEASIBLE, reason="ran out of memory: 2 of 1 GiB", memory_verdict="ran out of memory"),
@@ -60,3 +72,43 @@ def test_summary_counts_every_outcome_and_names_the_best(tmp_path: Path) -> None
     assert read["ranking"][0] == "trial-0005"
     assert read["training_s_by_outcome"]["COMPLETED"] == 4.0
     assert read["memory_verdicts"] == {"ran out of memory": 1}
+
+
+def test_summary_tells_the_ways_apart_in_which_memory_had_a_say() -> None:
+    trials = [
+        record(1, Outcome.INFEASIBLE, memory_verdict="ran out of memory"),
+        record(2, loss=3.0, memory_verdict="ran out of memory and went on"),
+        record(3, Outcome.INFEASIBLE, memory_verdict="skipped by dominance"),
+        record(4, loss=3.0),
+    ]
+    refused = [RefusedProposal(settings={}, verdict="refused by prediction", reason="x")] * 3
+    assert memory_counts(trials, refused) == {
+        "refused by prediction": 3,
+        "skipped by dominance": 1,
+        "ran out of memory": 1,
+        "ran out of memory and went on": 1,
+    }
+
+
+def test_calibration_compares_trials_that_never_ran_out() -> None:
+    def trial(number: int, measured: int, outcome: Outcome = Outcome.COMPLETED, events: int = 0) -> TrialRecord:
+        memory = {"predicted_peak_memory_bytes": 100, "peak_memory_bytes": measured, "out_of_memory_events": events}
+        return record(number, outcome, **memory)
+
+    trials = [trial(1, 90), trial(2, 102), trial(3, 101), trial(4, 50, Outcome.INFEASIBLE), trial(5, 50, events=1)]
+    assert calibration(trials) == pytest.approx(
+        {
+            "calibrated_trials": 3,
+            "median_relative_error": 0.02,
+            "largest_relative_error": 0.1,
+            "mean_signed_relative_error": -0.07 / 3,
+        }
+    )
+    assert calibration(trials[3:]) == {}
+
+
+def test_a_row_has_predicted_and_measured_peak_and_both_margins() -> None:
+    memory = {"predicted_peak_memory_bytes": 125, "peak_memory_bytes": 80, "memory_limit_bytes": 100}
+    row = trial_row(record(1, loss=3.0, micro_batch_size_asked=64, micro_batch_size_used=32, **memory), 1)
+    assert (row["predicted_memory_margin"], row["measured_memory_margin"]) == (-0.25, 0.2)
+    assert (row["micro_batch_size_asked"], row["micro_batch_size_used"]) == (64, 32)

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sweeps.outbox import Outbox
 from sweeps.outcomes import Outcome
 from sweeps.results import ranked
 from sweeps.tracking import FINAL_LOSS, Tracking
-from sweeps.trial_records import LOSS, TrialRecord, TrialStore
+from sweeps.trial_records import LOSS, RefusedProposal, TrialRecord, TrialStore
 
 NUM_REPORTS = 5
 
@@ -52,8 +52,8 @@ class Sweep:
         self.store.append_report(self.records[number], report)
         self._tell(tracking, "report", self.records[number].model_copy(update=changes), report)
 
-    def end(self, tracking: Tracking, number: int, outcome: Outcome, reason: str = "in words") -> None:
-        changes = {"outcome": outcome, "reason": reason, "ended_at": "2026-01-01T00:01:00+00:00"}
+    def end(self, tracking: Tracking, number: int, outcome: Outcome, reason: str = "in words", **memory: Any) -> None:
+        changes = {"outcome": outcome, "reason": reason, "ended_at": "2026-01-01T00:01:00+00:00", **memory}
         self._tell(tracking, "ended", self.records[number].model_copy(update=changes))
 
     def whole_trial(self, tracking: Tracking, number: int, outcome: Outcome = Outcome.COMPLETED) -> None:
@@ -62,8 +62,9 @@ class Sweep:
             self.report(tracking, number, step)
         self.end(tracking, number, outcome)
 
-    def finish(self, tracking: Tracking) -> str:
-        tracking.finish(status="finished", records=ranked(list(self.records.values())), folder=self.folder)
+    def finish(self, tracking: Tracking, refused: Sequence[RefusedProposal] = ()) -> str:
+        records = ranked(list(self.records.values()))
+        tracking.finish(status="finished", records=records, folder=self.folder, refused=refused)
         return tracking.not_taken
 
     def _tell(self, tracking: Tracking, event: str, record: TrialRecord, report: Any = None) -> None:
@@ -314,3 +315,42 @@ def test_one_thing_that_is_refused_does_not_hold_up_the_others() -> None:
     assert outbox.close() == {2: "not this one"}
     assert taken == [1, 3]
     assert said == []
+
+
+def test_runs_tell_apart_what_memory_did_with_peaks_and_margins(sweep: Sweep) -> None:
+    tracking = sweep.tracking()
+    memory = {"memory_limit_bytes": 100, "predicted_peak_memory_bytes": 80, "peak_memory_bytes": 82}
+    shortage = {"out_of_memory_events": 1, "memory_limit_bytes": 100, "predicted_peak_memory_bytes": 125}
+    sizes = {"micro_batch_size_asked": 64, "micro_batch_size_used": 48}
+    for number in (1, 2, 3):
+        sweep.begin(tracking, number)
+    sweep.end(tracking, 1, Outcome.COMPLETED, **memory)
+    sweep.end(tracking, 2, Outcome.COMPLETED, **shortage, **sizes, memory_verdict="ran out of memory and went on")
+    sweep.end(tracking, 3, Outcome.INFEASIBLE, **shortage, memory_verdict="ran out of memory")
+    refused = [RefusedProposal(settings={}, verdict="refused by prediction", reason="x")] * 2
+    assert sweep.finish(tracking, refused) == ""
+    runs = local_runs(sweep)
+    fitted, survived, ran_out = (runs.children[f"trial-{number:04d}"].data for number in (1, 2, 3))
+    assert fitted.metrics["memory/measured_margin"] == pytest.approx(0.18)
+    assert fitted.metrics["memory/prediction_error"] == pytest.approx(0.025)
+    assert "pretune.memory_verdict" not in fitted.tags
+    assert survived.tags["pretune.memory_verdict"] == "ran out of memory and went on"
+    assert survived.tags["pretune.micro_batch_size_asked"] == "64"
+    assert survived.tags["pretune.micro_batch_size_used"] == "48"
+    assert survived.metrics["memory/predicted_margin"] == pytest.approx(-0.25)
+    assert survived.metrics["memory/out_of_memory_events"] == 1.0
+    assert "memory/prediction_error" not in survived.metrics
+    assert ran_out.tags["pretune.memory_verdict"] == "ran out of memory"
+    counts = {name: value for name, value in runs.parent.data.metrics.items() if name.startswith("memory/")}
+    assert counts == pytest.approx(
+        {
+            "memory/refused_by_prediction": 2,
+            "memory/skipped_by_dominance": 0,
+            "memory/ran_out_of_memory": 1,
+            "memory/ran_out_of_memory_and_went_on": 1,
+            "memory/calibrated_trials": 1,
+            "memory/median_relative_error": 0.025,
+            "memory/largest_relative_error": 0.025,
+            "memory/mean_signed_relative_error": 0.025,
+        }
+    )
