@@ -113,13 +113,16 @@ def main() -> None:
         limit_bytes, share = budget(sweep, data)
         print(
             f"{trials} trials of up to {TOKENS:,} tokens, {seeds} seeds; {share:.0%} of the settings do not fit in "
-            f"{limit_bytes / 2**20:.2f} MiB"
+            f"{limit_bytes / 2**20:.2f} MiB",
+            flush=True,
         )
         found: dict[str, list[Waste]] = {arm: [] for arm in ARMS}
         for seed in range(seeds):
             # Another order for each seed: what the machine does meanwhile must not favour one of them.
             for arm in random.Random(seed).sample(ARMS, len(ARMS)):
-                found[arm].append(run_arm(arm, seed, sweep, limit_bytes, data, folder / f"{arm}-{seed}"))
+                waste = run_arm(arm, seed, sweep, limit_bytes, data, folder / f"{arm}-{seed}")
+                found[arm].append(waste)
+                print(f"seed {seed}, {arm}: {waste.ran_out} of {waste.launches} ran out", flush=True)
         print_table(found)
     ray.shutdown()
     print(json.dumps({"benchmark": "oom_waste", **figures(found), "quick": arguments.quick}))

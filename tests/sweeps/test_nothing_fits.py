@@ -30,7 +30,8 @@ def test_a_space_with_one_corner_that_fits_is_not_refused() -> None:
 
 
 def test_a_fixed_micro_batch_that_may_shrink_needs_room_for_one_row() -> None:
-    fixed = ("training.micro_batch_size=16", "search={training.batch_size: {choice: [16, 32]}}", "resources.memory=1400KiB")
+    space = "search={training.batch_size: {choice: [16, 32]}}"
+    fixed = ("training.micro_batch_size=16", space, "resources.memory=1400KiB")
     shrinking = plan(*fixed)
     check_that_something_fits(shrinking, shrinking.frontier())
     stopping = plan(*fixed, "training.on_oom=stop")
