@@ -137,7 +137,7 @@ def how_to_fit(run: RunConfig, vocabulary_size: int, *, memory_bytes: int, place
     prediction = predict_memory(run, vocabulary_size, micro_batch_size=1 if asked == "auto" else asked, place=place)
     needs = f"needs {format_bytes(prediction.peak_bytes)} of {format_bytes(memory_bytes)}"
     if prediction.peak_bytes <= memory_bytes:
-        return needs
+        return f"{needs}; fits"
     cures = []
     for checkpointing in (False, True) if not run.training.activation_checkpointing else (True,):
         changed = run.with_overrides({"training.activation_checkpointing": checkpointing})

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.memory_model import how_to_fit, largest_micro_batch, predict_memory
+from core.micro_batch import automatic_micro_batch
 from data_pipeline.input_fault import InputFault
 from data_pipeline.settings import format_bytes, parse_bytes
 from sweeps.plan import SweepPlan
@@ -72,10 +73,17 @@ def print_estimate(plan: SweepPlan, name: str, console: Console) -> None:
         for checkpointing in (False, True)
     }
     asked = run.training.micro_batch_size
-    micro_batch = max(1, largest[run.training.activation_checkpointing]) if asked == "auto" else asked
+    micro_batch = asked
+    if micro_batch == "auto":
+        micro_batch = automatic_micro_batch(
+            batch_size=run.training.batch_size,
+            num_workers=place.num_workers,
+            sequence_length=run.model.sequence_length,
+            largest_feasible=largest[run.training.activation_checkpointing],
+        )
     prediction = predict_memory(run, plan.vocabulary_size, micro_batch_size=micro_batch, place=place)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"micro-batch {micro_batch}")
+    table.add_column(f"micro-batch {micro_batch}" + (" (auto)" if asked == "auto" else ""))
     table.add_column("bytes", justify="right")
     table.add_column("share", justify="right")
     for part, num_bytes in sorted(prediction.parts.items(), key=lambda item: -item[1]):
@@ -84,10 +92,11 @@ def print_estimate(plan: SweepPlan, name: str, console: Console) -> None:
         "peak", format_bytes(prediction.peak_bytes), f"{prediction.peak_bytes / plan.memory_bytes:.0%} of {name}"
     )
     console.print(table)
-    batch = run.training.batch_size
-    console.print(
-        f"largest micro-batch: {largest[False]}, with activation checkpointing {largest[True]} (of a batch of {batch})",
-        highlight=False,
-    )
+    rows, workers = place.rows_of(run), place.num_workers
+    rows_in_words = f"of {rows} rows a step" + (f" on each of {workers} workers" if workers > 1 else "")
     exact = run.with_overrides({"training.micro_batch_size": micro_batch})
-    console.print(how_to_fit(exact, plan.vocabulary_size, memory_bytes=plan.memory_bytes, place=place), highlight=False)
+    for words in (
+        f"largest micro-batch: {largest[False]}, with activation checkpointing {largest[True]} ({rows_in_words})",
+        how_to_fit(exact, plan.vocabulary_size, memory_bytes=plan.memory_bytes, place=place),
+    ):
+        console.print(words, highlight=False, soft_wrap=True)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from full_rows import a_run, take_steps
 
+from core import memory_model
 from core.memory_limit import memory_limit
 from core.memory_model import Place, how_to_fit, largest_micro_batch, predict_memory
+from core.memory_trace import MemoryTrace, RunShape, trace_steps
 from core.optimizer_step import StepOutOfMemory, StepResult
 from core.run_config import RunConfig
 from data_pipeline.settings import format_bytes
@@ -73,6 +75,21 @@ def test_the_whole_batch_is_the_largest_where_memory_is_plenty():
     assert largest_micro_batch(a_run(), VOCABULARY_SIZE, memory_bytes=2**40, place=Place(num_workers=3)) == 6
 
 
+@pytest.mark.parametrize("batch_size", [48, 3072])
+def test_traces_for_the_largest_micro_batch_are_few_however_large_the_batch(batch_size, monkeypatch):
+    traced: list[RunShape] = []
+
+    def counted(shape: RunShape) -> MemoryTrace:
+        traced.append(shape)
+        return trace_steps(shape)
+
+    monkeypatch.setattr(memory_model, "trace_steps", counted)
+    run = a_run(batch_size=batch_size, layers=1, width=32, heads=2, sequence_length=32)
+    needed = predict_memory(run, 1001, micro_batch_size=20).peak_bytes
+    assert largest_micro_batch(run, 1001, memory_bytes=needed) == 20
+    assert len(traced) <= 16, len(traced)
+
+
 def test_no_micro_batch_fits_into_less_than_the_parameters():
     assert largest_micro_batch(a_run(), VOCABULARY_SIZE, memory_bytes=2**20) == 0
 
@@ -135,4 +152,4 @@ def test_words_say_what_is_needed_at_least_where_nothing_helps():
 
 
 def test_words_are_short_where_the_run_fits():
-    assert how_to_fit(a_run(micro_batch_size=4), VOCABULARY_SIZE, memory_bytes=2**30).endswith("of 1.00 GiB")
+    assert how_to_fit(a_run(micro_batch_size=4), VOCABULARY_SIZE, memory_bytes=2**30).endswith("of 1.00 GiB; fits")
