@@ -25,6 +25,7 @@ from core.out_of_memory import OomFacts, classify
 from core.precision import Precision
 from core.shrinking import ChooseSmaller, MicroBatchSize, Shortage
 from core.step_profile import StepProfile
+from core.thrashing import Thrashing, allocator_retries
 from core.workers import Workers
 from data_pipeline.batches import Batch, BatchSource, Shard
 
@@ -153,6 +154,8 @@ class OptimizerStep:
         self._parameters = list(model.parameters())
         self._exchange = GradientExchange(model, workers) if workers.count > 1 else None
         self._bytes_in_use = bytes_in_use
+        self.thrashing = Thrashing(allocator_retries(workers.device))
+        self._is_thrashing = False
         self._phase: Literal["forward", "backward"] = "forward"
         self._dropout = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
         self._tokens_per_step = tokens_per_step
@@ -179,25 +182,28 @@ class OptimizerStep:
         shard = self.source.shard(
             position=position, batch_size=self.batch_size, rank=self.workers.rank, num_workers=self.workers.count
         )
+        if self.micro_batch.grow_back():
+            self.overlaps_exchange = False
         while True:
             sums = attempt_together(
                 lambda: self._local_work(shard, step),
                 self.workers,
                 phase=lambda: self._phase,
-                bytes_in_use=self._bytes_in_use,
+                # What thrashing leaves in use is not what it wanted.
+                bytes_in_use=lambda: None if self._is_thrashing else self._bytes_in_use(),
                 settle=self._settle,
             )
             if isinstance(sums, _LocalSums):
                 result = self._finish(sums, learning_rate)
-                if self.micro_batch.note_clean_step():
-                    self.overlaps_exchange = False
+                self.micro_batch.note_clean_step()
                 return result
             self._forget_gradients()
             self.model.forget_auxiliary_loss()  # and with it the activations of the pass that broke off
             tried = self.micro_batch_size
-            if not self.micro_batch.shrink(sums):
+            shortage = self.micro_batch.shrink(sums, step=step)
+            if shortage is None:
                 return StepOutOfMemory(sums, tried)
-            self.shortages.append(Shortage(sums, step, tried, self.micro_batch_size))
+            self.shortages.append(shortage)
             self.overlaps_exchange = False
 
     def compile_body(self) -> None:
@@ -230,6 +236,9 @@ class OptimizerStep:
                 self._add_gradients(batch, step, start, sums, may_exchange=stop == len(shard) and not is_small)
                 if is_small:
                     self._note_small_norm(batch, sums)
+        self._is_thrashing = self.thrashing.is_steady() and self.micro_batch.can_shrink
+        if self._is_thrashing:
+            raise torch.OutOfMemoryError("the allocator gives back its cache in every step to find room (thrashing)")
         return sums
 
     def _add_gradients(self, batch: Batch, step: int, start: int, sums: _LocalSums, *, may_exchange: bool) -> None:

@@ -39,6 +39,8 @@ class Shortage:
     """Rows at once with which it happened."""
     smaller: int
     """Rows at once from then on; the same as before where there was nothing to shrink."""
+    is_neighbours: bool = False
+    """Somebody else had the memory: it says nothing about what fits."""
 
 
 def half_of(size: int) -> int:
@@ -70,10 +72,19 @@ class MicroBatchSize:
         """Whether it goes on with fewer rows after running out of memory, if there are any."""
         return self._choose_smaller is not None
 
-    def shrink(self, facts: OomFacts) -> bool:
-        """After a shortage: go on with fewer rows; False where there are none. All workers call it with equal facts."""
+    @property
+    def can_shrink(self) -> bool:
+        """Whether there are fewer rows to go on with."""
+        return self._choose_smaller is not None and self.rows > 1
+
+    def shrink(self, facts: OomFacts, *, step: int = 0) -> Shortage | None:
+        """After a shortage: go on with fewer rows; None where there are none. All workers call it with equal facts.
+
+        Args:
+            step: Optimizer steps taken before.
+        """
         if self._choose_smaller is None or self.rows == 1:
-            return False
+            return None
         tried, choose = self.rows, self._choose_smaller
         is_mine = facts.rank is None or facts.rank == self._workers.rank
         # The worker that ran out knows its own limit. Should the prediction run out as well, half must do.
@@ -86,11 +97,14 @@ class MicroBatchSize:
         # A size that is too much for the run itself rules out those above it.
         self._given_up = [*self._given_up, tried] if smaller.is_neighbours else []
         self.rows, self._clean_steps, self._has_grown = smaller.size, 0, False
-        return True
+        return Shortage(facts, step, tried, smaller.size, smaller.is_neighbours)
 
-    def note_clean_step(self) -> bool:
-        """After a step without a shortage: whether the next one is tried with more rows again."""
+    def note_clean_step(self) -> None:
+        """A step came to its end."""
         self._clean_steps += 1
+
+    def grow_back(self) -> bool:
+        """Before a step: try more rows again, if it is time to; whether it is."""
         if not self._given_up or self._clean_steps < self._wait_steps:
             return False
         self.rows, self._clean_steps, self._has_grown = self._given_up.pop(), 0, True

@@ -19,7 +19,7 @@ from core.checkpoint import (
 from core.divergence import DivergenceWatch
 from core.evaluation import Evaluation, holdout_source
 from core.memory_budget import MemoryBudget
-from core.memory_limit import memory_limit
+from core.memory_limit import LimitBy, memory_limit
 from core.micro_batch import choose_micro_batch, place_of
 from core.noise_scale import NoiseScale
 from core.optimizer import build_optimizer
@@ -74,6 +74,7 @@ def run_training(
     report: Report,
     evaluate_at_tokens: Sequence[int],
     memory_limit_bytes: int | None = None,
+    memory_limit_by: LimitBy = "counting",
     checkpoint_every_s: float | None = 60.0,
     report_every_s: float = 1.0,
     initial_weights: Path | None = None,
@@ -88,6 +89,7 @@ def run_training(
             the run as stopped.
         evaluate_at_tokens: The holdout is evaluated at the first step at or past each of these, and at the end.
         memory_limit_bytes: Of each worker. What goes over it is treated as out of memory.
+        memory_limit_by: How the limit is enforced on a CPU.
         checkpoint_every_s: None: only when the run ends.
         initial_weights: A model.safetensors to begin with, such as that of a stage with shorter rows.
 
@@ -101,7 +103,7 @@ def run_training(
     matmul_rate = matmul_flops_per_s(device, precision.dtype) if workers.is_first else 0.0
     check_fit(run, data)
     micro_batch_size = choose_micro_batch(run, data, workers, memory_limit_bytes=memory_limit_bytes)
-    with memory_limit(memory_limit_bytes, device) as meter:
+    with memory_limit(memory_limit_bytes, device, by=memory_limit_by) as meter:
         budget = MemoryBudget(run, data.vocabulary.size, place_of(data, workers), workers, meter, memory_limit_bytes)
         opened = attempt_together(
             lambda: _Run(run, data, workers, budget, micro_batch_size, initial_weights),

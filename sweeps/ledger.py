@@ -217,15 +217,18 @@ def _shrunk(record: TrialRecord, report: dict[str, float]) -> dict[str, Any]:
 
 def _shortages(end: RunEnd, record: TrialRecord) -> dict[str, Any]:
     """What a run's end says of the times that memory ran out: their number, and the micro-batches known not to fit."""
-    survived = [(shortage.size, shortage.facts) for shortage in end.shortages]
+    survived = end.shortages
     last = [] if end.oom is None or end.micro_batch_size_used is None else [(end.micro_batch_size_used, end.oom)]
-    sizes = [size for size, facts in survived if _is_about_training(facts)]
+    # A neighbour's doing says nothing about what fits, though the reports could not tell.
+    others = {shortage.size for shortage in survived if shortage.is_neighbours}
+    sizes = [size for size in record.out_of_memory_micro_batches if size not in others]
+    sizes += [one.size for one in survived if _is_about_training(one.facts) and not one.is_neighbours]
     # Whatever ended a run would end it again, be it in an evaluation.
     sizes += [size for size, facts in last if facts.kind in _PROPERTIES_OF_THE_RUN]
     events = max(record.out_of_memory_events, len(survived)) + len(last)
     found: dict[str, Any] = {
         "out_of_memory_events": events,
-        "out_of_memory_micro_batches": tuple(dict.fromkeys((*record.out_of_memory_micro_batches, *sizes))),
+        "out_of_memory_micro_batches": tuple(dict.fromkeys(sizes)),
     }
     return found | ({"memory_verdict": _WENT_ON} if events else {})
 

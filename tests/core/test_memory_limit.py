@@ -212,6 +212,48 @@ def test_the_process_limit_makes_the_kernel_refuse_and_ends_with_its_block():
     assert output.split("\n")[:2] == ["refused", "free again"]
 
 
+STARVED_RUN = """
+import sys
+sys.path[:0] = {paths!r}
+import tempfile
+from pathlib import Path
+import torch
+from core.training_run import run_training
+from core.workers import Workers
+from small_corpus import small_corpus
+from test_training_run import small_run
+torch.set_num_threads(1)
+run = small_run(batch_size=64, micro_batch_size=64, tokens=2 * 64 * 64).with_overrides(
+    {{"model.width": 256, "model.layers": 2, "model.heads": 4, "model.sequence_length": 64}})
+def train(limit_bytes):
+    return run_training(run, small_corpus(sequence_length=64), workers=Workers(), folder=Path(tempfile.mkdtemp()),
+        report=lambda _: True, evaluate_at_tokens=[], memory_limit_bytes=limit_bytes, memory_limit_by="rlimit")
+free = train(None)
+starved = train(free.peak_memory_bytes // 2)
+print(free.outcome, free.micro_batch_size_used)
+print(starved.outcome, starved.micro_batch_size_used, [s.facts.kind for s in starved.shortages])
+print(abs(free.metrics["holdout/loss_nats_per_token"] - starved.metrics["holdout/loss_nats_per_token"]) < 1e-3)
+"""
+
+
+def test_a_run_that_the_kernel_refuses_memory_goes_on_with_smaller_micro_batches():
+    output = subprocess.run(
+        [sys.executable, "-c", STARVED_RUN.format(paths=[os.path.dirname(__file__), os.getcwd()])],
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    free, starved, is_same = output.stdout.splitlines() or [output.stderr] * 3
+    assert free == "completed 64", output.stderr
+    outcome, size, kinds = starved.split(maxsplit=2)
+    assert outcome == "completed"
+    assert int(size) < 64
+    assert "'host'" in kinds
+    assert is_same == "True"
+
+
 @pytest.mark.slow
 def test_counting_costs_less_than_a_fifth_of_a_small_training_step():
     model = nn.Sequential(*[nn.Sequential(nn.Linear(256, 256), nn.GELU(), nn.LayerNorm(256)) for _ in range(12)])

@@ -1,29 +1,35 @@
 """What a micro-batch shrinks to, whose decision that is, and when it grows back."""
 
+import itertools
+
 import pytest
 import torch
 from full_rows import a_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_optimizer_step import a_step, to_half, train
 from two_workers import on_workers
 
 from core.memory_budget import MemoryBudget
 from core.memory_limit import StorageMeter
 from core.memory_model import ALONE_ON_A_CPU, largest_micro_batch, predict_memory
 from core.out_of_memory import OomFacts
+from core.run_config import RunConfig
 from core.shrinking import MicroBatchSize, Smaller, half_of
+from core.thrashing import Thrashing, allocator_retries
 from core.workers import Workers
 
 VOCABULARY_SIZE = 3000
 RUN = a_run(batch_size=24, layers=1, width=32)
+FEW_ROWS = a_run(batch_size=10, layers=1, width=32)
 
 
 def shortage(*, in_use: int | None = None, asked: int | None = None, rank: int = 0) -> OomFacts:
     return OomFacts("device", "torch.OutOfMemoryError", "", asked, "backward", rank, in_use)
 
 
-def budget(limit_bytes: int | None) -> MemoryBudget:
-    return MemoryBudget(RUN, VOCABULARY_SIZE, ALONE_ON_A_CPU, Workers(), StorageMeter(), limit_bytes)
+def budget(limit_bytes: int | None, run: RunConfig = RUN) -> MemoryBudget:
+    return MemoryBudget(run, VOCABULARY_SIZE, ALONE_ON_A_CPU, Workers(), StorageMeter(), limit_bytes)
 
 
 def predicted(size: int) -> int:
@@ -66,7 +72,7 @@ def test_a_shortage_of_which_nothing_is_known_costs_a_quarter() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(
-    st.integers(2, 24),
+    st.integers(2, 10),
     st.none() | st.integers(0, 10**8),
     st.none() | st.integers(0, 10**12),
     st.none() | st.integers(1, 10**8),
@@ -76,11 +82,11 @@ def test_every_shortage_ends_at_one_row_in_a_few_tries(
 ) -> None:
     tries = 0
     while size > 1:
-        smaller = budget(limit).smaller(size, shortage(in_use=in_use, asked=asked)).size
+        smaller = budget(limit, FEW_ROWS).smaller(size, shortage(in_use=in_use, asked=asked)).size
         assert 1 <= smaller < size
         size, tries = smaller, tries + 1
-    # 24, 18, 14, 11, 9, 7, 6, 5, 4, 3, 2, 1
-    assert tries <= 11
+    # 10, 8, 6, 5, 4, 3, 2, 1
+    assert tries <= 7
 
 
 # Growing back
@@ -94,7 +100,11 @@ def shrunk_to(size: int, *, is_neighbours: bool) -> MicroBatchSize:
 
 
 def steps_until_it_grows(micro_batch: MicroBatchSize, at_most: int = 1000) -> int:
-    return next(number for number in range(1, at_most) if micro_batch.note_clean_step())
+    for number in range(1, at_most):
+        micro_batch.note_clean_step()
+        if micro_batch.grow_back():
+            return number
+    return at_most
 
 
 def test_what_a_neighbour_took_is_tried_again_after_clean_steps_and_less_often_each_time() -> None:
@@ -111,8 +121,7 @@ def test_what_a_neighbour_took_is_tried_again_after_clean_steps_and_less_often_e
 def test_a_size_that_held_after_growing_back_is_given_the_same_patience_again() -> None:
     micro_batch = shrunk_to(16, is_neighbours=True)
     steps_until_it_grows(micro_batch)
-    for _ in range(60):
-        assert not micro_batch.note_clean_step()
+    assert steps_until_it_grows(micro_batch, at_most=60) == 60
     assert micro_batch.shrink(shortage())
     assert steps_until_it_grows(micro_batch) == 50
 
@@ -125,17 +134,54 @@ def test_sizes_given_up_one_after_another_come_back_one_after_another() -> None:
     assert micro_batch.rows == 16
     steps_until_it_grows(micro_batch)
     assert micro_batch.rows == 32
-    assert not any(micro_batch.note_clean_step() for _ in range(1000))
+    assert steps_until_it_grows(micro_batch) == 1000
 
 
 def test_what_was_too_much_for_the_run_itself_never_comes_back() -> None:
     micro_batch = shrunk_to(16, is_neighbours=False)
-    assert not any(micro_batch.note_clean_step() for _ in range(1000))
+    assert steps_until_it_grows(micro_batch) == 1000
 
 
 def test_one_row_shrinks_no_further() -> None:
     micro_batch = MicroBatchSize(1, Workers(), lambda tried, _: Smaller(tried - 1, False))
     assert not micro_batch.shrink(shortage())
+
+
+# Thrashing
+
+
+def thrashing_over(retries: list[int]) -> list[bool]:
+    """What is said after each step of a counter that was at 0 before."""
+    counter = iter([0, *retries])
+    thrashing = Thrashing(lambda: next(counter))
+    return [thrashing.is_steady() for _ in retries]
+
+
+def test_retries_in_three_steps_in_a_row_are_thrashing_and_then_counted_anew() -> None:
+    assert thrashing_over([2, 5, 6, 9, 9, 10, 11, 12]) == [False, False, True, False, False, False, False, True]
+
+
+def test_a_retry_now_and_then_is_none() -> None:
+    assert not any(thrashing_over([1, 2, 2, 3, 4, 4, 4, 5]))
+    assert allocator_retries(torch.device("cpu"))() == 0
+
+
+def test_a_thrashing_step_is_done_again_with_smaller_micro_batches() -> None:
+    clean, step = (a_step(Workers(), micro_batch_size=8, choose_smaller=to_half, padded=False) for _ in range(2))
+    counter = iter([0, 0, 0, 1, 2, 3])  # at the start, and after five steps' work
+    step.thrashing = Thrashing(lambda: next(counter, 3))
+    results = train(step, num_steps=8)
+    (shortage,) = step.shortages
+    assert (shortage.step, shortage.size, shortage.smaller) == (4, 8, 4)
+    assert "thrashing" in shortage.facts.message
+    assert results[-1].loss == pytest.approx(train(clean, num_steps=8)[-1].loss, rel=1e-12)
+
+
+def test_thrashing_with_one_row_is_slow_and_no_shortage() -> None:
+    step = a_step(Workers(), micro_batch_size=1, choose_smaller=to_half)
+    step.thrashing = Thrashing(itertools.count().__next__)
+    train(step, num_steps=5)
+    assert not step.shortages
 
 
 # Together

@@ -1,5 +1,6 @@
 """The loop from outside: what it reports, how it ends, and that going on is the same as never having stopped."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 from small_corpus import VOCABULARY, small_corpus
 from two_workers import on_workers
 
-from core import training_run
+from core import shrinking, training_run
 from core.checkpoint import best_checkpoint, newest_checkpoint
 from core.memory_limit import memory_limit
 from core.memory_model import largest_micro_batch
@@ -259,6 +260,40 @@ def test_checkpoint_for_which_there_is_no_memory_is_reported_and_the_run_goes_on
         ("checkpoint", "host", 20)
     ] * 2
     assert end.reason.endswith("; memory ran out 2 times on the way")
+
+
+def test_micro_batch_that_a_neighbour_made_impossible_comes_back_when_the_neighbour_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shrinking, "_STEPS_BEFORE_GROWING", 6)
+    run = small_run(micro_batch_size=16, tokens=20 * TOKENS_PER_STEP)
+    data = small_corpus(padded=True)  # memory stays watched to the end
+    sizes: dict[int, int] = {}
+    neighbour = memory_limit(450_000, torch.device("cpu"))
+
+    def report(values: dict[str, float]) -> bool:
+        step = int(values["step"])
+        sizes[step] = int(values["micro_batch_size"])
+        if step == 4:
+            neighbour.__enter__()
+        if step == 6:
+            neighbour.__exit__(None, None, None)
+        return True
+
+    arguments: dict[str, Any] = {"workers": Workers(), "evaluate_at_tokens": [], "checkpoint_every_s": None}
+    end = run_training(
+        run, data, folder=tmp_path / "a", report=report, report_every_s=0.0, memory_limit_bytes=2**30, **arguments
+    )
+    assert end.outcome == "completed", end.reason
+    assert all(shortage.is_neighbours and shortage.step == 4 for shortage in end.shortages)
+    left = [shortage.size for shortage in end.shortages]
+    # Down in as many tries as it took, in one and the same step; up again by the same sizes, six clean steps each.
+    stretches = [(size, len(list(steps))) for size, steps in itertools.groupby(sizes.values())]
+    assert stretches[:-1] == [(16, 4), (end.shortages[-1].smaller, 6), *((size, 6) for size in reversed(left[1:]))]
+    assert stretches[-1][0] == 16
+    clean = run_training(run, data, folder=tmp_path / "b", report=lambda _: True, memory_limit_bytes=2**30, **arguments)
+    for key in HOLDOUT_KEYS:
+        assert end.metrics[key] == pytest.approx(clean.metrics[key], rel=1e-3), key
 
 
 def test_memory_is_flat_after_the_steps_that_prove_it(tmp_path: Path) -> None:

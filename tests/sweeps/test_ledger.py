@@ -144,3 +144,13 @@ def test_a_survived_shortage_is_told_from_the_end_and_one_in_evaluation_rules_ou
     assert record.memory_verdict == "ran out of memory and went on"
     assert (record.out_of_memory_events, record.out_of_memory_micro_batches) == (2, (32,))
     assert told.seen() == [(16, True), (32, False)]
+
+
+def test_what_a_neighbour_took_rules_out_nothing(tmp_path: Path) -> None:
+    told = Told(tmp_path)
+    told.report(1000, 16)
+    record = told.end(
+        "completed", 32, shortages=(Shortage(shortage(), step=0, size=32, smaller=16, is_neighbours=True),)
+    )
+    assert (record.out_of_memory_events, record.out_of_memory_micro_batches) == (1, ())
+    assert told.seen() == [(32, True)]
