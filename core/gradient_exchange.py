@@ -67,9 +67,10 @@ class GradientExchange:
         memory sends rubbish, which the step then throws away, and leaves no other rank waiting.
         """
         order = self._order or list(range(len(self._buckets)))
-        self._send(order[self._num_sent :])
-        for handle in self._handles:
-            handle.wait()
+        with self._workers.listening():
+            self._send(order[self._num_sent :])
+            for handle in self._handles:
+                handle.wait()
         self._handles = []
         self._num_sent = 0
         self._is_started = False

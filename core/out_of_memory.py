@@ -65,6 +65,9 @@ def classify(exc: BaseException, *, phase: OomPhase | None = None, rank: int | N
         if id(error) in seen:
             continue
         seen.add(id(error))
+        carried = getattr(error, "facts", None)
+        if isinstance(carried, OomFacts):
+            return carried  # somebody nearer has classified already
         kind = _kind_of(error)
         if kind is not None and (strongest is None or _STRENGTH[kind] > _STRENGTH[strongest.kind]):
             strongest = OomFacts(

@@ -3,12 +3,26 @@
 The process group belongs to the caller (a test, `torchrun`, Ray Train); a run of one worker needs none.
 """
 
+import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+_SILENCE = re.compile(
+    # gloo: the process group's timeout is over; what it says afterwards; the other process has ended.
+    r"Timed out waiting \d+ms|Application timeout caused pair closure|Connection (?:closed|reset) by peer"
+    # NCCL, which most often ends the process instead (not seen on a GPU yet).
+    r"|collective operation timeout|NCCL communicator was aborted"
+)
+
+
+class WorkerSilentError(RuntimeError):
+    """Another worker has not answered within the process group's timeout, or is gone."""
 
 
 @dataclass(frozen=True)
@@ -34,39 +48,60 @@ class Workers:
         """Whether this is rank 0, which alone reports and writes."""
         return self.rank == 0
 
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Around every operation that needs all workers: one that does not answer has a name.
+
+        Raises:
+            WorkerSilentError: Instead of what the communication library says of it.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if _SILENCE.search(str(error)) is None:
+                raise
+            raise WorkerSilentError(
+                f"rank {self.rank} of {self.count} has no answer from another worker, which is stuck or gone: {error}"
+            ) from error
+
     def largest(self, value: int) -> int:
         """The largest of the workers' values."""
         if self.count == 1:
             return value
-        shared = torch.tensor(value, dtype=torch.int64, device=self.device)
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-        return int(shared.item())
+        with self.listening():
+            shared = torch.tensor(value, dtype=torch.int64, device=self.device)
+            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+            return int(shared.item())
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """The tensor with the sum over the workers written into it; same shape on every rank."""
         if self.count > 1:
-            dist.all_reduce(tensor)
+            with self.listening():
+                dist.all_reduce(tensor)
         return tensor
 
     def from_first(self, value: int) -> int:
         """Rank 0's value, on every rank."""
         if self.count == 1:
             return value
-        shared = torch.tensor(value, dtype=torch.int64, device=self.device)
-        dist.broadcast(shared, src=0)
-        return int(shared.item())
+        with self.listening():
+            shared = torch.tensor(value, dtype=torch.int64, device=self.device)
+            dist.broadcast(shared, src=0)
+            return int(shared.item())
 
     def copy_first(self, tensor: Tensor) -> None:
         """Overwrite a tensor with rank 0's."""
         if self.count > 1:
-            dist.broadcast(tensor, src=0)
+            with self.listening():
+                dist.broadcast(tensor, src=0)
 
     def all_values(self, value: object) -> list[object]:
         """Each worker's value, in order of rank; small Python values only."""
         if self.count == 1:
             return [value]
         values: list[object] = [None] * self.count
-        dist.all_gather_object(values, value)
+        with self.listening():
+            dist.all_gather_object(values, value)
         return values
 
 

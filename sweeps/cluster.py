@@ -9,6 +9,7 @@ import ray
 import torch
 
 from core.host_memory import host_memory_share
+from core.memory_limit import LimitBy
 from data_pipeline.input_fault import InputFault
 from sweeps.lane import LaneSpec
 from sweeps.sweep_config import ResourcesConfig
@@ -26,10 +27,12 @@ class LanePlan:
     workers: int
     use_gpu: bool
     threads_per_worker: int
+    worker_deadline_s: float
+    """Seconds of silence after which a worker counts as lost."""
     reason: str
     """The choice in words."""
 
-    def spec(self, storage_folder: Path) -> LaneSpec:
+    def spec(self, storage_folder: Path, *, memory_limit_by: LimitBy = "counting") -> LaneSpec:
         """What a lane needs to know to start."""
         return LaneSpec(
             workers=self.workers,
@@ -38,6 +41,9 @@ class LanePlan:
             # A fraction, so that lanes also fit a machine with fewer processors than workers.
             cpus_per_worker=min(1.0, self.threads_per_worker),
             storage_folder=str(storage_folder),
+            # What is freed goes back to the kernel, or it would go on counting.
+            environment={"MALLOC_MMAP_THRESHOLD_": "65536"} if memory_limit_by == "rlimit" else {},
+            worker_deadline_s=self.worker_deadline_s,
         )
 
 
@@ -51,6 +57,8 @@ def connect() -> None:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    # A worker that is stuck cannot take leave of the others, and the lane waits for that.
+    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A lane takes some seven processes, most of them idle; on two cores Ray would warn of each beyond the eighth.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
@@ -106,7 +114,7 @@ def plan_lanes(resources: ResourcesConfig, *, num_trials: int, num_cpus: int, nu
     threads = max(1, num_cpus // (count * workers))
     words = f"{count} at a time on {slots} {unit}{'s' if slots != 1 else ''}"
     details = f"{workers} worker{'s' if workers > 1 else ''} a trial, {threads} thread{'s' if threads > 1 else ''} each"
-    return LanePlan(count, workers, use_gpu, threads, f"{words}, {details}")
+    return LanePlan(count, workers, use_gpu, threads, resources.worker_deadline_s, f"{words}, {details}")
 
 
 def device_kind(lanes: LanePlan) -> str:

@@ -4,16 +4,23 @@ Starting a worker group costs as much as training a small model, so it is starte
 when they are lost, the next trial (or the same one again, from its checkpoint) gets a new group.
 """
 
+import math
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.exceptions import RayError
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from core.host_memory import kernel_oom_kills
+from core.out_of_memory import OomFacts, classify, corroborated
+from core.workers import WorkerSilentError
 from sweeps.lane_worker import train_assignments
 from sweeps.mailbox import Assignment, Mailbox, Message
 
@@ -34,10 +41,22 @@ class LaneSpec:
     cpus_per_worker: float
     storage_folder: str
     """Where Ray Train writes its own state; nothing there is read back."""
+    environment: dict[str, str]
+    """Variables that the workers start with."""
+    worker_deadline_s: float
+    """A worker that does not answer the others for so long counts as lost."""
 
 
 class WorkersLostError(RuntimeError):
-    """A worker of the lane vanished; says nothing about the trial's settings."""
+    """A worker of the lane vanished or no longer answers; says nothing about the trial's settings."""
+
+
+class WorkerKilledForMemoryError(WorkersLostError):
+    """A worker vanished, and the kernel of its node has killed for memory meanwhile: the trial's, or a neighbour's."""
+
+
+class TrialOutOfMemoryError(RuntimeError):
+    """A worker ran out of memory where its run could not go on with less."""
 
 
 class TrialFailedError(RuntimeError):
@@ -66,7 +85,8 @@ class Lane:
         """The next report of the current trial, or its end. Asking again means: go on.
 
         Raises:
-            WorkersLostError: A worker vanished (killed, node lost).
+            WorkersLostError: A worker vanished (killed, node lost) or does not answer.
+            TrialOutOfMemoryError: Memory ran out where that ends a run.
             TrialFailedError: A worker raised an error that is not understood.
         """
         pending = self._mailbox.next_message.remote()
@@ -76,9 +96,9 @@ class Lane:
                 message: Message = ray.get(pending)
                 break
             if self._group is None or not self._group.is_alive():
-                raise self._explain("")
+                raise self._explain(None)
         if message.kind == "error":
-            raise self._explain(message.error)
+            raise self._explain(message)
         if message.kind == "end":
             self._current = None
         return message
@@ -91,7 +111,7 @@ class Lane:
         try:
             while self.next_message().kind != "end":
                 pass
-        except (WorkersLostError, TrialFailedError):
+        except (WorkersLostError, TrialOutOfMemoryError, TrialFailedError):
             # The trial's outcome is settled already; the next one gets a new group.
             return
 
@@ -109,6 +129,7 @@ class Lane:
         spec = self._spec
         trainer = TorchTrainer(
             train_assignments,
+            torch_config=TorchConfig(timeout_s=math.ceil(spec.worker_deadline_s)),
             train_loop_config={"mailbox": self._mailbox, "threads": spec.threads_per_worker},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=spec.workers,
@@ -116,10 +137,11 @@ class Lane:
                 resources_per_worker={"CPU": spec.cpus_per_worker} | ({"GPU": 1} if spec.use_gpu else {}),
             ),
             # No retries by Train: it would start over with the same trial list and the same fault.
-            run_config=ray.train.RunConfig(
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]
                 name=f"{self._name}-{id(self._mailbox):x}",
                 storage_path=str(Path(spec.storage_folder).absolute()),
                 failure_config=ray.train.FailureConfig(max_failures=0),
+                worker_runtime_env={"env_vars": spec.environment} if spec.environment else None,
             ),
         )
         self._group = threading.Thread(target=self._run_group, args=(trainer,), daemon=True, name=self._name)
@@ -131,17 +153,55 @@ class Lane:
         except BaseException as error:  # Kept for the thread that waits for messages, which explains it.
             self._group_error = error
 
-    def _explain(self, traceback_text: str) -> Exception:
+    def _explain(self, told: Message | None) -> Exception:
         """Why the group ended. When one worker is killed the others fail too: the vanished one is the cause."""
         self._current = None
         assert self._group is not None
         self._group.join(_GROUP_END_S)
         failures = self._group_error.worker_failures if isinstance(self._group_error, WorkerGroupError) else {}
+        # What a worker says of itself comes first: on the way from process to process an error loses its causes.
+        facts = None if told is None else told.facts
+        if facts is None and self._group_error is not None:
+            facts = classify(self._group_error)
+        if facts is not None and not facts.is_certain:
+            facts = corroborated(facts, new_kernel_kills=self._new_kernel_kills())
         lost = {rank: error for rank, error in failures.items() if _is_loss(error)}
-        if lost or not traceback_text:
-            who = ", ".join(f"rank {rank}: {type(error).__name__}" for rank, error in lost.items())
-            return WorkersLostError(who or f"the worker group ended: {self._group_error!r}")
-        return TrialFailedError(traceback_text)
+        return _ending(facts, lost, "" if told is None else told.error) or WorkersLostError(
+            f"the group ended: {self._group_error!r}"
+        )
+
+    def _new_kernel_kills(self) -> int:
+        """What the kernels of the workers' nodes have killed for memory since the workers took their trial."""
+        standings = ray.get(self._mailbox.standings.remote()).values()
+        before = {standing.node: standing.kernel_kills for standing in standings}
+        return sum(max(0, _kernel_kills_on(node, unknown=kills) - kills) for node, kills in before.items())
+
+
+def _ending(facts: OomFacts | None, lost: Mapping[int, BaseException], traceback_text: str) -> Exception | None:
+    """What became of a trial whose worker group broke; None if nothing is known."""
+    if facts is not None and facts.kind in ("device", "host"):
+        where = "" if facts.phase is None else f" in {facts.phase}"
+        return TrialOutOfMemoryError(f"out of memory{where} on rank {facts.rank}: {facts.message}")
+    who = ", ".join(f"rank {rank}: {type(error).__name__}" for rank, error in lost.items())
+    if facts is not None and facts.kind == "node" and facts.error_type.endswith(".OutOfMemoryError"):
+        return WorkersLostError(f"the node ran low on memory, and Ray ended a worker ({who})")
+    if facts is not None and facts.kind == "node":
+        return WorkerKilledForMemoryError(f"the kernel killed for memory on the worker's node ({who})")
+    if lost or facts is not None:
+        return WorkersLostError(who or f"{facts}")
+    if WorkerSilentError.__name__ in traceback_text:
+        return WorkersLostError(traceback_text.strip().splitlines()[-1])
+    return TrialFailedError(traceback_text) if traceback_text else None
+
+
+def _kernel_kills_on(node: str, *, unknown: int) -> int:
+    """The kernel's count on a node now; `unknown` where the node is gone."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    count = ray.remote(num_cpus=0, max_retries=0)(kernel_oom_kills).options(scheduling_strategy=there)
+    try:
+        return int(ray.get(count.remote(), timeout=_GROUP_END_S))
+    except RayError:
+        return unknown
 
 
 def _is_loss(error: BaseException) -> bool:

@@ -12,11 +12,13 @@ import ray.train
 import ray.train.torch
 import torch
 
+from core.host_memory import kernel_oom_kills
+from core.out_of_memory import classify
 from core.run_config import RunConfig
 from core.training_run import RunEnd, run_training
 from core.workers import Workers
 from data_pipeline.token_blocks import PreparedCorpus, open_prepared
-from sweeps.mailbox import Assignment, Message
+from sweeps.mailbox import Assignment, Message, Standing
 from sweeps.trial_records import LOSS
 
 
@@ -36,12 +38,16 @@ def train_assignments(config: dict[str, Any]) -> None:
     taken = 0
     while (assignment := ray.get(mailbox.take.remote(taken))) is not None:
         taken += 1
+        here = Standing(ray.get_runtime_context().get_node_id(), kernel_oom_kills())
+        mailbox.stand.remote(workers.rank, here)
         try:
             end = _train(assignment, workers, corpora, _reporter(mailbox, assignment))
-        except Exception:
-            # Not understood, so this process is not trusted with another trial: tell, then end the worker group.
-            error = Message("error", assignment.number, error=traceback.format_exc())
-            ray.get(mailbox.tell.remote(error, wait=False))
+        except Exception as error:
+            # The run could not deal with it, so this process is not trusted with another trial: tell, then end the
+            # worker group.
+            facts = classify(error, rank=workers.rank)
+            told = Message("error", assignment.number, error=traceback.format_exc(), facts=facts)
+            ray.get(mailbox.tell.remote(told, wait=False))
             _log(assignment).exception("the trial failed")
             raise
         if workers.is_first:
@@ -68,6 +74,7 @@ def _train(
         report=report,
         evaluate_at_tokens=assignment.evaluate_at_tokens,
         memory_limit_bytes=assignment.memory_limit_bytes,
+        memory_limit_by=assignment.memory_limit_by,
     )
 
 

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import ray
 
+from core.memory_limit import LimitBy
+from core.out_of_memory import OomFacts
 from core.training_run import RunEnd
 
 
@@ -21,6 +23,17 @@ class Assignment:
     """Checkpoints and the log; the run goes on from the newest whole checkpoint there."""
     evaluate_at_tokens: tuple[int, ...]
     memory_limit_bytes: int | None
+    memory_limit_by: LimitBy
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a worker is as it takes a trial, and what it cannot say any more once it is killed."""
+
+    node: str
+    """Ray's id of it."""
+    kernel_kills: int
+    """Processes that the kernel there has killed for memory so far."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,9 @@ class Message:
     report: dict[str, float] | None = None
     end: RunEnd | None = None
     error: str = ""
-    """Traceback of an error that is not understood."""
+    """Traceback of an error that ended the worker."""
+    facts: OomFacts | None = None
+    """What the worker, who is nearest, knows of a shortage of memory in it."""
 
 
 class MailboxActor:
@@ -43,6 +58,7 @@ class MailboxActor:
         self._changed = asyncio.Condition()
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
         self._stopped: set[int] = set()
+        self._standings: dict[int, Standing] = {}
         self._answered = 0
         self._reported = 0
 
@@ -57,6 +73,14 @@ class MailboxActor:
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._trials) > index)
         return self._trials[index]
+
+    async def stand(self, rank: int, standing: Standing) -> None:
+        """A worker says where it is."""
+        self._standings[rank] = standing
+
+    async def standings(self) -> dict[int, Standing]:
+        """Where each worker was when it took its last trial, by rank."""
+        return self._standings
 
     async def tell(self, message: Message, wait: bool) -> bool:
         """Hand a message to the owner. Returns whether the trial is to go on.

@@ -252,8 +252,9 @@ class _SweepRun:
             trial_folder=str(self._store.folder_of(record)),
             evaluate_at_tokens=self.plan.evaluate_at_tokens,
             memory_limit_bytes=self.plan.memory_bytes,
+            memory_limit_by=self.plan.sweep.resources.memory_limit_by,
         )
-        lane = self.plan.lanes.spec(self.folder.ray_state)
+        lane = self.plan.lanes.spec(self.folder.ray_state, memory_limit_by=self.plan.sweep.resources.memory_limit_by)
         return {"number": record.number, "assignment": assignment, "lane": lane}
 
 

@@ -3,8 +3,9 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, NonNegativeInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, model_validator
 
+from core.memory_limit import LimitBy
 from core.run_config import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.settings import Count, NumBytes, Settings, Share
@@ -21,6 +22,13 @@ def _percentage(text: str) -> str:
     if not re.fullmatch(r"(100|[0-9]{1,2}(\.[0-9]+)?)\s*%", text):
         raise ValueError("not a percentage such as 50%")
     return text
+
+
+_Percentage = Annotated[str, AfterValidator(_percentage)]
+
+
+def _fraction_as_percentage(value: Any) -> Any:
+    return f"{100 * value:.6g}%" if isinstance(value, float) and 0 < value < 1 else value
 
 
 class SearcherConfig(Settings):
@@ -60,11 +68,21 @@ class ResourcesConfig(Settings):
     """Processes that share one trial's batch (data parallel)."""
     concurrent_trials: Count | Literal["auto"] = "auto"
     """Lanes. auto: as many as the processors (or GPUs) hold, and no more than trials."""
+    worker_deadline_s: Annotated[float, Field(ge=5)] = 600.0
+    """A worker that lets the others of its trial wait for so many seconds counts as lost; the trial then goes on from
+    its last checkpoint with new workers."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: GPUs if the cluster has any."""
-    memory: NumBytes | Literal["auto"] | Annotated[str, AfterValidator(_percentage)] = "auto"
+    memory: Annotated[
+        NumBytes | Literal["auto"] | Annotated[str, AfterValidator(_percentage)],
+        BeforeValidator(_fraction_as_percentage),
+    ] = "auto"
     """Memory of one worker for weights, gradients, optimizer state and activations. auto: the whole device, or the
-    worker's share of the host. A percentage: of that."""
+    worker's share of the host. A percentage, or a fraction below 1: of that."""
+    memory_limit_by: LimitBy = "counting"
+    """On CPUs, how that is enforced. counting: the tensors of training are counted. rlimit: the kernel gives the
+    process no more private memory than that on top of what it has as the trial begins; that counts everything, and
+    ends a process whose libraries cannot do with a refusal."""
 
 
 class EvaluationConfig(Settings):

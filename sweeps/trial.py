@@ -5,12 +5,22 @@ from typing import Any
 from ray import tune
 
 from core.training_run import RunEnd
-from sweeps.lane import Lane, LaneSpec, TrialFailedError, WorkersLostError
+from sweeps.lane import (
+    Lane,
+    LaneSpec,
+    TrialFailedError,
+    TrialOutOfMemoryError,
+    WorkerKilledForMemoryError,
+    WorkersLostError,
+)
 from sweeps.mailbox import Assignment
 from sweeps.outcomes import Outcome
 
 MAX_INTERRUPTIONS = 2
 """Times that one trial is started again after its workers were lost, before it is given up as INTERRUPTED."""
+
+KILLS_THAT_COUNT = 2
+"""Times that the kernel kills one trial's worker for memory before that is the trial's own doing and no neighbour's."""
 
 _OUTCOMES = {
     "completed": Outcome.COMPLETED,
@@ -44,10 +54,15 @@ class LaneTrainable(tune.Trainable):
                 message = self._lane.next_message()
             except WorkersLostError as lost:
                 self._interruptions += 1
+                self._kills += isinstance(lost, WorkerKilledForMemoryError)
+                if self._kills >= KILLS_THAT_COUNT:
+                    return self._end(Outcome.INFEASIBLE, f"killed for host memory {self._kills} times; last: {lost}")
                 if self._interruptions > MAX_INTERRUPTIONS:
                     return self._end(Outcome.INTERRUPTED, f"workers lost {self._interruptions} times; last: {lost}")
                 self._lane.begin(self._assignment)
                 continue
+            except TrialOutOfMemoryError as shortage:
+                return self._end(Outcome.INFEASIBLE, str(shortage))
             except TrialFailedError as failure:
                 return self._end(Outcome.FAILED, str(failure))
             if message.kind == "end":
@@ -62,7 +77,7 @@ class LaneTrainable(tune.Trainable):
         self._lane.close()
 
     def _begin(self, assignment: Assignment) -> None:
-        self._assignment, self._interruptions = assignment, 0
+        self._assignment, self._interruptions, self._kills = assignment, 0, 0
         self._lane.begin(assignment)
 
     def _end(self, outcome: Outcome, reason: str, end: RunEnd | None = None) -> dict[str, Any]:

@@ -130,6 +130,8 @@ def lanes(prepared: Path, folder: Path, workers: int, num_trials: int) -> list[f
         threads_per_worker=1,
         cpus_per_worker=1,
         storage_folder=str(folder / "lanes"),
+        environment={},
+        worker_deadline_s=600.0,
     )
 
     class Numbered(LaneTrainable):
@@ -149,6 +151,7 @@ def lanes(prepared: Path, folder: Path, workers: int, num_trials: int) -> list[f
                 trial_folder=tempfile.mkdtemp(),
                 evaluate_at_tokens=(),
                 memory_limit_bytes=None,
+                memory_limit_by="counting",
             )
             return {"number": config["number"], "assignment": assignment, "lane": lane}
 

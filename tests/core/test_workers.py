@@ -1,13 +1,16 @@
 """What workers say to one another, in real processes."""
 
+import time
+
 import pytest
 import torch
 from small_corpus import VOCABULARY
-from two_workers import on_workers
+from test_optimizer_step import a_step, train
+from two_workers import close_group, on_workers
 
 from core.models import build_model
 from core.run_config import ModelConfig
-from core.workers import Workers, check_same_model
+from core.workers import Workers, WorkerSilentError, check_same_model
 
 torch.set_num_threads(1)
 
@@ -66,3 +69,35 @@ def test_rank_with_another_model_is_named_on_all_ranks(fault: str, words: str) -
     first, second = on_workers(2, complaint, fault)
     assert first == second
     assert words in first
+
+
+def hears_of(workers: Workers, fault: str) -> tuple[str, float]:
+    """What a worker is told when rank 1 is stuck in its own work, or gone; and after how many seconds."""
+    started_at = time.monotonic()
+    step = a_step(workers, micro_batch_size=8)
+    step.overlaps_exchange = fault == "during an exchange"
+    train(step, num_steps=2)
+    if workers.rank == 1:
+        time.sleep(6)
+    try:
+        train(step, num_steps=1, from_step=2)
+    except WorkerSilentError as error:
+        return str(error), time.monotonic() - started_at
+    return "nothing", time.monotonic() - started_at
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["after local work", "during an exchange"])
+def test_a_worker_that_is_stuck_is_noticed_within_the_deadline(fault: str) -> None:
+    (first, waited_s), (second, _) = on_workers(2, hears_of, fault, deadline_s=2)
+    close_group(2, deadline_s=2)
+    assert first.startswith("rank 0 of 2 has no answer from another worker, which is stuck or gone: ")
+    assert 2 <= waited_s < 5
+    # When it wakes up it finds itself alone, and ends as well.
+    assert second.startswith("rank 1 of 2 has no answer")
+
+
+def test_an_error_that_is_not_silence_keeps_its_name() -> None:
+    with pytest.raises(RuntimeError, match="shape mismatch") as caught, Workers().listening():
+        raise RuntimeError("shape mismatch")
+    assert type(caught.value) is RuntimeError

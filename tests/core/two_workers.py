@@ -19,29 +19,39 @@ import torch.distributed as dist
 from core.workers import Workers
 
 _CONTEXT = multiprocessing.get_context("spawn")
-_GROUPS: dict[int, "_Group"] = {}
+_GROUPS: dict[tuple[int, float], "_Group"] = {}
 
 
-def on_workers(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """function(workers, *args) on each of `count` workers; their results by rank."""
-    if count not in _GROUPS:
-        _GROUPS[count] = _Group(count)
-    answers = _GROUPS[count].call(function, args)
+def on_workers(count: int, function: Callable[..., Any], *args: Any, deadline_s: float = 60) -> list[Any]:
+    """function(workers, *args) on each of `count` workers; their results by rank.
+
+    Args:
+        deadline_s: How long they wait for one another.
+    """
+    key = (count, deadline_s)
+    if key not in _GROUPS:
+        _GROUPS[key] = _Group(count, deadline_s)
+    answers = _GROUPS[key].call(function, args)
     failures = [f"rank {rank}:\n{answer}" for rank, (is_fine, answer) in enumerate(answers) if not is_fine]
     if failures:
-        _GROUPS.pop(count).close()  # its ranks may stand at different collective operations
+        _GROUPS.pop(key).close()  # its ranks may stand at different collective operations
     assert not failures, "\n".join(failures)
     return [answer for _, answer in answers]
 
 
+def close_group(count: int, *, deadline_s: float) -> None:
+    """End a group that a test has broken."""
+    _GROUPS.pop((count, deadline_s)).close()
+
+
 class _Group:
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, deadline_s: float) -> None:
         self.folder = tempfile.TemporaryDirectory()
         rendezvous = Path(self.folder.name) / "rendezvous"
         pipes = [_CONTEXT.Pipe() for _ in range(count)]
         self.parents = [parent for parent, _ in pipes]
         self.processes = [
-            _CONTEXT.Process(target=_serve, args=(rank, count, rendezvous, pipes[rank][1]), daemon=True)
+            _CONTEXT.Process(target=_serve, args=(rank, count, rendezvous, pipes[rank][1], deadline_s), daemon=True)
             for rank in range(count)
         ]
         for process in self.processes:
@@ -64,10 +74,10 @@ class _Group:
         self.folder.cleanup()
 
 
-def _serve(rank: int, count: int, rendezvous: Path, calls: Connection) -> None:
+def _serve(rank: int, count: int, rendezvous: Path, calls: Connection, deadline_s: float) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=count, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=count, timeout=timedelta(seconds=deadline_s)
     )
     while True:
         function, args = calls.recv()

@@ -33,3 +33,5 @@ def test_memory_is_what_the_file_says_or_a_share_of_what_the_worker_has() -> Non
     half = worker_memory_bytes(ResourcesConfig(memory="50%"), lanes)
     # The host's free memory moves a little between the two readings.
     assert half == pytest.approx(whole / 2, rel=0.1)
+    assert ResourcesConfig(memory=0.5).memory == "50%"
+    assert ResourcesConfig(memory=0.125).memory == "12.5%"

@@ -1,0 +1,177 @@
+"""How a lane tells a shortage from a loss, and what becomes of the trial: real processes, stopped and starved."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.exceptions import OutOfMemoryError as NodeOutOfMemoryError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+from command import processes_marked, read_until, start
+from core.optimizer_step import UpdateOutOfMemoryError
+from core.out_of_memory import OomFacts, classify, corroborated
+from sweep_examples import TINY
+from sweeps.lane import (
+    TrialFailedError,
+    TrialOutOfMemoryError,
+    WorkerKilledForMemoryError,
+    WorkersLostError,
+    _ending,
+)
+from sweeps.mailbox import Message
+from sweeps.outcomes import Outcome
+from sweeps.trial import LaneTrainable
+from sweeps.trial_records import TrialRecord, TrialStore
+
+VANISHED = WorkerHealthCheckFailedError("a worker", ActorDiedError())
+STARVED = WorkerHealthCheckFailedError("a worker", NodeOutOfMemoryError("the node was low on memory"))
+SHORT = OomFacts("device", "torch.OutOfMemoryError", "CUDA out of memory", 1024, "optimizer", 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "kernel_kills", "kind", "words"),
+    [
+        (VANISHED, 0, WorkersLostError, "rank 1: WorkerHealthCheckFailedError"),
+        (VANISHED, 1, WorkerKilledForMemoryError, "the kernel killed for memory on the worker's node"),
+        (STARVED, 0, WorkersLostError, "the node ran low on memory, and Ray ended a worker"),
+        (UpdateOutOfMemoryError(SHORT), 0, TrialOutOfMemoryError, "out of memory in optimizer on rank 1: CUDA out of"),
+        (MemoryError(), 0, TrialOutOfMemoryError, "out of memory on rank None"),
+    ],
+    ids=["vanished", "killed by the kernel", "memory monitor", "shortage in the update", "host memory"],
+)
+def test_what_ended_a_worker_decides_what_it_says_of_the_trial(
+    error: Exception, kernel_kills: int, kind: type[Exception], words: str
+) -> None:
+    facts = classify(error)
+    assert facts is not None
+    lost = {1: error} if isinstance(error, WorkerHealthCheckFailedError) else {}
+    ending = _ending(corroborated(facts, new_kernel_kills=kernel_kills), lost, "")
+    assert type(ending) is kind
+    assert words in str(ending)
+
+
+def test_a_bug_is_a_bug_and_a_silent_worker_is_lost() -> None:
+    assert type(_ending(None, {}, "Traceback ...\nKeyError: 'x'")) is TrialFailedError
+    silent = _ending(None, {}, "Traceback ...\ncore.workers.WorkerSilentError: rank 0 of 2 has no answer from another")
+    assert type(silent) is WorkersLostError
+    assert "rank 0 of 2 has no answer" in str(silent)
+
+
+class BrokenLane:
+    """A lane whose trial meets one ending after another."""
+
+    def __init__(self, *endings: Exception | Message) -> None:
+        self.endings = list(endings)
+        self.begun = 0
+
+    def begin(self, _: Any) -> None:
+        self.begun += 1
+
+    def next_message(self) -> Message:
+        ending = self.endings.pop(0)
+        if isinstance(ending, Exception):
+            raise ending
+        return ending
+
+
+def outcome_after(*endings: Exception | Message) -> tuple[str, int]:
+    trainable = LaneTrainable.__new__(LaneTrainable)
+    lane = BrokenLane(*endings)
+    trainable._lane = lane  # type: ignore[assignment]
+    trainable._begin(None)  # type: ignore[arg-type]
+    return trainable.step().get("outcome", "goes on"), lane.begun
+
+
+def test_a_trial_killed_for_memory_once_is_begun_again_and_killed_twice_is_infeasible() -> None:
+    killed, report = WorkerKilledForMemoryError("rank 1"), Message("report", 1, report={"tokens": 1.0})
+    assert outcome_after(killed, report) == ("goes on", 2)
+    assert outcome_after(killed, killed) == (Outcome.INFEASIBLE, 2)
+    lost = WorkersLostError("rank 1")
+    assert outcome_after(killed, lost, lost) == (Outcome.INTERRUPTED, 3)
+    assert outcome_after(TrialOutOfMemoryError("in optimizer")) == (Outcome.INFEASIBLE, 1)
+
+
+# Whole sweeps
+
+TWO_WORKERS = (
+    TINY.partition("search:")[0]
+    + """\
+search: {training.learning_rate: {choice: [1e-3]}}
+early_stopping: {method: none}
+budget: {trials: 1, tokens_per_trial: 600k}
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One results folder, so that the corpus is prepared once."""
+    return tmp_path_factory.mktemp("results")
+
+
+def sweep_file(results: Path, name: str, *, resources: str) -> Path:
+    file = results / f"{name}.yaml"
+    file.write_text(
+        TWO_WORKERS.replace("name: tiny", f"name: {name}") + f"resources: {{workers_per_trial: 2, {resources}}}\n"
+    )
+    return file
+
+
+def train_workers(mark: str) -> list[psutil.Process]:
+    return [worker for worker in processes_marked(mark) if "RayTrainWorker" in " ".join(worker.cmdline())]
+
+
+def the_trial(results: Path, name: str) -> TrialRecord:
+    (folder,) = results.glob(f"{name}-*")
+    (trial,) = TrialStore(folder / "trials").load_all()
+    return trial
+
+
+@pytest.mark.ray
+def test_a_worker_that_is_stuck_is_noticed_and_the_trial_goes_on_with_new_ones(results: Path) -> None:
+    file, mark = sweep_file(results, "stuck", resources="worker_deadline_s: 5"), f"stuck-{time.time_ns()}"
+    process = start("sweep", file, "--results", results, mark=mark)
+    read_until(process, "trial-0001   1")  # its first evaluation
+    train_workers(mark)[1].send_signal(signal.SIGSTOP)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    trial = the_trial(results, "stuck")
+    assert (trial.outcome, trial.interruptions) == (Outcome.COMPLETED, 1)
+
+
+def private_bytes(process: psutil.Process) -> int:
+    """What RLIMIT_DATA counts."""
+    with open(f"/proc/{process.pid}/statm") as statm:
+        return int(statm.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.ray
+def test_one_of_two_workers_to_which_the_kernel_gives_too_little_costs_both_a_smaller_micro_batch(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed goes back to the kernel
+    file, mark = sweep_file(results, "short", resources="memory: 2GiB"), f"short-{time.time_ns()}"
+    changes = ("model.width=128", "model.layers=2", "training.batch_size=128", "training.micro_batch_size=64")
+    process = start("sweep", file, "--results", results, *(f"--set={change}" for change in changes), mark=mark)
+    read_until(process, "trial-0001   1")
+    short = train_workers(mark)[1]
+    seen = []
+    for _ in range(200):
+        seen.append(private_bytes(short))
+        time.sleep(0.005)
+    # Between its lowest and its highest within a step, so that whole micro-batches do not fit and half of one does.
+    short.rlimit(psutil.RLIMIT_DATA, ((min(seen) + max(seen)) // 2, psutil.RLIM_INFINITY))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    trial = the_trial(results, "short")
+    assert (trial.outcome, trial.interruptions) == (Outcome.COMPLETED, 0)
+    assert trial.micro_batch_size_asked == 64
+    assert trial.micro_batch_size_used is not None
+    assert trial.micro_batch_size_used < 64
+    assert trial.memory_verdict == "ran out of memory and went on"
+    assert "memory ran out" in trial.reason
