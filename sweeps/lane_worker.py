@@ -17,6 +17,7 @@ from core.out_of_memory import classify
 from core.run_config import RunConfig
 from core.training_run import RunEnd, run_training
 from core.workers import Workers
+from data_pipeline.node_copies import open_on_this_node
 from data_pipeline.token_blocks import PreparedCorpus, open_prepared
 from sweeps.mailbox import Assignment, Message, Standing
 from sweeps.trial_records import LOSS
@@ -63,7 +64,7 @@ def _train(
 ) -> RunEnd:
     folder = assignment.prepared_folder
     if folder not in corpora:
-        corpora[folder] = open_prepared(Path(folder))
+        corpora[folder] = _open_corpus(Path(folder), assignment.corpus_server)
     if workers.is_first:
         _log(assignment).info("starts: %s", assignment.run)
     return run_training(
@@ -76,6 +77,10 @@ def _train(
         memory_limit_bytes=assignment.memory_limit_bytes,
         memory_limit_by=assignment.memory_limit_by,
     )
+
+
+def _open_corpus(folder: Path, server: Any) -> PreparedCorpus:
+    return open_prepared(folder) if server is None else open_on_this_node(folder, server)
 
 
 def _reporter(mailbox: Any, assignment: Assignment) -> Callable[[dict[str, float]], bool]:

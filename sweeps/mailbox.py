@@ -24,6 +24,8 @@ class Assignment:
     evaluate_at_tokens: tuple[int, ...]
     memory_limit_bytes: int | None
     memory_limit_by: LimitBy
+    corpus_server: Any = None
+    """From `serve_copies`, for workers on a node without the prepared folder; None where all nodes see it."""
 
 
 @dataclass(frozen=True)

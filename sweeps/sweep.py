@@ -17,6 +17,7 @@ from ray import tune
 from rich.console import Console
 
 from core.run_config import RunConfig
+from data_pipeline.node_copies import all_nodes_see, serve_copies
 from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.cluster import connect, device_kind, log_libraries_to
 from sweeps.early_stopping import KeptOutOfPickles, Rungs, TokenScheduler
@@ -138,6 +139,7 @@ class _SweepRun:
 
     def __init__(self, plan: SweepPlan, data: PreparedCorpus, folder: SweepFolder) -> None:
         self.plan, self.data, self.folder = plan, data, folder
+        self._corpus_server = None if all_nodes_see(data.folder.parent) else serve_copies(data.folder)
         sweep = plan.sweep
         rungs = Rungs(plan.rungs, sweep.early_stopping.reduction_factor)
         self._scheduler = TokenScheduler(rungs)
@@ -253,6 +255,7 @@ class _SweepRun:
             evaluate_at_tokens=self.plan.evaluate_at_tokens,
             memory_limit_bytes=self.plan.memory_bytes,
             memory_limit_by=self.plan.sweep.resources.memory_limit_by,
+            corpus_server=self._corpus_server,
         )
         lane = self.plan.lanes.spec(self.folder.ray_state, memory_limit_by=self.plan.sweep.resources.memory_limit_by)
         return {"number": record.number, "assignment": assignment, "lane": lane}
