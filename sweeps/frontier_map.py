@@ -51,9 +51,13 @@ class FrontierMap(Settings):
     observations: tuple[MemoryObservation, ...]
 
 
-def map_frontier(sweep: SweepConfig, frontier: MemoryFrontier, *, device: str) -> FrontierMap:
-    """The frontier as it is drawn and kept beside the results."""
-    moves = _moves(sweep, frontier)
+def map_frontier(sweep: SweepConfig, frontier: MemoryFrontier, *, device: str, with_border: bool = True) -> FrontierMap:
+    """The frontier as it is drawn and kept beside the results.
+
+    Args:
+        with_border: False: without axis and border, at once.
+    """
+    moves = _moves(sweep, frontier) if with_border else {}
     # The batch only where it is alone in that: it is no shape.
     axis = max({path: moves[path] for path in moves if path != _BATCH} or moves, key=lambda p: moves[p], default=None)
     capacity = frontier.capacity()
@@ -65,7 +69,7 @@ def map_frontier(sweep: SweepConfig, frontier: MemoryFrontier, *, device: str) -
         learnt=capacity.learnt,
         axis=axis,
         others=tuple(path for path in moves if path != axis),
-        border=tuple(_border(sweep, frontier, axis, capacity.num_bytes)),
+        border=tuple(_border(sweep, frontier, axis, capacity.num_bytes)) if with_border else (),
         observations=frontier.observations,
     )
 

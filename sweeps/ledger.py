@@ -94,7 +94,10 @@ class Ledger:
             changes["best_loss"] = loss if record.best_loss is None else min(loss, record.best_loss)
             reached = [rung for rung in self._rungs if record.tokens < rung <= report["tokens"]]
             changes["rung_losses"] = record.rung_losses | dict.fromkeys(reached, loss)
+        events_before = record.out_of_memory_events
         record = self._change(number, **{name: value for name, value in changes.items() if value is not None})
+        if record.out_of_memory_events > events_before:
+            self._learn(record)
         self._store.append_report(record, report)
         self._say("report", record, report)
 
@@ -157,13 +160,10 @@ class Ledger:
         if changes["outcome"] is Outcome.INFEASIBLE:
             changes |= {"memory_verdict": "ran out of memory", "reason": f"ran out of memory: {changes['reason']}"}
         record = self._change(number, **changes)
-        run = self._run_of(record)
         if record.predicted_peak_memory_bytes is None and record.micro_batch_size_used:
-            used = run.with_overrides({MICRO_BATCH: record.micro_batch_size_used})
+            used = self._run_of(record).with_overrides({MICRO_BATCH: record.micro_batch_size_used})
             record = self._change(number, predicted_peak_memory_bytes=self._frontier.predict(used))
-        learnt = self._frontier.learn_trial(record, run)
-        if learnt:
-            self._remember(learnt)
+        self._learn(record)
         self._say("ended", record)
         return record
 
@@ -181,6 +181,12 @@ class Ledger:
     def reopen(self, record: TrialRecord) -> TrialRecord:
         """An interrupted trial is to run again."""
         return self._change(record.number, outcome=None, reason="", ended_at="")
+
+    def _learn(self, record: TrialRecord) -> None:
+        """What a trial has shown about memory, for the next proposal and for later sweeps."""
+        learnt = self._frontier.learn_trial(record, self._run_of(record))
+        if learnt:
+            self._remember(learnt)
 
     def _change(self, number: int, **changes: Any) -> TrialRecord:
         return self._keep(self.records[number].model_copy(update=changes))

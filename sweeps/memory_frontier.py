@@ -102,12 +102,17 @@ class MemoryFrontier:
         self._seen = without_repetitions([*self._seen, *observations])
 
     def learn_trial(self, record: TrialRecord, run: RunConfig) -> list[MemoryObservation]:
-        """Learn from the end of a trial: from each micro-batch that ran out, and from the one that ran to the end."""
+        """Learn from a trial: from each micro-batch that ran out, and from the one that ran to the end, if it ended.
+
+        Returns:
+            What was learnt.
+        """
+        at = record.ended_at or record.started_at
         sizes = [(size, False) for size in record.out_of_memory_micro_batches]
         if record.outcome in _RAN and record.tokens and record.micro_batch_size_used:
             sizes.append((record.micro_batch_size_used, True))
         learnt = [
-            self._observation(run.with_overrides({MICRO_BATCH: size}), fits=fits, trial=record.name, at=record.ended_at)
+            self._observation(run.with_overrides({MICRO_BATCH: size}), fits=fits, trial=record.name, at=at)
             for size, fits in sizes
         ]
         self.learn(learnt)

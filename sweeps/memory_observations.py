@@ -112,8 +112,11 @@ class MemoryStore:
         """
         return self._read().get(torch_version, [])
 
-    def add(self, observations: Sequence[MemoryObservation], torch_version: str) -> None:
+    def add(self, observations: Sequence[MemoryObservation], torch_version: str) -> list[MemoryObservation]:
         """Add to what is there, whoever else adds at the same time; a reader sees the old file or the new one.
+
+        Returns:
+            All that is known now, by other sweeps that run as well.
 
         Raises:
             MemoryStoreError: The file is damaged.
@@ -124,6 +127,7 @@ class MemoryStore:
             known = self._read()
             known[torch_version] = without_repetitions([*known.get(torch_version, []), *observations])[-_MOST_KEPT:]
             write_atomically(self.path, self._as_text(known))
+            return known[torch_version]
 
     def _read(self) -> dict[str, list[MemoryObservation]]:
         if not self.path.exists():

@@ -23,7 +23,7 @@ from sweeps.memory_frontier import MICRO_BATCH, SMALLEST_EXCESS, MemoryFrontier,
 from sweeps.outcomes import Outcome
 from sweeps.search_space import SearchSpace
 from sweeps.sweep_config import SweepConfig
-from sweeps.trial_records import TrialRecord
+from sweeps.trial_records import RefusedProposal, TrialRecord
 
 MAX_REFUSALS_IN_A_ROW = 200
 """Proposals refused, or known already, one after another before the rest of the space counts as used up."""
@@ -32,11 +32,19 @@ MAX_REFUSALS_IN_A_ROW = 200
 class SettingsSampler:
     """Proposes settings and learns from records; knows nothing of Tune."""
 
-    def __init__(self, sweep: SweepConfig, *, worst_loss: float, known: Sequence[TrialRecord] = ()) -> None:
+    def __init__(
+        self,
+        sweep: SweepConfig,
+        *,
+        worst_loss: float,
+        known: Sequence[TrialRecord] = (),
+        refused: Sequence[RefusedProposal] = (),
+    ) -> None:
         """
         Args:
             worst_loss: Loss told for a diverged trial, in nats per token: that of a model that knows nothing.
             known: Trials of an earlier part of the sweep.
+            refused: Its proposals that memory ruled out.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space: dict[str, BaseDistribution] = {
@@ -49,6 +57,8 @@ class SettingsSampler:
         self._asked: dict[int, optuna.Trial] = {}
         for record in known:
             self.ended(record)
+        for proposal in refused:
+            self._tell(proposal.settings, _infeasible(proposal))
 
     def keep(self, is_wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Of a grid propose only these settings."""
@@ -94,7 +104,6 @@ class SettingsSampler:
 
     def _as_optuna(self, record: TrialRecord) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """What a trial's end says, as settings and what is known of them."""
-        infeasible = {"state": TrialState.PRUNED, "constraints": {"memory": _excess(record)}}
         known: dict[str, Any] = {"constraints": {"memory": -1.0}}
         match record.outcome:
             case Outcome.COMPLETED if record.loss is not None:
@@ -104,7 +113,7 @@ class SettingsSampler:
             case Outcome.STOPPED if record.rung_losses:
                 known |= {"state": TrialState.PRUNED, "intermediate_values": record.rung_losses}
             case Outcome.INFEASIBLE:
-                yield record.settings, infeasible
+                yield record.settings, _infeasible(record)
                 return
             case _:
                 return
@@ -113,7 +122,7 @@ class SettingsSampler:
             yield record.settings, known
         else:
             # Two truths: what was asked for does not fit, and the same with fewer rows at once has this loss.
-            yield record.settings, infeasible
+            yield record.settings, _infeasible(record)
             yield record.settings | {MICRO_BATCH: fitting}, known
 
     def _fitting_size(self, record: TrialRecord) -> int | None:
@@ -158,7 +167,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         self._largest_micro_batch = largest_micro_batch
         self._trial_config = trial_config
         known = [record for record in ledger.records.values() if record.is_done]
-        self._sampler = SettingsSampler(sweep, worst_loss=worst_loss, known=known)
+        self._sampler = SettingsSampler(sweep, worst_loss=worst_loss, known=known, refused=ledger.refused)
         self._numbers: dict[str, int] = {}
         self._left_over = deque(ledger.unfinished())
         listed_before = sum(record.chosen_by == "start_with" for record in ledger.records.values())
@@ -214,9 +223,11 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         return self._propose_feasible()
 
     def _is_in_doubt_beside_another(self, settings: dict[str, Any]) -> bool:
-        # One launch against the prediction at a time: the second may be ruled out by what the first one shows.
-        running = [self._ledger.records[number].settings for number in self._numbers.values()]
-        return any(self._is_in_doubt(other) for other in running) and self._is_in_doubt(settings)
+        # One launch against the prediction at a time: the second may be ruled out by what the first one shows. A trial
+        # that has reported has shown it.
+        running = [self._ledger.records[number] for number in self._numbers.values()]
+        untried = [record.settings for record in running if not record.tokens]
+        return any(self._is_in_doubt(other) for other in untried) and self._is_in_doubt(settings)
 
     def _is_in_doubt(self, settings: dict[str, Any]) -> bool:
         return self._frontier.refusal(self._run_of(settings)) is not None
@@ -263,10 +274,12 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         return self._frontier.fitting(run, self._largest_micro_batch, trust_prediction=is_proposed)
 
 
-def _excess(record: TrialRecord) -> float:
-    """By what share of the limit a trial was predicted to be beyond it; a little where it was not, and ran out."""
-    predicted, limit = record.predicted_peak_memory_bytes, record.memory_limit_bytes
-    return max(predicted / limit - 1, SMALLEST_EXCESS) if predicted and limit else 1.0
+def _infeasible(one: TrialRecord | RefusedProposal) -> dict[str, Any]:
+    """What Optuna is told of settings that do not fit: a constraint broken by as much as the limit is short."""
+    predicted, limit = one.predicted_peak_memory_bytes, one.memory_limit_bytes
+    # A little where the prediction was within the limit, and memory ran out all the same.
+    excess = max(predicted / limit - 1, SMALLEST_EXCESS) if predicted and limit else 1.0
+    return {"state": TrialState.PRUNED, "constraints": {"memory": excess}}
 
 
 def _sampler(sweep: SweepConfig, num_known: int) -> optuna.samplers.BaseSampler:

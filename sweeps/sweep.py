@@ -154,7 +154,8 @@ class _SweepRun:
             scheduler=self._scheduler,
             run_of=self.run_of,
             rungs=plan.rungs,
-            remember=lambda seen: self._memory.add(seen, torch.__version__),
+            # What another sweep has learnt meanwhile comes back with it.
+            remember=lambda seen: self.frontier.learn(self._memory.add(seen, torch.__version__)),
         )
         self._leader = best_trial(list(self.ledger.records.values()))
         self._beaten: list[TrialRecord] = []
@@ -337,7 +338,8 @@ def _write_results(run: _SweepRun, *, status: str, tracking: Tracking, wall_s: f
         "git": git_state(Path.cwd()),
     }
     write_trials_csv(folder.path / "trials.csv", records)
-    found = map_frontier(run.plan.sweep, run.frontier, device=run.device_kind)
+    # After Ctrl-C nobody waits for the predictions that a border takes.
+    found = map_frontier(run.plan.sweep, run.frontier, device=run.device_kind, with_border=status == "finished")
     write_atomically(folder.path / MAP_FILE, found.model_dump_json(indent=1) + "\n")
     # The summary says that the sweep is finished, so it comes after all that it speaks of.
     write_report(folder.path, run.plan.sweep, records, summary)

@@ -13,7 +13,7 @@ from sweep_examples import tiny_sweep
 from sweeps.early_stopping import Rungs, TokenScheduler
 from sweeps.ledger import Ledger
 from sweeps.memory_frontier import MemoryFrontier
-from sweeps.memory_observations import MemoryObservation
+from sweeps.memory_observations import MemoryObservation, without_repetitions
 from sweeps.outcomes import Outcome
 from sweeps.trial_records import LOSS, TrialRecord, TrialStore
 
@@ -59,8 +59,8 @@ class Told:
 
     def seen(self) -> list[tuple[int, bool]]:
         """Micro-batches and whether they fit, as later sweeps read them."""
-        assert sorted(self.remembered, key=repr) == sorted(self.frontier.observations, key=repr)
-        return sorted((one.micro_batch_size, one.fits) for one in self.remembered)
+        assert without_repetitions(self.remembered) == list(self.frontier.observations)
+        return sorted((one.micro_batch_size, one.fits) for one in self.frontier.observations)
 
 
 def predict(run: RunConfig) -> int:
@@ -104,6 +104,8 @@ def test_a_trial_that_shrank_and_was_stopped_early_says_so_by_its_reports_alone(
     told = Told(tmp_path)
     told.report(1000, 16)
     told.report(2000, 8)
+    # The next proposal is not to wait for the end of this trial.
+    assert told.seen() == [(16, False), (32, False)]
     told.scheduler.stopped[1] = "not among the best"
     record = told.ledger.settle(1, None)
     assert record.outcome is Outcome.STOPPED

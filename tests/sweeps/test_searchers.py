@@ -8,7 +8,7 @@ from sweep_examples import record, tiny_sweep
 from sweeps.outcomes import Outcome
 from sweeps.searchers import SettingsSampler
 from sweeps.sweep_config import SweepConfig
-from sweeps.trial_records import TrialRecord
+from sweeps.trial_records import RefusedProposal, TrialRecord
 
 METHODS = ("tpe", "random", "grid")
 
@@ -145,6 +145,19 @@ def test_a_survived_shortage_is_told_as_two_truths() -> None:
     (infeasible, complete) = told(proposing)
     assert infeasible == ("PRUNED", None, {"memory": 1.0}, settings)
     assert complete == ("COMPLETE", 3.5, {"memory": -1.0}, settings | {"training.micro_batch_size": 8})
+
+
+def test_a_sampler_that_goes_on_knows_what_was_refused() -> None:
+    settings = {"training.learning_rate": 2e-3, "training.batch_size": 16, "training.micro_batch_size": 16}
+    refused = RefusedProposal(
+        settings=settings,
+        verdict="refused by prediction",
+        reason="x",
+        predicted_peak_memory_bytes=130,
+        memory_limit_bytes=100,
+    )
+    proposing = SettingsSampler(sweep_with("tpe"), worst_loss=7.0, refused=[refused])
+    assert told(proposing) == [("PRUNED", None, {"memory": pytest.approx(0.3)}, settings)]
 
 
 def test_only_wanted_settings_of_a_grid_are_proposed() -> None:

@@ -17,6 +17,7 @@ from core.checkpoint import MODEL_FILE, newest_checkpoint, restore_weights
 from core.models import build_model
 from data_pipeline.token_blocks import open_prepared
 from sweep_examples import TINY
+from sweeps.frontier_map import MAP_FILE
 from sweeps.mlflow_store import EXPERIMENT
 from sweeps.outcomes import Outcome
 from sweeps.sweep_file import load_sweep_file
@@ -127,6 +128,85 @@ def test_what_does_not_fit_ends_infeasible_with_the_numbers_and_is_not_launched_
     )
     # Seven of nine settings of the two sizes fit: what was proposed beyond them was refused and used up no trial.
     assert len(others) == 6
+
+
+MEMORY = """\
+name: {name}
+corpus: {{builtin: python-docs, holdout: 5%}}
+tokenizer: {{kind: byte-bpe, vocabulary: 1000}}
+model: {{family: encoder, layers: 1, width: 32, heads: 2, sequence_length: 32}}
+objective: {{masked_lm: {{masking_rate: 0.15}}}}
+training: {{batch_size: 256}}
+search:
+  training.learning_rate: {{choice: [1e-3, 3e-3]}}
+  training.micro_batch_size: {{choice: [8, 256]}}
+searcher: {{method: grid}}
+budget: {{trials: 4, tokens_per_trial: 10k}}
+resources: {{memory: 16MiB, concurrent_trials: 1}}
+"""
+
+
+def test_the_next_sweep_knows_what_ran_out_and_lists_what_a_grid_must_leave_out(
+    results: Path, tiny: tuple[Path, str]
+) -> None:
+    file = results / "grid.yaml"
+    file.write_text(
+        MEMORY.format(name="grid").replace("batch_size: 256}", "batch_size: 256, on_oom: stop}")
+        + "start_with: [{training.learning_rate: 1e-3, training.micro_batch_size: 256}]\n"
+    )
+    code, output = run("sweep", file, "--results", results)
+    assert code == 0, output
+    assert "observations of earlier sweeps on cpu" in output
+    assert "2 settings of the grid are refused before launch" in output
+    known, *ran = TrialStore(sweep_folder(results, "grid") / "trials").load_all()
+    assert (known.outcome, known.memory_verdict) == (Outcome.INFEASIBLE, "skipped by dominance")
+    assert f"trial-0001 of {sweep_folder(results, 'tiny').name}" in known.reason
+    assert [record.settings["training.micro_batch_size"] for record in ran] == [8, 8]
+    refused = summary_of(results, "grid")["refused_before_launch"]
+    assert [one["settings"]["training.micro_batch_size"] for one in refused] == [256, 256]
+    frontier = json.loads((sweep_folder(results, "grid") / MAP_FILE).read_text())
+    assert {one["trial"].split("-")[0] for one in frontier["observations"]} == {"tiny", "grid"}
+
+
+def test_a_survived_shortage_says_so_everywhere_and_the_next_trial_does_without_one(results: Path) -> None:
+    file = results / "survives.yaml"
+    file.write_text(
+        MEMORY.format(name="survives").replace("width: 32", "width: 48")
+        + "start_with:\n"
+        + "  - {training.learning_rate: 1e-3, training.micro_batch_size: 256}\n"
+        + "  - {training.learning_rate: 3e-3, training.micro_batch_size: 256}\n"
+    )
+    code, output = run("sweep", file, "--results", results, "--set", "budget.trials=2")
+    assert code == 0, output
+    survived, spared = TrialStore(sweep_folder(results, "survives") / "trials").load_all()
+    assert survived.outcome is Outcome.COMPLETED
+    assert survived.memory_verdict == "ran out of memory and went on"
+    assert survived.out_of_memory_micro_batches[0] == 256
+    assert spared.outcome is not Outcome.INFEASIBLE
+    assert (spared.memory_verdict, spared.out_of_memory_events) == (None, 0)
+    for record in (survived, spared):
+        assert record.micro_batch_size_asked == 256
+        assert record.micro_batch_size_used is not None
+        assert 8 < record.micro_batch_size_used < 256
+    with (sweep_folder(results, "survives") / "trials.csv").open(newline="") as csv_file:
+        rows = {row["trial"]: row for row in csv.DictReader(csv_file)}
+    assert rows["trial-0001"]["memory_verdict"] == "ran out of memory and went on"
+    assert int(rows["trial-0001"]["out_of_memory_events"]) == survived.out_of_memory_events >= 1
+    runs = {run.info.run_name: run.data for run in child_runs(results, "survives")}
+    assert runs["trial-0001"].tags["pretune.memory_verdict"] == "ran out of memory and went on"
+    assert runs["trial-0001"].tags["pretune.micro_batch_size_asked"] == "256"
+    assert runs["trial-0002"].metrics["memory/out_of_memory_events"] == 0
+
+
+def test_a_space_that_is_infeasible_altogether_ends_at_once_with_the_numbers(results: Path) -> None:
+    file = results / "hopeless.yaml"
+    file.write_text(MEMORY.format(name="hopeless").replace("16MiB", "1100KiB"))
+    code, output = run("sweep", file, "--results", results)
+    assert code == 2
+    assert "no settings of this sweep fit in 1.07 MiB of one worker" in output
+    assert "needs 1.54 MiB of 1.07 MiB" in output
+    assert "Traceback" not in output
+    assert list((sweep_folder(results, "hopeless") / "trials").glob("trial-*")) == []
 
 
 def test_terminal_shows_ranking_best_settings_and_where_things_are(tiny: tuple[Path, str], results: Path) -> None:
