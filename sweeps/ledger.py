@@ -96,7 +96,9 @@ class Ledger:
             changes["rung_losses"] = record.rung_losses | dict.fromkeys(reached, loss)
         events_before = record.out_of_memory_events
         record = self._change(number, **{name: value for name, value in changes.items() if value is not None})
-        if record.out_of_memory_events > events_before:
+        was_predicted = (record.predicted_peak_memory_bytes or 0) > self._frontier.limit_bytes
+        if record.out_of_memory_events > events_before and was_predicted:
+            # No neighbour's doing, which only the end tells: the next proposal need not wait for that.
             self._learn(record)
         self._store.append_report(record, report)
         self._say("report", record, report)

@@ -104,7 +104,7 @@ def test_a_trial_that_shrank_and_was_stopped_early_says_so_by_its_reports_alone(
     told = Told(tmp_path)
     told.report(1000, 16)
     told.report(2000, 8)
-    # The next proposal is not to wait for the end of this trial.
+    # That 32 rows are too many was predicted: the next proposal need not wait for the end of this trial.
     assert told.seen() == [(16, False), (32, False)]
     told.scheduler.stopped[1] = "not among the best"
     record = told.ledger.settle(1, None)
@@ -149,10 +149,10 @@ def test_a_survived_shortage_is_told_from_the_end_and_one_in_evaluation_rules_ou
 
 
 def test_what_a_neighbour_took_rules_out_nothing(tmp_path: Path) -> None:
-    told = Told(tmp_path)
-    told.report(1000, 16)
+    told = Told(tmp_path, **{"training.micro_batch_size": 16})
+    told.report(1000, 8)
     record = told.end(
-        "completed", 32, shortages=(Shortage(shortage(), step=0, size=32, smaller=16, is_neighbours=True),)
+        "completed", 16, shortages=(Shortage(shortage(), step=0, size=16, smaller=8, is_neighbours=True),)
     )
     assert (record.out_of_memory_events, record.out_of_memory_micro_batches) == (1, ())
-    assert told.seen() == [(32, True)]
+    assert told.seen() == [(16, True)]
