@@ -158,6 +158,7 @@ class Lane:
         self._current = None
         assert self._group is not None
         self._group.join(_GROUP_END_S)
+        self._group = None  # the next trial gets a new one, even if this one has not come to its end
         failures = self._group_error.worker_failures if isinstance(self._group_error, WorkerGroupError) else {}
         # What a worker says of itself comes first: on the way from process to process an error loses its causes.
         facts = None if told is None else told.facts

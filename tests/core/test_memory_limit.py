@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+from core.attempt import release_memory
 from core.memory_limit import memory_limit
 from core.out_of_memory import classify
 
@@ -131,6 +132,24 @@ def test_after_a_shortage_the_level_of_before_returns_to_the_byte():
             model(torch.ones(2000, 64)).sum().backward()
         gc.collect()
         model.zero_grad()
+        assert meter.current_bytes == before_bytes
+
+
+def test_gradients_of_a_backward_pass_that_broke_off_are_given_back():
+    # Autograd keeps them in its queue until the next backward pass.
+    leaf = torch.ones(10_000, requires_grad=True)
+    with memory_limit(None, CPU) as meter:
+        before_bytes = meter.current_bytes
+        branches = [torch.sin(leaf), torch.cos(leaf), torch.exp(leaf)]
+        loss = sum((branch.square().sum() for branch in branches), start=torch.zeros(()))
+        meter.budget_bytes = meter.current_bytes + 3 * leaf.nbytes
+        with pytest.raises(torch.OutOfMemoryError):
+            loss.backward()
+        leaf.grad = None
+        del branches, loss
+        meter.budget_bytes = None
+        assert meter.current_bytes > before_bytes
+        release_memory(CPU)
         assert meter.current_bytes == before_bytes
 
 
