@@ -10,11 +10,12 @@ READY_TEST := $(VENV)/.ready-test
 quickstart: $(READY)
 	$(BIN)/pretune sweep sweeps/configs/quickstart.yaml
 
-test: $(READY_TEST) lint types
-	$(BIN)/python -m pytest
+test: lint types quick
+	$(BIN)/python -m pytest -m "ray and not slow"
 
+# One process a core, each with one thread of torch's; what starts Ray takes all cores and goes one after another.
 quick: $(READY_TEST)
-	$(BIN)/python -m pytest -m "not ray and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and not slow" -n auto --dist loadfile
 
 lint: $(READY_TEST)
 	$(BIN)/ruff check .
