@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
@@ -14,6 +14,7 @@ from data_pipeline.check import CheckReport
 from data_pipeline.corpus import Corpus, ParcelWork, for_each_parcel
 from data_pipeline.manifest import FileReport, PassedOver
 from data_pipeline.prepare import PrepareProgress, prepare
+from data_pipeline.settings import format_bytes
 from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.cluster import connect
 from sweeps.sweep_config import SweepConfig
@@ -26,18 +27,27 @@ def prepare_with_progress(sweep: SweepConfig, results_folder: Path, console: Con
         CorpusError: The corpus is missing, empty, or too much of it is rejected.
     """
     folder = results_folder.absolute() / "prepared"
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
         def show(progress: PrepareProgress) -> None:
             if progress.phase not in tasks:
-                tasks[progress.phase] = bars.add_task(f"{progress.phase} ({progress.unit})", total=progress.total)
-            bars.update(tasks[progress.phase], completed=progress.done, total=progress.total)
+                tasks[progress.phase] = bars.add_task(progress.phase, total=progress.total, done="")
+            bars.update(
+                tasks[progress.phase], completed=progress.done, total=progress.total, done=_done_in_words(progress)
+            )
 
         return prepare(
             sweep.corpus, sweep.tokenizer, sweep.packing, prepared_folder=folder, on_progress=show, run=_on_ray
         )
+
+
+def _done_in_words(progress: PrepareProgress) -> str:
+    if progress.unit != "bytes":
+        return f"{progress.done:,} {progress.unit}"
+    # Some phases do not know beforehand how much they will do, nor say it on the way.
+    return "" if progress.total is None else f"{format_bytes(progress.done)} of {format_bytes(progress.total)}"
 
 
 def _on_ray(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
