@@ -22,6 +22,8 @@ EXIT_INTERRUPTED = 130
 """Ctrl-C, or SIGTERM; the same command goes on."""
 
 _PIPED_WIDTH = 160
+_BEFORE, _SWEEP, _AFTER = "Before a sweep", "The sweep", "After a sweep"
+"""Groups of commands in `--help`, in the order in which a user meets them."""
 _JOB_FOLDERS = "working_dir_files"
 """Folder of Ray under which the working folders of submitted jobs stand."""
 
@@ -47,6 +49,11 @@ Results = Annotated[
         help="Where results go. Default: $PRETUNE_RESULTS, else results; ~/pretune/results in a Ray job.",
     ),
 ]
+
+Place = Annotated[
+    Path, typer.Argument(help="A sweep's folder, a trial's, or one of Hugging Face transformers.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
@@ -76,6 +83,12 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
 
 
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
 def results_folder(given: Path | None) -> Path:
     """Where results go: as given, else $PRETUNE_RESULTS, else `results` below the current folder.
 
@@ -87,7 +100,7 @@ def results_folder(given: Path | None) -> Path:
     return given or Path(os.environ.get("PRETUNE_RESULTS", default))
 
 
-@app.command()
+@app.command(rich_help_panel=_BEFORE)
 @_explains_faults
 def plan(file: File, overrides: Set = None) -> None:
     """Print what a sweep will do, without doing it: settings, trials, tokens, what fits."""
@@ -99,7 +112,7 @@ def plan(file: File, overrides: Set = None) -> None:
     print_plan(plan_sweep(sweep, vocabulary_size=sweep.tokenizer.vocabulary), _console())
 
 
-@app.command()
+@app.command(rich_help_panel=_BEFORE)
 @_explains_faults
 def estimate(
     file: File,
@@ -119,7 +132,7 @@ def estimate(
     print_estimate(planned, name, _console())
 
 
-@app.command()
+@app.command(rich_help_panel=_SWEEP)
 @_explains_faults
 def sweep(file: File, overrides: Set = None, results: Results = None) -> None:
     """Run a sweep, or go on with it: the same command again resumes."""
@@ -140,7 +153,7 @@ def sweep(file: File, overrides: Set = None, results: Results = None) -> None:
         raise typer.Exit(EXIT_NOTHING_COMPLETED)
 
 
-@app.command()
+@app.command(rich_help_panel=_BEFORE)
 @_explains_faults
 def prepare(
     file: File,
@@ -169,7 +182,7 @@ def prepare(
     print_preparation(prepare_with_progress(config, folder, console), console)
 
 
-@app.command()
+@app.command(rich_help_panel=_AFTER)
 @_explains_faults
 def report(folder: Annotated[Path, typer.Argument(help="A sweep's results folder.", show_default=False)]) -> None:
     """Write report.html and EXPERIMENT.md of a sweep again."""
@@ -190,7 +203,86 @@ def report(folder: Annotated[Path, typer.Argument(help="A sweep's results folder
     _console().print(str(folder / "report.html"), highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command("fill-mask", rich_help_panel=_AFTER)
+@_explains_faults
+def fill_mask(
+    place: Place,
+    text: Annotated[str, typer.Argument(help="Text with masks, as 'the <mask> is red'.", show_default=False)],
+    top: Annotated[int, typer.Option(min=1, help="Candidates for each mask.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Fill the masks of a text with a sweep's masked LM."""
+    from sweeps.trained_model import load_trained
+
+    found = load_trained(place).fill(text, num_candidates=top)
+    if as_json:
+        _print_json([[{"token": token, "probability": share} for token, share in mask] for mask in found])
+        return
+    for number, mask in enumerate(found, start=1):
+        for token, share in mask:
+            _console().print(f"mask {number}  {share:6.1%}  {token!r}", markup=False, highlight=False)
+
+
+@app.command(rich_help_panel=_AFTER)
+@_explains_faults
+def generate(
+    place: Place,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Only the so many likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=1e-9, max=1.0, help="Only tokens up to this share.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
+) -> None:
+    """Continue a text with a sweep's causal LM."""
+    from core.generation import Sampling
+    from sweeps.trained_model import load_trained
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    model = load_trained(place)
+    for piece in model.continue_text(prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
+        typer.echo(piece, nl=False)
+    typer.echo()
+
+
+@app.command(rich_help_panel=_AFTER)
+@_explains_faults
+def evaluate(
+    place: Place,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Evaluate on all of this file or folder instead of the sweep's holdout.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Exact metrics of a sweep's model on its holdout, or on another corpus."""
+    import tempfile
+
+    from sweeps.trained_model import load_trained
+
+    model = load_trained(place)
+    with tempfile.TemporaryDirectory() as work_folder:
+        metrics = model.evaluate(corpus, work_folder=Path(work_folder))
+    if as_json:
+        _print_json(metrics)
+        return
+    for name, value in metrics.items():
+        _console().print(f"{name.removeprefix('holdout/'):<24} {value:.6g}", highlight=False)
+
+
+@app.command(rich_help_panel=_AFTER)
+@_explains_faults
+def export(
+    place: Place,
+    target: Annotated[Path, typer.Argument(help="Folder to write; must not be there yet.", show_default=False)],
+) -> None:
+    """Write a sweep's model as a folder that Hugging Face transformers loads."""
+    from sweeps.trained_model import load_trained
+
+    load_trained(place).export(target)
+    _console().print(str(target), highlight=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel=_AFTER)
 @_explains_faults
 def ui(
     results: Results = None,

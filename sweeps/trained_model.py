@@ -1,0 +1,194 @@
+"""A trained model, by where it lies: a sweep's results folder, one of its trials, a folder of transformers."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from core.checkpoint import MODEL_FILE, newest_checkpoint, restore_weights
+from core.decoder import LlamaDecoder
+from core.evaluation import evaluate, holdout_source
+from core.generation import Filling, Sampling, fill_mask, stream
+from core.huggingface import export_huggingface, import_huggingface, why_not_exportable
+from core.language_model import LanguageModel
+from core.models import build_model
+from core.out_of_memory import OomFacts
+from core.precision import choose_precision
+from core.run_config import ModelConfig
+from core.workers import Workers
+from data_pipeline.corpus import for_each_parcel_here
+from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.input_fault import InputFault
+from data_pipeline.prepare import prepare
+from data_pipeline.token_blocks import PreparedCorpus, open_prepared
+from data_pipeline.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
+from sweeps.results_folder import ResultsError
+from sweeps.sweep_file import load_sweep_file
+from sweeps.trial_records import TrialRecord
+
+_ROWS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model and the tokenizer that its texts go through."""
+
+    model: LanguageModel
+    config: ModelConfig
+    tokenizer: Tokenizer
+    tokenizer_path: Path
+    vocabulary: Vocabulary
+    prepared: Path | None
+    """The corpus that it was trained on; None where that is not known."""
+
+    def fill(self, text: str, *, num_candidates: int) -> list[list[tuple[str, float]]]:
+        """For each mask of a text its likeliest fillings, as (text, probability).
+
+        Raises:
+            InputFault: A model that continues texts, or a text without a mask.
+        """
+        mask_id = self.vocabulary.mask_id
+        if isinstance(self.model, LlamaDecoder) or mask_id is None:
+            raise InputFault("this model continues texts and fills no masks; use pretune generate")
+        mask = str(self.tokenizer.id_to_token(mask_id))
+        if mask not in text:
+            raise InputFault(f"the text has no {mask}: write it where a token is missing, as in 'the {mask} is red'")
+        vocabulary = self.vocabulary
+        tokens = [vocabulary.bos_id, *self._encode(text), vocabulary.eos_id]
+        if len(tokens) > self.config.num_positions:
+            raise InputFault(f"the text has {len(tokens)} tokens, and the model takes {self.config.num_positions}")
+        assert not isinstance(self.model, LlamaDecoder)
+        found = fill_mask(self.model, tokens, mask_id=mask_id, num_candidates=num_candidates)  # type: ignore[arg-type]
+        return [[self._in_words(filling) for filling in fillings] for fillings in found]
+
+    def continue_text(self, prompt: str, *, max_new_tokens: int, sampling: Sampling, seed: int) -> Iterator[str]:
+        """What follows a text, piece by piece, as soon as it is there.
+
+        Raises:
+            InputFault: A model that fills masks.
+        """
+        if not isinstance(self.model, LlamaDecoder):
+            raise InputFault("this model fills masks and continues no texts; use pretune fill-mask")
+        tokens = [self.vocabulary.bos_id, *self._encode(prompt)]
+        end_ids = (self.vocabulary.eos_id,)
+        new: list[int] = []
+        said = ""
+        for token in stream(
+            self.model, tokens, max_new_tokens=max_new_tokens, end_ids=end_ids, sampling=sampling, seed=seed
+        ):
+            new.append(token)
+            text = self.tokenizer.decode(new)
+            # A character of several tokens is there with the last of them.
+            if not text.endswith("\ufffd"):
+                yield text[len(said) :]
+                said = text
+        yield self.tokenizer.decode(new)[len(said) :]
+
+    def evaluate(self, corpus: Path | None, *, work_folder: Path) -> dict[str, float]:
+        """Metrics on the holdout that it was swept on, or on all of a corpus, under the masks of every evaluation.
+
+        Args:
+            work_folder: Where the corpus is prepared; of no use afterwards.
+
+        Raises:
+            InputFault: No corpus given, and none known; or one that cannot be read.
+        """
+        if corpus is None and self.prepared is None:
+            raise InputFault("which corpus? This folder does not say what it was trained on: give --corpus FILE")
+        data = open_prepared(self.prepared) if corpus is None and self.prepared else self._prepare(corpus, work_folder)
+        workers = Workers()
+        metrics = evaluate(
+            self.model,
+            holdout_source(data, is_causal=self.config.is_causal),
+            workers,
+            micro_batch_size=_ROWS_AT_ONCE,
+            precision=choose_precision("fp32", workers.device),
+        )
+        if isinstance(metrics, OomFacts):
+            raise InputFault(f"this machine has not enough memory to evaluate the model: {metrics.message}")
+        return metrics
+
+    def export(self, target: Path) -> None:
+        """Write it as a folder that Hugging Face transformers loads.
+
+        Raises:
+            InputFault: The folder is there already, or transformers has no such model.
+        """
+        if target.exists():
+            raise InputFault(f"{target} is there already; name a folder that is not")
+        foreign = why_not_exportable(self.config)
+        if foreign is not None:
+            raise InputFault(foreign)
+        partial = target.with_name(f".{target.name}-partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        export_huggingface(self.model, self.config, self.tokenizer_path, self.vocabulary, partial)
+        partial.rename(target)
+
+    def _prepare(self, corpus: Path | None, work_folder: Path) -> PreparedCorpus:
+        data = prepare(
+            CorpusConfig(path=str(corpus), holdout=0.0),
+            TokenizerConfig(kind="file", path=str(self.tokenizer_path)),
+            PackingConfig(sequence_length=self.config.sequence_length),
+            prepared_folder=work_folder,
+            run=for_each_parcel_here,
+        )
+        return replace(data, holdout=data.train)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _in_words(self, filling: Filling) -> tuple[str, float]:
+        return self.tokenizer.decode([filling.token], skip_special_tokens=False), filling.probability
+
+
+def load_trained(place: Path) -> TrainedModel:
+    """The model in a place, in fp32 and evaluation mode, on the processor.
+
+    Raises:
+        InputFault: Nothing there is a trained model; what is missing is said.
+    """
+    if (place / "trial.json").is_file():
+        return _of_trial(place)
+    folder = place if (place / "config.json").is_file() else place / "best"
+    if not (folder / "config.json").is_file():
+        raise ResultsError(
+            f"{place} holds no trained model. Give a sweep's folder (results/<name>-<id>), one of its trials "
+            "(.../trials/trial-0001) or a folder of Hugging Face transformers."
+        )
+    try:
+        loaded = import_huggingface(folder)
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
+    except (OSError, ValueError) as cause:
+        raise ResultsError(f"the model in {folder} cannot be loaded: {cause}") from cause
+    vocabulary = vocabulary_of(tokenizer)
+    prepared = _prepared_of(place) if folder != place else None
+    return TrainedModel(loaded.model, loaded.config, tokenizer, folder / "tokenizer.json", vocabulary, prepared)
+
+
+def _of_trial(place: Path) -> TrainedModel:
+    record = TrialRecord.model_validate_json((place / "trial.json").read_text(encoding="utf-8"))
+    sweep_folder = place.absolute().parents[1]
+    checkpoint = newest_checkpoint(place)
+    prepared = _prepared_of(sweep_folder)
+    if checkpoint is None or prepared is None:
+        missing = "checkpoint; only the best trial keeps its own" if checkpoint is None else "prepared corpus any more"
+        raise ResultsError(f"{record.name} has no {missing}")
+    config = load_sweep_file(sweep_folder / "sweep.yaml").run_config(record.settings).model
+    tokenizer_path = open_prepared(prepared).tokenizer_path
+    tokenizer = load_tokenizer(tokenizer_path)
+    vocabulary = vocabulary_of(tokenizer)
+    model = build_model(config, vocabulary.size, pad_id=vocabulary.pad_id)
+    restore_weights(checkpoint / MODEL_FILE, model)
+    return TrainedModel(model.eval(), config, tokenizer, tokenizer_path, vocabulary, prepared)
+
+
+def _prepared_of(sweep_folder: Path) -> Path | None:
+    summary = sweep_folder / "summary.json"
+    if not summary.is_file():
+        return None
+    folder = Path(json.loads(summary.read_text(encoding="utf-8"))["data"]["folder"])
+    return folder if folder.is_dir() else None
