@@ -33,13 +33,14 @@ from sweeps.progress import Progress, settings_in_words
 from sweeps.report import write_report
 from sweeps.results import best_trial, ranked, summarize, write_summary, write_trials_csv
 from sweeps.results_folder import LOG_FILE, SweepFolder, check_writable, sweep_identity
+from sweeps.running_results import RunningResults
 from sweeps.searchers import SweepSearcher
 from sweeps.sweep_config import SweepConfig
 from sweeps.tensorboard import TensorBoardLog
 from sweeps.tracking import Tracking
 from sweeps.trial import LaneTrainable
 from sweeps.trial_records import TrialRecord, TrialStore, write_atomically
-from sweeps.winner import Winner, drop_checkpoints, export_winner
+from sweeps.winner import NOT_YET, Winner, drop_checkpoints, export_winner
 
 _REFUSALS_SHOWN = 3
 _MAX_LOST_LANES = 2
@@ -112,7 +113,25 @@ def _run(
         tokens_per_trial=sweep.budget.tokens_per_trial,
         num_refused=lambda: len(run.ledger.refused),
     )
-    run.ledger.listeners += [tracking.on_event, events.on_event, run.keep_only_the_best_checkpoint, progress.on_event]
+
+    def wall_s() -> float:
+        return wall_s_before + time.monotonic() - started_at
+
+    so_far = RunningResults(
+        folder.path,
+        sweep,
+        lambda: (
+            list(run.ledger.records.values()),
+            _summary(run, status="running", tracking=tracking, wall_s=wall_s()),
+        ),
+    )
+    run.ledger.listeners += [
+        tracking.on_event,
+        events.on_event,
+        run.keep_only_the_best_checkpoint,
+        so_far.on_event,
+        progress.on_event,
+    ]
     status = "finished"
     with progress, _terminated_like_interrupted():
         try:
@@ -126,9 +145,8 @@ def _run(
         events.close()
         ray.shutdown()
         run.drop_beaten_checkpoints()
-        summary = _write_results(
-            run, status=status, tracking=tracking, wall_s=wall_s_before + time.monotonic() - started_at
-        )
+        so_far.close()
+        summary = _write_results(run, status=status, tracking=tracking, wall_s=wall_s())
     run.check_that_something_ran()
     records = tuple(run.ledger.records.values())
     return SweepEnd(folder, status, records, summary, was_done_before=False, not_tracked=tracking.not_taken)
@@ -314,18 +332,14 @@ def _fixed_settings(sweep: SweepConfig) -> dict[str, Any]:
     return flat
 
 
-def _write_results(run: _SweepRun, *, status: str, tracking: Tracking, wall_s: float) -> dict[str, Any]:
-    records = list(run.ledger.records.values())
-    folder = run.folder
-    best = best_trial(records)
-    winner = Winner("no trial completed")
-    if best is not None:
-        winner = export_winner(run.run_of(best), run.data, folder.trials / best.name, folder.best)
-    summary = summarize(
+def _summary(
+    run: _SweepRun, *, status: str, tracking: Tracking, wall_s: float, winner: Winner = NOT_YET
+) -> dict[str, Any]:
+    return summarize(
         name=run.plan.sweep.name,
-        identity=folder.identity,
+        identity=run.folder.identity,
         status=status,
-        records=records,
+        records=list(run.ledger.records.values()),
         refused=run.ledger.refused,
         data=data_figures(run.data),
         wall_s=wall_s,
@@ -337,6 +351,16 @@ def _write_results(run: _SweepRun, *, status: str, tracking: Tracking, wall_s: f
         "command": sys.argv,
         "git": git_state(Path.cwd()),
     }
+
+
+def _write_results(run: _SweepRun, *, status: str, tracking: Tracking, wall_s: float) -> dict[str, Any]:
+    records = list(run.ledger.records.values())
+    folder = run.folder
+    best = best_trial(records)
+    winner = Winner("no trial completed")
+    if best is not None:
+        winner = export_winner(run.run_of(best), run.data, folder.trials / best.name, folder.best)
+    summary = _summary(run, status=status, tracking=tracking, wall_s=wall_s, winner=winner)
     write_trials_csv(folder.path / "trials.csv", records)
     # After Ctrl-C nobody waits for the predictions that a border takes.
     found = map_frontier(run.plan.sweep, run.frontier, device=run.device_kind, with_border=status == "finished")

@@ -22,6 +22,10 @@ class Winner:
     """What it makes of rows of the holdout."""
 
 
+NOT_YET = Winner("")
+"""While a sweep runs."""
+
+
 def export_winner(run: RunConfig, data: PreparedCorpus, trial_folder: Path, best: Path) -> Winner:
     """Write the weights that a trial ended with to `best`, replaced whole, and try the model."""
     checkpoint = newest_checkpoint(trial_folder)
