@@ -102,6 +102,21 @@ def results_folder(given: Path | None) -> Path:
 
 @app.command(rich_help_panel=_BEFORE)
 @_explains_faults
+def new(
+    corpus: Annotated[str, typer.Argument(help="File, folder, glob or URI.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Sweep file to write.")] = Path("sweep.yaml"),
+    causal: Annotated[bool, typer.Option("--causal", help="A causal LM instead of a masked one.")] = False,
+) -> None:
+    """Look at a corpus and this machine, and write a sweep file to begin with."""
+    from sweeps.new_sweep import write_new_sweep
+
+    console = _console()
+    console.print(write_new_sweep(corpus, output, is_causal=causal), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"next     pretune plan {output}", highlight=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel=_BEFORE)
+@_explains_faults
 def plan(file: File, overrides: Set = None) -> None:
     """Print what a sweep will do, without doing it: settings, trials, tokens, what fits."""
     from sweeps.plan import plan_sweep, print_plan

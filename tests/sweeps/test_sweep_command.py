@@ -288,19 +288,47 @@ def test_ctrl_c_ends_in_seconds_leaves_no_process_and_the_same_command_goes_on(r
     assert f"go on    pretune sweep {file}" in output
     assert "Traceback" not in output
     assert [left.cmdline() for left in processes_marked(mark)] == []
-    before = {r.number: r for r in TrialStore(sweep_folder(results, "cut") / "trials").load_all()}
+    assert summary_of(results, "cut")["status"] == "interrupted"
+    check_that_it_goes_on(results, file)
+
+
+def test_killed_driver_leaves_its_results_and_the_same_command_goes_on_without_duplicates(results: Path) -> None:
+    file = results / "killed.yaml"
+    file.write_text(TINY.replace("name: tiny", "name: killed").replace("trials: 6", "trials: 5"))
+    mark = f"killed-{time.time_ns()}"
+    process = start("sweep", file, "--results", results, mark=mark)
+    read_until(process, "COMPLETED")
+    deadline = time.monotonic() + 60
+    while not list(results.glob("killed-*/report.html")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    assert summary_of(results, "killed")["status"] == "running"
+    assert (sweep_folder(results, "killed") / "trials.csv").is_file()
+    # Ray notices that its driver is gone, and takes all of its own with it.
+    deadline = time.monotonic() + 60
+    while processes_marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert [left.cmdline() for left in processes_marked(mark)] == []
+    check_that_it_goes_on(results, file)
+
+
+def check_that_it_goes_on(results: Path, file: Path) -> None:
+    """The same command ends a broken off sweep of five trials: what was finished is kept, no run stands twice."""
+    trials = TrialStore(sweep_folder(results, file.stem) / "trials")
+    before = {record.number: record for record in trials.load_all()}
     finished = {number: record for number, record in before.items() if record.is_done}
     assert finished
-    assert summary_of(results, "cut")["status"] == "interrupted"
-
     code, output = run("sweep", file, "--results", results)
     assert code == 0, output
-    after = {r.number: r for r in TrialStore(sweep_folder(results, "cut") / "trials").load_all()}
+    after = {record.number: record for record in trials.load_all()}
     assert len(after) == 5
     assert {number: after[number] for number in finished} == finished
     assert {number: after[number].settings for number in before} == {n: r.settings for n, r in before.items()}
-    assert summary_of(results, "cut")["status"] == "finished"
-    assert sorted(run.info.run_name for run in child_runs(results, "cut")) == [after[n].name for n in sorted(after)]
+    assert summary_of(results, file.stem)["status"] == "finished"
+    assert sorted(one.info.run_name for one in child_runs(results, file.stem)) == [
+        after[number].name for number in sorted(after)
+    ]
 
 
 def test_a_sweep_that_runs_already_is_refused_with_the_others_pid(results: Path) -> None:
