@@ -37,14 +37,12 @@ def is_faster_for(qkv: Tensor) -> bool:
     return has_cache_blocks(qkv.device) and qkv.dtype in (torch.bfloat16, torch.float16)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
-    """Turns the pairs (i, i + K/2) of the last dimension by the angles in `cos` and `sin`, into `out`."""
-    left, right = x.chunk(2, dim=-1)
-    out_left, out_right = out.chunk(2, dim=-1)
-    # addcmul_ would take one pass less, and four times as long: its kernel is not vectorised over short strides.
-    torch.mul(left, cos, out=out_left).sub_(right * sin)
-    torch.mul(right, cos, out=out_right).add_(left * sin)
-    return out
+def rotate(x: Tensor, turning: "_Turning", out: Tensor, *, back: bool = False) -> Tensor:
+    """Turns the pairs (i, i + K/2) of the last dimension by the angles of `turning`, or back, into `out`."""
+    cos, signed_sin = turning
+    crosswise = torch.roll(x, x.shape[-1] // 2, dims=-1).mul_(signed_sin)
+    torch.mul(x, cos, out=out)
+    return out.sub_(crosswise) if back else out.add_(crosswise)
 
 
 def fused_attention(
@@ -88,6 +86,15 @@ def _work(name: str, work: Callable[[], Tensor], *arguments: Any) -> Tensor:
         return work()
     forms = tuple((a.shape, a.dtype) if isinstance(a, Tensor) else a for a in arguments)
     return rehearsal((name, *forms), work)
+
+
+class _Turning(NamedTuple):
+    """Rotary tables as wide as what they turn, so that a product of the two is one run through memory; over halves of
+    heads it would be a loop for every eight numbers. Shapes (T, M, K) or (B, T, M, K), M heads that turn."""
+
+    cos: Tensor
+    signed_sin: Tensor
+    """Negative in the first half."""
 
 
 class _Shape(NamedTuple):
@@ -136,8 +143,9 @@ def _mixed(
     """(B, T, H, K): values of each head, mixed as its queries want them."""
     num_rows, num_tokens, _, head_dim = qkv_BTNK.shape
     out_BTHK = qkv_BTNK.new_empty(num_rows, num_tokens, shape.heads, head_dim)
+    turning_of = _turnings(cos, sin, shape)
     for rows in _row_blocks(qkv_BTNK, shape, is_causal):
-        q, k, v = _gather(qkv_BTNK[rows], shape, _rows_of(cos, rows), _rows_of(sin, rows))
+        q, k, v = _gather(qkv_BTNK[rows], shape, turning_of(rows))
         mixed = torch.empty_like(q)
         for queries in _query_blocks(num_tokens, is_causal):
             probabilities = _probabilities(q, k, _rows_of(mask, rows), queries, is_causal, shape)
@@ -157,9 +165,10 @@ def _gradient(
 ) -> Tensor:
     """(B, T, N, K): gradient of the joint tensor."""
     dqkv_BTNK = torch.empty_like(qkv_BTNK)
+    turning_of = _turnings(cos, sin, shape)
     for rows in _row_blocks(qkv_BTNK, shape, is_causal):
-        row_cos, row_sin, row_mask = _rows_of(cos, rows), _rows_of(sin, rows), _rows_of(mask, rows)
-        q, k, v = _gather(qkv_BTNK[rows], shape, row_cos, row_sin)
+        turning, row_mask = turning_of(rows), _rows_of(mask, rows)
+        q, k, v = _gather(qkv_BTNK[rows], shape, turning)
         d_mixed = _by_key(gradient_BTHK[rows], shape.kv_heads)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for queries in _query_blocks(qkv_BTNK.shape[1], is_causal):
@@ -173,7 +182,7 @@ def _gradient(
             dk[:, :num_keys].baddbmm_(d_scores.transpose(1, 2), q_block)
         # The scale sits in the gathered queries: dk has it from them, dq does not have it yet.
         dq.mul_(_scale(q))
-        _scatter_gradients(dq, dk, dv, dqkv_BTNK[rows], shape, row_cos, row_sin)
+        _scatter_gradients(dq, dk, dv, dqkv_BTNK[rows], shape, turning)
     return dqkv_BTNK
 
 
@@ -181,9 +190,27 @@ def _scale(q: Tensor) -> float:
     return float(q.shape[-1] ** -0.5)
 
 
-def _rows_of(tensor: Tensor | None, rows: slice) -> Tensor | None:
-    """Those rows of something that may be the same for all rows: rotary tables of rank 3, and nothing at all."""
-    return tensor if tensor is None or tensor.dim() == 3 else tensor[rows]
+def _rows_of(mask: Tensor | None, rows: slice) -> Tensor | None:
+    return None if mask is None else mask[rows]
+
+
+def _turnings(cos: Tensor | None, sin: Tensor | None, shape: _Shape) -> Callable[[slice], _Turning | None]:
+    """The turning of any rows: the same for all, made once, or each row's own, made when it is asked for."""
+    if cos is None or sin is None:
+        return lambda _: None
+    heads_and_keys = sum(shape)
+    if cos.dim() == 3:
+        shared = _turning(cos, sin, heads_and_keys)
+        return lambda _: shared
+    return lambda rows: _turning(cos[rows], sin[rows], heads_and_keys)
+
+
+def _turning(cos: Tensor, sin: Tensor, num_heads: int) -> _Turning:
+    shape = (*cos.shape[:-2], num_heads, 2 * cos.shape[-1])
+    return _Turning(
+        torch.cat((cos, cos), dim=-1).expand(shape).contiguous(),
+        torch.cat((-sin, sin), dim=-1).expand(shape).contiguous(),
+    )
 
 
 def _row_blocks(qkv_BTNK: Tensor, shape: _Shape, is_causal: bool) -> Iterator[slice]:
@@ -209,12 +236,12 @@ def _by_key(x_BTHK: Tensor, kv_heads: int) -> Tensor:
     return x_BGTRK.contiguous().flatten(0, 1).flatten(1, 2)
 
 
-def _gather(qkv_BTNK: Tensor, shape: _Shape, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _gather(qkv_BTNK: Tensor, shape: _Shape, turning: _Turning | None) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated and scaled queries (B G, T R, K), rotated keys and values (B G, T, K), all contiguous."""
     heads, kv_heads = shape
     qk_BTMK = qkv_BTNK[:, :, : heads + kv_heads]
-    if cos is not None and sin is not None:
-        qk_BTMK = rotate(qk_BTMK, cos, sin, out=torch.empty_like(qk_BTMK, memory_format=torch.contiguous_format))
+    if turning is not None:
+        qk_BTMK = rotate(qk_BTMK, turning, out=torch.empty_like(qk_BTMK, memory_format=torch.contiguous_format))
     q = _by_key(qk_BTMK[:, :, :heads], kv_heads).mul_(_scale(qkv_BTNK))
     return q, _by_key(qk_BTMK[:, :, heads:], kv_heads), _by_key(qkv_BTNK[:, :, heads + kv_heads :], kv_heads)
 
@@ -244,17 +271,17 @@ def _scatter(mixed: Tensor, out_BTHK: Tensor, queries_per_key: int) -> None:
 
 
 def _scatter_gradients(
-    dq: Tensor, dk: Tensor, dv: Tensor, dqkv_BTNK: Tensor, shape: _Shape, cos: Tensor | None, sin: Tensor | None
+    dq: Tensor, dk: Tensor, dv: Tensor, dqkv_BTNK: Tensor, shape: _Shape, turning: _Turning | None
 ) -> None:
     """Gradients back into the joint tensor; those of rotated vectors are turned back."""
     heads, kv_heads = shape
     _scatter(dv, dqkv_BTNK[:, :, heads + kv_heads :], 1)
     dqk_BTMK = dqkv_BTNK[:, :, : heads + kv_heads]
-    if cos is None or sin is None:
+    if turning is None:
         _scatter(dq, dqk_BTMK[:, :, :heads], shape.queries_per_key)
         _scatter(dk, dqk_BTMK[:, :, heads:], 1)
         return
     rotated_BTMK = torch.empty_like(dqk_BTMK, memory_format=torch.contiguous_format)
     _scatter(dq, rotated_BTMK[:, :, :heads], shape.queries_per_key)
     _scatter(dk, rotated_BTMK[:, :, heads:], 1)
-    rotate(rotated_BTMK, cos, -sin, out=dqk_BTMK)
+    rotate(rotated_BTMK, turning, out=dqk_BTMK, back=True)

@@ -15,13 +15,13 @@ from core.layers import (
     Embedding,
     KeyValueCache,
     Linear,
-    RMSNorm,
     RowLayout,
     compute_dtype,
     document_mask,
     positions_in_documents,
     rotary_tables,
 )
+from core.rms_norm import RMSNorm
 from core.run_config import ModelConfig
 
 

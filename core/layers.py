@@ -37,18 +37,6 @@ class Embedding(nn.Embedding):
         self._fill_padding_idx_with_zero()
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with one weight a channel (arXiv:1910.07467)."""
-
-    def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.epsilon = epsilon
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return F.rms_norm(x_BTD, self.weight.shape, self.weight.to(x_BTD.dtype), self.epsilon)
-
-
 @dataclass(frozen=True, slots=True)
 class RowLayout:
     """What is decided once a forward pass for all its layers: who sees whom, and where everybody stands."""

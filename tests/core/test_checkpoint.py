@@ -1,8 +1,10 @@
 """A checkpoint is whole or not there, and a run killed at any moment ends as if nothing had happened."""
 
+import itertools
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,52 @@ def test_left_over_of_a_killed_writer_is_removed_by_the_next(tmp_path: Path) -> 
     assert newest_checkpoint(tmp_path) is None
     save_checkpoint(tmp_path, *model_and_optimizer(), {}, step=8)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000000008"]
+
+
+def save_and_die_at(event_number: int, folder: Path, step: int) -> bool:
+    """Save a checkpoint in a process that kills itself at one of its file operations; whether it had fewer."""
+    state = model_and_optimizer(seed=step)
+    child = os.fork()
+    if child == 0:
+        seen = itertools.count(1)
+
+        def die(event: str, arguments: tuple[Any, ...]) -> None:
+            is_ours = any(str(folder) in str(argument) for argument in arguments)
+            if event in FILE_EVENTS and is_ours and next(seen) == event_number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(die)
+        save_checkpoint(folder, *state, {"step": step}, step=step)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL), f"saving failed by itself: status {status}"
+    return status == 0
+
+
+FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.listdir", "os.scandir", "shutil.rmtree"}
+
+
+def test_writer_killed_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, *model_and_optimizer(seed=0), {"step": 0}, step=0)
+    last, found = 0, [0]
+    for event_number in itertools.count(1):
+        is_done = save_and_die_at(event_number, tmp_path, step=event_number)
+        checkpoint = newest_checkpoint(tmp_path)
+        assert checkpoint is not None
+        step = read_progress(checkpoint)["step"]
+        assert step in (last, event_number), "neither the one before nor the new one"
+        other = model_and_optimizer(seed=-1)
+        restore(checkpoint, *other)
+        expected = tensors_of(*model_and_optimizer(seed=step))
+        assert all(torch.equal(one, two) for one, two in zip(tensors_of(*other), expected, strict=True))
+        last = step
+        found.append(step)
+        if is_done:
+            break
+    # Killed before the rename the old one stands, after it the new one; both were met.
+    assert found[1] == 0
+    assert found[-2:] == [event_number - 1, event_number]
+    assert len(found) > 15
 
 
 def run_killed_after(seconds: float, run: RunConfig, folder: Path, arguments: dict[str, Any]) -> bool:

@@ -1,11 +1,10 @@
 """Positions, masks and rotations, each against what it means."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.layers import RMSNorm, compute_dtype, document_mask, positions_in_documents, rotary_tables, rotate
+from core.layers import compute_dtype, document_mask, positions_in_documents, rotary_tables, rotate
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 
@@ -46,14 +45,6 @@ def test_rotation_keeps_lengths_and_makes_products_depend_on_distance_only() -> 
     for distance in (0, 1, 13):
         along = products.diagonal(-distance)
         torch.testing.assert_close(along, along[:1].expand_as(along), rtol=0, atol=2e-4)
-
-
-def test_rms_norm_makes_the_mean_square_one_and_scales_by_its_weight() -> None:
-    norm = RMSNorm(64, epsilon=0.0)
-    with torch.no_grad():
-        norm.weight.fill_(3.0)
-    x = torch.randn(5, 64) * 7
-    assert norm(x).square().mean(-1).sqrt().tolist() == pytest.approx([3.0] * 5, rel=1e-5)
 
 
 def test_compute_dtype_is_that_of_autocast_where_it_is_on() -> None:

@@ -27,3 +27,15 @@ def test_system_b_has_its_published_parameter_count(inner_width: int | None) -> 
     config = LLAMA_OF_SYSTEM_B.model_copy(update={"feed_forward_width": inner_width})
     with torch.device("meta"):
         assert build_model(config, 6_400).num_parameters() == 25_829_888
+
+
+def test_memory_layers_of_a_million_entries_share_one_table_in_place_of_the_feed_forward() -> None:
+    with torch.device("meta"):
+        plain, memory = (
+            build_model(LLAMA_OF_SYSTEM_B.model_copy(update={"feed_forward": kind}), 6_400)
+            for kind in ("none", "memory")
+        )
+    table = [p for p in memory.parameters() if p.shape == (1_048_576, 512)]
+    assert len(table) == 1
+    # The rest are keys (two sets of 1,024 half-keys a head), queries and norms: small beside the table.
+    assert table[0].numel() < memory.num_parameters() - plain.num_parameters() < 1.05 * table[0].numel()

@@ -17,6 +17,7 @@ from core.checkpoint import best_checkpoint, newest_checkpoint
 from core.memory_limit import memory_limit
 from core.memory_model import largest_micro_batch
 from core.run_config import RunConfig
+from core.step_profile import STRETCHES
 from core.training_run import RunEnd, run_training
 from core.workers import Workers
 from data_pipeline.token_blocks import open_prepared
@@ -115,6 +116,20 @@ def test_reports_between_evaluations_have_no_holdout_figures(tmp_path: Path) -> 
     assert all(set(values) >= REPORT_KEYS for values in reports)
     assert not any(key.startswith(("holdout/", "noise/")) for values in reports[:-1] for key in values)
     assert set(reports[-1]) >= HOLDOUT_KEYS
+
+
+def test_reports_give_the_rate_of_arithmetic_and_its_share_of_the_hardwares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_run, "_FLOPS_ARE_COUNTED_AFTER_S", 0.0)
+    reports: list[dict[str, float]] = []
+    train(small_run(), tmp_path, report=lambda values: reports.append(values) or True)
+    last = reports[-1]
+    assert last["profile/model_flops_per_s"] > 0
+    assert 0 < last["profile/share_of_matmul_rate"] < 1
+    stretches_ms = sum(last[f"profile/{stretch}_ms"] for stretch in STRETCHES)
+    # The stretches are all of a step but its bookkeeping: never more than there was time.
+    assert 0 < stretches_ms <= 1000 * TOKENS_PER_STEP / last["train/tokens_per_s"]
 
 
 @pytest.mark.parametrize("family", ["encoder", "decoder"])
