@@ -83,7 +83,19 @@ def restore_weights(file: Path, model: LanguageModel) -> None:
     Raises:
         ValueError: They are of another model.
     """
-    _copy_into(model_tensors(model), load_file(file), file)
+    copy_weights(load_file(file), model, file)
+
+
+def copy_weights(weights: dict[str, Tensor], model: LanguageModel, where: Path) -> None:
+    """Put weights by name into a model.
+
+    Args:
+        where: They come from, for the message.
+
+    Raises:
+        ValueError: They are of another model.
+    """
+    _copy_into(model_tensors(model), weights, where)
 
 
 def model_tensors(model: LanguageModel) -> dict[str, Tensor]:

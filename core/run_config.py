@@ -1,9 +1,10 @@
 """What one training run is: model, objective, training. Whatever changes the result is here."""
 
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, model_validator
 
 from data_pipeline.settings import Count, Settings, Share
 
@@ -158,6 +159,11 @@ class ObjectiveConfig(Settings):
         return self
 
 
+def _absolute(path: str) -> str:
+    # Once, where the user stands: workers have other working directories.
+    return str(Path(path).expanduser().absolute())
+
+
 class TrainingConfig(Settings):
     """How the parameters are moved."""
 
@@ -169,6 +175,10 @@ class TrainingConfig(Settings):
     """Tokens of training. A sweep says it as budget.tokens_per_trial."""
     epochs: PositiveFloat | None = None
     """Passes over the training rows; instead of tokens."""
+
+    initial_weights: Annotated[str, AfterValidator(_absolute)] | None = None
+    """Folder of a model to begin with, such as the best/ of a sweep or a trial's checkpoint: the next stage of a
+    training, with longer rows for instance. Every worker reads it. None: weights are drawn at random."""
 
     learning_rate: PositiveFloat = 5e-4
     """Peak of the schedule."""

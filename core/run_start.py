@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from core.checkpoint import read_progress
+from core.checkpoint import MODEL_FILE, copy_weights, model_tensors, read_progress, restore_weights
+from core.huggingface import import_huggingface
 from core.language_model import LanguageModel
 from core.models import build_model
 from core.run_config import RunConfig
@@ -13,13 +14,28 @@ from data_pipeline.token_blocks import PreparedCorpus
 
 
 def fresh_model(run: RunConfig, data: PreparedCorpus, device: torch.device) -> LanguageModel:
-    """The model of a run with its first weights: the same for a seed on every rank and kind of device."""
+    """The model of a run with its first weights: the same for a seed on every rank and kind of device.
+
+    Raises:
+        ValueError: `training.initial_weights` are of another model.
+    """
     # Drawn on the CPU, so that a seed means the same weights on every kind of device.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.training.seed)
-        model = build_model(run.model, data.vocabulary.size, pad_id=data.vocabulary.pad_id).to(device)
+        model = build_model(run.model, data.vocabulary.size, pad_id=data.vocabulary.pad_id)
+    if run.training.initial_weights is not None:
+        _take_weights(Path(run.training.initial_weights), model)
+    model = model.to(device)
     model.set_activation_checkpointing(run.training.activation_checkpointing)
     return model
+
+
+def _take_weights(folder: Path, model: LanguageModel) -> None:
+    """Those of a folder that transformers reads, if it is one, else of a checkpoint."""
+    if (folder / "config.json").exists():
+        copy_weights(model_tensors(import_huggingface(folder).model), model, folder)
+    else:
+        restore_weights(folder / MODEL_FILE, model)
 
 
 def check_fit(run: RunConfig, data: PreparedCorpus) -> None:
@@ -33,6 +49,12 @@ def check_fit(run: RunConfig, data: PreparedCorpus) -> None:
         faults.append(
             f"rows of the corpus have {data.train.sequence_length} tokens and the model takes "
             f"{run.model.num_positions} (model.sequence_length)"
+        )
+    initial = run.training.initial_weights
+    if initial is not None and not (Path(initial) / MODEL_FILE).is_file():
+        faults.append(
+            f"training.initial_weights={initial} holds no {MODEL_FILE} on this machine; give the folder of a model, "
+            "such as the best/ of a sweep, where every worker can read it"
         )
     if data.train.num_rows == 0:
         faults.append("the corpus has no training row")

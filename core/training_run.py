@@ -12,7 +12,6 @@ from core.checkpoint import (
     copy_from_first,
     newest_checkpoint,
     restore,
-    restore_weights,
     save_best,
     save_checkpoint,
 )
@@ -77,7 +76,6 @@ def run_training(
     memory_limit_by: LimitBy = "counting",
     checkpoint_every_s: float | None = 60.0,
     report_every_s: float = 1.0,
-    initial_weights: Path | None = None,
 ) -> RunEnd:
     """Train one model until its tokens are used up, or until something ends it before.
 
@@ -91,7 +89,6 @@ def run_training(
         memory_limit_bytes: Of each worker. What goes over it is treated as out of memory.
         memory_limit_by: How the limit is enforced on a CPU.
         checkpoint_every_s: None: only when the run ends.
-        initial_weights: A model.safetensors to begin with, such as that of a stage with shorter rows.
 
     Raises:
         ValueError: The settings do not fit the data, or `folder` holds another run's checkpoint.
@@ -106,7 +103,7 @@ def run_training(
     with memory_limit(memory_limit_bytes, device, by=memory_limit_by) as meter:
         budget = MemoryBudget(run, data.vocabulary.size, place_of(data, workers), workers, meter, memory_limit_bytes)
         opened = attempt_together(
-            lambda: _Run(run, data, workers, budget, micro_batch_size, initial_weights),
+            lambda: _Run(run, data, workers, budget, micro_batch_size),
             workers,
             phase=None,
             bytes_in_use=budget.bytes_in_use,
@@ -128,7 +125,6 @@ class _Run:
         workers: Workers,
         budget: MemoryBudget,
         micro_batch_size: int,
-        initial_weights: Path | None,
     ) -> None:
         training = run.training
         self.run = run
@@ -138,8 +134,6 @@ class _Run:
         self.precision = choose_precision(training.precision, workers.device)
         self.length: RunLength = run_length(training, num_rows=data.train.num_rows, num_tokens=data.train.num_tokens)
         self.model = fresh_model(run, data, workers.device)
-        if initial_weights is not None:
-            restore_weights(initial_weights, self.model)
         tokens_per_step = training.batch_size * data.train.num_tokens / data.train.num_rows
         self.optimizer = build_optimizer(self.model, training, tokens_per_step=tokens_per_step)
         self.step = OptimizerStep(

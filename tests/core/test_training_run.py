@@ -1,6 +1,7 @@
 """The loop from outside: what it reports, how it ends, and that going on is the same as never having stopped."""
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Callable
@@ -9,14 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_corpus import VOCABULARY, small_corpus
 from two_workers import on_workers
 
 from core import shrinking, training_run
-from core.checkpoint import best_checkpoint, newest_checkpoint
+from core.checkpoint import best_checkpoint, model_tensors, newest_checkpoint, restore_weights
+from core.decoder import LlamaDecoder
+from core.evaluation import evaluate, holdout_source
+from core.huggingface import huggingface_config
+from core.huggingface_names import to_huggingface
+from core.language_model import LanguageModel
 from core.memory_limit import memory_limit
 from core.memory_model import largest_micro_batch
+from core.models import build_model
+from core.precision import Precision
 from core.run_config import RunConfig
+from core.run_start import fresh_model
 from core.step_profile import STRETCHES
 from core.training_run import RunEnd, run_training
 from core.workers import Workers
@@ -411,21 +421,68 @@ def test_rows_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:
         train(run, tmp_path)
 
 
-def test_next_stage_begins_with_the_weights_of_the_one_before(tmp_path: Path) -> None:
-    first = train(small_run(), tmp_path / "first")
-    weights = newest_checkpoint(tmp_path / "first")
-    assert weights is not None
+def as_checkpoint(folder: Path, _run: RunConfig) -> Path:
+    checkpoint = newest_checkpoint(folder)
+    assert checkpoint is not None
+    return checkpoint
+
+
+def as_transformers_folder(folder: Path, run: RunConfig) -> Path:
+    model = build_model(run.model, VOCABULARY.size, pad_id=VOCABULARY.pad_id)
+    restore_weights(as_checkpoint(folder, run) / "model.safetensors", model)
+    config = huggingface_config(run.model, VOCABULARY, VOCABULARY.size)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(to_huggingface(model_tensors(model), run.model), folder / "model.safetensors")
+    return folder
+
+
+def holdout_loss(model: LanguageModel) -> float:
+    source = holdout_source(small_corpus(), is_causal=isinstance(model, LlamaDecoder))
+    found = evaluate(model, source, Workers(), micro_batch_size=40, precision=Precision("fp32", "cpu"))
+    assert isinstance(found, dict)
+    return found["holdout/loss_nats_per_token"]
+
+
+@pytest.mark.parametrize("kept", [as_checkpoint, as_transformers_folder])
+@pytest.mark.parametrize("family", ["encoder", "decoder"])
+def test_next_stage_with_longer_rows_begins_with_the_weights_of_the_one_before(
+    family: str, kept: Callable[[Path, RunConfig], Path], tmp_path: Path
+) -> None:
+    both = small_run(family=family).with_overrides({"model.max_sequence_length": 16})
+    first_run = both.with_overrides({"model.sequence_length": 8})
+    first = {"folder": tmp_path / "first", "workers": Workers(), "report": lambda _: True, "evaluate_at_tokens": []}
+    run_training(first_run, small_corpus(sequence_length=8), **first)  # type: ignore[arg-type]
+
+    model = fresh_model(both, small_corpus(), torch.device("cpu"))
+    untrained_loss = holdout_loss(model)
+    restore_weights(as_checkpoint(tmp_path / "first", both) / "model.safetensors", model)
+    assert holdout_loss(model) < untrained_loss - 0.004  # a hundred times what is allowed below
+
     reports: list[dict[str, float]] = []
+    second_run = both.with_overrides(
+        {"training.initial_weights": str(kept(tmp_path / "first", first_run)), "training.learning_rate": 1e-9}
+    )
     train(
-        small_run(learning_rate=1e-9),
+        second_run,
         tmp_path / "second",
         report=lambda values: reports.append(values) or True,
         evaluate_at_tokens=[1],
-        initial_weights=weights / "model.safetensors",
     )
-    assert reports[0]["holdout/loss_nats_per_token"] == pytest.approx(
-        first.metrics["holdout/loss_nats_per_token"], rel=1e-6
-    )
+    assert reports[0]["holdout/loss_nats_per_token"] == pytest.approx(holdout_loss(model), rel=1e-5)
+
+
+def test_initial_weights_that_are_missing_or_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
+    nowhere = small_run(initial_weights=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"training.initial_weights=.*nowhere holds no model.safetensors"):
+        train(nowhere, tmp_path / "run")
+    train(small_run(), tmp_path / "first")
+    wider = small_run(initial_weights=str(as_checkpoint(tmp_path / "first", small_run())))
+    with pytest.raises(ValueError, match=r"is of another model: tokens.weight is \(61, 32\) there and \(61, 64\) here"):
+        train(wider.with_overrides({"model.width": 64}), tmp_path / "second")
+
+
+def test_relative_path_of_initial_weights_is_made_absolute_where_the_user_stands() -> None:
+    assert small_run(initial_weights="results/best").training.initial_weights == str(Path("results/best").absolute())
 
 
 def test_step_of_a_mixture_of_experts_reports_its_balance_loss(tmp_path: Path) -> None:
