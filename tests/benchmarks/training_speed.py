@@ -1,6 +1,6 @@
 """Training speed, memory and loss against Hugging Face `Trainer`, step by step in turn on the same machine.
 
-    python tests/benchmarks/training_speed.py [--quick] [--systems D,B-340,B-512,A] [--threads 1] [--data DIR]
+    python tests/benchmarks/training_speed.py [--quick] [--systems D,B-340,B-512,A] [--steps N] [--threads 1]
 
 Both sides get the same initial weights, rows, global batch, micro-batch, number format, optimizer and learning rate;
 after every step of theirs follows one of ours, so that whatever else the machine does meets both. Rows are packed on
@@ -60,6 +60,7 @@ LEARNING_RATE = 5e-4
 WEIGHT_DECAY = 0.01
 BETA2 = 0.98
 NUM_HOLDOUT_ROWS = 64
+EVALUATE_EVERY_STEPS = 2
 HAS_THEIR_DROPOUT = "--without-dropout" not in sys.argv
 
 
@@ -75,6 +76,7 @@ class System:
     micro_batch_size: int
     target: float
     """Tokens a second over theirs that we claim, at least."""
+    num_steps: int = 4
 
 
 _D = ModelConfig(
@@ -88,7 +90,7 @@ _BPE = TokenizerConfig(kind="byte-bpe", vocabulary=52_000)
 _MINIMIND = TokenizerConfig(kind="byte-bpe", vocabulary=6_400, special_tokens="minimind")
 _HEX = TokenizerConfig(kind="words", vocabulary=65_541)
 SYSTEMS = (
-    System("D", "kant/kant.txt", _D, _BPE, batch_size=64, micro_batch_size=16, target=3.0),
+    System("D", "kant/kant.txt", _D, _BPE, batch_size=64, micro_batch_size=16, target=3.0, num_steps=6),
     System(
         "B-340",
         "chinese/*.jsonl",
@@ -312,16 +314,15 @@ def their_trainer(
     return Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[callback])  # type: ignore[arg-type]
 
 
-def measure(system: System, data: Path, device: torch.device, *, quick: bool) -> Measured:
+def measure(system: System, data: Path, device: torch.device, *, quick: bool, num_steps: int) -> Measured:
     """Everything about one system."""
     corpus = Corpus(system, data)
     batch_size = system.micro_batch_size if quick else system.batch_size
-    num_steps = 3 if quick else 8
     torch.manual_seed(0)
     model = build_model(system.model, corpus.vocabulary.size).to(device)
     theirs = their_model(system, corpus, model, device)
     ours = Ours(system, corpus, model, batch_size, device)
-    in_turn = InTurn(ours, system, None if quick else 4)
+    in_turn = InTurn(ours, system, None if quick else EVALUATE_EVERY_STEPS)
     their_trainer(system, corpus, theirs, in_turn, batch_size=batch_size, num_steps=num_steps).train()
 
     tokens = batch_size * system.model.sequence_length
@@ -450,6 +451,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--without-dropout", action="store_true")
     parser.add_argument("--systems", default="")
+    parser.add_argument("--steps", type=int, help="of each side, for longer curves of loss than 15 minutes allow")
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[3] / "shared/data")
     parser.add_argument("--threads", type=int, help="1: processor time is measured, which a busy machine leaves alone")
     parser.add_argument(
@@ -465,7 +467,8 @@ def main() -> None:
     found = []
     for system in SYSTEMS:
         if system.name in wanted:
-            found.append(measure(system, arguments.data, arguments.device, quick=arguments.quick))
+            num_steps = arguments.steps or (3 if arguments.quick else system.num_steps)
+            found.append(measure(system, arguments.data, arguments.device, quick=arguments.quick, num_steps=num_steps))
             report(found[-1:])
     print("\n== all ==")
     report(found)
