@@ -199,11 +199,16 @@ def prepare(
 
 @app.command(rich_help_panel=_AFTER)
 @_explains_faults
-def report(folder: Annotated[Path, typer.Argument(help="A sweep's results folder.", show_default=False)]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="A sweep's results folder.", show_default=False)],
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write each picture there, as an SVG file.")
+    ] = None,
+) -> None:
     """Write report.html and EXPERIMENT.md of a sweep again."""
     import json
 
-    from sweeps.report import write_report
+    from sweeps.report import write_pictures, write_report
     from sweeps.results_folder import ResultsError
     from sweeps.sweep_file import load_sweep_file
     from sweeps.trial_records import TrialStore
@@ -215,7 +220,11 @@ def report(folder: Annotated[Path, typer.Argument(help="A sweep's results folder
     config = load_sweep_file(folder / "sweep.yaml")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     write_report(folder, config, TrialStore(folder / "trials").load_all(), summary)
-    _console().print(str(folder / "report.html"), highlight=False, soft_wrap=True)
+    written = [folder / "report.html"]
+    if pictures is not None:
+        written += write_pictures(pictures, folder, config, summary)
+    for path in written:
+        _console().print(str(path), highlight=False, soft_wrap=True)
 
 
 @app.command("fill-mask", rich_help_panel=_AFTER)

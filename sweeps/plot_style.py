@@ -101,6 +101,13 @@ def to_svg(figure: Figure, name: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
 
 
+def standalone(svg: str) -> str:
+    """A picture of the page as a file of its own: with colours and a background instead of the page's."""
+    coloured = re.sub(r"var\(--[\w-]+, (#[0-9a-f]+)\)", r"\1", svg)
+    _, background = _VARIABLES["#000105"]
+    return re.sub(r"(<svg [^>]*>)", rf'\1<rect width="100%" height="100%" fill="{background}"/>', coloured, count=1)
+
+
 def tokens_axis(axes: Axes) -> None:
     """The x axis counts tokens of training."""
     axes.set_xlabel("tokens")

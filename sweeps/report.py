@@ -10,10 +10,11 @@ from sweeps import report_results as results
 from sweeps import report_setup as setup
 from sweeps.experiment_record import markdown_record
 from sweeps.findings import Findings, gather
-from sweeps.report_blocks import Paragraph, Section, Table, number
+from sweeps.plot_style import standalone
+from sweeps.report_blocks import Paragraph, Picture, Section, Table, number
 from sweeps.report_page import html_page
 from sweeps.sweep_config import SweepConfig
-from sweeps.trial_records import TrialRecord, write_atomically
+from sweeps.trial_records import TrialRecord, TrialStore, write_atomically
 
 
 def write_report(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord], summary: dict[str, Any]) -> None:
@@ -36,6 +37,23 @@ def write_report(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord
     parts = [sections[name] for name in _RECORD]
     record = markdown_record(title=sweep.name, subtitle=subtitle, summary=box, sections=parts)
     write_atomically(folder / "EXPERIMENT.md", record)
+
+
+def write_pictures(into: Path, folder: Path, sweep: SweepConfig, summary: dict[str, Any]) -> list[Path]:
+    """Write each picture of a sweep's report as an SVG file, named as in the page.
+
+    Args:
+        folder: The sweep's results folder.
+    """
+    findings = gather(folder, sweep, TrialStore(folder / "trials").load_all(), summary)
+    blocks = [block for section in _sections(findings).values() for block in section.blocks]
+    into.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for picture in (block.svg for block in blocks if isinstance(block, Picture)):
+        name = picture.split('aria-label="', 1)[1].split('"', 1)[0]
+        paths.append(into / f"{name}.svg")
+        write_atomically(paths[-1], standalone(picture) + "\n")
+    return paths
 
 
 _PAGE = (

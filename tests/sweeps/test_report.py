@@ -12,7 +12,7 @@ import pytest
 from swept_folder import example_manifest, example_records, example_sweep, refuse_some, write_frontier, write_results
 
 from sweeps.outcomes import Outcome
-from sweeps.report import write_report
+from sweeps.report import write_pictures, write_report
 from sweeps.results import ranked
 from sweeps.samples import Sample
 from sweeps.trial_records import LOSS, TrialRecord, TrialStore
@@ -377,3 +377,15 @@ def test_samples_are_shown_with_their_loss(tmp_path: Path) -> None:
     report_of(tmp_path, [], summary=summary)
     (row,) = Page((tmp_path / "report.html").read_text(encoding="utf-8")).tables["samples"]
     assert row == {"holdout": "the ⟦red⟧ <cat>", "model": "the ⟦old⟧ <cat>", "loss": "2.345678901"}
+
+
+def test_pictures_are_written_as_files_that_need_no_page(reported: Path, tmp_path: Path) -> None:
+    summary = json.loads((reported / "summary.json").read_text(encoding="utf-8"))
+    paths = write_pictures(tmp_path / "pictures", reported, example_sweep(), summary)
+    assert "frontier.svg" in {path.name for path in paths}
+    assert len({path.name for path in paths}) == len(paths) == 7
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        ElementTree.fromstring(text)
+        assert "var(" not in text
+        assert text.count('<rect width="100%" height="100%" fill="#') == 1
