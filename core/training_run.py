@@ -363,8 +363,11 @@ class _Run:
         )
 
     def _survived_in_words(self) -> str:
-        count, asked, used = len(self._shortages()), self.asked_micro_batch, self.step.micro_batch_size
-        times = f"; memory ran out {count} {'time' if count == 1 else 'times'} on the way" if count else ""
+        shortages, asked, used = self._shortages(), self.asked_micro_batch, self.step.micro_batch_size
+        count = f"{len(shortages)} time{'s' if len(shortages) > 1 else ''}"
+        ranks = ", ".join(sorted({f"rank {shortage.facts.rank}" for shortage in shortages}))
+        times = f"; memory ran out {count} on the way" if shortages else ""
+        times += f" on {ranks}" if shortages and self.workers.count > 1 else ""
         return times + (f", so with micro-batches of {used} rows instead of {asked}" if used < asked else "")
 
     def _shortages(self) -> tuple[Shortage, ...]:

@@ -163,7 +163,7 @@ POINTS = [number * TOKENS_PER_STEP for number in range(0, 60, 7)]
 
 
 @pytest.mark.parametrize(
-    ("seed", "num_steps"), [(0, 20), *(pytest.param(seed, 60, marks=pytest.mark.slow) for seed in range(1, 8))]
+    ("seed", "num_steps"), [(0, 40), *(pytest.param(seed, 60, marks=pytest.mark.slow) for seed in range(1, 8))]
 )
 def test_run_killed_at_random_moments_ends_bit_for_bit_as_if_it_had_not_been(
     seed: int, num_steps: int, tmp_path: Path

@@ -255,6 +255,7 @@ print(abs(free.metrics["holdout/loss_nats_per_token"] - starved.metrics["holdout
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_the_kernel_refuses_memory_goes_on_with_smaller_micro_batches():
     output = subprocess.run(
         [sys.executable, "-c", STARVED_RUN.format(paths=[os.path.dirname(__file__), os.getcwd()])],

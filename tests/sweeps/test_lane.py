@@ -1,6 +1,5 @@
-"""How a lane tells a shortage from a loss, and what becomes of the trial: real processes, stopped and starved."""
+"""How a lane tells a shortage from a loss, and what becomes of the trial: real processes, stopped and short."""
 
-import os
 import signal
 import time
 from pathlib import Path
@@ -13,6 +12,8 @@ from ray.exceptions import OutOfMemoryError as NodeOutOfMemoryError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from command import processes_marked, read_until, start
+from command import run as run_command
+from core.memory_model import Place, predict_memory
 from core.optimizer_step import UpdateOutOfMemoryError
 from core.out_of_memory import OomFacts, classify, corroborated
 from sweep_examples import TINY
@@ -25,6 +26,7 @@ from sweeps.lane import (
 )
 from sweeps.mailbox import Message
 from sweeps.outcomes import Outcome
+from sweeps.sweep_file import load_sweep_file
 from sweeps.trial import LaneTrainable
 from sweeps.trial_records import TrialRecord, TrialStore
 
@@ -144,34 +146,24 @@ def test_a_worker_that_is_stuck_is_noticed_and_the_trial_goes_on_with_new_ones(r
     assert (trial.outcome, trial.interruptions) == (Outcome.COMPLETED, 1)
 
 
-def private_bytes(process: psutil.Process) -> int:
-    """What RLIMIT_DATA counts."""
-    with open(f"/proc/{process.pid}/statm") as statm:
-        return int(statm.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
-
-
 @pytest.mark.ray
-def test_one_of_two_workers_to_which_the_kernel_gives_too_little_costs_both_a_smaller_micro_batch(
-    results: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed goes back to the kernel
-    file, mark = sweep_file(results, "short", resources="memory: 2GiB"), f"short-{time.time_ns()}"
-    changes = ("model.width=128", "model.layers=2", "training.batch_size=128", "training.micro_batch_size=64")
-    process = start("sweep", file, "--results", results, *(f"--set={change}" for change in changes), mark=mark)
-    read_until(process, "trial-0001   1")
-    short = train_workers(mark)[1]
-    seen = []
-    for _ in range(200):
-        seen.append(private_bytes(short))
-        time.sleep(0.005)
-    # Between its lowest and its highest within a step, so that whole micro-batches do not fit and half of one does.
-    short.rlimit(psutil.RLIMIT_DATA, ((min(seen) + max(seen)) // 2, psutil.RLIM_INFINITY))
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+def test_a_shortage_of_rank_1_alone_costs_both_workers_a_smaller_micro_batch(results: Path) -> None:
+    # Of 17 rows rank 0 has eight and rank 1 nine, and the memory is that of eight.
+    file = sweep_file(results, "short", resources="memory: auto")
+    sizes = ("training.batch_size=17", "training.micro_batch_size=9")
+    run = load_sweep_file(file, sizes).run_config()
+    of_eight, of_nine = (
+        predict_memory(run, 1000, micro_batch_size=size, place=Place(num_workers=2)).peak_bytes for size in (8, 9)
+    )
+    # What the file lists is launched though it is predicted not to fit.
+    listed = "start_with=[{training.learning_rate: 1e-3}]"
+    changes = (*sizes, listed, f"resources.memory={of_eight + (of_nine - of_eight) // 4}")
+    code, output = run_command("sweep", file, "--results", results, *(f"--set={change}" for change in changes))
+    assert code == 0, output
     trial = the_trial(results, "short")
     assert (trial.outcome, trial.interruptions) == (Outcome.COMPLETED, 0)
-    assert trial.micro_batch_size_asked == 64
-    assert trial.micro_batch_size_used is not None
-    assert trial.micro_batch_size_used < 64
+    assert (trial.micro_batch_size_asked, trial.micro_batch_size_used) == (9, 8)
     assert trial.memory_verdict == "ran out of memory and went on"
-    assert "memory ran out" in trial.reason
+    assert trial.reason.endswith(
+        "memory ran out 1 time on the way on rank 1, so with micro-batches of 8 rows instead of 9"
+    )
