@@ -446,10 +446,8 @@ def report(found: list[Measured]) -> None:
                 f"  peak memory {m.ours_peak_bytes / 2**30:.2f} GiB against {m.theirs_peak_bytes / 2**30:.2f} GiB: "
                 f"{m.memory_ratio:.2f} (claimed: at most 0.6)"
             )
-        padding = f"{m.padding_share_of_usual_recipe:.0%} padding"
-        print(
-            f"  the usual recipe, a document a row, would be {padding}: {m.real_token_ratio:.2f}x in real tokens (inferred)"
-        )
+        real = f"{m.real_token_ratio:.2f}x in real tokens (inferred)"
+        print(f"  the usual recipe, a document a row, would be {m.padding_share_of_usual_recipe:.0%} padding: {real}")
         for tokens, ours, theirs in zip(m.tokens_at_loss, m.ours_loss, m.theirs_loss, strict=True):
             print(f"  after {tokens:8,} tokens: holdout loss {ours:.4f} ours, {theirs:.4f} theirs")
 
