@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from core.attempt import attempt_together
+from core.cache_blocks import has_cache_blocks
 from core.language_model import LanguageModel
 from core.objectives import predicted_hidden
 from core.out_of_memory import OomFacts
@@ -26,6 +27,8 @@ MASKING_SEED = 15
 """Of the holdout's masks: the same for every run there is."""
 
 _LOGITS_AT_ONCE = 2**23
+_LOGITS_IN_CACHE = 2**21
+"""On processors, where training holds few logits besides its gradients: evaluation must not take more than training."""
 
 
 def holdout_source(data: PreparedCorpus, *, is_causal: bool) -> BatchSource:
@@ -184,7 +187,7 @@ def _no_counts(vocabulary_size: int, device: torch.device) -> _Counts:
 
 
 def _add_predictions(counts: _Counts, model: LanguageModel, hidden_PD: Tensor, labels_P: Tensor) -> None:
-    positions_at_once = max(1, _LOGITS_AT_ONCE // counts.classes_3V.shape[1])
+    positions_at_once = _positions_at_once(counts)
     for hidden_pD, labels_p in zip(
         torch.split(hidden_PD, positions_at_once), torch.split(labels_P, positions_at_once), strict=True
     ):
@@ -205,6 +208,11 @@ def _add_predictions(counts: _Counts, model: LanguageModel, hidden_PD: Tensor, l
             counts.classes_3V[row].index_add_(0, classes_p, weights_p.to(torch.int64))
 
 
+def _positions_at_once(counts: _Counts) -> int:
+    at_once = _LOGITS_IN_CACHE if has_cache_blocks(counts.sums.device) else _LOGITS_AT_ONCE
+    return max(1, at_once // counts.classes_3V.shape[1])
+
+
 def _add_all_tokens(counts: _Counts, model: LanguageModel, batch: Batch, *, pad_id: int) -> None:
     """Counts over every token that is not padding, those of the predicted positions among them."""
     hidden_ND = model.hidden_states(batch.inputs_BT, batch.document_ids_BT).flatten(0, 1)
@@ -212,7 +220,7 @@ def _add_all_tokens(counts: _Counts, model: LanguageModel, batch: Batch, *, pad_
     # What was masked is put back: the labels are the tokens themselves at their own positions.
     truth_N = batch.inputs_BT.flatten().index_copy(0, batch.positions_P, batch.labels_P)
     is_real_N = truth_N != pad_id
-    positions_at_once = max(1, _LOGITS_AT_ONCE // counts.classes_3V.shape[1])
+    positions_at_once = _positions_at_once(counts)
     for start in range(0, len(truth_N), positions_at_once):
         chunk = slice(start, start + positions_at_once)
         is_right_n = model.logits(hidden_ND[chunk]).argmax(-1) == truth_N[chunk]

@@ -49,16 +49,15 @@ class FullRows:
         )
 
 
-def take_steps(
+def an_optimizer_step(
     run: RunConfig,
     vocabulary_size: int,
     *,
     micro_batch_size: int,
-    num_steps: int = 2,
     has_documents: bool = False,
     workers: Workers | None = None,
-) -> StepResult | StepOutOfMemory:
-    """The last of some optimizer steps, beginning with a model that has not been built yet."""
+) -> OptimizerStep:
+    """A model that has just been built, with all that a step needs."""
     torch.manual_seed(0)
     workers = workers or Workers()
     vocabulary = Vocabulary(
@@ -69,7 +68,7 @@ def take_steps(
     rows = FullRows(
         sequence_length=run.model.sequence_length, vocabulary_size=vocabulary_size, has_documents=has_documents
     )
-    step = OptimizerStep(
+    return OptimizerStep(
         model,
         build_optimizer(model, run.training, tokens_per_step=1.0),
         BatchSource(
@@ -81,6 +80,21 @@ def take_steps(
         micro_batch_size=micro_batch_size,
         tokens_per_step=1.0,
         clip=run.training.clip,
+    )
+
+
+def take_steps(
+    run: RunConfig,
+    vocabulary_size: int,
+    *,
+    micro_batch_size: int,
+    num_steps: int = 2,
+    has_documents: bool = False,
+    workers: Workers | None = None,
+) -> StepResult | StepOutOfMemory:
+    """The last of some optimizer steps, beginning with a model that has not been built yet."""
+    step = an_optimizer_step(
+        run, vocabulary_size, micro_batch_size=micro_batch_size, has_documents=has_documents, workers=workers
     )
     for number in range(num_steps):
         result = step.take(step=number, position=number * run.training.batch_size, learning_rate=lambda _: 1e-4)

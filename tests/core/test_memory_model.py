@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from full_rows import a_run, take_steps
+from full_rows import a_run, an_optimizer_step, take_steps
 from small_corpus import small_corpus
 from test_memory_limit import recorded_peak_bytes
 from two_workers import on_workers
 
+from core.evaluation import Evaluation
 from core.memory_limit import memory_limit
 from core.memory_model import Place, predict_memory
 from core.run_config import RunConfig
@@ -90,6 +91,21 @@ ALL_RUNS = [
     *(pytest.param(*case, id=name) for name, case in QUICK_RUNS.items()),
     *(pytest.param(*case, id=name, marks=pytest.mark.slow) for name, case in SLOW_RUNS.items()),
 ]
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 16])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_evaluation_with_a_large_vocabulary_takes_no_more_than_training_was_predicted_to(precision, micro_batch_size):
+    run = a_run(layers=1, width=64, precision=precision, batch_size=32)
+    with memory_limit(None, CPU) as meter:
+        step = an_optimizer_step(run, 65_000, micro_batch_size=micro_batch_size)
+        held_before = meter.peak_bytes
+        rehearsed = Evaluation(
+            step.model, step.source, Workers(), step.precision, num_rows=micro_batch_size, shrinks=False
+        )
+        assert rehearsed.rehearse(step=0) is None
+    predicted_bytes = predict_memory(run, 65_000, micro_batch_size=micro_batch_size, place=Place()).peak_bytes
+    assert held_before < meter.peak_bytes < predicted_bytes
 
 
 @pytest.mark.parametrize(("changes", "micro_batch_size", "has_documents"), ALL_RUNS)
@@ -233,7 +249,7 @@ import torch
 torch.set_num_threads(1)
 from core.run_config import RunConfig
 from core.training_run import run_training
-from full_rows import a_run, take_steps
+from full_rows import a_run, an_optimizer_step, take_steps
 def resident_bytes(name):
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))
