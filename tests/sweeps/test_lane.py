@@ -135,6 +135,7 @@ def the_trial(results: Path, name: str) -> TrialRecord:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_worker_that_is_stuck_is_noticed_and_the_trial_goes_on_with_new_ones(results: Path) -> None:
     file, mark = sweep_file(results, "stuck", resources="worker_deadline_s: 5"), f"stuck-{time.time_ns()}"
     process = start("sweep", file, "--results", results, mark=mark)
@@ -147,6 +148,7 @@ def test_a_worker_that_is_stuck_is_noticed_and_the_trial_goes_on_with_new_ones(r
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_shortage_of_rank_1_alone_costs_both_workers_a_smaller_micro_batch(results: Path) -> None:
     # Of 17 rows rank 0 has eight and rank 1 nine, and the memory is that of eight.
     file = sweep_file(results, "short", resources="memory: auto")

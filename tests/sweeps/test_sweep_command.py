@@ -292,6 +292,7 @@ def test_ctrl_c_ends_in_seconds_leaves_no_process_and_the_same_command_goes_on(r
     check_that_it_goes_on(results, file)
 
 
+@pytest.mark.slow
 def test_killed_driver_leaves_its_results_and_the_same_command_goes_on_without_duplicates(results: Path) -> None:
     file = results / "killed.yaml"
     file.write_text(TINY.replace("name: tiny", "name: killed").replace("trials: 6", "trials: 5"))
