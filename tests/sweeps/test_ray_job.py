@@ -21,7 +21,7 @@ import pytest
 
 from command import ROOT, processes_marked
 from sweep_examples import TINY
-from sweeps.cli import results_folder
+from sweeps.command_frame import results_folder
 
 _RAY = Path(sys.executable).parent / "ray"
 _START_S = 120

@@ -1,0 +1,128 @@
+"""Commands after a sweep: its report and runs, and its models."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sweeps.command_frame import AsJson, Results, explains_faults, print_json, results_folder, terminal
+
+Place = Annotated[
+    Path, typer.Argument(help="A sweep's folder, a trial's, or one of Hugging Face transformers.", show_default=False)
+]
+
+
+@explains_faults
+def report(
+    folder: Annotated[Path, typer.Argument(help="A sweep's results folder.", show_default=False)],
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write each picture there, as an SVG file.")
+    ] = None,
+) -> None:
+    """Write report.html and EXPERIMENT.md of a sweep again."""
+    import json
+
+    from sweeps.report import write_pictures, write_report
+    from sweeps.results_folder import ResultsError
+    from sweeps.sweep_file import load_sweep_file
+    from sweeps.trial_records import TrialStore
+
+    if not (folder / "summary.json").exists():
+        raise ResultsError(
+            f"{folder} is no results folder of a sweep: it has no summary.json. Give results/<name>-<id>."
+        )
+    config = load_sweep_file(folder / "sweep.yaml")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    write_report(folder, config, TrialStore(folder / "trials").load_all(), summary)
+    written = [folder / "report.html"]
+    if pictures is not None:
+        written += write_pictures(pictures, folder, config, summary)
+    for path in written:
+        terminal().print(str(path), highlight=False, soft_wrap=True)
+
+
+@explains_faults
+def fill_mask(
+    place: Place,
+    text: Annotated[str, typer.Argument(help="Text with masks, as 'the <mask> is red'.", show_default=False)],
+    top: Annotated[int, typer.Option(min=1, help="Candidates for each mask.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Fill the masks of a text with a masked LM."""
+    from sweeps.trained_model import load_trained
+
+    found = load_trained(place).fill(text, num_candidates=top)
+    if as_json:
+        print_json([[{"token": token, "probability": share} for token, share in mask] for mask in found])
+        return
+    for number, mask in enumerate(found, start=1):
+        for token, share in mask:
+            terminal().print(f"mask {number}  {share:6.1%}  {token!r}", markup=False, highlight=False)
+
+
+@explains_faults
+def generate(
+    place: Place,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Only the so many likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=1e-9, max=1.0, help="Only tokens up to this share.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
+) -> None:
+    """Continue a text with a causal LM."""
+    from core.generation import Sampling
+    from sweeps.trained_model import load_trained
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    model = load_trained(place)
+    for piece in model.continue_text(prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
+        typer.echo(piece, nl=False)
+    typer.echo()
+
+
+@explains_faults
+def evaluate(
+    place: Place,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Evaluate on all of this file or folder instead of the sweep's holdout.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's exact metrics on its holdout or a corpus."""
+    import tempfile
+
+    from sweeps.trained_model import load_trained
+
+    model = load_trained(place)
+    with tempfile.TemporaryDirectory() as work_folder:
+        metrics = model.evaluate(corpus, work_folder=Path(work_folder))
+    if as_json:
+        print_json(metrics)
+        return
+    for name, value in metrics.items():
+        terminal().print(f"{name.removeprefix('holdout/'):<24} {value:.6g}", highlight=False)
+
+
+@explains_faults
+def export(
+    place: Place,
+    target: Annotated[Path, typer.Argument(help="Folder to write; must not be there yet.", show_default=False)],
+) -> None:
+    """Write a model as a folder of Hugging Face transformers."""
+    from sweeps.trained_model import load_trained
+
+    load_trained(place).export(target)
+    terminal().print(str(target), highlight=False, soft_wrap=True)
+
+
+@explains_faults
+def ui(
+    results: Results = None,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
+) -> None:
+    """Open the MLflow pages on the runs of all sweeps."""
+    from sweeps.mlflow_ui import serve_ui
+
+    serve_ui(results_folder(results), host=host, port=port, console=terminal())

@@ -1,0 +1,84 @@
+"""Commands before a sweep: look at the corpus, the plan, the memory; prepare."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_pipeline.input_fault import InputFault
+from sweeps.command_frame import File, Results, Set, explains_faults, results_folder, terminal
+
+
+@explains_faults
+def new(
+    corpus: Annotated[str, typer.Argument(help="File, folder, glob or URI.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Sweep file to write.")] = Path("sweep.yaml"),
+    causal: Annotated[bool, typer.Option("--causal", help="A causal LM instead of a masked one.")] = False,
+) -> None:
+    """Look at a corpus and this machine; write a first sweep file."""
+    from sweeps.new_sweep import write_new_sweep
+
+    console = terminal()
+    console.print(write_new_sweep(corpus, output, is_causal=causal), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"next     pretune plan {output}", highlight=False, soft_wrap=True)
+
+
+@explains_faults
+def plan(file: File, overrides: Set = None) -> None:
+    """Show what a sweep will do, what fits, what it costs."""
+    from sweeps.plan import plan_sweep, print_plan
+    from sweeps.sweep_file import load_sweep_file
+
+    sweep = load_sweep_file(file, overrides or ())
+    # Before the tokenizer is trained its size is not known; what the file allows is the upper bound.
+    print_plan(plan_sweep(sweep, vocabulary_size=sweep.tokenizer.vocabulary), terminal())
+
+
+@explains_faults
+def estimate(
+    file: File,
+    overrides: Set = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of one worker, as 24GiB.")] = None,
+    device: Annotated[str | None, typer.Option(help='A GPU by name, as "RTX 4090".')] = None,
+) -> None:
+    """Show one configuration's memory by part, and how it fits."""
+    from sweeps.estimate import memory_of, print_estimate
+    from sweeps.plan import plan_sweep
+    from sweeps.sweep_file import load_sweep_file
+
+    config = load_sweep_file(file, overrides or ())
+    planned, name = memory_of(
+        plan_sweep(config, vocabulary_size=config.tokenizer.vocabulary), memory=memory, device=device
+    )
+    print_estimate(planned, name, terminal())
+
+
+@explains_faults
+def prepare(
+    file: File,
+    overrides: Set = None,
+    results: Results = None,
+    check: Annotated[bool, typer.Option("--check", help="Read and report; write nothing, start nothing.")] = False,
+) -> None:
+    """Read, tokenize and pack the corpus; show what was dropped.
+
+    Once: a sweep on the same corpus starts with what is there.
+    """
+    from data_pipeline.check import check as check_corpus
+    from sweeps.cluster import log_libraries_to
+    from sweeps.preparation import prepare_with_progress, print_check, print_preparation
+    from sweeps.results_folder import LOG_FILE, check_writable
+    from sweeps.sweep_file import load_sweep_file
+
+    config = load_sweep_file(file, overrides or ())
+    console = terminal()
+    if check:
+        found = check_corpus(config.corpus)
+        print_check(found, console)
+        if found.problem is not None:
+            raise InputFault(found.problem)
+        return
+    folder = results_folder(results)
+    check_writable(folder)
+    log_libraries_to(folder / LOG_FILE)
+    print_preparation(prepare_with_progress(config, folder, console), console)

@@ -1,0 +1,37 @@
+"""The command that runs a sweep."""
+
+import sys
+
+import typer
+
+from sweeps.command_frame import (
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    EXIT_NOTHING_COMPLETED,
+    File,
+    Results,
+    Set,
+    explains_faults,
+    results_folder,
+    terminal,
+)
+
+
+@explains_faults
+def sweep(file: File, overrides: Set = None, results: Results = None) -> None:
+    """Run a sweep; the same command again goes on with it."""
+    from sweeps.sweep_file import load_sweep_file
+
+    config = load_sweep_file(file, overrides or ())
+    from sweeps.closing import print_end
+    from sweeps.sweep import run_sweep
+
+    console = terminal()
+    end = run_sweep(config, results_folder=results_folder(results), console=console)
+    print_end(end, console, command=" ".join(["pretune", *sys.argv[1:]]))
+    if end.status == "interrupted":
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if end.status == "incomplete":
+        raise typer.Exit(EXIT_INCOMPLETE)
+    if end.summary["best"] is None:
+        raise typer.Exit(EXIT_NOTHING_COMPLETED)
