@@ -12,6 +12,7 @@ from core.host_memory import host_memory_share
 from core.memory_limit import LimitBy
 from data_pipeline.input_fault import InputFault
 from sweeps.lane import LaneSpec
+from sweeps.leftovers import MARK, driver_mark
 from sweeps.sweep_config import ResourcesConfig
 
 
@@ -62,6 +63,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A lane takes some seven processes, most of them idle; on two cores Ray would warn of each beyond the eighth.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+    os.environ[MARK] = driver_mark()
     is_job = bool(os.environ.get("RAY_ADDRESS"))
     if is_job:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)

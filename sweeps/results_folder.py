@@ -1,18 +1,17 @@
 """The folder that one sweep leaves behind: its identity, its lock, its files."""
 
-import fcntl
 import hashlib
 import json
 import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.input_fault import InputFault
 from sweeps.sweep_config import SweepConfig
 from sweeps.sweep_file import dump_sweep
+from sweeps.sweep_lock import hold
 from sweeps.trial_records import write_atomically
 
 LOG_FILE = "ray.log"
@@ -86,24 +85,6 @@ class SweepFolder:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return summary
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for one process; the lock goes with the process, however it ends.
-
-        Raises:
-            ResultsError: Another process holds it; names it.
-        """
-        with (self.path / ".lock").open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise ResultsError(
-                    f"this sweep is running already ({holder}). Wait for it, or end it with Ctrl-C; giving the same "
-                    "command then goes on where it stopped."
-                ) from error
-            file.truncate(0)
-            file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            yield
+    def locked(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Hold the folder for this process; see `hold`."""
+        return hold(self.path / ".lock", say=say)

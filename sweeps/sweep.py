@@ -70,7 +70,11 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console) -> 
     """
     check_writable(results_folder)
     log_libraries_to(results_folder / LOG_FILE)
-    tracking = Tracking(results_folder, say=lambda text: console.print(text, highlight=False, soft_wrap=True))
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    tracking = Tracking(results_folder, say=say)
     data = prepare_with_progress(sweep, results_folder, console)
     console.print(f"corpus   {corpus_in_words(data)}", highlight=False, soft_wrap=True)
     folder = SweepFolder(results_folder, sweep, sweep_identity(sweep, data.fingerprint))
@@ -84,7 +88,7 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console) -> 
             tracking.finish(status="finished", records=ranked(records), folder=folder.path, refused=refused)
         return SweepEnd(folder, "finished", records, earlier, was_done_before=True, not_tracked=tracking.not_taken)
     folder.create()
-    with folder.locked():
+    with folder.locked(say):
         return _run(sweep, data, folder, tracking, console, earlier)
 
 
