@@ -1,6 +1,8 @@
 """Read a corpus and say what is in it; nothing is written and no Ray is started."""
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,13 +16,15 @@ from data_pipeline.prepare_progress import OnProgress, PhaseCounter
 from data_pipeline.rejects import check_files, check_rejects
 from data_pipeline.survey import Survey, survey_parcel
 
-_SHOWN_REJECTS = 20
+_SHOWN_OF_A_REASON = 3
 
 
 @dataclass(frozen=True)
 class CheckReport:
     """What reading a corpus found."""
 
+    documents: str
+    """What a document of a plain text file is, as the settings say it."""
     files: tuple[FileReport, ...]
     passed_over: tuple[PassedOver, ...]
     rows_read: int
@@ -29,7 +33,7 @@ class CheckReport:
     rejects: dict[str, int]
     """Rejected rows by reason."""
     first_rejects: tuple[dict[str, Any], ...]
-    """The first of them, as in rejects.jsonl: file, line, reason, excerpt."""
+    """The first three of each reason, as in rejects.jsonl: file, line, reason, excerpt."""
     num_text_bytes: int
     """UTF-8 bytes of the rows kept."""
     num_held_out: int
@@ -49,12 +53,12 @@ def check(corpus: CorpusConfig, *, on_progress: OnProgress | None = None) -> Che
     files = examine_files(found, corpus, memory=None, on_bytes=counter.add)
     counter = PhaseCounter(report, "judging rows", total=files.num_plain_bytes, unit="bytes")
     survey = Survey()
-    shown: list[dict[str, Any]] = [reject.as_json() for reject in survey.refuse_files(files)]
+    shown = _first_of_each_reason([reject.as_json() for reject in survey.refuse_files(files)])
     judge = partial(survey_parcel, corpus=files, sample_share=0.0, wants_hashes=False)
     for result in for_each_parcel_here(files, judge):
         survey.add(result)
-        if len(shown) < _SHOWN_REJECTS:
-            shown += [json.loads(line) for line in result["blobs"]["rejects"].splitlines()]
+        rejects = (json.loads(line) for line in result["blobs"]["rejects"].split(b"\n") if line)
+        shown = _first_of_each_reason([*shown, *rejects])
         counter.add(result["num_bytes"])
     reports = survey.file_reports(files)
     try:
@@ -64,14 +68,25 @@ def check(corpus: CorpusConfig, *, on_progress: OnProgress | None = None) -> Che
     except CorpusError as error:
         problem = str(error)
     return CheckReport(
+        documents=corpus.documents,
         files=reports,
         passed_over=found.passed_over,
         rows_read=survey.rows_read,
         rows_kept=survey.rows_kept,
         rows_rejected=survey.rows_rejected,
         rejects=dict(sorted(survey.rejects.items())),
-        first_rejects=tuple(shown[:_SHOWN_REJECTS]),
+        first_rejects=tuple(shown),
         num_text_bytes=survey.num_text_bytes,
         num_held_out=survey.num_held_out,
         problem=problem,
     )
+
+
+def _first_of_each_reason(rejects: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    seen = Counter[str]()
+    first = []
+    for reject in rejects:
+        seen[reject["reason"]] += 1
+        if seen[reject["reason"]] <= _SHOWN_OF_A_REASON:
+            first.append(reject)
+    return first

@@ -5,6 +5,8 @@ import difflib
 import gzip
 import io
 import platform
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,13 +124,36 @@ def compression_of(head: bytes) -> Compression | None:
 def decompress(stream: Any, compression: Compression | None) -> ByteReader:
     """The text behind a compressed stream, all its members; an unfinished or damaged one raises OSError or EOFError."""
     if compression == "gzip":
-        return gzip.GzipFile(fileobj=stream)
+        return _UpToDamage(gzip.GzipFile(fileobj=stream))
     if compression == "bzip2":
-        return bz2.BZ2File(stream)
+        return _UpToDamage(bz2.BZ2File(stream))
     if compression == "zstd":
         return _Zstd(stream)
     plain: ByteReader = stream
     return plain
+
+
+@contextmanager
+def open_seekable(path: str, compression: Compression | None) -> Iterator[IO[bytes]]:
+    """The decompressed bytes of a file for a reader that jumps about in it (Parquet); compressed ones pass a disk."""
+    with open_bytes(path) as raw:
+        if compression is None:
+            yield raw
+            return
+        with tempfile.TemporaryFile() as plain:
+            shutil.copyfileobj(decompress(raw, compression), plain)
+            plain.seek(0)
+            yield plain
+
+
+class _UpToDamage:
+    """Reads of the standard library that give what they have; `read` throws it away when damage follows it."""
+
+    def __init__(self, stream: gzip.GzipFile | bz2.BZ2File) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._stream.read1(size)
 
 
 class _Zstd:
@@ -178,8 +203,12 @@ def _expand(path: str) -> Iterator[FoundFile | PassedOver]:
     if not matches:
         raise CorpusError(f"corpus.path={path} does not exist{_nearest(filesystem, inner)}")
     for name, info in matches:
-        if info["type"] == "file":
-            yield _found(filesystem, name, info)
+        if info["type"] != "file":
+            continue
+        # Who asks for README*.txt shall have them.
+        is_asked_for = _why_passed_over(inner.rsplit("/", 1)[-1], 1) is not None
+        why = None if is_asked_for else _why_passed_over(name.rsplit("/", 1)[-1], int(info["size"] or 0))
+        yield PassedOver(path=_full(filesystem, name), why=why) if why else _found(filesystem, name, info)
 
 
 def _filesystem(path: str) -> tuple[Any, str]:

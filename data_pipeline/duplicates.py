@@ -1,9 +1,10 @@
 """Which texts of a corpus have been seen before, without holding the texts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 # Hashes looked at together; bounds memory to some hundred MB however large the corpus is.
 _HASHES_AT_ONCE = 4_000_000
@@ -16,17 +17,27 @@ def find_duplicates(paths: Iterable[Path]) -> dict[str, list[int]]:
         paths: Hash files of parcels (two uint64 a text), named as the parcel, in the order of the corpus.
     """
     ordered = list(paths)
-    num_hashes = sum(path.stat().st_size for path in ordered) // 16
-    num_passes = -(-num_hashes // _HASHES_AT_ONCE) or 1
     dropped: dict[str, list[int]] = {}
-    for number in range(num_passes):
-        for parcel, place in _repeated(ordered, number, num_passes):
+    for parcels, places in _repeated_by_pass(ordered):
+        for parcel, place in zip(parcels.tolist(), places.tolist(), strict=True):
             dropped.setdefault(ordered[parcel].stem, []).append(place)
     return dropped
 
 
-def _repeated(paths: list[Path], number: int, num_passes: int) -> list[tuple[int, int]]:
-    """(parcel, place) of repeated texts among those whose hash falls into this pass."""
+def count_duplicates(paths: Iterable[Path]) -> int:
+    """How many texts `find_duplicates` would find, without a list of them."""
+    return sum(len(places) for _, places in _repeated_by_pass(list(paths)))
+
+
+def _repeated_by_pass(paths: list[Path]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    num_hashes = sum(path.stat().st_size for path in paths) // 16
+    num_passes = -(-num_hashes // _HASHES_AT_ONCE)
+    for number in range(num_passes):
+        yield _repeated(paths, number, num_passes)
+
+
+def _repeated(paths: list[Path], number: int, num_passes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(parcels, places) of repeated texts among those whose hash falls into this pass."""
     keys, parcels, places = [], [], []
     for parcel, path in enumerate(paths):
         hashes = np.fromfile(path, "<u8").reshape(-1, 2)
@@ -41,4 +52,4 @@ def _repeated(paths: list[Path], number: int, num_passes: int) -> list[tuple[int
     is_repeated = np.zeros(len(key), np.bool_)
     is_repeated[1:] = (in_order[1:] == in_order[:-1]).all(axis=1)
     again = np.sort(order[is_repeated])
-    return list(zip(parcel_of[again].tolist(), place_of[again].tolist(), strict=True))
+    return parcel_of[again], place_of[again]

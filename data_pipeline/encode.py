@@ -55,7 +55,9 @@ class EncodeWork:
         blobs: dict[str, bytes] = {}
         if self.judges:
             result["survey"] = rows.counts(hashes, text_bytes, self.corpus)
-            blobs[f"{name}.rejects"] = rows.reject_lines()
+            blobs[f"{name}.hashes"] = hashes.tobytes()
+            if rows.rejects:
+                blobs[f"{name}.rejects"] = rows.reject_lines()
         for split, chosen in (("train", ~is_held_out), ("holdout", is_held_out)):
             places = np.flatnonzero(chosen).tolist()
             batch, facts = encode_documents(

@@ -87,7 +87,7 @@ def detect_encoding(head: bytes, high_lines: list[bytes]) -> Encoding:
         return Encoding(wide, "every second byte is NUL")
     if not high_lines:
         return Encoding("utf-8", "ASCII only")
-    num_valid = sum(_is_valid(line, "utf-8") for line in high_lines)
+    num_valid = sum(_is_valid(line, "utf-8", "surrogatepass") for line in high_lines)
     share = f"{num_valid} of {len(high_lines)} lines above ASCII valid"
     # A line of another encoding is hardly ever valid UTF-8 by chance: half of the lines is proof, and the rest damage.
     if 2 * num_valid >= len(high_lines):
@@ -118,9 +118,9 @@ def _share_even(runs: list[bytes]) -> float:
     return sum(len(run) % 2 == 0 for run in runs) / len(runs)
 
 
-def _is_valid(line: bytes, encoding: str) -> bool:
+def _is_valid(line: bytes, encoding: str, errors: str = "strict") -> bool:
     try:
-        line.decode(encoding)
+        line.decode(encoding, errors)
     except UnicodeDecodeError:
         return False
     return True

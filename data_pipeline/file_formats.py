@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Literal
 
 from data_pipeline.corpus_config import CorpusConfig
-from data_pipeline.corpus_files import Compression, FoundFile, compression_of, decompress, open_bytes
+from data_pipeline.corpus_files import Compression, FoundFile, compression_of, decompress, open_bytes, open_seekable
 from data_pipeline.encodings import WIDE_ENCODINGS, Encoding, HighByteSample, detect_encoding
 
 Format = Literal["jsonl", "json", "csv", "txt", "parquet"]
@@ -23,6 +23,7 @@ _HEAD_BYTES = 1 << 18
 _PIECE_BYTES = 1 << 20
 _DELIMITERS = (",", "\t", ";")
 _SNIFFED_ROWS = 60
+_OBJECT_OVER_LINES = re.compile(r'\s*\{\s*\n\s*"[^"\n]*"\s*:')
 _HEADER_CELL = re.compile(r"[^\W\d][\w .:/()#%-]{0,63}|")
 
 
@@ -45,6 +46,7 @@ class FileKind:
     """Header of a CSV; keys seen in JSON; columns of Parquet."""
     has_header: bool = True
     text_column: str | None = None
+    """None: a row is its text itself (plain text, an array of strings)."""
     refused: str | None = None
     damage: str | None = None
     """Where decompression ended before the file did."""
@@ -85,7 +87,7 @@ def examine_file(found: FoundFile, corpus: CorpusConfig) -> FileKind:
         "damage": damage,
     }
     if head.startswith(b"PAR1"):
-        common |= _parquet_facts(found.path, corpus)
+        common |= _parquet_facts(found.path, compression, corpus)
         return FileKind(encoding=Encoding("utf-8", "Parquet"), format="parquet", **common)
     if corpus.encoding is not None:
         bom = next((len(b) for b in (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff") if head.startswith(b)), 0)
@@ -136,12 +138,17 @@ def _text_facts(head: str, corpus: CorpusConfig, *, is_whole: bool) -> dict[str,
         lines.pop()  # It may be cut.
     facts: dict[str, Any] = {"has_cr_lines": has_cr_lines}
     wanted = corpus.format
+    if wanted in ("json", "auto") and corpus.text is None and _is_array_of_strings(head):
+        return facts | {"format": "json"}
     if wanted == "json" or (wanted == "auto" and _is_json_array(head)):
         return facts | {"format": "json"} | _object_facts(_first_elements(head), corpus)
     filled = [line for line in lines if line.strip()][:_SNIFFED_ROWS]
     objects = [parsed for parsed in map(_object_or_none, filled) if parsed is not None]
     if wanted == "jsonl" or (wanted == "auto" and filled and _looks_like_jsonl(filled, len(objects))):
         return facts | {"format": "jsonl"} | _object_facts(objects, corpus)
+    if wanted == "auto" and _OBJECT_OVER_LINES.match(head):
+        refused = "it is JSON of objects over several lines; rows are objects of a line each, or elements of one array"
+        return facts | {"format": "json", "refused": refused}
     if wanted in ("csv", "tsv") or wanted == "auto":
         table = _csv_facts(lines, corpus)
         if table is not None:
@@ -155,6 +162,18 @@ def _is_json_array(head: str) -> bool:
         return False
     inside = stripped[1:].lstrip()
     return inside.startswith("{") and re.match(r'\{\s*("|\})', inside) is not None
+
+
+def _is_array_of_strings(head: str) -> bool:
+    """Told by its first element: a whole string, and what may follow an element."""
+    start = re.match(r'\s*\[\s*(?=")', head)
+    if start is None:
+        return False
+    try:
+        _, end = json.JSONDecoder().raw_decode(head, start.end())
+    except ValueError:
+        return False
+    return re.match(r"\s*[,\]]", head[end:]) is not None
 
 
 def _first_elements(head: str) -> list[dict[str, Any]]:
@@ -285,16 +304,24 @@ def _is_prose(cells: list[str]) -> bool:
     return any(" " in cell.strip() for cell in cells)
 
 
-def _parquet_facts(path: str, corpus: CorpusConfig) -> dict[str, Any]:
+def _parquet_facts(path: str, compression: Compression | None, corpus: CorpusConfig) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with open_bytes(path) as stream:
+        with open_seekable(path, compression) as stream:
             schema = pq.read_schema(stream)
-    except (OSError, pa.ArrowException) as cause:
+    except (OSError, EOFError, pa.ArrowException) as cause:
         return {"refused": f"it begins like Parquet and cannot be read: {cause}"}
     columns = tuple(schema.names)
-    text_like = [name for name in columns if pa.types.is_string(schema.field(name).type)]
+    text_like = [name for name in columns if _is_string(schema.field(name).type)]
     column, refused = choose_column(columns, corpus.text, text_like)
     return {"columns": columns, "text_column": column, "refused": refused}
+
+
+def _is_string(column: Any) -> bool:
+    import pyarrow as pa
+
+    values = column.value_type if pa.types.is_dictionary(column) else column
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_kind(values) for is_kind in kinds)

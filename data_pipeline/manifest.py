@@ -1,14 +1,14 @@
 """What is known of a prepared corpus: every file, every row, every token. Lies next to the blocks as manifest.json."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field, model_validator
 
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 
 # Part of every fingerprint: raise it when the same settings begin to give other tokens, rows or files.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 SplitName = Literal["train", "holdout"]
 
@@ -118,7 +118,7 @@ class StreamReport(Record):
     rows_kept: int
     rows_rejected: int
     rows_duplicate: int
-    """Kept rows whose text had been seen before; dropped after counting, where the corpus asks for it."""
+    """Kept rows whose text had been seen before; where the corpus asks for it, they are in no block."""
     rejects: dict[str, int]
     """Rejected rows by reason."""
     tokenizer_report: TokenizerReport
@@ -145,12 +145,21 @@ class Manifest(StreamReport):
     passed_over: tuple[PassedOver, ...]
     rows: dict[SplitName, RowReport]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _less_what_follows_from_the_rest(cls, data: Any) -> Any:
+        """Shares are written for whoever reads the file, and computed again by whoever loads it."""
+        shares = ("padding_share", "truncated_share")
+        return {key: value for key, value in data.items() if key not in shares} if isinstance(data, dict) else data
+
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def padding_share(self) -> float:
         """Share of the places in all rows that hold no token."""
         places = sum(rows.num_rows for rows in self.rows.values()) * self.packing.sequence_length
         return sum(rows.num_padding_tokens for rows in self.rows.values()) / max(places, 1)
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def truncated_share(self) -> float:
         """Share of all tokens that are in no row."""

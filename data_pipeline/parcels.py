@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from data_pipeline.corpus_config import CorpusConfig
-from data_pipeline.corpus_files import decompress, open_bytes
+from data_pipeline.corpus_files import decompress, open_bytes, open_seekable
 from data_pipeline.csv_records import end_of_last_record
 from data_pipeline.encodings import WIDE_ENCODINGS
 from data_pipeline.file_formats import FileKind
@@ -23,6 +23,8 @@ from data_pipeline.rejects import Reason
 
 _READ_BYTES = 1 << 20
 _LONGEST_ROW_BYTES = 64 << 20
+_LONGEST_ROW_END_BYTES = 1 << 10
+_LINE_END = re.compile(rb"\n")
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 _SEPARATORS = re.compile(r"[\s,]*")
 _NEXT_OBJECT = re.compile(r"\}[\s,]*(?=\{)")
@@ -66,14 +68,17 @@ def _line_pieces(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes
     is_whole_file = kind.format == "txt" and corpus.documents == "files"
     buffer = bytearray()
     line, is_first, is_skipping = 1, True, False
+    is_by_paragraph = kind.format == "txt" and corpus.documents == "paragraphs"
+    row_end = _BLANK_LINE if is_by_paragraph else _LINE_END
     for read in _plain_text(kind):
-        if is_skipping:
-            end = read.find(b"\n")
-            if end < 0:
-                continue
-            read, is_skipping, line = read[end + 1 :], False, line + 1
         buffer += read
-        if len(buffer) < piece_bytes or is_whole_file:
+        if is_skipping:
+            end = row_end.search(buffer)
+            # What ends the row may be in the buffer by half.
+            num_dropped = end.end() if end else max(0, len(buffer) - _LONGEST_ROW_END_BYTES)
+            line, is_skipping = line + buffer.count(b"\n", 0, num_dropped), end is None
+            del buffer[:num_dropped]
+        if is_skipping or len(buffer) < piece_bytes or is_whole_file:
             continue
         cut = _cut(bytes(buffer), kind, corpus)
         if cut:
@@ -81,14 +86,13 @@ def _line_pieces(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes
             del buffer[:cut]
             yield Piece(file, line, data, is_first)
             line, is_first = line + data.count(b"\n"), False
-        elif len(buffer) > _LONGEST_ROW_BYTES and b"\n" not in buffer:
+        elif len(buffer) > _LONGEST_ROW_BYTES and (is_by_paragraph or b"\n" not in buffer):
             yield Piece(file, line, bytes(buffer[:400]), is_first, reject=Reason.TOO_LONG)
-            buffer.clear()
             is_first, is_skipping = False, True
     if kind.damage is not None:
         # The last line was cut off by the damage, which has its own entry among the rejects.
         del buffer[bytes(buffer).rfind(b"\n") + 1 :]
-    if buffer:
+    if buffer and not is_skipping:
         yield Piece(file, line, bytes(buffer), is_first)
 
 
@@ -103,10 +107,7 @@ def _cut(buffer: bytes, kind: FileKind, corpus: CorpusConfig) -> int:
 
 def _plain_text(kind: FileKind) -> Iterator[bytes]:
     """Text of a file: decompressed, without byte order mark, wide encodings as UTF-8, lone CR line ends as LF."""
-    decoder = None
-    if kind.encoding.name in WIDE_ENCODINGS:
-        # A surrogate without its half passes as bytes that are no UTF-8, so that its row is rejected and no other.
-        decoder = codecs.getincrementaldecoder(kind.encoding.name)("surrogatepass")
+    decoder = _wide_decoder(kind.encoding.name) if kind.encoding.name in WIDE_ENCODINGS else None
     skip = kind.encoding.bom_bytes
     with open_bytes(kind.path) as raw:
         plain = decompress(raw, kind.compression)
@@ -116,9 +117,26 @@ def _plain_text(kind: FileKind) -> Iterator[bytes]:
                 if decoder is not None:
                     piece = decoder.decode(piece).encode("utf-8", "surrogatepass")
                 yield piece.replace(b"\r", b"\n") if kind.has_cr_lines else piece
+            if decoder is not None:
+                yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
         except (OSError, EOFError):
             if kind.damage is None:
                 raise
+
+
+def _wide_decoder(encoding: str) -> codecs.IncrementalDecoder:
+    """Decodes UTF-16 or UTF-32 whatever it holds: what is no character, or half of one at the end, becomes a surrogate.
+
+    Alone a surrogate is no UTF-8 either, so that its row is rejected and no other.
+    """
+    unit = 2 if encoding.startswith("utf-16") else 4
+
+    def as_surrogate(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeDecodeError)
+        return "\ud800", min(error.start + unit, len(error.object))
+
+    codecs.register_error("pretune.as_surrogate", as_surrogate)
+    return codecs.getincrementaldecoder(encoding)("pretune.as_surrogate")
 
 
 def _json_pieces(kind: FileKind, *, file: int, piece_bytes: int) -> Iterator[Piece]:
@@ -198,7 +216,7 @@ def _read_characters(chunks: Iterator[str], at_least: int) -> str:
 def _parquet_pieces(kind: FileKind, *, file: int, piece_bytes: int) -> Iterator[Piece]:
     columns = list(kind.columns) if kind.text_column in ("conversations", "alpaca") else [kind.text_column]
     num_rows = 1
-    with open_bytes(kind.path) as stream:
+    with open_seekable(kind.path, kind.compression) as stream:
         for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024, columns=columns):
             rows = [json.dumps(row, ensure_ascii=True, default=str).encode() for row in batch.to_pylist()]
             for start, stop in pairwise(_cuts([len(row) for row in rows], piece_bytes)):

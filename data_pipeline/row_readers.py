@@ -146,6 +146,8 @@ def _json_content(raw: bytes, kind: FileKind) -> _Content:
         return Reason.MALFORMED_JSON
     if end != len(text):
         return Reason.MALFORMED_JSON
+    if kind.text_column is None:
+        return row if isinstance(row, str) else Reason.NOT_TEXT
     if not isinstance(row, dict):
         return Reason.NOT_AN_OBJECT
     if kind.text_column == "conversations":
@@ -153,7 +155,7 @@ def _json_content(raw: bytes, kind: FileKind) -> _Content:
         return Reason.NO_TEXT_KEY if turns is None else dialogue_of(turns)
     if kind.text_column == "alpaca":
         return alpaca_of(row) if "instruction" in row else Reason.NO_TEXT_KEY
-    return _text_of(row, raw, text, kind.text_column or "text")
+    return _text_of(row, raw, text, kind.text_column)
 
 
 def _text_of(row: dict[str, Any], raw: bytes, line: str, key: str) -> _Content:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from data_pipeline.corpus import Corpus, RunParcels, for_each_parcel
 from data_pipeline.corpus_config import CorpusError, TokenizerConfig
-from data_pipeline.duplicates import find_duplicates
+from data_pipeline.duplicates import count_duplicates, find_duplicates
 from data_pipeline.encode import EncodeWork, token_dtype
 from data_pipeline.manifest import BlockReport, SplitName, SplitReport, StreamReport, TokenizerReport
 from data_pipeline.node_copies import all_nodes_see
@@ -51,12 +51,12 @@ def make_stream(
         with _timed(seconds, "judging rows"):
             survey = _survey(corpus, config, work, report, run)
     _write_rejects(work, survey.refuse_files(corpus))
-    assert survey.rows_read == sum(counts["kept"] + counts["rejected"] for counts in survey.files.values())
     files = survey.file_reports(corpus)
     check_files(files, corpus.config)
     check_rejects(survey.rejects, survey.rows_read, corpus.config)
     threshold = _threshold(survey, corpus)
-    dropped = find_duplicates(sorted(work.glob("*.hashes"))) if corpus.config.drop_duplicates else {}
+    hashes = sorted(work.glob("*.hashes"))
+    dropped = find_duplicates(hashes) if corpus.config.drop_duplicates else {}
     if not is_read_once:
         with _timed(seconds, "training the tokenizer"):
             tokenizer, num_training_bytes = _tokenizer(corpus, config, work, threshold, report)
@@ -67,12 +67,13 @@ def make_stream(
                 _forget_blocks(work)
             results = encode(tokenizer, threshold=threshold, dropped=dropped)
     splits = {split: _split_report(work, split, results) for split in SPLITS}
+    _check_accounts(work, survey, splits, num_dropped=sum(map(len, dropped.values())))
     return StreamReport(
         files=files,
         rows_read=survey.rows_read,
         rows_kept=survey.rows_kept,
         rows_rejected=survey.rows_rejected,
-        rows_duplicate=sum(map(len, dropped.values())),
+        rows_duplicate=count_duplicates(hashes),
         rejects=dict(sorted(survey.rejects.items())),
         tokenizer_report=_tokenizer_report(
             tokenizer,
@@ -92,9 +93,7 @@ def _survey(corpus: Corpus, config: TokenizerConfig, work: Path, report: OnProgr
     """A reading of its own, before. Its rejects, samples and hashes are laid down in `work`, a file for each parcel."""
     counter = PhaseCounter(report, "judging rows", total=corpus.num_plain_bytes, unit="bytes")
     wanted = 0.0 if config.kind == "file" else config.training_bytes / max(corpus.num_plain_bytes, 1)
-    judge = partial(
-        survey_parcel, corpus=corpus, sample_share=min(1.0, wanted), wants_hashes=corpus.config.drop_duplicates
-    )
+    judge = partial(survey_parcel, corpus=corpus, sample_share=min(1.0, wanted), wants_hashes=True)
     survey = Survey()
     for result in run(corpus, judge):
         survey.add(result)
@@ -112,6 +111,18 @@ def _write_rejects(work: Path, refused: list[Reject]) -> None:
         # They stay until the work folder goes: a run killed here gathers them again.
         for path in sorted(work.glob("*.rejects")):
             file.write(path.read_bytes())
+
+
+def _check_accounts(work: Path, survey: Survey, splits: dict[SplitName, SplitReport], *, num_dropped: int) -> None:
+    """Every row that was read is a document of a block, a dropped duplicate or a line of rejects.jsonl."""
+    by_file = sum(counts["kept"] + counts["rejected"] for counts in survey.files.values())
+    with (work / "rejects.jsonl").open("rb") as file:
+        num_rejects = sum(1 for _ in file)
+    num_documents = sum(split.num_documents for split in splits.values())
+    assert survey.rows_read == by_file == num_documents + num_dropped + num_rejects, (
+        f"{survey.rows_read} rows read, {by_file} in files, {num_documents} documents, {num_dropped} dropped, "
+        f"{num_rejects} in rejects.jsonl"
+    )
 
 
 def _forget_blocks(work: Path) -> None:

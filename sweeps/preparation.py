@@ -19,6 +19,8 @@ from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.cluster import connect
 from sweeps.sweep_config import SweepConfig
 
+_SHOWN_FILES = 30
+
 
 def prepare_with_progress(sweep: SweepConfig, results_folder: Path, console: Console) -> PreparedCorpus:
     """The sweep's token blocks: opened when they are there, else made with Ray Data.
@@ -78,17 +80,26 @@ def data_figures(data: PreparedCorpus) -> dict[str, Any]:
 def print_preparation(data: PreparedCorpus, console: Console) -> None:
     """What was read, kept and dropped, and what the tokenizer made of it."""
     manifest, tokenizer = data.manifest, data.manifest.tokenizer_report
-    _print_files(manifest.files, manifest.passed_over, manifest.rejects, console)
+    _print_files(manifest.files, manifest.passed_over, manifest.rejects, manifest.corpus.documents, console)
+    if manifest.rows_rejected:
+        console.print(
+            f"             each with its line: {data.folder / 'rejects.jsonl'}", highlight=False, soft_wrap=True
+        )
     if manifest.rows_duplicate:
         what = "dropped" if manifest.corpus.drop_duplicates else "kept; corpus.drop_duplicates: true drops them"
-        console.print(f"duplicates   {manifest.rows_duplicate:,} rows have the text of an earlier one: {what}")
+        console.print(
+            f"duplicates   {manifest.rows_duplicate:,} of the rows kept have the text of an earlier one: {what}",
+            highlight=False,
+            soft_wrap=True,
+        )
     tokens = sum(split.num_tokens for split in manifest.splits.values())
     facts = {
         "tokens": f"{tokens:,}: {data.train.num_tokens:,} to train on, {data.holdout.num_tokens:,} held out",
         "rows": f"{data.train.num_rows:,} and {data.holdout.num_rows:,} of {data.train.sequence_length} tokens, "
         f"{manifest.padding_share:.1%} padding, {manifest.truncated_share:.1%} of the tokens truncated",
         "tokenizer": f"{tokenizer.vocabulary_size:,} entries, {tokenizer.bytes_per_token:.2f} bytes a token, "
-        f"{tokenizer.unknown_rate:.2%} unknown, {tokenizer.tokens_per_s:,.0f} tokens/s",
+        f"{tokenizer.unknown_rate:.2%} unknown, {tokenizer.tokens_per_s:,.0f} tokens/s, "
+        f"longest {tokenizer.longest_token!r} ({tokenizer.longest_token_bytes:,} bytes)",
         "blocks": str(data.folder),
     }
     for label, text in facts.items():
@@ -97,10 +108,12 @@ def print_preparation(data: PreparedCorpus, console: Console) -> None:
 
 def print_check(report: CheckReport, console: Console) -> None:
     """What reading a corpus found, nothing having been written."""
-    _print_files(report.files, report.passed_over, report.rejects, console)
+    _print_files(report.files, report.passed_over, report.rejects, report.documents, console)
     for reject in report.first_rejects:
-        place = f"{Path(reject['file']).name}:{reject['line']}"
-        console.print(f"  {escape(place)}  {reject['reason']}  {escape(reject['excerpt'])}", highlight=False)
+        place = Path(reject["file"]).name + (f":{reject['line']}" if reject["line"] else "")
+        console.print(
+            f"  {escape(place)}  {reject['reason']}  {escape(reject['excerpt'])}", highlight=False, soft_wrap=True
+        )
     console.print(
         f"{report.rows_kept:,} of {report.rows_read:,} rows would be kept, {report.num_text_bytes:,} bytes of text, "
         f"{report.num_held_out:,} of the rows held out; nothing was written",
@@ -110,22 +123,42 @@ def print_check(report: CheckReport, console: Console) -> None:
 
 
 def _print_files(
-    files: Sequence[FileReport], passed_over: Sequence[PassedOver], rejects: Mapping[str, int], console: Console
+    files: Sequence[FileReport],
+    passed_over: Sequence[PassedOver],
+    rejects: Mapping[str, int],
+    documents: str,
+    console: Console,
 ) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("file", "format", "encoding"):
-        table.add_column(name)
+    for name in ("file", "format", "encoding", "text"):
+        table.add_column(name, overflow="fold")
     for name in ("rows read", "kept", "rejected"):
         table.add_column(name, justify="right")
-    for file in files:
+    for file in files[:_SHOWN_FILES]:
         kind = file.format if file.compression is None else f"{file.format}, {file.compression}"
-        counts = (f"{file.rows_read:,}", f"{file.rows_kept:,}", f"{file.rows_rejected:,}")
-        table.add_row(escape(Path(file.path).name), kind, file.encoding or "", *counts)
+        text = documents if file.format == "txt" else file.text_column or ""
+        table.add_row(escape(Path(file.path).name), kind, file.encoding or "", escape(text), *_counts([file]))
+    if len(files) > _SHOWN_FILES:
+        others = files[_SHOWN_FILES:]
+        table.add_row(f"and {len(others):,} more", "", "", "", *_counts(others))
+    if len(files) > 1:
+        table.add_row("together", "", "", "", *_counts(files), style="bold")
     console.print(table)
-    for reason, count in sorted(rejects.items()):
-        console.print(f"rejected     {count:,} rows: {reason}", highlight=False)
-    for one in passed_over:
+    rows_read = max(sum(file.rows_read for file in files), 1)
+    for reason, count in sorted(rejects.items(), key=lambda item: (-item[1], item[0])):
+        rows = "row" if count == 1 else "rows"
+        console.print(f"rejected     {count:,} {rows}, {count / rows_read:.1%}: {reason}", highlight=False)
+    for one in passed_over[:_SHOWN_FILES]:
         console.print(f"passed over  {escape(Path(one.path).name)}: {one.why}", highlight=False, soft_wrap=True)
+    if len(passed_over) > _SHOWN_FILES:
+        console.print(f"passed over  {len(passed_over) - _SHOWN_FILES:,} more, in manifest.json", highlight=False)
+
+
+def _counts(files: Sequence[FileReport]) -> tuple[str, str, str]:
+    """Rows read, kept and rejected."""
+    sums = (sum(getattr(file, name) for file in files) for name in ("rows_read", "rows_kept", "rows_rejected"))
+    read, kept, rejected = (f"{count:,}" for count in sums)
+    return read, kept, rejected
 
 
 def corpus_in_words(data: PreparedCorpus) -> str:

@@ -67,6 +67,44 @@ def test_alpaca_rows_become_dialogues(tmp_path: Path, as_array: bool) -> None:
     assert [reason for _, reason in found.rejects] == ["conversation without an answer", "turn without role or content"]
 
 
+def test_alpaca_rows_of_a_table_become_dialogues(tmp_path: Path) -> None:
+    table = 'instruction,input,output\nName a bird,,wren\n"Translate,",Vogel,bird\nx,,\n'
+    found = read(written(tmp_path, table))
+    assert found.texts == [
+        "<s>user\nName a bird</s>\n<s>assistant\nwren</s>",
+        "<s>user\nTranslate,\nVogel</s>\n<s>assistant\nbird</s>",
+    ]
+    assert found.rejects == [(4, "conversation without an answer")]
+
+
+WHOLE = {"instruction": "x", "input": "", "output": "y"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"instruction": 7}, "turn without role or content"),
+        ({"input": ["x"]}, "turn without role or content"),
+        ({"output": None}, "turn without role or content"),
+        ({"output": " "}, "conversation without an answer"),
+        ({"instruction": " "}, "turn without text"),
+        ({"history": "long"}, "turn without role or content"),
+        ({"history": [["only a question"]]}, "turn without role or content"),
+        ({"history": [["question", 7]]}, "turn without role or content"),
+        ({"history": [["question", ""]]}, "turn without text"),
+    ],
+)
+def test_malformed_alpaca_row_is_rejected_by_reason(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    made = "\n".join(json.dumps(row) for row in (WHOLE, WHOLE | changes, WHOLE))
+    found = read(written(tmp_path, made))
+    assert (len(found.texts), found.rejects) == (2, [(2, reason)])
+
+
+def test_alpaca_row_without_instruction_is_rejected(tmp_path: Path) -> None:
+    made = "\n".join(json.dumps(row) for row in (WHOLE, {"output": "y"}, {"instruction": "x"}))
+    assert read(written(tmp_path, made)).rejects == [(2, "no text key"), (3, "turn without role or content")]
+
+
 @needs_real_data
 @pytest.mark.parametrize(
     ("name", "num_rows"),

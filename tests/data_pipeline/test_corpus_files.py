@@ -34,6 +34,15 @@ def test_globs_are_expanded(folder: Path, pattern: str) -> None:
     assert "a.jsonl" in found(str(folder / pattern))
 
 
+def test_glob_passes_over_what_a_folder_would(folder: Path) -> None:
+    for name in ("README.md", "a.jsonl~", "empty.jsonl"):
+        written(folder, "" if name.startswith("empty") else "no corpus", name)
+    files = find_files(CorpusConfig(path=str(folder / "*")))
+    assert [Path(file.path).name for file in files.files] == ["a.jsonl", "b.jsonl"]
+    assert [Path(item.path).name for item in files.passed_over] == ["README.md", "a.jsonl~", "empty.jsonl"]
+    assert found(str(folder / "README*")) == ["README.md"]
+
+
 def test_file_uri_is_the_file(folder: Path) -> None:
     assert read(folder / "a.jsonl").texts == ["a.jsonl"]
     assert found(f"file://{folder}/a.jsonl") == ["a.jsonl"]

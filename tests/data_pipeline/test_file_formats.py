@@ -1,6 +1,8 @@
 import bz2
 import codecs
+import csv
 import gzip
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +71,46 @@ def test_compression_is_told_by_content_whatever_the_suffix(tmp_path: Path, comp
     assert found.texts == PROSE
 
 
+def test_suffix_of_a_compression_makes_no_compressed_file(tmp_path: Path) -> None:
+    assert read(written(tmp_path, json_lines(*PROSE), "corpus.jsonl.gz")).texts == PROSE
+
+
+def table(delimiter: str) -> str:
+    sink = io.StringIO()
+    csv.writer(sink, delimiter=delimiter).writerows([["id", "text"], *([str(n), text] for n, text in enumerate(PROSE))])
+    return sink.getvalue()
+
+
+def parquet(texts: list[str]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), sink)
+    return sink.getvalue()
+
+
+# Format as the report calls it, the bytes of a file, and settings that say more than bytes can.
+FORMATS: dict[str, tuple[str, bytes, dict[str, str]]] = {
+    "jsonl": ("jsonl", json_lines(*PROSE).encode(), {}),
+    "json array": ("json", json.dumps([{"text": text} for text in PROSE]).encode(), {}),
+    "csv": ("csv", table(",").encode(), {}),
+    "tsv": ("tsv", table("\t").encode(), {}),
+    "csv with ;": ("csv with ;", table(";").encode(), {}),
+    "lines": ("txt", "\n".join(PROSE).encode(), {}),
+    "paragraphs": ("txt", "\n\n".join(PROSE).encode(), {"documents": "paragraphs"}),
+    "files": ("txt", "\n".join(PROSE).encode(), {"documents": "files"}),
+    "parquet": ("parquet", parquet(PROSE), {}),
+}
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS)
+@pytest.mark.parametrize("made", FORMATS)
+def test_every_format_is_read_through_every_compression(tmp_path: Path, made: str, compressor: str) -> None:
+    name, data, settings = FORMATS[made]
+    found = read(written(tmp_path, COMPRESSORS[compressor](data)), **settings)
+    assert found.kinds[0].format_in_words == name
+    assert found.texts == (["\n".join(PROSE)] if made == "files" else PROSE)
+    assert found.rejects == []
+
+
 @pytest.mark.parametrize("compressor", ["gzip", "zstd"])
 def test_compressed_file_cut_off_keeps_what_came_before_and_says_so(tmp_path: Path, compressor: str) -> None:
     # Text that does not compress, so that some of it lies before the cut.
@@ -79,6 +121,39 @@ def test_compressed_file_cut_off_keeps_what_came_before_and_says_so(tmp_path: Pa
     assert 0 < len(found.texts) < len(texts)
     assert found.texts == texts[: len(found.texts)]
     assert found.rejects == []
+
+
+@pytest.mark.parametrize("compressor", ["gzip", "bzip2"])
+def test_rows_before_what_is_no_compressed_data_are_kept_to_the_last(tmp_path: Path, compressor: str) -> None:
+    data = COMPRESSORS[compressor](json_lines(*PROSE).encode()) + b"appended by somebody"
+    found = read(written(tmp_path, data))
+    assert (found.texts, found.rejects) == (PROSE, [])
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_strings_of_every_arrow_type_are_text(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"n": [1, 2, 3], "prose": pa.array(PROSE).cast(kind)}), tmp_path / "corpus")
+    assert read(tmp_path / "corpus").texts == PROSE
+
+
+def test_parquet_cut_off_inside_a_compressed_file_is_refused(tmp_path: Path) -> None:
+    data = gzip.compress(parquet([f"{text} {n}" for text in PROSE for n in range(1000)]))
+    assert "cannot be read" in str(read(written(tmp_path, data[: len(data) // 2])).kinds[0].refused)
+
+
+def test_array_of_strings_is_a_row_a_string(tmp_path: Path) -> None:
+    found = read(written(tmp_path, json.dumps([*PROSE[:2], 7, PROSE[2]], indent=1)))
+    assert (found.texts, found.rejects) == (PROSE, [(4, "text is not a string")])
+
+
+@pytest.mark.parametrize("prose", ["[Illustration]", '["Go," he said]', "{not json", "[1] Smith, J."])
+def test_prose_that_begins_like_json_is_prose(tmp_path: Path, prose: str) -> None:
+    assert read(written(tmp_path, f"{prose}\n{PROSE[0]}")).texts == [prose, PROSE[0]]
+
+
+def test_one_object_over_many_lines_is_not_read_as_prose(tmp_path: Path) -> None:
+    labels = json.dumps({str(n): f"label {n}" for n in range(20)}, indent=1)
+    assert "JSON of objects over several lines" in str(read(written(tmp_path, labels)).kinds[0].refused)
 
 
 def test_bytes_that_are_no_text_are_refused_whole(tmp_path: Path) -> None:
@@ -125,6 +200,29 @@ def test_latin_1_is_found(tmp_path: Path) -> None:
     assert (found.kinds[0].encoding.name, found.texts) == ("latin-1", texts)
 
 
+ENCODED = ["Le café est à côté", "où la forêt brûle", "déjà vu, crème brûlée"] * 10
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "latin-1", "gb18030"])
+@pytest.mark.parametrize("make", ["jsonl", "json", "csv", "tsv", "txt"])
+def test_every_text_format_is_read_in_every_encoding(tmp_path: Path, make: str, encoding: str) -> None:
+    texts = [f"{text}。这是第{n}行中文" for n, text in enumerate(PROSE * 9)] if encoding == "gb18030" else ENCODED
+    made = {
+        "jsonl": json_lines(*texts),
+        "json": json.dumps([{"text": text} for text in texts], ensure_ascii=False, indent=1),
+        "csv": "id,text\r\n" + "".join(f'{n},"{text}"\r\n' for n, text in enumerate(texts)),
+        "tsv": "id\ttext\n" + "".join(f"{n}\t{text}\n" for n, text in enumerate(texts)),
+        "txt": "\n".join(texts),
+    }[make]
+    found = read(written(tmp_path, made.encode(encoding)))
+    assert (found.texts, found.rejects) == (texts, [])
+
+
+def test_chinese_in_utf_16_is_found_without_a_byte_order_mark(tmp_path: Path) -> None:
+    texts = ["第一行中文文字在此", "秦川雄帝宅，函谷壮皇居。"] * 100
+    assert read(written(tmp_path, "\n".join(texts).encode("utf-16-le"))).texts == texts
+
+
 def test_gbk_is_found_in_chinese_jsonl(tmp_path: Path) -> None:
     texts = ["帝京篇十首", "秦川雄帝宅，函谷壮皇居。", "绮殿千寻起，离宫百雉余。"] * 5
     found = read(written(tmp_path, json_lines(*texts).encode("gbk")))
@@ -150,6 +248,28 @@ def test_surrogate_without_its_half_in_utf_16_rejects_its_row_and_no_other(tmp_p
     data = "good\nb?d\nalso good\n".encode("utf-16-le").replace("?".encode("utf-16-le"), b"\x00\xd8")
     found = read(written(tmp_path, codecs.BOM_UTF16_LE + data))
     assert (found.texts, found.rejects) == (["good", "also good"], [(2, "bytes that are not of the file's encoding")])
+
+
+def test_half_a_character_at_the_end_of_utf_16_rejects_its_row(tmp_path: Path) -> None:
+    found = read(written(tmp_path, "good\nlast".encode("utf-16") + b"!"))
+    assert (found.texts, found.rejects) == (["good"], [(2, "bytes that are not of the file's encoding")])
+
+
+def test_number_that_is_no_character_in_utf_32_rejects_its_row_and_no_other(tmp_path: Path) -> None:
+    found = read(written(tmp_path, "good\n".encode("utf-32") + b"\xff\xff\xff\xff" + "bad\nmore".encode("utf-32-le")))
+    assert (found.texts, found.rejects) == (["good", "more"], [(2, "bytes that are not of the file's encoding")])
+
+
+def test_lone_surrogates_as_bytes_are_damage_and_no_other_encoding(tmp_path: Path) -> None:
+    found = read(written(tmp_path, b"\xed\xa0\x80 alone\nplain\n" * 3))
+    assert found.kinds[0].encoding.name == "utf-8"
+    assert found.texts == ["plain"] * 3
+    assert found.rejects == [(line, "bytes that are not of the file's encoding") for line in (1, 3, 5)]
+
+
+def test_encoding_that_is_said_is_not_guessed(tmp_path: Path) -> None:
+    found = read(written(tmp_path, "déjà vu".encode("cp850")), encoding="cp850")
+    assert (found.texts, found.kinds[0].encoding.note) == (["déjà vu"], "said in the settings")
 
 
 @needs_real_data

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import signal
@@ -14,11 +15,12 @@ import pytest
 import ray
 from preparing import letter_tokenizer, prepared_from_texts
 from reading import REAL_DATA, json_lines, needs_real_data, read, written
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import RobertaProcessing
 
 from data_pipeline.corpus import Corpus, ParcelWork, for_each_parcel_here
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.manifest import read_manifest
 from data_pipeline.prepare import CorpusError, PrepareProgress, prepare
 from data_pipeline.token_blocks import PreparedCorpus
 from data_pipeline.tokenizer import load_tokenizer
@@ -105,6 +107,103 @@ def test_split_counts_and_hashes_do_not_depend_on_the_number_of_files(tmp_path: 
     assert figures(one) == figures(seven)
     # Files in the order of the whole: even the rows are the same.
     assert all(np.array_equal(a, b) for a, b in zip(all_tokens(one), all_tokens(seven), strict=True))
+
+
+def test_split_counts_and_hashes_do_not_depend_on_the_order_of_files(tmp_path: Path) -> None:
+    parts = [json_lines(*(f"file {part} text {n}" for n in range(200))) for part in range(4)]
+    for order in ("0123", "3102"):
+        for place, part in enumerate(order):
+            written(tmp_path, parts[int(part)], f"{order}/{place}.jsonl")
+    one, other = (here(tmp_path, CorpusConfig(path=str(tmp_path / order))) for order in ("0123", "3102"))
+    assert one.fingerprint != other.fingerprint
+    assert figures(one) == figures(other)
+
+
+def test_split_counts_hashes_and_rows_do_not_depend_on_the_size_of_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(written(tmp_path, json_lines(*(f"text number {n}" for n in range(2000)))))
+    whole = here(tmp_path / "whole", CorpusConfig(path=path))
+    monkeypatch.setattr("data_pipeline.parcels._READ_BYTES", 1000)
+    monkeypatch.setattr("data_pipeline.corpus._SMALLEST_PARCEL_BYTES", 3000)
+    monkeypatch.setattr("data_pipeline.token_stream._MERGED_BLOCK_BYTES", 5000)
+    parts = here(tmp_path / "parts", CorpusConfig(path=path))
+    assert len(parts.manifest.splits["train"].blocks) > 5 > len(whole.manifest.splits["train"].blocks)
+    assert figures(whole) == figures(parts)
+    assert all(np.array_equal(a, b) for a, b in zip(all_tokens(whole), all_tokens(parts), strict=True))
+
+
+def test_every_row_that_was_read_is_a_document_or_a_line_of_the_rejects(tmp_path: Path) -> None:
+    rows = ['{"text": "a"}', '{"text": "a"}', '{"text": ""}', "{broken", "", '{"text": 5}', '{"text": "b"}', "7"]
+    written(tmp_path, "\n".join(rows), "in/one.jsonl")
+    written(tmp_path, 'id,text\n1,c\n2\n3,"open\n4,d\nid,text\n', "in/two.csv")
+    written(tmp_path, bytes(500), "in/three.bin")
+    written(tmp_path, gzip.compress(json_lines("e", "f").encode()) + b"junk", "in/four.gz")
+    corpus = CorpusConfig(path=str(tmp_path / "in"), max_rejected=1.0, holdout=0.3)
+    for drop in (False, True):
+        prepared = here(tmp_path, corpus.model_copy(update={"drop_duplicates": drop}))
+        manifest = prepared.manifest
+        rejects = [json.loads(line) for line in (prepared.folder / "rejects.jsonl").read_text().splitlines()]
+        assert sorted((Path(reject["file"]).name, reject["line"]) for reject in rejects) == [
+            *[("four.gz", 0), ("one.jsonl", 3), ("one.jsonl", 4), ("one.jsonl", 6), ("one.jsonl", 8)],
+            *[("three.bin", 0), ("two.csv", 3), ("two.csv", 4), ("two.csv", 6)],
+        ]
+        assert (manifest.rows_read, manifest.rows_kept, manifest.rows_rejected) == (16, 7, 9)
+        assert sum(manifest.rejects.values()) == 9
+        assert {file.rows_read - file.rows_kept - file.rows_rejected for file in manifest.files} == {0}
+        assert manifest.rows_duplicate == 1
+        assert sum(split.num_documents for split in manifest.splits.values()) == 7 - drop
+
+
+def test_tokenizer_never_sees_a_text_of_the_holdout(tmp_path: Path) -> None:
+    texts = [f"word{n} " * 3 for n in range(300)]
+    path = str(written(tmp_path, json_lines(*texts)))
+    prepared = here(tmp_path, CorpusConfig(path=path, holdout=0.3), TokenizerConfig(kind="words", vocabulary=1000))
+    num_train, num_holdout = (prepared.manifest.splits[name].num_documents for name in ("train", "holdout"))
+    assert num_train + num_holdout == 300
+    assert prepared.vocabulary.size == 5 + num_train
+    # <s> and </s> are known, the three words of each text are not.
+    assert prepared.manifest.splits["holdout"].num_unknown_tokens == 3 * num_holdout > 0
+    assert prepared.manifest.splits["train"].num_unknown_tokens == 0
+
+
+def test_manifest_says_what_the_tokenizer_makes_of_the_corpus(tmp_path: Path) -> None:
+    texts = [f"Zwölf Boxkämpfer {n}" for n in range(200)] + ["rare"]
+    path = str(written(tmp_path, json_lines(*texts)))
+    prepared = here(tmp_path, CorpusConfig(path=path), TokenizerConfig(kind="words", vocabulary=100, min_frequency=2))
+    report = prepared.manifest.tokenizer_report
+    num_tokens, num_unknown = 200 * 5 + 3, 200 + 1
+    assert report.bytes_per_token == pytest.approx(sum(len(text.encode()) for text in texts) / num_tokens)
+    assert report.unknown_rate == pytest.approx(num_unknown / num_tokens)
+    assert (report.longest_token, report.longest_token_bytes) == ("Boxkämpfer", 11)
+    assert report.tokens_per_s > 0
+    assert report.training_s is not None
+    assert prepared.manifest.token_dtype == "uint16"
+
+
+def test_manifest_on_disk_says_the_shares_of_padding_and_truncation(tmp_path: Path) -> None:
+    packing = PackingConfig(rows="one_per_row", too_long="truncate", sequence_length=8)
+    prepared, encoded = prepared_from_texts(tmp_path, ["a", "bc", "defghijklm", "no"], packing)
+    on_disk = json.loads((prepared.folder / "manifest.json").read_text())
+    num_in_rows = sum(min(len(ids), 8) for ids in encoded)
+    assert on_disk["padding_share"] == pytest.approx(1 - num_in_rows / (4 * 8))
+    assert on_disk["truncated_share"] == pytest.approx(1 - num_in_rows / sum(map(len, encoded)))
+    assert read_manifest(prepared.folder) == prepared.manifest
+
+
+@pytest.mark.parametrize(("vocabulary", "dtype"), [(65_541, "uint32"), (65_536, "uint16")])
+def test_tokens_take_two_bytes_where_the_vocabulary_allows(tmp_path: Path, vocabulary: int, dtype: str) -> None:
+    words = {f"{number:x}": number for number in range(5, vocabulary)}
+    special = {token: number for number, token in enumerate(("<s>", "<pad>", "</s>", "<unk>", "<mask>"))}
+    tokenizer = Tokenizer(models.WordLevel(special | words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    texts = [f"{vocabulary - 1:x} {number:x}" for number in range(5, 40)]
+    path = str(written(tmp_path, json_lines(*texts)))
+    given = TokenizerConfig(kind="file", path=str(tmp_path / "tokenizer.json"))
+    prepared = here(tmp_path, CorpusConfig(path=path), given)
+    assert prepared.manifest.token_dtype == dtype == prepared.train.block_tokens(0).dtype.name
+    assert int(prepared.train.block_tokens(0).max()) == vocabulary - 1
 
 
 def test_equal_texts_stand_on_one_side_of_the_holdout(tmp_path: Path) -> None:
@@ -214,7 +313,7 @@ def four_parcels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.ray
 def test_killed_preparation_looks_unfinished_and_goes_on_where_it_stopped(tmp_path: Path, four_parcels: Path) -> None:
-    killed = start(four_parcels, tmp_path / "prepared", pause_s=1.0)
+    killed = start(four_parcels, tmp_path / "prepared", pause_s=0.4)
     deadline = time.monotonic() + 60
     while len(done := list((tmp_path / "prepared").glob(".work-*/0*.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -224,7 +323,7 @@ def test_killed_preparation_looks_unfinished_and_goes_on_where_it_stopped(tmp_pa
     assert not [path for path in (tmp_path / "prepared").iterdir() if not path.name.startswith(".")]
 
     written_at = {path.name: path.stat().st_mtime_ns for path in done}
-    resumed = start(four_parcels, tmp_path / "prepared", pause_s=0.3)
+    resumed = start(four_parcels, tmp_path / "prepared", pause_s=0.1)
     deadline = time.monotonic() + 60
     while len(again := list((tmp_path / "prepared").glob(".work-*/0*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -65,6 +65,22 @@ def test_line_of_two_megabytes_is_one_row(tmp_path: Path) -> None:
     assert read(written(tmp_path, json_lines("a", long, "b")), piece_bytes=1000).texts == ["a", long, "b"]
 
 
+@pytest.mark.parametrize(
+    ("documents", "rows", "line"),
+    [("lines", ["a", "long " * 300, "b", "c"], 2), ("paragraphs", ["a\na", "long\n" * 300, "b\nb", "c"], 4)],
+)
+def test_row_that_does_not_fit_in_memory_is_rejected_and_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: str, rows: list[str], line: int
+) -> None:
+    monkeypatch.setattr(parcels, "_LONGEST_ROW_BYTES", 1000)
+    monkeypatch.setattr(parcels, "_READ_BYTES", 7)
+    between = "\n" if documents == "lines" else "\n\n"
+    found = read(written(tmp_path, between.join(rows)), documents=documents, piece_bytes=1, format="txt")
+    assert (found.texts, found.rejects) == ([rows[0], *rows[2:]], [(line, "row too long")])
+    last = read(written(tmp_path, between.join([*rows[2:], rows[1]])), documents=documents, piece_bytes=1, format="txt")
+    assert (last.texts, [reason for _, reason in last.rejects]) == (rows[2:], ["row too long"])
+
+
 def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
     found = read(written(tmp_path, "\n" + json_lines("a").replace("\n", "\n\n  \n") + json_lines("b")))
     assert (found.texts, found.rejects, found.num_blank_lines) == (["a", "b"], [], 3)
@@ -75,6 +91,12 @@ def test_json_array_with_a_broken_element_keeps_the_others(tmp_path: Path) -> No
     found = read(written(tmp_path, data))
     assert found.texts == ["a", "d", "e"]
     assert found.rejects == [(3, "malformed JSON"), (5, "JSON that is not an object")]
+
+
+def test_nesting_too_deep_in_a_json_array_costs_its_element_only(tmp_path: Path) -> None:
+    deep = '{"text": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    found = read(written(tmp_path, '[\n{"text": "b"},\n' + deep + ',\n{"text": "c"}\n]'))
+    assert (found.texts, found.rejects) == (["b", "c"], [(3, "JSON nested too deep")])
 
 
 def test_json_array_that_is_cut_off_rejects_its_last_element(tmp_path: Path) -> None:

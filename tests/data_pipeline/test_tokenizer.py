@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from preparing import letter_tokenizer
 from reading import REAL_DATA, needs_real_data, read
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, trainers
 
 from data_pipeline.corpus_config import TokenizerConfig
 from data_pipeline.tokenizer import load_tokenizer, longest_token, train_tokenizer, vocabulary_of
@@ -30,6 +31,36 @@ def test_special_tokens_of_minimind_have_its_ids_and_no_space_is_put_before_the_
     assert found.pad_id == 0
     assert tokenizer.decode(tokenizer.encode("the cat").ids) == "the cat"
     assert not tokenizer.encode("the cat").tokens[0].startswith("Ġ")
+
+
+def real_or_made_texts() -> list[str]:
+    return read(REAL_DATA / "kant/kant.txt").texts[:3000] if REAL_DATA.is_dir() else TEXTS * 20
+
+
+def test_vocabulary_of_kantaibert_is_that_of_its_own_recipe() -> None:
+    texts = real_or_made_texts()
+    theirs = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    theirs.train_from_iterator(texts, vocab_size=1000, min_frequency=2, special_tokens=special, show_progress=False)
+    ours = train_tokenizer(TokenizerConfig(vocabulary=1000, min_frequency=2), texts)
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert [ours.encode(text).ids for text in texts[:200]] == [theirs.encode(text).ids for text in texts[:200]]
+
+
+def test_vocabulary_of_minimind_is_that_of_its_own_recipe() -> None:
+    texts = real_or_made_texts()
+    theirs = Tokenizer(models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    theirs.train_from_iterator(texts, trainer=trainer)
+    ours = train_tokenizer(TokenizerConfig(vocabulary=1000, min_frequency=1, special_tokens="minimind"), texts)
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert [ours.encode(text).ids for text in texts[:200]] == [theirs.encode(text).ids for text in texts[:200]]
 
 
 @needs_real_data
