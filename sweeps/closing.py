@@ -42,6 +42,8 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
         ("tables", folder / "trials.csv"),
         ("runs", _ui_command(end.folder.path.parent)),
     ]
+    if end.model_uri:
+        facts.insert(1, ("registry", end.model_uri))
     facts += [("took", f"{clock(end.summary['wall_s'])}, {_spent(end)}")]
     if end.not_tracked:
         facts += [("missing", f"{end.not_tracked}. Send it later with the same command: {command}")]

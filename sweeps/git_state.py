@@ -14,13 +14,15 @@ def git_state(folder: Path) -> dict[str, str]:
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no").splitlines()
     names = [line.strip().split(maxsplit=1)[-1] for line in changed[:_MAX_FILES]]
     more = f" and {len(changed) - _MAX_FILES} more" if len(changed) > _MAX_FILES else ""
-    return {
+    state = {
         "commit": commit,
         "described as": _git(folder, "describe", "--always", "--dirty", "--tags"),
         "branch": _git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
+        "remote": _git(folder, "config", "--get", "remote.origin.url"),
         "last commit": _git(folder, "log", "-1", "--format=%cs %s"),
         "changed since": (", ".join(names) + more) if names else "nothing",
     }
+    return {name: value for name, value in state.items() if value}
 
 
 def _git(folder: Path, *arguments: str) -> str:

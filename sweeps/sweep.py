@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -26,6 +27,8 @@ from sweeps.git_state import git_state
 from sweeps.ledger import Ledger
 from sweeps.mailbox import Assignment
 from sweeps.memory_observations import MemoryStore
+from sweeps.mlflow_dataset import dataset_inputs
+from sweeps.mlflow_tags import source_tags
 from sweeps.nothing_fits import check_that_something_fits
 from sweeps.plan import SweepPlan, plan_sweep
 from sweeps.preparation import corpus_in_words, data_figures, prepare_with_progress
@@ -60,6 +63,8 @@ class SweepEnd:
     """Nothing was left to do."""
     not_tracked: str
     """What MLflow has not taken, in words; empty when it has everything."""
+    model_uri: str
+    """The winner in MLflow's model registry; empty when it was not registered this time."""
 
 
 def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console) -> SweepEnd:
@@ -86,7 +91,15 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console) -> 
         if not tracking.is_complete:
             refused = TrialStore(folder.trials).load_refusals()
             tracking.finish(status="finished", records=ranked(records), folder=folder.path, refused=refused)
-        return SweepEnd(folder, "finished", records, earlier, was_done_before=True, not_tracked=tracking.not_taken)
+        return SweepEnd(
+            folder,
+            "finished",
+            records,
+            earlier,
+            was_done_before=True,
+            not_tracked=tracking.not_taken,
+            model_uri=tracking.model_uri,
+        )
     folder.create()
     with folder.locked(say):
         return _run(sweep, data, folder, tracking, console, earlier)
@@ -153,7 +166,15 @@ def _run(
         summary = _write_results(run, status=status, tracking=tracking, wall_s=wall_s())
     run.check_that_something_ran()
     records = tuple(run.ledger.records.values())
-    return SweepEnd(folder, status, records, summary, was_done_before=False, not_tracked=tracking.not_taken)
+    return SweepEnd(
+        folder,
+        status,
+        records,
+        summary,
+        was_done_before=False,
+        not_tracked=tracking.not_taken,
+        model_uri=tracking.model_uri,
+    )
 
 
 class _SweepRun:
@@ -318,6 +339,8 @@ def _start_tracking(tracking: Tracking, sweep: SweepConfig, data: PreparedCorpus
         tags={"mlflow.note.content": sweep.purpose, "pretune.data": data.fingerprint},
         params=_fixed_settings(sweep),
         store=TrialStore(folder.trials),
+        source=source_tags(shlex.join(sys.argv), Path.cwd()),
+        datasets=dataset_inputs(data.manifest),
     )
 
 

@@ -5,6 +5,7 @@ MLflow only mirrors the trial folders: a server that goes away stops nothing, an
 """
 
 import math
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -13,9 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import DatasetInput, Metric, Param, RunTag
 
 from sweeps.frontier_map import MAP_FILE
+from sweeps.mlflow_model import ARTIFACT, example_of, register, save_model
 from sweeps.mlflow_store import MlflowStore, without_password
 from sweeps.outbox import RETRY_S, Outbox
 from sweeps.outcomes import Outcome
@@ -87,24 +89,38 @@ class Tracking:
         """After `start`: the runs of this sweep are there, whole, with the sweep finished."""
         self.not_taken = ""
         """After `finish`: what the store has not taken, in words; empty when it has taken everything."""
+        self.model_uri = ""
+        """After `finish`: the winner in the model registry, as `models:/traffic-mlm/1`; empty without one."""
 
     def start(
-        self, *, name: str, identity: str, tags: Mapping[str, str], params: Mapping[str, Any], store: TrialStore
+        self,
+        *,
+        name: str,
+        identity: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+        store: TrialStore,
+        source: Mapping[str, str] | None = None,
+        datasets: Sequence[DatasetInput] = (),
     ) -> None:
         """Find or create the parent run, and send what the trial folders know and MLflow does not.
 
         Args:
             params: Settings that all trials share; they go to the parent, so that children show only what differs.
+            source: Tags of the parent and of every trial that starts from now on: which code and command they come of.
+            datasets: What the parent and every trial read.
 
         Raises:
             TrackingError: The store answers no longer.
         """
         self._name, self._identity = name, identity
+        self._source, self._datasets = dict(source or {}), list(datasets)
         with self._store.explained():
             found = self._find(f"tags.`pretune.sweep` = '{identity}' and tags.`pretune.kind` = 'sweep'")
             self._parent_id = found[0].info.run_id if found else self._create(name, "sweep")
             self._log_params(self._parent_id, params)
-            self._client.log_batch(self._parent_id, tags=_as_tags(tags))
+            self._client.log_batch(self._parent_id, tags=_as_tags({**self._source, **tags}))
+            self._log_datasets(self._parent_id)
             outcomes = {}
             for run in self._find(self._children()):
                 number = int(run.data.tags["pretune.trial"])
@@ -196,9 +212,19 @@ class Tracking:
         for name in ("sweep.yaml", "trials.csv", "summary.json", "report.html", "EXPERIMENT.md", MAP_FILE):
             if (end.folder / name).exists():
                 self._client.log_artifact(self._parent_id, str(end.folder / name))
-        if (end.folder / "best").exists():
-            self._client.log_artifacts(self._parent_id, str(end.folder / "best"), artifact_path="best")
+        if best is not None and (end.folder / "best").exists():
+            self._log_model(end, best)
         self._client.set_terminated(self._parent_id, "FINISHED" if end.status == "finished" else "KILLED")
+
+    def _log_model(self, end: _End, best: TrialRecord) -> None:
+        """The winner as a model that MLflow serves; of a finished sweep also a version in the registry."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / ARTIFACT
+            save_model(end.folder / "best", folder, example=example_of(end.folder))
+            self._client.log_artifacts(self._parent_id, str(folder), artifact_path=ARTIFACT)
+        if end.status == "finished":
+            tags = {"pretune.sweep": self._identity, "pretune.trial": best.name, FINAL_LOSS: str(best.loss)}
+            self.model_uri = register(self._client, name=self._name, run_id=self._parent_id, tags=tags)
 
     def _find(self, query: str) -> list[Any]:
         runs: list[Any] = []
@@ -223,9 +249,10 @@ class Tracking:
             # Looked for first: the server may have made the run and gone away before it could say so.
             found = self._find(f"{self._children()} and tags.`pretune.trial` = '{record.number}'")
             tags = {"mlflow.parentRunId": self._parent_id, "pretune.trial": str(record.number)}
-            tags["pretune.chosen_by"] = record.chosen_by
+            tags |= {"pretune.chosen_by": record.chosen_by, **self._source}
             run_id = found[0].info.run_id if found else self._create(record.name, "trial", tags)
             self._log_params(run_id, record.settings)
+            self._log_datasets(run_id)
             self._runs[record.number] = run_id
         return self._runs[record.number]
 
@@ -261,6 +288,10 @@ class Tracking:
     def _log_metrics(self, run_id: str, metrics: Sequence[Metric]) -> None:
         for start in range(0, len(metrics), _MAX_METRICS):
             self._client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
+
+    def _log_datasets(self, run_id: str) -> None:
+        if self._datasets:
+            self._client.log_inputs(run_id, self._datasets)
 
     def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
         params = [Param(name, str(value)[:_MAX_PARAM_CHARACTERS]) for name, value in values.items()]

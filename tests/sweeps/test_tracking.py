@@ -1,6 +1,9 @@
 """MLflow runs of a sweep, in a real SQLite store and on a real server."""
 
+import importlib.metadata
+import json
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,9 +12,14 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from data_pipeline.corpus import for_each_parcel_here
+from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.prepare import prepare
 from mlflow_server import MlflowServer, free_port
 from sweep_examples import record
+from sweeps.mlflow_dataset import dataset_inputs
 from sweeps.mlflow_store import EXPERIMENT, TrackingError
+from sweeps.mlflow_tags import source_tags
 from sweeps.outbox import Outbox
 from sweeps.outcomes import Outcome
 from sweeps.results import ranked
@@ -151,6 +159,41 @@ def test_a_trial_is_a_child_run_with_swept_settings_as_params_and_metrics_on_the
     assert child.data.metrics[FINAL_LOSS] == losses(1)[-1][1]
 
 
+def test_every_run_says_which_data_it_read_and_which_code_it_ran(sweep: Sweep) -> None:
+    (sweep.results / "corpus.txt").write_text("\n".join(f"line {number} of the corpus" for number in range(500)))
+    data = prepare(
+        CorpusConfig(path=str(sweep.results / "corpus.txt"), holdout=0.1),
+        TokenizerConfig(vocabulary=300),
+        PackingConfig(sequence_length=32),
+        prepared_folder=sweep.results / "prepared",
+        run=for_each_parcel_here,
+    )
+    for _ in range(2):  # A sweep that goes on says it again.
+        tracking = Tracking(sweep.results, say=sweep.said.append)
+        tracking.start(
+            name="tiny",
+            identity=str(sweep.results),
+            tags={},
+            params={},
+            store=sweep.store,
+            source=source_tags("pretune sweep tiny.yaml", Path(__file__).parent),
+            datasets=dataset_inputs(data.manifest),
+        )
+        sweep.whole_trial(tracking, 1)
+        assert sweep.finish(tracking) == ""
+    runs = local_runs(sweep)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    for run in (runs.parent, runs.children["trial-0001"]):
+        read = {one.dataset.name: one for one in run.inputs.dataset_inputs}
+        assert set(read) == {"corpus.txt train", "corpus.txt holdout"}
+        assert {one.dataset.digest for one in read.values()} == {data.fingerprint[:36]}
+        assert json.loads(read["corpus.txt train"].dataset.profile)["num_elements"] == data.train.num_tokens
+        assert json.loads(read["corpus.txt holdout"].dataset.source)["uri"] == str(sweep.results / "corpus.txt")
+        assert run.data.tags.get("mlflow.source.git.commit", "") == commit.stdout.strip()
+        assert run.data.tags["mlflow.source.name"] == "pretune sweep tiny.yaml"
+        assert run.data.tags["pretune.version"] == importlib.metadata.version("pretune")
+
+
 def test_every_outcome_is_a_tag_with_its_reason_and_a_status_of_mlflow(sweep: Sweep) -> None:
     tracking = sweep.tracking()
     for number, outcome in enumerate(Outcome, start=1):
@@ -170,8 +213,6 @@ def test_the_parent_gets_the_ranking_the_best_trial_and_the_files(sweep: Sweep) 
     for number in (2, 1):
         sweep.whole_trial(tracking, number)
     (sweep.folder / "trials.csv").write_text("rank\n")
-    (sweep.folder / "best").mkdir()
-    (sweep.folder / "best" / "config.json").write_text("{}")
     sweep.finish(tracking)
     runs = local_runs(sweep)
     ranks = {name: child.data.metrics["final/rank"] for name, child in runs.children.items()}
@@ -179,8 +220,7 @@ def test_the_parent_gets_the_ranking_the_best_trial_and_the_files(sweep: Sweep) 
     assert runs.parent.data.tags["pretune.best_trial"] == "trial-0001"
     assert runs.parent.data.metrics[FINAL_LOSS] == losses(1)[-1][1]
     assert runs.parent.info.status == "FINISHED"
-    assert runs.artifacts() == {"trials.csv", "best"}
-    assert runs.artifacts("best") == {"best/config.json"}
+    assert runs.artifacts() == {"trials.csv"}
 
 
 def test_a_sweep_that_goes_on_adds_to_the_runs_there_are(sweep: Sweep) -> None:

@@ -8,21 +8,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from typer.testing import CliRunner
 
 from core.evaluation import MASKING_RATE, MASKING_SEED, evaluate
-from core.huggingface import export_huggingface
-from core.models import build_model
 from core.precision import choose_precision
-from core.run_config import ModelConfig
 from core.workers import Workers
 from data_pipeline.batches import BatchSource
 from data_pipeline.corpus import for_each_parcel_here
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.prepare import prepare
-from data_pipeline.tokenizer import train_tokenizer, vocabulary_of
+from small_models import TEXTS, exported
 from sweeps.cli import app
 from sweeps.trained_model import load_trained
-
-TEXTS = [f"the {color} {animal} sees a {color} house" for color in ("red", "old", "big") for animal in ("cat", "dog")]
-SMALL = {"layers": 2, "width": 32, "heads": 2, "sequence_length": 32}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,20 +25,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def exported(folder: Path, family: str) -> Path:
-    """A model of random weights as transformers has it; large ones, so that no two tokens are as likely."""
-    tokenizer = train_tokenizer(TokenizerConfig(vocabulary=300, min_frequency=1), TEXTS)
-    tokenizer.save(str(folder / "trained.json"))
-    config = ModelConfig.model_validate({"family": family} | SMALL)
-    torch.manual_seed(0)
-    model = build_model(config, vocabulary_of(tokenizer).size)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3.0)
-    export_huggingface(model, config, folder / "trained.json", vocabulary_of(tokenizer), folder / "model")
-    return folder / "model"
 
 
 @pytest.fixture(scope="module")
