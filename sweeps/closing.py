@@ -45,6 +45,8 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     if end.model_uri:
         facts.insert(1, ("registry", end.model_uri))
     facts += [("took", f"{clock(end.summary['wall_s'])}, {_spent(end)}")]
+    if end.summary.get("search_ended_by"):
+        facts += [("ended by", end.summary["search_ended_by"])]
     if end.not_tracked:
         facts += [("missing", f"{end.not_tracked}. Send it later with the same command: {command}")]
     if end.status != "finished":

@@ -1,12 +1,12 @@
 """How much each swept setting mattered for the loss."""
 
 import math
-from typing import Any
 
 import optuna
 from optuna.trial import create_trial
 
 from sweeps.findings import Findings, finite_loss
+from sweeps.settings_sampler import holds
 
 MIN_TRIALS = 6
 """With fewer completed trials than this the shares are chance."""
@@ -27,7 +27,7 @@ def importances(findings: Findings) -> dict[str, float] | str:
     study = optuna.create_study(direction="minimize", sampler=optuna.samplers.RandomSampler(seed=0))
     for record in findings.completed:
         params = {path: record.settings[path] for path in space if path in record.settings}
-        if len(params) == len(space) and all(_holds(space[path], params[path]) for path in space):
+        if len(params) == len(space) and all(holds(space[path], params[path]) for path in space):
             study.add_trial(create_trial(params=params, distributions=space, value=finite_loss(record)))
     if len(study.trials) < MIN_TRIALS:
         return f"it takes {MIN_TRIALS} completed trials inside the search space, and there are {len(study.trials)}."
@@ -37,10 +37,3 @@ def importances(findings: Findings) -> dict[str, float] | str:
     if not all(map(math.isfinite, found.values())):
         return "the completed trials are too much alike."
     return dict(found)
-
-
-def _holds(distribution: optuna.distributions.BaseDistribution, value: Any) -> bool:
-    try:
-        return bool(distribution._contains(distribution.to_internal_repr(value)))
-    except (TypeError, ValueError):
-        return False  # A value of `start_with` of another type than the space's.

@@ -38,9 +38,11 @@ class Ledger:
         run_of: Callable[[TrialRecord], RunConfig],
         rungs: tuple[int, ...],
         remember: Callable[[list[MemoryObservation]], None] = lambda _: None,
+        flops_per_token: Callable[[RunConfig], float | None] = lambda _: None,
     ) -> None:
         """
         Args:
+            flops_per_token: Operations of a run's training for each token.
             remember: Keeps what a trial has shown about memory for later sweeps.
         """
         self.records = {record.number: record for record in store.load_all()}
@@ -48,6 +50,7 @@ class Ledger:
         self.listeners: list[Listener] = []
         self._store, self._frontier, self._scheduler = store, frontier, scheduler
         self._run_of, self._rungs, self._remember = run_of, rungs, remember
+        self._flops_per_token = flops_per_token
 
     def open(self, settings: dict[str, Any], chosen_by: str) -> TrialRecord:
         """A new trial with the next number."""
@@ -59,6 +62,7 @@ class Ledger:
                 "micro_batch_size_asked": run.training.micro_batch_size,
                 "memory_limit_bytes": self._frontier.limit_bytes,
                 "predicted_peak_memory_bytes": self._frontier.predicted_bytes(run),
+                "flops_per_token": self._flops_per_token(run),
             }
         )
         return self._keep(record)
@@ -128,6 +132,10 @@ class Ledger:
         )
         self.refused.append(refused)
         self._store.append_refusal(refused)
+
+    def cut_off(self, number: int, reason: str) -> None:
+        """A running trial is about to be stopped, for this reason."""
+        self._scheduler.stopped[number] = reason
 
     def settle(self, number: int, result: dict[str, Any] | None, *, lost: bool = False) -> TrialRecord:
         """How a trial ended, from Tune's last result; the first call decides."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,9 +17,10 @@ from core.run_config import RunConfig
 from data_pipeline.settings import format_bytes
 from sweeps.cluster import LanePlan, plan_lanes, worker_memory_bytes
 from sweeps.early_stopping import rung_tokens
+from sweeps.informed_start import informed_points
 from sweeps.memory_frontier import MICRO_BATCH, MemoryFrontier, micro_batch_of
 from sweeps.search_space import format_setting
-from sweeps.sweep_config import SweepConfig
+from sweeps.sweep_config import BudgetConfig, SweepConfig
 from sweeps.sweep_file import dump_sweep
 
 _FIRST_MARGIN_ON_CUDA = 0.10
@@ -137,12 +139,17 @@ def print_plan(plan: SweepPlan, console: Console) -> None:
 
 def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
     sweep, budget = plan.sweep, plan.sweep.budget
-    total = budget.trials * budget.tokens_per_trial
-    yield "trials", f"{budget.trials} of up to {budget.tokens_per_trial:,} tokens: {total:,} at most"
+    yield from _budget_facts(budget)
     for path, distribution in sweep.search.items():
         yield "swept", f"{path}: {distribution}"
     for settings in sweep.start_with:
-        yield "first", ", ".join(f"{path} {format_setting(value)}" for path, value in settings.items())
+        yield "first", _in_words(settings)
+    points = informed_points(sweep)
+    for point in points:
+        yield "informed", _in_words(point.settings)
+    # A point besides the first differs only in what goes with its batch size.
+    for reason in points[0].reasons if points else ():
+        yield "", reason
     yield "proposed by", f"{sweep.searcher.method}, seed {sweep.searcher.seed}"
     rungs = ", ".join(f"{rung:,}" for rung in plan.rungs)
     stopping = sweep.early_stopping
@@ -156,6 +163,21 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
         + (" under the same masks at 15 %" if sweep.objective.masked_lm else ""),
     )
     yield "side by side", plan.lanes.reason
+
+
+def _budget_facts(budget: BudgetConfig) -> Iterator[tuple[str, str]]:
+    total = budget.trials * budget.tokens_per_trial
+    yield "trials", f"{budget.trials} of up to {budget.tokens_per_trial:,} tokens: {total:,} at most"
+    if budget.tokens is not None:
+        yield "ends at", f"{budget.tokens:,} tokens of all trials; none starts that could exceed them"
+    if budget.flops is not None:
+        yield "ends at", f"{budget.flops:.3g} operations of all trials; none starts that could exceed them"
+    if budget.wall_clock is not None:
+        yield "ends after", f"{budget.wall_clock}; trials in flight are then stopped at their next report"
+
+
+def _in_words(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{path} {format_setting(value)}" for path, value in settings.items())
 
 
 def _memory_table(plan: SweepPlan) -> Table:

@@ -62,6 +62,7 @@ def trial_row(record: TrialRecord, rank: int) -> dict[str, Any]:
         "tokens": record.tokens,
         "training_s": round(record.training_s, 3),
         "tokens_per_s": None if record.tokens_per_s is None else round(record.tokens_per_s, 1),
+        "training_flops": record.training_flops,
         "micro_batch_size_asked": record.micro_batch_size_asked,
         "micro_batch_size_used": record.micro_batch_size_used,
         "memory_verdict": record.memory_verdict,

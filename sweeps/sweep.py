@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from ray import tune
 from rich.console import Console
 
 from core.run_config import RunConfig
+from core.training_flops import training_flops_a_token
 from data_pipeline.node_copies import all_nodes_see, serve_copies
 from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.cluster import connect, device_kind, log_libraries_to
@@ -38,6 +39,7 @@ from sweeps.results import best_trial, ranked, summarize, write_summary, write_t
 from sweeps.results_folder import LOG_FILE, SweepFolder, check_writable, sweep_identity
 from sweeps.running_results import RunningResults
 from sweeps.searchers import SweepSearcher
+from sweeps.sweep_budget import SweepBudget
 from sweeps.sweep_config import SweepConfig
 from sweeps.tensorboard import TensorBoardLog
 from sweeps.tracking import Tracking
@@ -118,7 +120,11 @@ def _run(
     connect()
     plan = plan_sweep(sweep, vocabulary_size=data.vocabulary.size, **_cluster_size())
     console.print(f"trials   {plan.lanes.reason}; results in {folder.path}", highlight=False, soft_wrap=True)
-    run = _SweepRun(plan, data, folder)
+
+    def wall_s() -> float:
+        return wall_s_before + time.monotonic() - started_at
+
+    run = _SweepRun(plan, data, folder, wall_s=wall_s)
     for words in run.memory_in_words():
         console.print(f"memory   {words}", highlight=False, markup=False, soft_wrap=True)
     _start_tracking(tracking, sweep, data, folder)
@@ -130,10 +136,6 @@ def _run(
         tokens_per_trial=sweep.budget.tokens_per_trial,
         num_refused=lambda: len(run.ledger.refused),
     )
-
-    def wall_s() -> float:
-        return wall_s_before + time.monotonic() - started_at
-
     so_far = RunningResults(
         folder.path,
         sweep,
@@ -180,7 +182,9 @@ def _run(
 class _SweepRun:
     """The parts of one running sweep, put together."""
 
-    def __init__(self, plan: SweepPlan, data: PreparedCorpus, folder: SweepFolder) -> None:
+    def __init__(
+        self, plan: SweepPlan, data: PreparedCorpus, folder: SweepFolder, *, wall_s: Callable[[], float]
+    ) -> None:
         self.plan, self.data, self.folder = plan, data, folder
         self._corpus_server = None if all_nodes_see(data.folder.parent) else serve_copies(data.folder)
         sweep = plan.sweep
@@ -199,6 +203,7 @@ class _SweepRun:
             rungs=plan.rungs,
             # What another sweep has learnt meanwhile comes back with it.
             remember=lambda seen: self.frontier.learn(self._memory.add(seen, torch.__version__)),
+            flops_per_token=lambda run: training_flops_a_token(run, data.vocabulary.size),
         )
         self._leader = best_trial(list(self.ledger.records.values()))
         self._beaten: list[TrialRecord] = []
@@ -215,6 +220,7 @@ class _SweepRun:
             worst_loss=math.log(data.vocabulary.size),
             trial_config=self._trial_config,
             largest_micro_batch=plan.largest_micro_batch,
+            budget=SweepBudget(sweep.budget, elapsed_s=wall_s),
         )
 
     def run_of(self, record: TrialRecord) -> RunConfig:
@@ -237,6 +243,7 @@ class _SweepRun:
             ),
             run_config=tune.RunConfig(
                 name=f"tune-{os.getpid()}",
+                stop=self._searcher.is_cut_off,
                 storage_path=str(self.folder.ray_state),
                 callbacks=[LedgerCallback(self.ledger)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -244,6 +251,11 @@ class _SweepRun:
                 verbose=0,
             ),
         ).fit()
+
+    @property
+    def search_ended_by(self) -> str:
+        """Which limit ended the search, in words; empty while none has."""
+        return self._searcher.ended_by
 
     def memory_in_words(self) -> Iterator[str]:
         """What is known of memory before the first trial, and which settings of a grid that rules out."""
@@ -371,6 +383,7 @@ def _summary(
         data=data_figures(run.data),
         wall_s=wall_s,
     ) | {
+        "search_ended_by": run.search_ended_by,
         "model": winner.model,
         "samples": [sample.model_dump() for sample in winner.samples],
         "mlflow_uri": tracking.uri,

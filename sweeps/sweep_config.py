@@ -34,8 +34,12 @@ def _fraction_as_percentage(value: Any) -> Any:
 class SearcherConfig(Settings):
     """Who proposes settings."""
 
-    method: Literal["tpe", "random", "grid"] = "tpe"
-    """tpe: tree-structured Parzen estimator (Optuna). grid: every combination, in order."""
+    method: Literal["tpe", "gp", "random", "grid"] = "tpe"
+    """tpe: tree-structured Parzen estimator (Optuna). gp: Gaussian process (Optuna); it needs fewer trials, and up to a
+    second to propose one. grid: every combination, in order."""
+    start: Literal["informed", "none"] = "informed"
+    """informed: the first trials after start_with are points from knowledge, as `plan` says them. none: the method's
+    own."""
     seed: NonNegativeInt = 0
     grid_points: Count = 5
     """grid: values taken from a continuous range."""
@@ -52,13 +56,55 @@ class EarlyStoppingConfig(Settings):
     """No rung comes before this share of the tokens."""
 
 
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _duration(value: Any) -> Any:
+    text = f"{value:g}s" if isinstance(value, int | float) and not isinstance(value, bool) else value
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(s|min|h|d)\s*", text) if isinstance(text, str) else None
+    if match is None or float(match[1]) <= 0:
+        raise ValueError("not a duration; write a positive number with a unit of s, min, h, d, as 90min")
+    return f"{match[1]}{match[2]}"
+
+
 class BudgetConfig(Settings):
-    """How much is spent."""
+    """How much is spent. The sweep ends when any limit that is given is reached."""
 
     trials: Count = 20
-    """Trials that run. What is refused before launch does not count."""
+    """Trials of the search. What is refused before launch does not count, and neither do repeats. Where another limit
+    is given and this is not: 1,000."""
     tokens_per_trial: Count
     """Tokens of training that a trial gets unless it is stopped; padding does not count."""
+    tokens: Count | None = None
+    """Tokens of training of all trials together. No trial starts that could exceed them."""
+    flops: Annotated[float, Field(gt=0)] | None = None
+    """Floating-point operations of training of all trials together, as the models need them. No trial starts that could
+    exceed them."""
+    wall_clock: Annotated[str, BeforeValidator(_duration)] | None = None
+    """How long the sweep may take from the first trial on, as 90min, 2h or 1d. Trials in flight are then stopped at
+    their next report, and none starts for which less time is left than the fastest trial took."""
+
+    @property
+    def wall_clock_s(self) -> float | None:
+        """The wall-clock in seconds."""
+        if self.wall_clock is None:
+            return None
+        number, unit = re.findall(r"[0-9.]+|[a-z]+", self.wall_clock)
+        return float(number) * _SECONDS[unit]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _another_limit_takes_the_place_of_trials(cls, value: Any) -> Any:
+        others = ("tokens", "flops", "wall_clock")
+        if isinstance(value, dict) and "trials" not in value and any(value.get(name) for name in others):
+            return {**value, "trials": 1000}
+        return value
+
+    @model_validator(mode="after")
+    def _holds_one_trial(self) -> Self:
+        if self.tokens is not None and self.tokens < self.tokens_per_trial:
+            raise ValueError(f"tokens={self.tokens} is below tokens_per_trial={self.tokens_per_trial}: no trial fits")
+        return self
 
 
 class ResourcesConfig(Settings):
@@ -168,10 +214,14 @@ class SweepConfig(Settings):
     def _values_of(self, path: str) -> tuple[Any, ...]:
         if path in self.search:
             return self.search[path].extremes()
+        return (self.value_at(path),)
+
+    def value_at(self, path: str) -> Any:
+        """What the file says, or its default, at a dotted path; None where a section on the way is left out."""
         value: Any = self
         for part in path.split("."):
-            value = getattr(value, part)
-        return (value,)
+            value = getattr(value, part, None)
+        return value
 
     def run_config(self, settings: dict[str, Any] | None = None) -> RunConfig:
         """The training run of a trial with these settings (dotted path to value)."""

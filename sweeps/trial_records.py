@@ -32,7 +32,8 @@ class TrialRecord(Settings):
     settings: dict[str, Any]
     """Swept settings: dotted path to value."""
     chosen_by: str = "search"
-    """`search`, or `start_with` for the settings that the file lists."""
+    """`search`; `start_with` for settings that the file lists; `informed` for points from knowledge; `repeat` for the
+    settings of a leading trial with another seed."""
     outcome: Outcome | None = None
     """None while it runs, or when the sweep ended before it did."""
     reason: str = ""
@@ -48,6 +49,8 @@ class TrialRecord(Settings):
     training_s: float = 0.0
     """Seconds of training, evaluations included, restarts not."""
     tokens_per_s: float | None = None
+    flops_per_token: float | None = None
+    """Operations of training for each token, as the model needs them; None in records of older versions."""
     micro_batch_size_asked: int | Literal["auto"] = "auto"
     micro_batch_size_used: int | None = None
     out_of_memory_events: int = 0
@@ -66,6 +69,11 @@ class TrialRecord(Settings):
     def name(self) -> str:
         """Name of its folder and its MLflow run."""
         return f"trial-{self.number:04d}"
+
+    @property
+    def training_flops(self) -> float | None:
+        """Operations of training so far."""
+        return None if self.flops_per_token is None else self.tokens * self.flops_per_token
 
     @property
     def loss(self) -> float | None:

@@ -6,11 +6,11 @@ import pytest
 
 from sweep_examples import record, tiny_sweep
 from sweeps.outcomes import Outcome
-from sweeps.searchers import SettingsSampler
+from sweeps.settings_sampler import SettingsSampler
 from sweeps.sweep_config import SweepConfig
 from sweeps.trial_records import RefusedProposal, TrialRecord
 
-METHODS = ("tpe", "random", "grid")
+METHODS = ("tpe", "gp", "random", "grid")
 
 
 def sampler(sweep: SweepConfig, known: list[TrialRecord] | None = None) -> SettingsSampler:
@@ -108,9 +108,9 @@ def test_an_infeasible_region_is_avoided_and_not_forgotten() -> None:
             known.append(record(number, Outcome.INFEASIBLE, settings=settings, memory_verdict="ran out of memory"))
         else:
             known.append(record(number, loss=4.0 + 0.01 * number, settings=settings))
-    proposed = [settings["training.micro_batch_size"] for settings in proposals(sampler(sweep, known), 30)]
-    # Ten in thirty would be chance.
-    assert proposed.count(16) <= 4
+    proposed = [settings["training.micro_batch_size"] for settings in proposals(sampler(sweep, known), 20)]
+    # Seven in twenty would be chance.
+    assert proposed.count(16) <= 2
 
 
 def told(proposing: SettingsSampler) -> list[tuple[str, float | None, dict[str, float], dict[str, Any]]]:

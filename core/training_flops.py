@@ -1,0 +1,36 @@
+"""Floating-point operations of a training run, counted without running it."""
+
+from functools import lru_cache
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from core.models import build_model
+from core.run_config import ModelConfig, RunConfig
+
+_FORWARD_AND_BACKWARD = 3
+"""A backward pass has two matrix products for each of the forward pass."""
+
+
+def training_flops_a_token(run: RunConfig, vocabulary_size: int) -> float:
+    """Operations of training for each token of a full row, as `step_profile.model_flops_a_token` counts them.
+
+    Recomputed activations do not count: this is what the model needs, and it compares models and not settings of speed.
+    """
+    body, head = _forward_flops(run.model, vocabulary_size)
+    return _FORWARD_AND_BACKWARD * (body + head * (run.objective.masking_rate or 1.0))
+
+
+@lru_cache(maxsize=64)
+def _forward_flops(model: ModelConfig, vocabulary_size: int) -> tuple[float, float]:
+    """Of the forward pass: for each token up to the head, and for each predicted token in it."""
+    # Tensors without values or memory: only their shapes are multiplied.
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(), torch.no_grad():
+        built = build_model(model, vocabulary_size)
+        tokens_BT = torch.zeros(1, model.sequence_length, dtype=torch.long)
+        with FlopCounterMode(display=False) as body:
+            hidden_BTD = built.hidden_states(tokens_BT)
+        with FlopCounterMode(display=False) as head:
+            built.logits(hidden_BTD.flatten(0, 1)[:1])
+    return body.get_total_flops() / model.sequence_length, float(head.get_total_flops())

@@ -1,0 +1,117 @@
+"""Optuna's Gaussian process, told what it would not hear by itself.
+
+`optuna.samplers.GPSampler` (5.0) fits its models to completed trials alone: what did not fit in memory, and what was
+stopped at a rung, would be as unknown to it as if nothing had been tried there, and it would ask for the same again. So
+each proposal is made in a study of its own, where all that is known stands as completed trials:
+
+* infeasible: the broken constraint, which has a model of its own, and as its loss the mean, which says nothing;
+* stopped: its loss at the last rung, moved by what completed trials lost from there to their end;
+* diverged: bad, but no further beyond the worst loss than that is from the best, so that differences between good
+  trials stay visible to the model.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+_REFUSED_IN_A_ROW = 8
+"""Proposals refused one after another before one is drawn at random: each costs a fit of two models."""
+
+
+class GaussianProcessSampler(optuna.samplers.BaseSampler):
+    """Proposes where the expected improvement is largest among settings that are expected to fit in memory.
+
+    Args:
+        space: Dotted path to its distribution.
+        num_random: Trials with a loss before the model is believed.
+        worst_loss: What a diverged trial was told with.
+    """
+
+    def __init__(self, space: dict[str, BaseDistribution], *, seed: int, num_random: int, worst_loss: float) -> None:
+        self._space = {path: distribution for path, distribution in space.items() if not distribution.single()}
+        self._num_random, self._worst_loss = num_random, worst_loss
+        self._rng = np.random.default_rng(seed)
+        self._random = optuna.samplers.RandomSampler(seed=seed)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The whole space: it is the same for every trial."""
+        return self._space
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Settings to try next; none, which means at random, where the model has nothing to say."""
+        told = [one for one in study.get_trials(deepcopy=False) if one.number != trial.number]
+        ended = as_completed(told, worst_loss=self._worst_loss)
+        num_losses = sum(one.state is TrialState.COMPLETE for one in told)
+        if not search_space or num_losses < self._num_random or _num_refused_last(told) >= _REFUSED_IN_A_ROW:
+            return {}
+        # A new model each time: what it proposes is then a matter of the seed and of what was told, and nothing else.
+        inner = optuna.samplers.GPSampler(
+            seed=int(self._rng.integers(2**31)), n_startup_trials=1, warn_independent_sampling=False
+        )
+        model = optuna.create_study(direction="minimize", sampler=inner)
+        running = [one for one in told if one.state is TrialState.RUNNING and one.params.keys() == search_space.keys()]
+        model.add_trials([*ended, *(_copy(one, state=TrialState.RUNNING) for one in running)])
+        return model.ask(search_space).params
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """One setting at random."""
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+
+def as_completed(told: Sequence[FrozenTrial], *, worst_loss: float) -> list[FrozenTrial]:
+    """All that is known as completed trials, each with a loss and the memory constraint."""
+    finished = [one for one in told if one.state is TrialState.COMPLETE and one.value is not None]
+    losses = [one.value for one in finished if one.value is not None and one.value < worst_loss]
+    if not losses:
+        return []
+    cap = max(losses) + max(max(losses) - min(losses), 1e-3 * abs(max(losses)))
+    ended = [_copy(one, value=min(one.value, cap)) for one in finished if one.value is not None]
+    for one in told:
+        if one.state is not TrialState.PRUNED:
+            continue
+        if any(excess > 0 for excess in one.constraints.values()):
+            ended.append(_copy(one, value=statistics.fmean(losses)))
+        elif one.intermediate_values:
+            ended.append(_copy(one, value=min(_expected_end(one, finished), cap)))
+    return ended
+
+
+def _expected_end(stopped: FrozenTrial, finished: Sequence[FrozenTrial]) -> float:
+    """A stopped trial's loss, had it gone on: what completed trials lost from its last rung on, in the median."""
+    rung = max(stopped.intermediate_values)
+    falls = [
+        one.intermediate_values[rung] - one.value
+        for one in finished
+        if one.value is not None and math.isfinite(one.intermediate_values.get(rung, math.nan))
+    ]
+    return stopped.intermediate_values[rung] - (statistics.median(falls) if falls else 0.0)
+
+
+def _num_refused_last(told: Sequence[FrozenTrial]) -> int:
+    count = 0
+    for one in reversed(told):
+        if one.state is not TrialState.PRUNED or one.intermediate_values:
+            break
+        count += 1
+    return count
+
+
+def _copy(one: FrozenTrial, *, state: TrialState = TrialState.COMPLETE, value: float | None = None) -> FrozenTrial:
+    return create_trial(
+        state=state,
+        value=value,
+        params=one.params,
+        distributions=one.distributions,
+        constraints=one.constraints if state is TrialState.COMPLETE else None,
+    )
