@@ -81,7 +81,7 @@ def predict_memory(
     shape = RunShape(
         model=_without_numbers(run.model),
         vocabulary_size=vocabulary_size,
-        precision=_precision_name(run, place.device_type),
+        precision=predicted_precision(run, place.device_type),
         is_checkpointed=run.training.activation_checkpointing,
         micro_batch_size=min(micro_batch_size, rows),
         local_rows=_rows_worth_tracing(min(micro_batch_size, rows), rows),
@@ -148,7 +148,7 @@ def how_to_fit(run: RunConfig, vocabulary_size: int, *, memory_bytes: int, place
         elif largest > 0:
             cures.append(f"micro-batch {largest}" + (" and activation checkpointing" if is_new else ""))
     largest_part = max(prediction.parts, key=lambda part: prediction.parts[part])
-    shares = f"{largest_part} are {prediction.share(largest_part):.0%}"
+    shares = f"{largest_part} {'are' if largest_part.endswith('s') else 'is'} {prediction.share(largest_part):.0%}"
     if not cures:
         fixed = sum(prediction.parts.get(part, 0) for part in ("parameters", "gradients", "optimizer state"))
         return (
@@ -156,6 +156,14 @@ def how_to_fit(run: RunConfig, vocabulary_size: int, *, memory_bytes: int, place
             f"optimizer state alone take {format_bytes(fixed)}; {shares}. Make the model or the vocabulary smaller"
         )
     return f"{needs}; fits with {' or with '.join(cures)}; {shares}"
+
+
+def predicted_precision(run: RunConfig, device_type: DeviceType) -> Literal["fp32", "bf16", "fp16"]:
+    """Number format of the matrix products that a prediction is for: as set, or what `auto` means on the device."""
+    wanted = run.training.precision
+    if wanted == "auto" and device_type == "cuda" and not torch.cuda.is_available():
+        return "bf16"  # what every data-centre and desktop GPU since 2020 computes natively
+    return choose_precision(wanted, torch.device(device_type)).name
 
 
 @lru_cache(maxsize=4096)
@@ -168,13 +176,6 @@ def _predict(shape: RunShape) -> MemoryPrediction:
         named["workspaces"] = _CUBLAS_WORKSPACES_BYTES
         named["allocator"] = peak_bytes - _CUBLAS_WORKSPACES_BYTES - live_bytes
     return MemoryPrediction(peak_bytes, dict(sorted(named.items(), key=lambda part: -part[1])))
-
-
-def _precision_name(run: RunConfig, device_type: DeviceType) -> Literal["fp32", "bf16", "fp16"]:
-    wanted = run.training.precision
-    if wanted == "auto" and device_type == "cuda" and not torch.cuda.is_available():
-        return "bf16"  # what every data-centre and desktop GPU since 2020 computes natively
-    return choose_precision(wanted, torch.device(device_type)).name
 
 
 def _rows_worth_tracing(micro_batch_size: int, rows: int) -> int:

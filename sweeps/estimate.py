@@ -5,11 +5,11 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from core.memory_model import how_to_fit, largest_micro_batch, predict_memory
+from core.memory_model import how_to_fit, largest_micro_batch, predict_memory, predicted_precision
 from core.micro_batch import automatic_micro_batch
 from data_pipeline.input_fault import InputFault
 from data_pipeline.settings import format_bytes, parse_bytes
-from sweeps.plan import SweepPlan
+from sweeps.plan import FIRST_MARGIN_ON_CUDA, SweepPlan
 
 GPU_GIBIBYTES = {
     "RTX 3060": 12,
@@ -20,14 +20,16 @@ GPU_GIBIBYTES = {
     "RTX 5090": 32,
     "T4": 16,
     "V100": 32,
+    "V100 16GB": 16,
     "A10": 24,
     "A100": 80,
+    "A100 40GB": 40,
     "L4": 24,
     "L40S": 48,
     "H100": 80,
     "H200": 141,
 }
-"""Memory as it is printed on the card, by the manufacturer's data sheets; A100 and V100 also come with half of it."""
+"""Memory as it is printed on the card, by the manufacturer's data sheets."""
 
 CONTEXT_BYTES = 600 * 2**20
 """What CUDA's context and libraries take of a GPU before the first tensor: a usual size, not measured."""
@@ -93,10 +95,28 @@ def print_estimate(plan: SweepPlan, name: str, console: Console) -> None:
     )
     console.print(table)
     rows, workers = place.rows_of(run), place.num_workers
-    rows_in_words = f"of {rows} rows a step" + (f" on each of {workers} workers" if workers > 1 else "")
+    rows_in_words = f"of {rows} row{'s' if rows > 1 else ''} a step" + (
+        f" on each of {workers} workers" if workers > 1 else ""
+    )
     exact = run.with_overrides({"training.micro_batch_size": micro_batch})
     for words in (
+        _made_for(plan, name),
         f"largest micro-batch: {largest[False]}, with activation checkpointing {largest[True]} ({rows_in_words})",
         how_to_fit(exact, plan.vocabulary_size, memory_bytes=plan.memory_bytes, place=place),
     ):
         console.print(words, highlight=False, soft_wrap=True)
+
+
+def _made_for(plan: SweepPlan, name: str) -> str:
+    """What the figures hold for, and what of the memory is not measured."""
+    device_type = plan.place.device_type
+    precision = predicted_precision(plan.sweep.run_config(), device_type)
+    if device_type == "cpu":
+        return f"predicted for training on processors in {precision}; --device predicts for a GPU"
+    words = f"predicted for a GPU in {precision}, not measured on one"
+    if name in GPU_GIBIBYTES:
+        words += (
+            f": of {GPU_GIBIBYTES[name]} GiB CUDA's context and libraries are taken to need "
+            f"{format_bytes(CONTEXT_BYTES)}"
+        )
+    return f"{words}; a sweep keeps another {FIRST_MARGIN_ON_CUDA:.0%} free until a trial has shown that it need not"

@@ -23,7 +23,8 @@ from sweeps.search_space import format_setting
 from sweeps.sweep_config import BudgetConfig, SweepConfig
 from sweeps.sweep_file import dump_sweep
 
-_FIRST_MARGIN_ON_CUDA = 0.10
+FIRST_MARGIN_ON_CUDA = 0.10
+"""Share of its prediction that a run must leave free on a GPU until a trial has shown that it need not."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class SweepPlan:
             surroundings=f"vocabulary {self.vocabulary_size}, {place}",
             rows_filled=rows_filled,
             # Counted as predicted on a CPU; on CUDA what is predicted of the allocator has not been measured.
-            first_margin=_FIRST_MARGIN_ON_CUDA if self.lanes.use_gpu else 0.0,
+            first_margin=FIRST_MARGIN_ON_CUDA if self.lanes.use_gpu else 0.0,
             source=source,
         )
 

@@ -10,7 +10,7 @@ from core.memory_model import largest_micro_batch, predict_memory
 from core.run_config import RunConfig
 from data_pipeline.input_fault import InputFault
 from sweep_examples import tiny_sweep
-from sweeps.estimate import memory_of, print_estimate
+from sweeps.estimate import CONTEXT_BYTES, memory_of, print_estimate
 from sweeps.plan import SweepPlan, plan_sweep
 
 MEBIBYTE = 2**20
@@ -22,9 +22,14 @@ def planned(*overrides: str) -> SweepPlan:
 
 def estimated(plan: SweepPlan, memory: str) -> list[str]:
     """Lines of the estimate for this much memory."""
+    return shown(plan, memory=memory).splitlines()
+
+
+def shown(plan: SweepPlan, *, memory: str | None = None, device: str | None = None) -> str:
+    """The estimate as it is printed."""
     text = io.StringIO()
-    print_estimate(*memory_of(plan, memory=memory, device=None), Console(file=text, width=100))
-    return text.getvalue().splitlines()
+    print_estimate(*memory_of(plan, memory=memory, device=device), Console(file=text, width=100))
+    return text.getvalue()
 
 
 def fitting(run: RunConfig, memory_bytes: int, *, checkpointing: bool = False) -> int:
@@ -33,26 +38,28 @@ def fitting(run: RunConfig, memory_bytes: int, *, checkpointing: bool = False) -
 
 
 def test_parts_add_up_to_the_peak_and_largest_micro_batches_are_named() -> None:
-    plan = planned("training.batch_size=32", "training.micro_batch_size=8")
-    lines = estimated(plan, "2MiB")
+    plan = planned("training.batch_size=12", "training.micro_batch_size=4")
+    lines, memory_bytes = estimated(plan, "1400KiB"), 1400 * 1024
     run = plan.sweep.run_config()
-    prediction = predict_memory(run, 1000, micro_batch_size=8)
-    assert lines[0].startswith("micro-batch 8 ")
-    shares = [int(share) for line in lines[1:-3] for share in re.findall(r"(\d+)%$", line)]
+    prediction = predict_memory(run, 1000, micro_batch_size=4)
+    assert lines[0].startswith("micro-batch 4 ")
+    shares = [int(share) for line in lines[1:-4] for share in re.findall(r"(\d+)%$", line)]
     assert len(shares) == len(prediction.parts)
     assert abs(sum(shares) - 100) <= len(shares) / 2
-    assert re.match(rf"peak .*{prediction.peak_bytes / 2 / MEBIBYTE:.0%} of 2MiB$", lines[-3])
-    without, with_it = (fitting(run, 2 * MEBIBYTE, checkpointing=is_on) for is_on in (False, True))
-    assert lines[-2] == f"largest micro-batch: {without}, with activation checkpointing {with_it} (of 32 rows a step)"
+    assert re.match(rf"peak .*{prediction.peak_bytes / memory_bytes:.0%} of 1400KiB$", lines[-4])
+    without, with_it = (fitting(run, memory_bytes, checkpointing=is_on) for is_on in (False, True))
+    assert lines[-2] == f"largest micro-batch: {without}, with activation checkpointing {with_it} (of 12 rows a step)"
 
 
 def test_what_does_not_fit_is_told_what_to_change() -> None:
-    plan = planned("training.batch_size=64", "training.micro_batch_size=64")
+    plan = planned("training.batch_size=16", "training.micro_batch_size=16")
     run = plan.sweep.run_config()
-    peak = predict_memory(run, 1000, micro_batch_size=64).peak_bytes
-    (words,) = estimated(plan, str(peak - MEBIBYTE))[-1:]
-    assert words.startswith(f"needs {peak / MEBIBYTE:.2f} MiB of {(peak - MEBIBYTE) / MEBIBYTE:.2f} MiB; fits with ")
-    assert f"micro-batch {fitting(run, peak - MEBIBYTE)}" in words
+    peak = predict_memory(run, 1000, micro_batch_size=16).peak_bytes
+    (words,) = estimated(plan, str(peak - MEBIBYTE // 4))[-1:]
+    assert words.startswith(
+        f"needs {peak / MEBIBYTE:.2f} MiB of {(peak - MEBIBYTE // 4) / MEBIBYTE:.2f} MiB; fits with "
+    )
+    assert f"micro-batch {fitting(run, peak - MEBIBYTE // 4)}" in words
     assert estimated(plan, str(peak))[-1].endswith("; fits")
 
 
@@ -67,6 +74,15 @@ def test_a_gpu_by_name_is_predicted_as_a_gpu_without_its_context() -> None:
         plan, shown = memory_of(planned(), memory=None, device=name)
         assert (shown, plan.place.device_type) == ("RTX 4090", "cuda")
         assert 23 * 2**30 < plan.memory_bytes < 24 * 2**30
+
+
+def test_what_the_figures_hold_for_is_said_and_what_of_a_gpus_memory_nobody_has_measured() -> None:
+    plenty = planned("training.micro_batch_size=1", "training.batch_size=1", "training.precision=bf16")
+    assert "predicted for training on processors in bf16; --device predicts for a GPU" in shown(plenty, memory="1GiB")
+    words = shown(plenty, device="A100 40GB")
+    assert "predicted for a GPU in bf16, not measured on one" in words
+    assert f"of 40 GiB CUDA's context and libraries are taken to need {CONTEXT_BYTES / MEBIBYTE:.2f} MiB" in words
+    assert "a sweep keeps another 10% free until a trial has shown that it need not" in words
 
 
 def test_memory_that_nobody_can_mean_is_refused_with_what_is_known() -> None:

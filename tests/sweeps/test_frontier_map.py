@@ -42,7 +42,8 @@ def test_the_axis_is_the_swept_setting_that_moves_memory_most_and_a_batch_only_f
 
 
 def test_the_border_of_real_predictions_is_the_largest_micro_batch_to_a_row() -> None:
-    sweep = tiny_sweep(WIDTHS, "resources.memory=4MiB", "search.training.micro_batch_size.choice=[1, 8, 16, 32, 64]")
+    widths, sizes = "search.model.width.choice=[16, 64]", "search.training.micro_batch_size.choice=[1, 8, 32, 64]"
+    sweep = tiny_sweep(widths, sizes, "search.training.batch_size.choice=[256]", "resources.memory=4MiB")
     plan = real_plan(sweep)
     for point in map_frontier(sweep, plan.frontier(), device="cpu").border:
         run = sweep.run_config({"model.width": point.value, "training.batch_size": 256})
