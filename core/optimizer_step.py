@@ -65,7 +65,8 @@ class StepOutOfMemory:
 class UpdateOutOfMemoryError(RuntimeError):
     """Memory ran out while the weights were being changed, so the step can be neither kept nor done again.
 
-    It should not happen, for all that an update needs exists from the start. The run goes on from its last checkpoint.
+    It should not happen, for all that an update needs exists from the start. It ends the run; the same run begun again
+    goes on from its last checkpoint.
     """
 
     def __init__(self, facts: OomFacts) -> None:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sweeps.outcomes import Outcome
-from sweeps.progress import STYLES, clock, leaders_table
+from sweeps.progress import STYLES, clock, leaders_table, settings_in_words
 from sweeps.results import ranked
 from sweeps.search_space import format_setting
 from sweeps.sweep import SweepEnd
@@ -64,7 +64,8 @@ def _print_others(end: SweepEnd, console: Console) -> None:
             console.print(text, highlight=False, soft_wrap=True)
     refused = end.summary["refused_before_launch"]
     for proposal in refused[:_REFUSALS_SHOWN]:
-        text = f"proposal    [yellow]{proposal['verdict']}[/]: {escape(proposal['reason'])}"
+        what = escape(f"{proposal['reason']} ({settings_in_words(proposal['settings'])})")
+        text = f"proposal    [yellow]{proposal['verdict']}[/]: {what}"
         console.print(text, highlight=False, soft_wrap=True)
     if len(refused) > _REFUSALS_SHOWN:
         console.print(f"            and {len(refused) - _REFUSALS_SHOWN} more proposals; summary.json lists them")
