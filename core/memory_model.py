@@ -18,10 +18,10 @@ from core.feasible_sizes import Feasible, Stretch
 from core.language_model import LanguageModel
 from core.memory_trace import RunShape, trace_steps
 from core.models import build_model
-from core.objectives import chunk_length
+from core.objectives import num_chunks
 from core.precision import choose_precision
 from core.run_config import ModelConfig, RunConfig
-from data_pipeline.batches import Batch
+from data_pipeline.batches import Batch, predicted_in_full_row
 from data_pipeline.settings import format_bytes
 
 DeviceType = Literal["cpu", "cuda"]
@@ -185,8 +185,7 @@ def _rows_worth_tracing(micro_batch_size: int, rows: int) -> int:
 
 
 def _predicted_per_row(run: RunConfig) -> int:
-    length, rate = run.model.sequence_length, run.objective.masking_rate
-    return max(1, length - 1 if rate is None else round(rate * length))
+    return max(1, predicted_in_full_row(run.model.sequence_length, run.objective.masking_rate))
 
 
 def _without_numbers(model: ModelConfig) -> ModelConfig:
@@ -202,20 +201,21 @@ def _stretches(run: RunConfig, vocabulary_size: int, first: int, last: int) -> l
     found: list[Stretch] = []
     most = 0
     for size in range(first, last + 1):
-        num_chunks = _num_chunks(model, size, row_length=run.model.sequence_length, predicted=_predicted_per_row(run))
-        if found and num_chunks <= most:
+        chunks = _num_chunks(model, size, row_length=run.model.sequence_length, predicted=_predicted_per_row(run))
+        if found and chunks <= most:
             found[-1] = (found[-1][0], size)
         else:
             found.append((size, size))
-        most = num_chunks
+        most = chunks
     return found
 
 
 def _num_chunks(model: LanguageModel, num_rows: int, *, row_length: int, predicted: int) -> int:
     labels_P = torch.empty(num_rows * predicted, dtype=torch.int64, device="meta")
     inputs_BT = torch.empty(num_rows, row_length, dtype=torch.int64, device="meta")
-    batch = Batch(inputs_BT, labels_P, labels_P, None, num_tokens=inputs_BT.numel())
-    return math.ceil(labels_P.numel() / chunk_length(model, batch))
+    return num_chunks(
+        model, Batch(inputs_BT, labels_P, labels_P, None, num_tokens=inputs_BT.numel(), most_predicted=labels_P.numel())
+    )
 
 
 @lru_cache(maxsize=16)

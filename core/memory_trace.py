@@ -252,6 +252,7 @@ class _FakeSource(BatchSource):
             labels_P=torch.empty(num_predicted, dtype=torch.int64),
             document_ids_BT=torch.empty(num_rows, num_tokens, dtype=torch.int32) if has_ids else None,
             num_tokens=num_rows * num_tokens,
+            most_predicted=num_predicted,
         )
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from core.memory_model import Place, largest_micro_batch
+from core.memory_model import Place, predict_memory
 from core.run_config import RunConfig
 from core.workers import Workers
 from data_pipeline.token_blocks import PreparedCorpus
@@ -23,20 +23,18 @@ def choose_micro_batch(
     asked = run.training.micro_batch_size
     if asked != "auto":
         return asked
-    feasible = None
-    if memory_limit_bytes is not None:
-        feasible = largest_micro_batch(
-            run,
-            data.vocabulary.size,
-            memory_bytes=memory_limit_bytes,
-            place=place_of(data, workers),
-        )
     chosen = automatic_micro_batch(
         batch_size=run.training.batch_size,
         num_workers=workers.count,
         sequence_length=data.train.sequence_length,
-        largest_feasible=feasible,
+        largest_feasible=None,
     )
+    # Halving finds the same size as the largest feasible one would give, mostly by its first prediction.
+    while chosen > 1 and memory_limit_bytes is not None:
+        needed = predict_memory(run, data.vocabulary.size, micro_batch_size=chosen, place=place_of(data, workers))
+        if needed.peak_bytes <= memory_limit_bytes:
+            break
+        chosen //= 2
     return -workers.largest(-chosen)
 
 

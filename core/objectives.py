@@ -5,6 +5,7 @@ Both objectives are one calculation, for a batch names the positions that predic
 Shape suffixes: B rows, T tokens a row, D width, P predicted positions, V vocabulary.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -111,9 +112,18 @@ def predicted_hidden(hidden_states: HiddenStates, batch: Batch) -> Tensor:
 
 
 def chunk_length(model: LanguageModel, batch: Batch) -> int:
-    """Positions whose logits exist at once: as many as stay below the memory of the body's activations."""
+    """Positions whose logits exist at once.
+
+    Equal chunks of what full rows would predict, for the last would otherwise cost a pass over the matrix for a few
+    positions. Not of what these rows do: with a few positions fewer there might be one chunk less, of twice the length.
+    """
+    return max(1, math.ceil(batch.most_predicted / num_chunks(model, batch)))
+
+
+def num_chunks(model: LanguageModel, batch: Batch) -> int:
+    """Chunks of positions for which logits stay below the memory of the body's activations, as few as can be."""
     vocabulary_size, width = model.tokens.weight.shape
     num_layers = sum(isinstance(module, Attention) for module in model.modules())
     activation_bytes = _SAVED_BYTES_A_LAYER * batch.inputs_BT.numel() * width * num_layers
     logits_at_once = max(_MIN_LOGITS_AT_ONCE, activation_bytes // _BYTES_A_LOGIT)
-    return max(1, logits_at_once // vocabulary_size)
+    return max(1, math.ceil(batch.most_predicted / max(1, logits_at_once // vocabulary_size)))

@@ -47,13 +47,10 @@ def add_head_gradients(
     """
     loss_sum = torch.zeros((), dtype=torch.float64, device=features_PF.device)
     gradient_PF = torch.empty_like(features_PF)
-    num_positions = labels_P.numel()
-    # Chunks of equal length: the last would otherwise cost a pass over the matrix for a few positions.
-    num_chunks = -(-num_positions // positions_at_once)
     with torch.no_grad(), torch.autocast(features_PF.device.type, enabled=False):
         cast_VF = matrix_VF.to(dtype)
         cast_V = None if bias_V is None else bias_V.to(dtype)
-        for chunk in blocks(num_positions, -(-num_positions // max(1, num_chunks))):
+        for chunk in blocks(labels_P.numel(), positions_at_once):
             with span("forward"):
                 cast_PF = features_PF[chunk].to(dtype)
                 logits_PV = F.linear(cast_PF, cast_VF, cast_V)

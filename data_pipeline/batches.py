@@ -1,5 +1,6 @@
 """Token blocks to batches: any rank, any position, any micro-batch, always the same rows under the same masks."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +32,10 @@ class Batch:
 
     num_tokens: int
     """Real tokens in these rows, padding not counted."""
+
+    most_predicted: int
+    """Positions that would predict if none of these rows held padding, special tokens or a second document. What takes
+    memory by the number of positions goes by this one, so that batches with a few fewer need no more than full ones."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -143,6 +148,7 @@ class BatchSource:
             labels_P=torch.from_numpy(labels_P),
             document_ids_BT=None if ids is None else torch.from_numpy(ids),
             num_tokens=int(rows.num_tokens.sum()),
+            most_predicted=len(row_numbers) * predicted_in_full_row(tokens_BT.shape[1], self.masking_rate),
         )
 
     @property
@@ -155,6 +161,17 @@ class BatchSource:
         if rows.is_target is not None:
             is_maskable &= rows.is_target
         return is_maskable
+
+
+def predicted_in_full_row(length: int, masking_rate: float | None) -> int:
+    """Positions that predict in a row of one document without padding or special tokens: the most there are.
+
+    Args:
+        masking_rate: None for causal LM.
+    """
+    if masking_rate is None:
+        return length - 1
+    return max(1, math.floor(masking_rate * length + 0.5))  # rounded as `mask_rows` does
 
 
 def next_token_is_target(rows: Rows) -> NDArray[np.bool_]:

@@ -28,13 +28,16 @@ def a_run(*, batch_size: int = 16, **changes: Any) -> RunConfig:
 
 
 class FullRows:
-    """What training reads of `TokenBlocks`: random tokens, no padding, no special tokens."""
+    """What training reads of `TokenBlocks`: random tokens, no padding, and no special tokens unless asked for."""
 
-    def __init__(self, *, sequence_length: int, vocabulary_size: int, has_documents: bool) -> None:
+    def __init__(
+        self, *, sequence_length: int, vocabulary_size: int, has_documents: bool = False, num_special: int = 0
+    ) -> None:
         self.num_rows = 512
         self.sequence_length = sequence_length
         rng = np.random.default_rng(0)
         self.tokens = rng.integers(5, vocabulary_size, (self.num_rows, sequence_length)).astype(np.uint16)
+        self.tokens[:, :num_special] = 0
         self.has_documents = has_documents
 
     def rows(self, row_numbers: NDArray[np.int64]) -> Rows:
@@ -55,6 +58,7 @@ def an_optimizer_step(
     *,
     micro_batch_size: int,
     has_documents: bool = False,
+    num_special: int = 0,
     workers: Workers | None = None,
 ) -> OptimizerStep:
     """A model that has just been built, with all that a step needs."""
@@ -66,7 +70,10 @@ def an_optimizer_step(
     model = build_model(run.model, vocabulary_size)
     model.set_activation_checkpointing(run.training.activation_checkpointing)
     rows = FullRows(
-        sequence_length=run.model.sequence_length, vocabulary_size=vocabulary_size, has_documents=has_documents
+        sequence_length=run.model.sequence_length,
+        vocabulary_size=vocabulary_size,
+        has_documents=has_documents,
+        num_special=num_special,
     )
     return OptimizerStep(
         model,
@@ -90,11 +97,17 @@ def take_steps(
     micro_batch_size: int,
     num_steps: int = 2,
     has_documents: bool = False,
+    num_special: int = 0,
     workers: Workers | None = None,
 ) -> StepResult | StepOutOfMemory:
     """The last of some optimizer steps, beginning with a model that has not been built yet."""
     step = an_optimizer_step(
-        run, vocabulary_size, micro_batch_size=micro_batch_size, has_documents=has_documents, workers=workers
+        run,
+        vocabulary_size,
+        micro_batch_size=micro_batch_size,
+        has_documents=has_documents,
+        num_special=num_special,
+        workers=workers,
     )
     for number in range(num_steps):
         result = step.take(step=number, position=number * run.training.batch_size, learning_rate=lambda _: 1e-4)

@@ -126,6 +126,17 @@ def test_prediction_equals_what_training_really_holds(changes, micro_batch_size,
     assert predicted_bytes == pytest.approx(recorded_bytes, rel=0.01)
 
 
+def test_rows_in_which_fewer_positions_predict_need_no_more_than_was_predicted():
+    # Two chunks of the vocabulary head for full rows; of the last there are few enough for one, of nearly twice that.
+    run = a_run(layers=1, width=64, batch_size=16).with_overrides({"objective.masked_lm.masking_rate": 0.5})
+    predicted_bytes = predict_memory(run, 40_000, micro_batch_size=16).peak_bytes
+    for num_special in (0, 1, 14, 40):
+        with memory_limit(None, CPU) as meter:
+            take_steps(run, 40_000, micro_batch_size=16, num_special=num_special)
+        assert meter.peak_bytes <= predicted_bytes, num_special
+        assert num_special > 0 or meter.peak_bytes == predicted_bytes
+
+
 def peak_of_worker(workers: Workers, run: RunConfig) -> int:
     with memory_limit(None, CPU) as meter:
         take_steps(run, VOCABULARY_SIZE, micro_batch_size=4, num_steps=3, workers=workers)

@@ -52,5 +52,14 @@ def test_micro_batch_under_a_limit_is_predicted_to_fit_and_twice_as_much_is_not(
     assert choose_micro_batch(run, small_corpus(), Workers(), memory_limit_bytes=at_8) == 8
 
 
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_halving_what_no_memory_limits_gives_what_the_largest_feasible_size_gives(rows: int, feasible: int) -> None:
+    settings = {"batch_size": rows, "num_workers": 1, "sequence_length": 32}
+    halved = automatic_micro_batch(**settings, largest_feasible=None)
+    while halved > feasible:
+        halved //= 2
+    assert halved == automatic_micro_batch(**settings, largest_feasible=feasible)
+
+
 def test_micro_batch_that_is_set_is_taken_as_it_is() -> None:
     assert choose_micro_batch(small_run(micro_batch_size=5), small_corpus(), Workers(), memory_limit_bytes=1) == 5

@@ -121,6 +121,8 @@ def test_head_in_chunks_costs_less_memory_than_the_body_at_a_large_vocabulary() 
     # Causal LM with a vocabulary of 50,000: all logits would be 16 times the activations.
     config = ModelConfig(family="decoder", layers=2, width=64, heads=2, sequence_length=512)
     model = build_model(config, 50_000)
-    batch = Batch(torch.zeros(32, 512, dtype=torch.int64), torch.arange(16_352), torch.zeros(16_352), None, 16_384)
+    batch = Batch(
+        torch.zeros(32, 512, dtype=torch.int64), torch.arange(16_352), torch.zeros(16_352), None, 16_384, 16_352
+    )
     # Four bytes a logit against 32 bytes an element, or 16 million logits where that is little.
     assert chunk_length(model, batch) * 50_000 <= max(2**24, 32 * 16_384 * 64 * 2 / 4)

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline.batches import predicted_in_full_row
 from data_pipeline.masking import MaskedRows, hash_position, mask_rows
 
 VOCABULARY, MASK = 1000, 4
@@ -81,3 +82,9 @@ def test_another_seed_or_epoch_masks_other_tokens(other: dict[str, int]) -> None
 def test_hash_has_even_bits() -> None:
     bits = np.unpackbits(hash_position(7, 1, np.arange(20_000), np.zeros(1, int), np.zeros(1, int)).view(np.uint8))
     assert bits.reshape(-1, 64).mean(axis=0) == pytest.approx(np.full(64, 0.5), abs=0.02)
+
+
+@given(st.integers(1, 200), st.floats(0.001, 1.0))
+def test_a_row_without_special_tokens_predicts_as_many_as_memory_is_predicted_for(length: int, rate: float) -> None:
+    rows, _, _ = masked(1, length, rate=rate)
+    assert rows.is_predicted_nT.sum() == predicted_in_full_row(length, rate)
