@@ -1,6 +1,7 @@
 """What `micro_batch_size: auto` means."""
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -23,19 +24,21 @@ def choose_micro_batch(
     asked = run.training.micro_batch_size
     if asked != "auto":
         return asked
-    chosen = automatic_micro_batch(
+    choose = partial(
+        automatic_micro_batch,
         batch_size=run.training.batch_size,
         num_workers=workers.count,
         sequence_length=data.train.sequence_length,
-        largest_feasible=None,
     )
-    # Halving finds the same size as the largest feasible one would give, mostly by its first prediction.
-    while chosen > 1 and memory_limit_bytes is not None:
-        needed = predict_memory(run, data.vocabulary.size, micro_batch_size=chosen, place=place_of(data, workers))
+    feasible = choose(largest_feasible=None)
+    # The rule asks for powers of two: halving finds the one it wants, mostly by the first prediction, where the largest
+    # feasible size takes ten.
+    while feasible > 1 and memory_limit_bytes is not None:
+        needed = predict_memory(run, data.vocabulary.size, micro_batch_size=feasible, place=place_of(data, workers))
         if needed.peak_bytes <= memory_limit_bytes:
             break
-        chosen //= 2
-    return -workers.largest(-chosen)
+        feasible //= 2
+    return -workers.largest(-choose(largest_feasible=feasible))
 
 
 def automatic_micro_batch(

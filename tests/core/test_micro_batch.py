@@ -58,7 +58,9 @@ def test_halving_what_no_memory_limits_gives_what_the_largest_feasible_size_give
     halved = automatic_micro_batch(**settings, largest_feasible=None)
     while halved > feasible:
         halved //= 2
-    assert halved == automatic_micro_batch(**settings, largest_feasible=feasible)
+    assert automatic_micro_batch(**settings, largest_feasible=halved) == automatic_micro_batch(
+        **settings, largest_feasible=feasible
+    )
 
 
 def test_micro_batch_that_is_set_is_taken_as_it_is() -> None:
