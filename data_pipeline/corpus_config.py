@@ -1,9 +1,10 @@
 """What a user says about a corpus: where it lies, how it is tokenized, how rows are packed."""
 
+import codecs
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.input_fault import InputFault
 from data_pipeline.settings import Count, NumBytes, Settings, Share
@@ -42,6 +43,16 @@ class CorpusConfig(Settings):
 
     drop_duplicates: bool = False
     """Keep only the first of documents with equal text."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_an_encoding(cls, encoding: str | None) -> str | None:
+        if encoding is not None:
+            try:
+                codecs.lookup(encoding)
+            except LookupError as cause:
+                raise ValueError("not an encoding that Python knows; for example utf-8, gb18030, latin-1") from cause
+        return encoding
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

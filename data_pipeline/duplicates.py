@@ -10,18 +10,20 @@ from numpy.typing import NDArray
 _HASHES_AT_ONCE = 4_000_000
 
 
-def find_duplicates(paths: Iterable[Path]) -> dict[str, list[int]]:
+def find_duplicates(paths: Iterable[Path]) -> dict[str, NDArray[np.int32]]:
     """Places of all texts but the first of each, by parcel.
 
     Args:
         paths: Hash files of parcels (two uint64 a text), named as the parcel, in the order of the corpus.
     """
     ordered = list(paths)
-    dropped: dict[str, list[int]] = {}
+    found: dict[str, list[NDArray[np.int32]]] = {}
     for parcels, places in _repeated_by_pass(ordered):
-        for parcel, place in zip(parcels.tolist(), places.tolist(), strict=True):
-            dropped.setdefault(ordered[parcel].stem, []).append(place)
-    return dropped
+        by_parcel = np.argsort(parcels, kind="stable")
+        numbers, starts = np.unique(parcels[by_parcel], return_index=True)
+        for number, group in zip(numbers.tolist(), np.split(places[by_parcel], starts[1:]), strict=True):
+            found.setdefault(ordered[number].stem, []).append(group.astype(np.int32))
+    return {parcel: np.concatenate(groups) for parcel, groups in found.items()}
 
 
 def count_duplicates(paths: Iterable[Path]) -> int:
@@ -33,7 +35,9 @@ def _repeated_by_pass(paths: list[Path]) -> Iterator[tuple[NDArray[np.int64], ND
     num_hashes = sum(path.stat().st_size for path in paths) // 16
     num_passes = -(-num_hashes // _HASHES_AT_ONCE)
     for number in range(num_passes):
-        yield _repeated(paths, number, num_passes)
+        parcels, places = _repeated(paths, number, num_passes)
+        if len(places):
+            yield parcels, places
 
 
 def _repeated(paths: list[Path], number: int, num_passes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -35,7 +35,7 @@ class EncodeWork:
     has_targets: bool
     folder: Path | None
     """Where blocks are written; None sends them to the caller, whose disk the tasks do not share."""
-    dropped: dict[str, list[int]]
+    dropped: dict[str, NDArray[np.int32]]
     """Parcel to the places of texts that came before."""
     judges: bool = False
     """Counts rows and lays down rejects, too: where no survey went before, this is the only reading."""
@@ -78,9 +78,9 @@ class EncodeWork:
         return result
 
     def _less_dropped(self, name: str, rows: ParcelRows) -> tuple[list[str], list[list[tuple[int, int]]]]:
-        dropped = set(self.dropped.get(name, ()))
-        if not dropped:
+        if name not in self.dropped:
             return rows.texts, rows.target_spans
+        dropped = set(self.dropped[name].tolist())
         kept = [place for place in range(len(rows.texts)) if place not in dropped]
         return [rows.texts[place] for place in kept], [rows.target_spans[place] for place in kept]
 

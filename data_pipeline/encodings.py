@@ -15,6 +15,8 @@ _BOMS = (
 )
 WIDE_ENCODINGS = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 
+# Supersets that read the same bytes, and names under which an encoding says more than its name.
+_SAME_AS = {"gbk": "gb18030", "gb2312": "gb18030", "utf-8-sig": "utf-8", "iso8859-1": "latin-1", "ascii": "utf-8"}
 _SAMPLE_BYTES = 1 << 20
 _HIGH_RUN = re.compile(rb"[\x80-\xff]+")
 _GUESSER_BYTES = 1 << 16
@@ -93,6 +95,16 @@ def detect_encoding(head: bytes, high_lines: list[bytes]) -> Encoding:
     if 2 * num_valid >= len(high_lines):
         return Encoding("utf-8", share)
     return _legacy_encoding(high_lines)
+
+
+def said_encoding(name: str, head: bytes) -> Encoding:
+    """The encoding that the settings name, of a file with these first bytes: of UTF-16 they say the order of bytes."""
+    name = codecs.lookup(name).name
+    name = _SAME_AS.get(name, name)
+    boms = [(bom, full) for bom, full in _BOMS if full.startswith(name) and head.startswith(bom)]
+    if boms:
+        return Encoding(boms[0][1], "said in the settings", len(boms[0][0]))
+    return Encoding(f"{name}-le" if name in ("utf-16", "utf-32") else name, "said in the settings")
 
 
 def _legacy_encoding(lines: list[bytes]) -> Encoding:

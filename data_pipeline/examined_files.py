@@ -74,7 +74,9 @@ def with_borrowed_headers(files: tuple[FileKind, ...]) -> tuple[FileKind, ...]:
                 file = replace(file, columns=lender.columns, text_column=lender.text_column, refused=None)
             else:
                 file = replace(
-                    file, refused=f"it has no header to say which of its {len(file.columns)} columns is the text"
+                    file,
+                    refused=f"it has no header to say which of its {len(file.columns)} columns is the text; if it is "
+                    "no table, say corpus.format: txt",
                 )
         whole.append(file)
     return tuple(whole)

@@ -10,14 +10,13 @@ from typing import IO, Any, Literal
 
 from data_pipeline.corpus_config import CorpusConfig
 from data_pipeline.corpus_files import Compression, FoundFile, compression_of, decompress, open_bytes, open_seekable
-from data_pipeline.encodings import WIDE_ENCODINGS, Encoding, HighByteSample, detect_encoding
+from data_pipeline.encodings import WIDE_ENCODINGS, Encoding, HighByteSample, detect_encoding, said_encoding
 
 Format = Literal["jsonl", "json", "csv", "txt", "parquet"]
 
 TEXT_NAMES = ("text", "content", "text_a", "sentence", "document", "body", "article", "story", "passage", "payload")
 TURN_NAMES = ("conversations", "messages", "conversation", "dialog")
 ALPACA_NAMES = ("instruction", "output")
-_ENCODING_SPELLING = {"gbk": "gb18030", "gb2312": "gb18030", "utf8": "utf-8", "utf-8-sig": "utf-8", "latin1": "latin-1"}
 
 _HEAD_BYTES = 1 << 18
 _PIECE_BYTES = 1 << 20
@@ -90,9 +89,7 @@ def examine_file(found: FoundFile, corpus: CorpusConfig) -> FileKind:
         common |= _parquet_facts(found.path, compression, corpus)
         return FileKind(encoding=Encoding("utf-8", "Parquet"), format="parquet", **common)
     if corpus.encoding is not None:
-        bom = next((len(b) for b in (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff") if head.startswith(b)), 0)
-        name = corpus.encoding.lower()
-        encoding = Encoding(_ENCODING_SPELLING.get(name, name), "said in the settings", bom)
+        encoding = said_encoding(corpus.encoding, head)
     else:
         encoding = detect_encoding(head, sample.finish())
     if encoding.name not in WIDE_ENCODINGS and head.count(0) > 0.1 * len(head):

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from data_pipeline.corpus import Corpus, RunParcels, for_each_parcel
@@ -198,7 +200,7 @@ def _encode(
     threshold: int,
     report: OnProgress,
     run: RunParcels,
-    dropped: dict[str, list[int]] | None = None,
+    dropped: dict[str, NDArray[np.int32]] | None = None,
     judges: bool = False,
 ) -> list[dict[str, Any]]:
     """What each parcel gave, in the order of the corpus; its blocks are in `work`."""

@@ -35,5 +35,5 @@ def test_all_but_the_first_of_equal_texts_are_found_however_many_fit_in_memory(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "_HASHES_AT_ONCE", hashes_at_once)
         found = find_duplicates(paths)
-        assert {parcel: sorted(places) for parcel, places in found.items()} == expected
+        assert {parcel: sorted(places.tolist()) for parcel, places in found.items()} == expected
         assert count_duplicates(paths) == sum(map(len, expected.values()))

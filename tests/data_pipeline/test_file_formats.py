@@ -13,6 +13,8 @@ import pytest
 import zstandard
 from reading import REAL_DATA, json_lines, needs_real_data, read, written
 
+from data_pipeline.corpus_config import CorpusConfig
+
 PROSE = ["First, a line with a comma.", "Then another; with a semicolon.", "And a third."]
 
 
@@ -267,9 +269,22 @@ def test_lone_surrogates_as_bytes_are_damage_and_no_other_encoding(tmp_path: Pat
     assert found.rejects == [(line, "bytes that are not of the file's encoding") for line in (1, 3, 5)]
 
 
-def test_encoding_that_is_said_is_not_guessed(tmp_path: Path) -> None:
-    found = read(written(tmp_path, "déjà vu".encode("cp850")), encoding="cp850")
-    assert (found.texts, found.kinds[0].encoding.note) == (["déjà vu"], "said in the settings")
+@pytest.mark.parametrize(
+    ("said", "written_in"),
+    [
+        *[(name, name) for name in ("cp850", "UTF8", "utf-8-sig", "latin1", "gbk", "gb2312", "utf-16", "utf-16-be")],
+        *[("utf-8", "utf-8-sig"), ("utf-16", "utf-16-le"), ("utf-32", "utf-32")],
+    ],
+)
+def test_encoding_that_is_said_is_not_guessed(tmp_path: Path, said: str, written_in: str) -> None:
+    texts = ["第一行", "第二行"] if said.startswith("gb") else ["déjà vu", "à la mode"]
+    found = read(written(tmp_path, "\n".join(texts).encode(written_in)), encoding=said)
+    assert (found.texts, found.kinds[0].encoding.note) == (texts, "said in the settings")
+
+
+def test_encoding_that_there_is_not_is_a_fault_of_the_settings() -> None:
+    with pytest.raises(ValueError, match="not an encoding that Python knows"):
+        CorpusConfig(path="x", encoding="utf-9")
 
 
 @needs_real_data
