@@ -18,7 +18,12 @@ Result = TypeVar("Result")
 
 _FINE = 0
 _SHORT_OF_MEMORY = 1
-_FAILED = 2
+_STOPPED = 2
+_FAILED = 3
+
+
+class StopRequestedError(Exception):
+    """The caller wants the run to end, as this worker has heard, or another."""
 
 
 def attempt_together(
@@ -38,14 +43,18 @@ def attempt_together(
         settle: Brings collective operations that the work had started to their end, also when it broke off in between.
 
     Raises:
+        StopRequestedError: On all workers, if the work of any raised it.
         Exception: The work's own error on the worker that had it.
         RuntimeError: On the other workers, naming that one.
     """
     results: list[Result] = []
     failure: Exception | None = None
     facts: OomFacts | None = None
+    is_stopped = False
     try:
         results.append(work())
+    except StopRequestedError:
+        is_stopped = True
     except Exception as error:
         facts = classify(error, phase=phase() if callable(phase) else phase, rank=workers.rank)
         if facts is None:
@@ -57,13 +66,15 @@ def attempt_together(
     if facts is not None:
         release_memory(workers.device)
     settle()
-    mine = _FAILED if failure is not None else _SHORT_OF_MEMORY if facts is not None else _FINE
+    mine = _FAILED if failure is not None else _STOPPED if is_stopped else _FINE if facts is None else _SHORT_OF_MEMORY
     # The rank rides along, so that one number says what and who.
     worst, rank = divmod(workers.largest(mine * workers.count + workers.rank), workers.count)
     if failure is not None:
         raise failure
     if worst == _FAILED:
         raise RuntimeError(f"rank {rank} of {workers.count} failed; its own error says why")
+    if worst == _STOPPED:
+        raise StopRequestedError
     if worst == _SHORT_OF_MEMORY:
         everyone = workers.all_values(facts)
         return next(value for value in everyone if isinstance(value, OomFacts))  # the same one on every rank

@@ -2,7 +2,9 @@
 
 A checkpoint is a folder `step-<n>`: model.safetensors, optimizer.safetensors, progress.json. It is written beside its
 place, forced to disk and renamed, so a process killed at any moment leaves the one before. `best-<n>` holds the weights
-of the best evaluation alone. Nothing here is a pickle.
+of the best evaluation alone. `trunk-<n>` is a checkpoint like `step-<n>`, taken where a run is about to cool down: from
+there a training of more tokens goes on at full learning rate, which from the cooled model it could not.
+Nothing here is a pickle.
 """
 
 import json
@@ -35,8 +37,14 @@ def save_checkpoint(
     Args:
         progress: All that is not a tensor; JSON values.
     """
-    files = {MODEL_FILE: model_tensors(model), _OPTIMIZER_FILE: _optimizer_tensors(model, optimizer)}
-    return _write(folder, f"step-{step:012d}", files, {_PROGRESS_FILE: progress})
+    return _write_checkpoint(folder, f"step-{step:012d}", model, optimizer, progress)
+
+
+def save_trunk(
+    folder: Path, model: LanguageModel, optimizer: torch.optim.AdamW, progress: dict[str, Any], *, step: int
+) -> Path:
+    """As `save_checkpoint`, beside its checkpoints: the state before the cooldown, which later ones do not replace."""
+    return _write_checkpoint(folder, f"trunk-{step:012d}", model, optimizer, progress)
 
 
 def save_best(folder: Path, model: LanguageModel, metrics: dict[str, float], *, step: int) -> Path:
@@ -47,6 +55,11 @@ def save_best(folder: Path, model: LanguageModel, metrics: dict[str, float], *, 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in a folder; None without one."""
     return next((path for path in _newest_first(folder, "step-") if _is_whole(path)), None)
+
+
+def trunk_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint before the cooldown; None if the run has not come so far, or has none."""
+    return next((path for path in _newest_first(folder, "trunk-") if _is_whole(path)), None)
 
 
 def best_checkpoint(folder: Path) -> Path | None:
@@ -124,6 +137,13 @@ def _copy_into(targets: dict[str, Tensor], sources: dict[str, Tensor], where: Pa
         raise ValueError(f"{where} is of another model: {'; '.join(faults[:5])}")
     for name, target in targets.items():
         target.copy_(sources[name])
+
+
+def _write_checkpoint(
+    folder: Path, name: str, model: LanguageModel, optimizer: torch.optim.AdamW, progress: dict[str, Any]
+) -> Path:
+    files = {MODEL_FILE: model_tensors(model), _OPTIMIZER_FILE: _optimizer_tensors(model, optimizer)}
+    return _write(folder, name, files, {_PROGRESS_FILE: progress})
 
 
 def _write(

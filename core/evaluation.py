@@ -4,6 +4,7 @@ Shape suffixes: B rows, T tokens a row, P predicted positions, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,12 +58,14 @@ def evaluate(
     micro_batch_size: int,
     precision: Precision,
     all_tokens: bool = False,
+    listen: Callable[[], None] = lambda: None,
 ) -> dict[str, float] | OomFacts:
     """Metrics of the model over every row of `source`, or what is known about the memory that was missing.
 
     Args:
         micro_batch_size: Rows at a time on each worker.
         all_tokens: Masked LM: also the accuracy over all tokens, masked or not, which costs logits for each of them.
+        listen: Called before each micro-batch; raises StopRequestedError where the run is to end.
 
     Returns:
         holdout/loss_nats_per_token; holdout/accuracy and holdout/top10_accuracy, shares of predicted positions;
@@ -74,7 +77,7 @@ def evaluate(
     model.eval()
     try:
         counts = attempt_together(
-            lambda: _count(model, source, workers, micro_batch_size, precision, all_tokens),
+            lambda: _count(model, source, workers, micro_batch_size, precision, all_tokens, listen),
             workers,
             phase="evaluation",
         )
@@ -93,6 +96,7 @@ class Evaluation:
     Args:
         num_rows: Rows at a time on each worker.
         shrinks: Whether it may.
+        listen: As `evaluate` takes it.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class Evaluation:
         *,
         num_rows: int,
         shrinks: bool,
+        listen: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
         self.source = source
@@ -111,6 +116,7 @@ class Evaluation:
         self.precision = precision
         self.num_rows = num_rows
         self.shrinks = shrinks
+        self._listen = listen
         self.shortages: list[Shortage] = []
         """Those that it survived."""
 
@@ -118,7 +124,12 @@ class Evaluation:
         """As `evaluate` gives them, after so many steps; the facts if not even the smallest evaluation fits."""
         while True:
             found = evaluate(
-                self.model, self.source, self.workers, micro_batch_size=self.num_rows, precision=self.precision
+                self.model,
+                self.source,
+                self.workers,
+                micro_batch_size=self.num_rows,
+                precision=self.precision,
+                listen=self._listen,
             )
             if not isinstance(found, OomFacts) or not self._shrink(found, step):
                 return found
@@ -163,10 +174,12 @@ def _count(
     micro_batch_size: int,
     precision: Precision,
     all_tokens: bool,
+    listen: Callable[[], None],
 ) -> _Counts:
     shard = source.shard(position=0, batch_size=source.num_rows, rank=workers.rank, num_workers=workers.count)
     counts = _no_counts(source.vocabulary.size, workers.device)
     for start in range(0, len(shard), micro_batch_size):
+        listen()
         batch = source.batch(shard, start, min(start + micro_batch_size, len(shard))).to(workers.device)
         with precision.autocast():
             if all_tokens:

@@ -116,6 +116,7 @@ class OptimizerStep:
         micro_batch_size: Rows of one forward/backward on one worker, at most; may shrink.
         choose_smaller: What a micro-batch that runs out of memory shrinks to. None: the step ends there.
         bytes_in_use: What this worker holds now, asked where its memory has run out.
+        listen: Called before each micro-batch; raises StopRequestedError where the run is to end.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class OptimizerStep:
         clip: float | None = None,
         choose_smaller: ChooseSmaller | None = None,
         bytes_in_use: Callable[[], int | None] = lambda: None,
+        listen: Callable[[], None] = lambda: None,
         seed: int = 0,
     ) -> None:
         self.model = model
@@ -155,6 +157,7 @@ class OptimizerStep:
         self._parameters = list(model.parameters())
         self._exchange = GradientExchange(model, workers) if workers.count > 1 else None
         self._bytes_in_use = bytes_in_use
+        self._listen = listen
         self.thrashing = Thrashing(allocator_retries(workers.device))
         self._is_thrashing = False
         self._phase: Literal["forward", "backward"] = "forward"
@@ -178,6 +181,7 @@ class OptimizerStep:
             learning_rate: Of a step that consumes the given number of tokens; that is known only with the batch.
 
         Raises:
+            StopRequestedError: A worker heard that the run is to end; nothing has changed.
             RuntimeError: Another worker failed; that one raises what went wrong.
         """
         shard = self.source.shard(
@@ -230,6 +234,7 @@ class OptimizerStep:
         # One autocast over all micro-batches: weights are cast once a step.
         with self.precision.autocast():
             for start in range(0, len(shard), self.micro_batch_size):
+                self._listen()
                 stop = min(start + self.micro_batch_size, len(shard))
                 batch = self._batch(shard, start, stop)
                 is_small = measures_noise and start == 0 and sums.small_squared_norm is None

@@ -38,12 +38,16 @@ class Reporter:
         """Whether enough time has passed for a report that is not about an evaluation."""
         return time.monotonic() - self._sent_at >= self._every_s
 
-    def send(
-        self, values: dict[str, float], last: StepResult, *, flops_a_token: float | None, num_workers: int
-    ) -> bool:
-        """The caller's answer: whether to go on."""
+    def stretch(self, last: StepResult | None, *, flops_a_token: float | None, num_workers: int) -> dict[str, float]:
+        """Figures of the steps since the report before; empty when there were none.
+
+        Args:
+            last: Step taken.
+        """
+        if last is None or not self._num_steps:
+            return {}
         tokens_per_s = self._num_tokens / self._seconds
-        values |= {
+        values = {
             "train/loss_nats_per_token": self._loss_sum / self._num_predicted,
             "train/learning_rate": last.learning_rate,
             "train/gradient_norm": last.gradient_norm,
@@ -57,6 +61,10 @@ class Reporter:
             values["profile/model_flops_per_s"] = flops_per_s
             values["profile/share_of_matmul_rate"] = flops_per_s / self._matmul_rate
         self._clear()
+        return values
+
+    def send(self, values: dict[str, float]) -> bool:
+        """The caller's answer: whether to go on."""
         goes_on = self._report(values)
         self._sent_at = time.monotonic()
         return goes_on

@@ -23,12 +23,18 @@ def _factor(training: TrainingConfig, progress: float) -> float:
     if training.schedule == "constant":
         return 1.0
     if training.schedule == "wsd":
-        # 1 - sqrt falls fast at first; it ends lower than a linear cooldown of the same length (arXiv:2405.18392).
-        cooled = (progress - (1.0 - training.cooldown)) / training.cooldown if training.cooldown > 0 else 0.0
-        return 1.0 - math.sqrt(min(max(cooled, 0.0), 1.0))
+        return cooled((progress - (1.0 - training.cooldown)) / training.cooldown) if training.cooldown > 0 else 1.0
     annealed = (progress - warmup) / (1.0 - warmup) if warmup < 1.0 else 1.0
     left = 0.5 * (1.0 + math.cos(math.pi * annealed)) if training.schedule == "cosine" else 1.0 - annealed
     return training.floor + (1.0 - training.floor) * left
+
+
+def cooled(share: float) -> float:
+    """Factor on the learning rate after this share of a cooldown; 1 before it and 0 after.
+
+    1 - sqrt falls fast at first; it ends lower than a linear cooldown of the same length (arXiv:2405.18392).
+    """
+    return 1.0 - math.sqrt(min(max(share, 0.0), 1.0))
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,19 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from core.attempt import attempt_together
+from core.attempt import StopRequestedError, attempt_together
+from core.branch import Branch, Pause, branch_schedule
 from core.checkpoint import (
     copy_from_first,
     newest_checkpoint,
     restore,
     save_best,
     save_checkpoint,
+    save_trunk,
 )
 from core.divergence import DivergenceWatch
 from core.evaluation import Evaluation, holdout_source
@@ -36,7 +38,7 @@ from core.workers import Workers, check_same_model
 from data_pipeline.batches import BatchSource
 from data_pipeline.token_blocks import PreparedCorpus
 
-Outcome = Literal["completed", "stopped", "infeasible", "diverged"]
+Outcome = Literal["completed", "paused", "stopped", "infeasible", "diverged"]
 
 _PROVING_STEPS = 2
 """With fixed shapes memory is flat from the second step on: the first one makes what the second finds there."""
@@ -52,7 +54,7 @@ class RunEnd:
     reason: str
     """In words, with the numbers."""
     metrics: dict[str, float]
-    """Of the last evaluation, under the keys of reports; empty when there was none."""
+    """Of the last evaluation, under the keys of reports; empty when there was none. Of the branch, if it is paused."""
     tokens: int
     micro_batch_size_used: int | None
     """Of the last step; smaller than the one asked for if memory ran out and `on_oom` is shrink."""
@@ -62,6 +64,8 @@ class RunEnd:
     """The shortage that ended it."""
     shortages: tuple[Shortage, ...] = ()
     """Those that it survived, in order; rank 0 alone knows of those in writing checkpoints."""
+    branch: Branch | None = None
+    """Of a run that is paused."""
 
 
 def run_training(
@@ -76,6 +80,9 @@ def run_training(
     memory_limit_by: LimitBy = "counting",
     checkpoint_every_s: float | None = 60.0,
     report_every_s: float = 1.0,
+    pause: Pause | None = None,
+    keep_trunk: bool = False,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> RunEnd:
     """Train one model until its tokens are used up, or until something ends it before.
 
@@ -89,6 +96,10 @@ def run_training(
         memory_limit_bytes: Of each worker. What goes over it is treated as out of memory.
         memory_limit_by: How the limit is enforced on a CPU.
         checkpoint_every_s: None: only when the run ends.
+        pause: Where the run ends as paused, after a branch with a cooldown of its own; called again without it, or with
+            a later one, the run goes on as if it had not been. None, or at the end or beyond: nowhere.
+        keep_trunk: Keep the checkpoint before the cooldown of `wsd`, from which a longer training can go on.
+        is_stopped: Asked before every micro-batch, on every worker; True ends the run as stopped, at once.
 
     Raises:
         ValueError: The settings do not fit the data, or `folder` holds another run's checkpoint.
@@ -103,7 +114,7 @@ def run_training(
     with memory_limit(memory_limit_bytes, device, by=memory_limit_by) as meter:
         budget = MemoryBudget(run, data.vocabulary.size, place_of(data, workers), workers, meter, memory_limit_bytes)
         opened = attempt_together(
-            lambda: _Run(run, data, workers, budget, micro_batch_size),
+            lambda: _Run(run, data, workers, budget, micro_batch_size, is_stopped),
             workers,
             phase=None,
             bytes_in_use=budget.bytes_in_use,
@@ -112,7 +123,10 @@ def run_training(
             reason = budget.in_words(opened, micro_batch_size)
             return RunEnd("infeasible", reason, {}, 0, micro_batch_size, budget.largest_peak_bytes(), opened)
         opened.report_with(report, every_s=report_every_s, matmul_rate=matmul_rate)
-        return opened.go_on_from(folder) or opened.train(evaluate_at_tokens, checkpoint_every_s)
+        try:
+            return opened.go_on_from(folder) or opened.train(evaluate_at_tokens, checkpoint_every_s, pause, keep_trunk)
+        except StopRequestedError:
+            return opened.stopped()
 
 
 class _Run:
@@ -125,6 +139,7 @@ class _Run:
         workers: Workers,
         budget: MemoryBudget,
         micro_batch_size: int,
+        is_stopped: Callable[[], bool],
     ) -> None:
         training = run.training
         self.run = run
@@ -134,8 +149,13 @@ class _Run:
         self.precision = choose_precision(training.precision, workers.device)
         self.length: RunLength = run_length(training, num_rows=data.train.num_rows, num_tokens=data.train.num_tokens)
         self.model = fresh_model(run, data, workers.device)
-        tokens_per_step = training.batch_size * data.train.num_tokens / data.train.num_rows
-        self.optimizer = build_optimizer(self.model, training, tokens_per_step=tokens_per_step)
+        self.tokens_per_step = training.batch_size * data.train.num_tokens / data.train.num_rows
+        self.optimizer = build_optimizer(self.model, training, tokens_per_step=self.tokens_per_step)
+
+        def listen() -> None:
+            if is_stopped():
+                raise StopRequestedError
+
         self.step = OptimizerStep(
             self.model,
             self.optimizer,
@@ -146,10 +166,11 @@ class _Run:
             self.precision,
             batch_size=training.batch_size,
             micro_batch_size=micro_batch_size,
-            tokens_per_step=tokens_per_step,
+            tokens_per_step=self.tokens_per_step,
             clip=training.clip,
             choose_smaller=budget.smaller if training.on_oom == "shrink" else None,
             bytes_in_use=budget.bytes_in_use,
+            listen=listen,
             seed=training.seed,
         )
         self.evaluation = Evaluation(
@@ -159,8 +180,13 @@ class _Run:
             self.precision,
             num_rows=self.step.micro_batch_size,
             shrinks=self.step.micro_batch.shrinks,
+            listen=listen,
         )
         self.progress = Progress()
+        self.trunk: Progress | None = None
+        """Of a run that is in the branch of a pause, where that left the trunk."""
+        self.last: StepResult | None = None
+        """Step taken."""
         self.noise = NoiseScale()
         self.divergence = DivergenceWatch(data.vocabulary.size)
         self.clean_steps = 0
@@ -190,43 +216,108 @@ class _Run:
         self.checkpointed_at = time.monotonic()
         return None
 
-    def train(self, evaluate_at_tokens: Sequence[int], checkpoint_every_s: float | None) -> RunEnd:
+    def train(
+        self,
+        evaluate_at_tokens: Sequence[int],
+        checkpoint_every_s: float | None,
+        pause: Pause | None,
+        keep_trunk: bool,
+    ) -> RunEnd:
         """The loop."""
         points = sorted(evaluate_at_tokens)
-        is_last = self.length.is_reached(tokens=self.progress.tokens, step=self.progress.step)
-        while not is_last:
+        while not self._is_over():
+            if pause is not None and self.progress.tokens >= pause.at_tokens:
+                return self._pause(pause)
+            if keep_trunk and self._is_about_to_cool_down():
+                self._keep_trunk()
             before = self.progress
-            started_at = time.perf_counter()
-            result = self.step.take(step=before.step, position=before.position, learning_rate=self._learning_rate)
-            elapsed_s = time.perf_counter() - started_at
-
-            if isinstance(result, StepOutOfMemory):
-                return self._infeasible(result.facts, result.micro_batch_size)
-            diverged = None if self._is_only_scaled_too_high(result) else self._verdict(result)
-            if diverged is not None:
-                return self._end("diverged", diverged)
-
-            self.progress = before.after(result, num_rows=self.step.batch_size, elapsed_s=elapsed_s)
-            self.reporter.add(result, elapsed_s)
+            result = self._advance(self._learning_rate)
+            if isinstance(result, RunEnd):
+                return result
+            self.reporter.add(result, self.progress.training_s - before.training_s)
             if result.noise_pair is not None:
                 self.noise = self.noise.with_measurement(*result.noise_pair)
-            shortage = self._prove_memory()
-            if shortage is not None:
-                return self._infeasible(shortage, self.evaluation.num_rows)
 
-            is_last = self.length.is_reached(tokens=self.progress.tokens, step=self.progress.step)
+            is_last = self._is_over()
+            if pause is not None and self.progress.tokens >= pause.at_tokens and not is_last:
+                continue  # The branch evaluates and reports.
             is_due = any(before.tokens < max(point, 1) <= self.progress.tokens for point in points)
             metrics = self.evaluation.metrics(step=self.progress.step) if is_last or is_due else {}
             if isinstance(metrics, OomFacts):
                 return self._infeasible(metrics, self.evaluation.num_rows)
 
-            goes_on = self._publish(metrics, result, is_last=is_last, checkpoint_every_s=checkpoint_every_s)
+            goes_on = self._publish(metrics, is_last=is_last, checkpoint_every_s=checkpoint_every_s)
             if not goes_on and not is_last:
                 return self._end("stopped", f"stopped by the caller at {self.progress.tokens} tokens")
         done = f"trained on {self.progress.tokens} tokens in {self.progress.step} steps"
         return self._end("completed", done + self._survived_in_words())
 
+    def stopped(self) -> RunEnd:
+        """The end of a run that heard of it on the way; what it has done since its last checkpoint is lost."""
+        tokens = (self.trunk or self.progress).tokens
+        return self._end("stopped", f"stopped by the caller after {tokens} tokens, before the next report")
+
     # Steps of the loop, in their order
+
+    def _is_over(self) -> bool:
+        return self.length.is_reached(tokens=self.progress.tokens, step=self.progress.step)
+
+    def _advance(self, rate_of: Callable[[int], float]) -> StepResult | RunEnd:
+        """One optimizer step and the progress after it, or the run's end."""
+        before = self.progress
+        started_at = time.perf_counter()
+        result = self.step.take(step=before.step, position=before.position, learning_rate=rate_of)
+        elapsed_s = time.perf_counter() - started_at
+        if isinstance(result, StepOutOfMemory):
+            return self._infeasible(result.facts, result.micro_batch_size)
+        diverged = None if self._is_only_scaled_too_high(result) else self._verdict(result)
+        if diverged is not None:
+            return self._end("diverged", diverged)
+        self.progress = before.after(result, num_rows=self.step.batch_size, elapsed_s=elapsed_s)
+        self.last = result
+        shortage = self._prove_memory()
+        return result if shortage is None else self._infeasible(shortage, self.evaluation.num_rows)
+
+    def _pause(self, pause: Pause) -> RunEnd:
+        """Keep the trunk, and see what it would come to with a cooldown from here."""
+        trunk = self.trunk = self.progress
+        self._save_together(self._save)
+        values = self._trunk_values() if self.workers.is_first else {}
+        schedule = branch_schedule(pause, begin_tokens=trunk.tokens, tokens_per_step=self.tokens_per_step)
+
+        def rate_of(num_tokens: int) -> float:
+            middle = self.progress.tokens + num_tokens / 2
+            total = self.length.schedule_tokens
+            return schedule.learning_rate(self.run.training, tokens=middle, total_tokens=total)
+
+        for _ in range(schedule.num_steps):
+            result = self._advance(rate_of)
+            if isinstance(result, RunEnd):
+                return result
+        metrics = self.evaluation.metrics(step=self.progress.step)
+        if isinstance(metrics, OomFacts):
+            return self._infeasible(metrics, self.evaluation.num_rows)
+        end = self.progress
+        branch = Branch(metrics, end.tokens - trunk.tokens, end.training_s - trunk.training_s)
+        if self.workers.is_first:
+            self.reporter.send(values | branch.as_report())
+        reason = f"paused at {trunk.tokens} tokens; a branch cooled down over {branch.tokens} tokens from there"
+        return replace(self._end("paused", reason + self._survived_in_words()), metrics=metrics, branch=branch)
+
+    def _is_about_to_cool_down(self) -> bool:
+        """Whether this is the last moment at which no step has been taken, even in part, at a falling rate."""
+        training = self.run.training
+        if training.schedule != "wsd" or training.cooldown == 0:
+            return False
+        begins_at = (1 - training.cooldown) * self.length.schedule_tokens
+        # Half a token's room: the sum of whole steps comes to the border but for rounding.
+        return self.progress.tokens < begins_at + 0.5 <= self.progress.tokens + self.tokens_per_step
+
+    def _keep_trunk(self) -> None:
+        def save() -> None:
+            save_trunk(self.folder, self.model, self.optimizer, self._state(), step=self.progress.step)
+
+        self._save_together(save)
 
     def _learning_rate(self, num_tokens: int) -> float:
         # The middle of the step: its beginning would waste the first step of a warm-up, its end the last of a cooldown.
@@ -267,9 +358,7 @@ class _Run:
             self.step.compile_body()
         return None
 
-    def _publish(
-        self, metrics: dict[str, float], result: StepResult, *, is_last: bool, checkpoint_every_s: float | None
-    ) -> bool:
+    def _publish(self, metrics: dict[str, float], *, is_last: bool, checkpoint_every_s: float | None) -> bool:
         """Best weights, report, checkpoint, each if it is time: rank 0 has the clock, the disk and the caller's ear.
 
         A shortage of memory in here costs a checkpoint and not the run.
@@ -286,7 +375,7 @@ class _Run:
                 return True
             if is_best:
                 self._write(lambda: save_best(self.folder, self.model, metrics, step=self.progress.step))
-            goes_on = self._report(metrics, result)
+            goes_on = self._report(metrics)
             if is_last or not goes_on or self._checkpoint_is_due(checkpoint_every_s):
                 self._write(self._save)
             return goes_on
@@ -297,6 +386,17 @@ class _Run:
             self._note(goes_on)
             return True
         return bool(self.workers.from_first(int(goes_on)))
+
+    def _save_together(self, save: Callable[[], object]) -> None:
+        """Write on rank 0; the others hear if it fails."""
+
+        def write() -> None:
+            if self.workers.is_first:
+                self._write(save)
+
+        facts = attempt_together(write, self.workers, phase="checkpoint")
+        if isinstance(facts, OomFacts):
+            self._note(facts)
 
     def _write(self, write: Callable[[], object]) -> None:
         """Write something to disk; note that there was no memory for it, and try once more when it is back."""
@@ -311,10 +411,17 @@ class _Run:
         rows = self.step.micro_batch_size
         self.checkpoint_shortages.append(Shortage(facts, self.progress.step, rows, rows))
 
-    def _report(self, metrics: dict[str, float], result: StepResult) -> bool:
+    def _report(self, metrics: dict[str, float]) -> bool:
         """Report if it is time to; whether to go on."""
         if not metrics and not self.reporter.is_due():
             return True
+        values = self._trunk_values()
+        if metrics:
+            values |= self.noise.metrics()
+        return self.reporter.send(values | metrics)
+
+    def _trunk_values(self) -> dict[str, float]:
+        """What a report says besides the holdout."""
         progress = self.progress
         values = {
             "tokens": float(progress.tokens),
@@ -324,10 +431,8 @@ class _Run:
             "micro_batch_size": float(self.step.micro_batch_size),
             "memory/peak_bytes": float(self.budget.meter.peak_bytes),
         }
-        if metrics:
-            values |= self.noise.metrics()
         flops = self._flops_a_token() if progress.training_s > _FLOPS_ARE_COUNTED_AFTER_S else None
-        return self.reporter.send(values | metrics, result, flops_a_token=flops, num_workers=self.workers.count)
+        return values | self.reporter.stretch(self.last, flops_a_token=flops, num_workers=self.workers.count)
 
     def _flops_a_token(self) -> float | None:
         # Not before memory is proven: this pass would be part of what is counted.
@@ -351,11 +456,12 @@ class _Run:
         return self._end("infeasible", self.budget.in_words(facts, micro_batch_size), facts)
 
     def _end(self, outcome: Outcome, reason: str, oom: OomFacts | None = None) -> RunEnd:
+        progress = self.trunk or self.progress
         return RunEnd(
             outcome=outcome,
             reason=reason,
-            metrics=self.progress.metrics,
-            tokens=self.progress.tokens,
+            metrics=progress.metrics,
+            tokens=progress.tokens,
             micro_batch_size_used=self.step.micro_batch_size,
             peak_memory_bytes=self.budget.largest_peak_bytes(),
             oom=oom,
@@ -377,7 +483,12 @@ class _Run:
     # Checkpoints
 
     def _save(self) -> None:
-        progress = {
+        save_checkpoint(self.folder, self.model, self.optimizer, self._state(), step=self.progress.step)
+        self.checkpointed_at = time.monotonic()
+
+    def _state(self) -> dict[str, Any]:
+        """All of a checkpoint that is no tensor."""
+        return {
             "settings": settings_that_count(self.run),
             "data": self.data.fingerprint,
             "micro_batch_size": self.step.micro_batch_size,
@@ -386,8 +497,6 @@ class _Run:
             "divergence": asdict(self.divergence),
             "loss_scale": asdict(self.step.loss_scale),
         }
-        save_checkpoint(self.folder, self.model, self.optimizer, progress, step=self.progress.step)
-        self.checkpointed_at = time.monotonic()
 
     def _read_newest(self) -> dict[str, Any]:
         """Rank 0: puts the newest checkpoint's tensors in place and gives its progress; empty without one."""
