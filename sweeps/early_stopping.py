@@ -5,9 +5,9 @@ Source: asynchronous successive halving, Li et al., arXiv:1810.05934. Ray's own 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -20,12 +20,29 @@ def rung_tokens(config: EarlyStoppingConfig, tokens_per_trial: int) -> tuple[int
     """Token counts at which trials are compared, ascending; the end of a trial is not one of them."""
     if config.method == "none":
         return ()
+    if config.method == "median":
+        count = math.ceil(1 / config.first_rung) - 1
+        return tuple(round(config.first_rung * place * tokens_per_trial) for place in range(1, count + 1))
     rungs = []
     tokens = tokens_per_trial / config.reduction_factor
     while tokens >= config.first_rung * tokens_per_trial:
         rungs.append(round(tokens))
         tokens /= config.reduction_factor
     return tuple(reversed(rungs))
+
+
+def rule_in_words(config: EarlyStoppingConfig, rungs: Sequence[int]) -> str:
+    """What ends trials early; `nothing` where nothing does."""
+    if not rungs:
+        return "nothing"
+    at = ", ".join(f"{rung:,}" for rung in rungs)
+    best = f"the best 1/{config.reduction_factor}"
+    return {
+        "trunk-and-branch": f"trunk-and-branch: all pause at {at} tokens, each is judged by a branch that cools down "
+        f"from there, and {best} go on from before the branch",
+        "asha": f"asha: {best} go on at {at} tokens",
+        "median": f"median: at {at} tokens those go on whose best loss is within the median of the others' averages",
+    }[config.method]
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,19 @@ class Rungs:
         )
 
 
+class StoppingRule(Protocol):
+    """Who goes on past a rung and who ends there."""
+
+    def restore(self, records: Iterable[TrialRecord]) -> None:
+        """Take over what earlier trials reached."""
+
+    def reached(self, trial: int, tokens: float) -> int | None:
+        """The highest rung that a trial has reached for the first time, if any."""
+
+    def judge(self, trial: int, rung: int, loss: float) -> Verdict:
+        """Note a trial's loss at a rung and decide."""
+
+
 class KeptOutOfPickles:
     """Mixed into what Tune is given: it pickles that to resume by itself, but we resume from records alone."""
 
@@ -85,9 +115,13 @@ class KeptOutOfPickles:
 class TokenScheduler(KeptOutOfPickles, FIFOScheduler):
     """Tune's view of the rungs: trials run in order, and end at a rung when they are not among the best."""
 
-    def __init__(self, rungs: Rungs) -> None:
+    def __init__(self, rule: StoppingRule, runs_to_end: Callable[[int], bool] = lambda _: False) -> None:
+        """
+        Args:
+            runs_to_end: Whether the trial of this number goes on whatever its loss, if it is a number.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
-        self._rungs = rungs
+        self._rule, self._runs_to_end = rule, runs_to_end
         self.stopped: dict[int, str] = {}
         """Trial number to the reason it was stopped."""
 
@@ -96,11 +130,11 @@ class TokenScheduler(KeptOutOfPickles, FIFOScheduler):
         number = trial.config["number"]
         if LOSS not in result or result.get("done"):
             return str(TrialScheduler.CONTINUE)
-        rung = self._rungs.reached(number, result["tokens"])
+        rung = self._rule.reached(number, result["tokens"])
         if rung is None:
             return str(TrialScheduler.CONTINUE)
-        verdict = self._rungs.judge(number, rung, result[LOSS])
-        if verdict.goes_on:
+        verdict = self._rule.judge(number, rung, result[LOSS])
+        if verdict.goes_on or (math.isfinite(result[LOSS]) and self._runs_to_end(number)):
             return str(TrialScheduler.CONTINUE)
         self.stopped[number] = verdict.reason
         return str(TrialScheduler.STOP)

@@ -1,6 +1,7 @@
 """What runs on each worker of a lane: take a trial, train it, report, take the next."""
 
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayError
 
 from core.host_memory import kernel_oom_kills
 from core.out_of_memory import classify
@@ -36,13 +38,14 @@ def train_assignments(config: dict[str, Any]) -> None:
         rank=context.get_world_rank(), count=context.get_world_size(), device=ray.train.torch.get_device()
     )
     corpora: dict[str, PreparedCorpus] = {}
+    stops = Stops(mailbox)
     taken = 0
     while (assignment := ray.get(mailbox.take.remote(taken))) is not None:
         taken += 1
         here = Standing(ray.get_runtime_context().get_node_id(), kernel_oom_kills())
         mailbox.stand.remote(workers.rank, here)
         try:
-            end = _train(assignment, workers, corpora, _reporter(mailbox, assignment))
+            end = _train(assignment, workers, corpora, _reporter(mailbox, assignment), stops.of(taken - 1))
         except Exception as error:
             # The run could not deal with it, so this process is not trusted with another trial: tell, then end the
             # worker group.
@@ -61,14 +64,16 @@ def _train(
     workers: Workers,
     corpora: dict[str, PreparedCorpus],
     report: Callable[[dict[str, float]], bool],
+    is_stopped: Callable[[], bool],
 ) -> RunEnd:
     folder = assignment.prepared_folder
     if folder not in corpora:
         corpora[folder] = _open_corpus(Path(folder), assignment.corpus_server)
     if workers.is_first:
         _log(assignment).info("starts: %s", assignment.run)
+    run = RunConfig.model_validate(assignment.run)
     return run_training(
-        RunConfig.model_validate(assignment.run),
+        run,
         corpora[folder],
         workers=workers,
         folder=Path(assignment.trial_folder),
@@ -76,7 +81,32 @@ def _train(
         evaluate_at_tokens=assignment.evaluate_at_tokens,
         memory_limit_bytes=assignment.memory_limit_bytes,
         memory_limit_by=assignment.memory_limit_by,
+        pause=assignment.pause,
+        # Of the winner, whose training may go on for longer.
+        keep_trunk=True,
+        is_stopped=is_stopped,
     )
+
+
+class Stops:
+    """Which trials are to end, heard in the background: a worker in the middle of a step asks this, and no process."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._stopped: set[int] = set()
+        threading.Thread(target=self._listen, args=(mailbox,), daemon=True, name="stops").start()
+
+    def of(self, place: int) -> Callable[[], bool]:
+        """Whether the trial at this place in the order of posting is to end."""
+        return lambda: place in self._stopped
+
+    def _listen(self, mailbox: Any) -> None:
+        heard = 0
+        try:
+            while (place := ray.get(mailbox.next_stop.remote(heard))) is not None:
+                self._stopped.add(place)
+                heard += 1
+        except RayError:
+            return  # The mailbox is gone, and with it whoever could stop anything.
 
 
 def _open_corpus(folder: Path, server: Any) -> PreparedCorpus:

@@ -18,7 +18,7 @@ HOPELESS_AFTER = 3
 """Trials in a row that break before they train, after which no further one is started."""
 
 Listener = Callable[[str, TrialRecord, dict[str, float] | None], None]
-"""Called with `started`, `report` or `ended`, the record, and the report if it is one."""
+"""Called with `started`, `report`, `paused`, `promoted` or `ended`, the record, and the report if it is one."""
 
 
 def now() -> str:
@@ -37,12 +37,16 @@ class Ledger:
         scheduler: TokenScheduler,
         run_of: Callable[[TrialRecord], RunConfig],
         rungs: tuple[int, ...],
+        run_to_end: frozenset[int] = frozenset(),
         remember: Callable[[list[MemoryObservation]], None] = lambda _: None,
         flops_per_token: Callable[[RunConfig], float | None] = lambda _: None,
     ) -> None:
         """
         Args:
             flops_per_token: Operations of a run's training for each token.
+            rungs: At which a report's holdout loss is the one that counts there.
+            run_to_end: Numbers drawn of trials that are trained to the end; of one that does not fit in memory the
+                next one takes the place.
             remember: Keeps what a trial has shown about memory for later sweeps.
         """
         self.records = {record.number: record for record in store.load_all()}
@@ -51,11 +55,14 @@ class Ledger:
         self._store, self._frontier, self._scheduler = store, frontier, scheduler
         self._run_of, self._rungs, self._remember = run_of, rungs, remember
         self._flops_per_token = flops_per_token
+        self._run_to_end = run_to_end
 
     def open(self, settings: dict[str, Any], chosen_by: str) -> TrialRecord:
         """A new trial with the next number."""
         number = max(self.records, default=0) + 1
-        record = TrialRecord(number=number, settings=settings, chosen_by=chosen_by)
+        record = TrialRecord(
+            number=number, settings=settings, chosen_by=chosen_by, run_to_end=self._is_to_run_to_the_end(number)
+        )
         run = self._run_of(record)
         record = record.model_copy(
             update={
@@ -75,8 +82,9 @@ class Ledger:
         """
         record = self.records[number]
         size = record.micro_batch_size_used or micro_batch_size
-        record = self._change(number, started_at=record.started_at or now(), micro_batch_size_used=size)
-        self._say("started", record)
+        event = "started" if record.paused_at is None else "promoted"
+        record = self._change(number, started_at=record.started_at or now(), micro_batch_size_used=size, paused_at=None)
+        self._say(event, record)
         return record
 
     def report(self, number: int, report: dict[str, float]) -> None:
@@ -138,10 +146,12 @@ class Ledger:
         self._scheduler.stopped[number] = reason
 
     def settle(self, number: int, result: dict[str, Any] | None, *, lost: bool = False) -> TrialRecord:
-        """How a trial ended, from Tune's last result; the first call decides."""
+        """How a trial, or a leg of it, ended, from Tune's last result; the first call decides."""
         record = self.records[number]
         if record.ended_at:
             return record
+        if result and result.get("paused_at"):
+            return self._pause(record, result)
         changes: dict[str, Any] = {"ended_at": now()}
         end: RunEnd | None = (result or {}).get("end")
         if result and result.get("outcome"):
@@ -176,6 +186,41 @@ class Ledger:
         self._learn(record)
         self._say("ended", record)
         return record
+
+    def stop_paused(self, number: int, reason: str) -> TrialRecord:
+        """A trial that waits is not promoted any more."""
+        record = self._change(number, outcome=Outcome.STOPPED, reason=reason, paused_at=None, ended_at=now())
+        self._learn(record)
+        self._say("ended", record)
+        return record
+
+    def _pause(self, record: TrialRecord, result: dict[str, Any]) -> TrialRecord:
+        """A trial has come to a rung, and its branch to an end."""
+        rung, end = result["paused_at"], result["end"]
+        if rung in record.rung_losses:
+            return record  # Heard already.
+        loss = end.metrics[LOSS]
+        record = self._change(
+            record.number,
+            metrics=end.metrics,
+            best_loss=loss if record.best_loss is None else min(loss, record.best_loss),
+            rung_losses=record.rung_losses | {rung: loss},
+            paused_at=rung,
+            tokens=end.tokens,
+            branch_tokens=record.branch_tokens + end.branch.tokens,
+            branch_s=record.branch_s + end.branch.training_s,
+            interruptions=record.interruptions + result["interruptions"],
+            micro_batch_size_used=end.micro_batch_size_used,
+            peak_memory_bytes=max(end.peak_memory_bytes or 0, record.peak_memory_bytes or 0) or None,
+            **_shortages(end, record),
+        )
+        self._say("paused", record)
+        return record
+
+    def _is_to_run_to_the_end(self, number: int) -> bool:
+        due = sum(drawn <= number for drawn in self._run_to_end)
+        taken = sum(r.run_to_end and r.outcome is not Outcome.INFEASIBLE for r in self.records.values())
+        return taken < due
 
     def unfinished(self) -> list[TrialRecord]:
         """Trials to run first when a sweep goes on, with the same numbers."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import ray
 
+from core.branch import Pause
 from core.memory_limit import LimitBy
 from core.out_of_memory import OomFacts
 from core.training_run import RunEnd
@@ -22,6 +23,8 @@ class Assignment:
     trial_folder: str
     """Checkpoints and the log; the run goes on from the newest whole checkpoint there."""
     evaluate_at_tokens: tuple[int, ...]
+    pause: Pause | None
+    """Rung at which this leg of the trial ends; None: it goes to the end."""
     memory_limit_bytes: int | None
     memory_limit_by: LimitBy
     corpus_server: Any = None
@@ -59,6 +62,7 @@ class MailboxActor:
         self._trials: list[Assignment | None] = []
         self._changed = asyncio.Condition()
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        self._stops: list[int | None] = []
         self._stopped: set[int] = set()
         self._standings: dict[int, Standing] = {}
         self._answered = 0
@@ -68,6 +72,10 @@ class MailboxActor:
         """Give the next trial to the workers; None: no more will come."""
         async with self._changed:
             self._trials.append(assignment)
+            if assignment is None:
+                self._stops.append(None)
+            else:
+                self._stopped.discard(assignment.number)
             self._changed.notify_all()
 
     async def take(self, index: int) -> Assignment | None:
@@ -106,10 +114,21 @@ class MailboxActor:
         return await self._messages.get()
 
     async def stop(self, trial: int) -> None:
-        """Tell the workers to end this trial at the next report."""
+        """Tell the workers to end this trial at the next micro-batch."""
         async with self._changed:
             self._stopped.add(trial)
+            self._stops.append(len(self._trials) - 1)
             self._changed.notify_all()
+
+    async def next_stop(self, index: int) -> int | None:
+        """Wait for the stop at this place in their order.
+
+        Returns:
+            Place of the trial in the order of posting: the same trial may come again. None: no more will come.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._stops) > index)
+        return self._stops[index]
 
 
 # An actor of coroutines: the waiting calls of every worker and of the owner stand open side by side.

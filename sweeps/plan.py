@@ -16,9 +16,10 @@ from core.memory_model import Place, how_to_fit, largest_micro_batch, predict_me
 from core.run_config import RunConfig
 from data_pipeline.settings import format_bytes
 from sweeps.cluster import LanePlan, plan_lanes, worker_memory_bytes
-from sweeps.early_stopping import rung_tokens
+from sweeps.early_stopping import rule_in_words, rung_tokens
 from sweeps.informed_start import informed_points
 from sweeps.memory_frontier import MICRO_BATCH, MemoryFrontier, micro_batch_of
+from sweeps.promotion import Promotions
 from sweeps.search_space import format_setting
 from sweeps.sweep_config import BudgetConfig, SweepConfig
 from sweeps.sweep_file import dump_sweep
@@ -43,11 +44,19 @@ class SweepPlan:
         return rung_tokens(self.sweep.early_stopping, self.sweep.budget.tokens_per_trial)
 
     @cached_property
+    def promotions(self) -> Promotions | None:
+        """Who goes on after a pause at a rung; None where trials do not pause."""
+        stopping, num_trials = self.sweep.early_stopping, self.sweep.budget.trials
+        is_theirs = stopping.method == "trunk-and-branch"
+        return Promotions(self.rungs, stopping.reduction_factor, num_trials) if is_theirs else None
+
+    @cached_property
     def evaluate_at_tokens(self) -> tuple[int, ...]:
-        """Token counts at which the holdout is evaluated: every rung, and points spread evenly."""
+        """Token counts at which the holdout is evaluated: points spread evenly, and every rung that stops."""
         total, points = self.sweep.budget.tokens_per_trial, self.sweep.evaluation.points
         even = {round(total * point / points) for point in range(1, points)}
-        return tuple(sorted(even | set(self.rungs)))
+        # A rung of trunk-and-branch is evaluated by its branch.
+        return tuple(sorted(even if self.promotions else even | set(self.rungs)))
 
     def predicted_bytes(self, run: RunConfig) -> int | None:
         """Predicted peak of one worker; None where the micro-batch is `auto`, which fits itself to the memory."""
@@ -152,12 +161,7 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
     for reason in points[0].reasons if points else ():
         yield "", reason
     yield "proposed by", f"{sweep.searcher.method}, seed {sweep.searcher.seed}"
-    rungs = ", ".join(f"{rung:,}" for rung in plan.rungs)
-    stopping = sweep.early_stopping
-    yield (
-        "stopped by",
-        f"{stopping.method}: best 1/{stopping.reduction_factor} at {rungs} tokens" if rungs else "nothing",
-    )
+    yield "stopped by", rule_in_words(sweep.early_stopping, plan.rungs)
     yield (
         "compared by",
         "holdout loss in nats per token, on the same holdout for every trial"

@@ -64,10 +64,10 @@ class Progress:
             self._live.stop()
 
     def on_event(self, event: str, record: TrialRecord, report: Mapping[str, float] | None) -> None:
-        """A ledger listener: `started`, `report`, `ended`."""
+        """A ledger listener: `started`, `report`, `paused`, `promoted`, `ended`."""
         if report is not None and "train/tokens_per_s" in report:
             self._speed[record.number] = report["train/tokens_per_s"]
-        if event == "ended":
+        if event in ("paused", "ended"):
             self._speed.pop(record.number, None)
         line = self._line(event, record, report)
         if line is not None and (self._live is None or event == "ended"):
@@ -75,6 +75,11 @@ class Progress:
 
     def _line(self, event: str, record: TrialRecord, report: Mapping[str, float] | None) -> Text | None:
         line = Text(record.name)
+        if event == "paused" and record.paused_at is not None:
+            done, loss = record.paused_at / self._tokens_per_trial, record.rung_losses[record.paused_at]
+            return line.append(f"  {min(done, 1):4.0%} pauses holdout loss {loss:.4f} after a cooldown", style="dim")
+        if event == "promoted":
+            return line.append("  promoted    goes on from before the cooldown", style="dim")
         if event == "started":
             return line.append(f"  starts      {settings_in_words(record.settings)}", style="dim")
         if event == "report" and report is not None and LOSS in report:
@@ -96,11 +101,12 @@ class Progress:
 
     def _counts(self, records: Sequence[TrialRecord]) -> Text:
         text = Text("trials  ")
-        counts = Counter(record.outcome for record in records)
-        for outcome in (*Outcome, None):
-            if counts[outcome]:
-                style = STYLES[outcome] if outcome else "bold"
-                text.append(f"{outcome or 'running'} {counts[outcome]}  ", style=style)
+        counts = Counter(record.state for record in records)
+        for state in (*map(str, Outcome), "PAUSED", "RUNNING"):
+            if counts[state]:
+                is_ended = state in list(Outcome)
+                style = STYLES[Outcome(state)] if is_ended else "bold"
+                text.append(f"{state if is_ended else state.lower()} {counts[state]}  ", style=style)
         if self._num_refused():
             text.append(f"refused before launch {self._num_refused()}", style="yellow")
         return text
@@ -130,7 +136,9 @@ def leaders_table(records: Sequence[TrialRecord], limit: int | None = None) -> T
         table.add_row(
             str(rank),
             record.name,
-            Text(str(record.outcome or "running"), style=STYLES[record.outcome] if record.outcome else "bold"),
+            Text(
+                str(record.outcome or record.state.lower()), style=STYLES[record.outcome] if record.outcome else "bold"
+            ),
             f"{record.loss:.4f}",
             f"{record.tokens:,}",
             "" if record.tokens_per_s is None else f"{record.tokens_per_s:,.0f}",

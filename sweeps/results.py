@@ -54,13 +54,15 @@ def trial_row(record: TrialRecord, rank: int) -> dict[str, Any]:
     return {
         "rank": rank,
         "trial": record.name,
-        "outcome": str(record.outcome or "RUNNING"),
+        "outcome": record.state,
         "reason": record.reason,
         **record.settings,
         **metrics,
         "best_holdout_loss_nats_per_token": record.best_loss,
         "tokens": record.tokens,
+        "tokens_spent": record.tokens_spent,
         "training_s": round(record.training_s, 3),
+        "branch_s": round(record.branch_s, 3),
         "tokens_per_s": None if record.tokens_per_s is None else round(record.tokens_per_s, 1),
         "training_flops": record.training_flops,
         "micro_batch_size_asked": record.micro_batch_size_asked,
@@ -73,6 +75,7 @@ def trial_row(record: TrialRecord, rank: int) -> dict[str, Any]:
         "predicted_memory_margin": memory_margin(record.predicted_peak_memory_bytes, record),
         "measured_memory_margin": memory_margin(record.peak_memory_bytes, record),
         "chosen_by": record.chosen_by,
+        "run_to_end": record.run_to_end,
         "interruptions": record.interruptions,
         "started_at": record.started_at,
         "ended_at": record.ended_at,
@@ -138,7 +141,7 @@ def summarize(
     """
     best = best_trial(records)
     spent_s = {
-        str(outcome): round(sum(r.training_s for r in records if r.outcome is outcome), 3)
+        str(outcome): round(sum(r.spent_s for r in records if r.outcome is outcome), 3)
         for outcome in Outcome
         if any(r.outcome is outcome for r in records)
     }
@@ -148,7 +151,7 @@ def summarize(
         "status": status,
         "best": None if best is None else trial_row(best, 1),
         "ranking": [record.name for record in ranked(records)],
-        "outcomes": dict(Counter(str(record.outcome or "RUNNING") for record in records)),
+        "outcomes": dict(Counter(record.state for record in records)),
         "memory_verdicts": dict(Counter(r.memory_verdict for r in records if r.memory_verdict)),
         "memory_verdicts_with_proposals": memory_counts(records, refused),
         "memory_calibration": calibration(records),

@@ -11,6 +11,7 @@ from sweeps.early_stopping import KeptOutOfPickles
 from sweeps.informed_start import informed_points, with_smaller_micro_batch
 from sweeps.ledger import Ledger
 from sweeps.memory_frontier import MICRO_BATCH, MemoryFrontier, Refusal, micro_batch_of
+from sweeps.promotion import Promotions
 from sweeps.settings_sampler import SettingsSampler
 from sweeps.sweep_budget import REPEAT, WALL_CLOCK_USED_UP, SweepBudget
 from sweeps.sweep_config import SweepConfig
@@ -33,11 +34,13 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         trial_config: Callable[[TrialRecord, RunConfig], dict[str, Any]],
         largest_micro_batch: Callable[[RunConfig, int], int],
         budget: SweepBudget | None = None,
+        promotions: Promotions | None = None,
     ) -> None:
         """
         Args:
             largest_micro_batch: Of a run, predicted to need at most so many bytes.
             budget: None: the trials of the sweep file, and nothing else, are the limit.
+            promotions: Who goes on after a pause at a rung; None where trials do not pause.
         """
         super().__init__(metric=None, mode=None)
         self._sweep, self._ledger, self._frontier = sweep, ledger, frontier
@@ -46,10 +49,15 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         self._budget = budget or SweepBudget(sweep.budget, elapsed_s=lambda: 0.0)
         self.ended_by = ""
         """Which limit ended the search, in words; empty until then."""
-        known = [record for record in ledger.records.values() if record.is_done and record.chosen_by != REPEAT]
+        self._promotions = promotions
+        known = [
+            record
+            for record in ledger.records.values()
+            if (record.is_done or record.paused_at is not None) and record.chosen_by != REPEAT
+        ]
         self._sampler = SettingsSampler(sweep, worst_loss=worst_loss, known=known, refused=ledger.refused)
         self._numbers: dict[str, int] = {}
-        self._left_over = deque(ledger.unfinished())
+        self._left_over = deque(record for record in ledger.unfinished() if record.paused_at is None)
         listed_before = sum(record.chosen_by == "start_with" for record in ledger.records.values())
         self._listed = deque(sweep.start_with[listed_before:])
         self._informed = deque(point.settings for point in informed_points(sweep))
@@ -58,7 +66,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config, `FINISHED`, or None: ask again when a running trial has ended."""
-        record = None if self._ledger.is_hopeless() else self._next_record()
+        record = None if self._ledger.is_hopeless() else self._next_leg()
         if record is None:
             is_waiting = self._num_running() > 0
             return None if is_waiting else str(Searcher.FINISHED)
@@ -70,11 +78,15 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Settle the trial and tell the sampler."""
         number = self._numbers.pop(trial_id, None)
-        if number is not None:
-            record = self._ledger.settle(number, result, lost=error)
-            # The same settings with another seed are no new point of the space.
-            if record.chosen_by != REPEAT:
-                self._sampler.ended(record)
+        if number is None:
+            return
+        record = self._ledger.settle(number, result, lost=error)
+        # The same settings with another seed are no new point of the space.
+        if record.chosen_by != REPEAT:
+            self._sampler.ended(record)
+        if self._promotions is not None:
+            for beaten, reason in list(self._promotions.beaten(self._ledger.records.values())):
+                self._sampler.ended(self._ledger.stop_paused(beaten.number, reason))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing to do: the ledger keeps the losses at rungs."""
@@ -99,9 +111,22 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
     def _num_running(self) -> int:
         return len(self._numbers)
 
-    def _next_record(self) -> TrialRecord | None:
+    def _next_leg(self) -> TrialRecord | None:
+        """The trial to start, or to go on with."""
         if self._left_over:
             return self._ledger.reopen(self._left_over.popleft())
+        return self._promoted(is_closing=False) or self._next_record() or self._promoted(is_closing=True)
+
+    def _promoted(self, *, is_closing: bool) -> TrialRecord | None:
+        if self._promotions is None:
+            return None
+        records = self._ledger.records.values()
+        promoted = self._promotions.next(records, is_closing=is_closing)
+        if promoted is None or not self._budget.has_room_to_go_on(records, promoted):
+            return None
+        return promoted
+
+    def _next_record(self) -> TrialRecord | None:
         while self._listed and not self._is_in_doubt_beside_another(self._listed[0]):
             settings = self._listed.popleft()
             record = self._ledger.open(settings, "start_with")

@@ -26,6 +26,10 @@ _MODEL_REPEATS = 20
 the same few again and again, and others would never be tried."""
 
 
+_Told = tuple[dict[str, Any], dict[str, Any]]
+"""Settings, and what Optuna is told of them."""
+
+
 class SettingsSampler:
     """Proposes settings and learns from records; knows nothing of Tune."""
 
@@ -57,10 +61,14 @@ class SettingsSampler:
         self._random = optuna.samplers.RandomSampler(seed=sweep.searcher.seed + len(known))
         self._num_known_in_a_row = 0
         self._asked: dict[int, optuna.Trial] = {}
+        self._told: dict[int, list[_Told]] = {}
+        """Trial number to what the study was told of it."""
+        self._others: list[_Told] = []
         for record in known:
             self.ended(record)
         for proposal in refused:
-            self._tell(proposal.settings, _infeasible(proposal))
+            self._others.append((proposal.settings, _infeasible(proposal)))
+            self._tell(*self._others[-1])
 
     def keep(self, is_wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Of a grid propose only these settings."""
@@ -87,6 +95,8 @@ class SettingsSampler:
         """
         if handle is not None:
             handle.set_constraint("memory", excess)
+            known = {"state": TrialState.PRUNED, "constraints": {"memory": excess}}
+            self._others.append((handle.params, known))
             self._study.tell(handle, state=TrialState.PRUNED)
         self._num_known_in_a_row = 0
 
@@ -103,12 +113,30 @@ class SettingsSampler:
             self._asked[record.number] = handle
 
     def ended(self, record: TrialRecord) -> None:
-        """Tell the sampler how a trial ended; trials that it did not propose count as well."""
+        """Tell the sampler how a trial ended, or how far one has come that waits.
+
+        Those that it did not propose count as well. What it is told again takes the place of what it was told before.
+        """
         handle = self._asked.pop(record.number, None)
         if handle is not None:
             # What it is told goes in as a finished trial below; the open one is closed without a trace.
             self._study.tell(handle, state=TrialState.FAIL)
-        for settings, known in self._as_optuna(record):
+        told = list(self._as_optuna(record))
+        before = self._told.get(record.number)
+        if told == before:
+            return
+        self._told[record.number] = told
+        if before:
+            self._start_again()
+        else:
+            for settings, known in told:
+                self._tell(settings, known)
+
+    def _start_again(self) -> None:
+        """A study keeps what it was told: another one takes its place, with the same sampler."""
+        self._study = optuna.create_study(sampler=self._study.sampler, direction="minimize")
+        self._asked.clear()
+        for settings, known in itertools.chain(*self._told.values(), self._others):
             self._tell(settings, known)
 
     def _as_optuna(self, record: TrialRecord) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -119,7 +147,7 @@ class SettingsSampler:
                 known |= {"state": TrialState.COMPLETE, "value": record.loss, "intermediate_values": record.rung_losses}
             case Outcome.DIVERGED:
                 known |= {"state": TrialState.COMPLETE, "value": self._worst_loss}
-            case Outcome.STOPPED if record.rung_losses:
+            case Outcome.STOPPED | None if record.rung_losses:
                 known |= {"state": TrialState.PRUNED, "intermediate_values": record.rung_losses}
             case Outcome.INFEASIBLE:
                 yield record.settings, _infeasible(record)

@@ -22,11 +22,12 @@ from core.training_flops import training_flops_a_token
 from data_pipeline.node_copies import all_nodes_see, serve_copies
 from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.cluster import connect, device_kind, log_libraries_to
-from sweeps.early_stopping import KeptOutOfPickles, Rungs, TokenScheduler
+from sweeps.early_stopping import KeptOutOfPickles, Rungs, StoppingRule, TokenScheduler
 from sweeps.frontier_map import MAP_FILE, map_frontier
 from sweeps.git_state import git_state
 from sweeps.ledger import Ledger
 from sweeps.mailbox import Assignment
+from sweeps.median_stopping import MedianRule
 from sweeps.memory_observations import MemoryStore
 from sweeps.mlflow_dataset import dataset_inputs
 from sweeps.mlflow_tags import source_tags
@@ -34,6 +35,7 @@ from sweeps.nothing_fits import check_that_something_fits
 from sweeps.plan import SweepPlan, plan_sweep
 from sweeps.preparation import corpus_in_words, data_figures, prepare_with_progress
 from sweeps.progress import Progress, settings_in_words
+from sweeps.promotion import drawn_to_run_to_the_end
 from sweeps.report import write_report
 from sweeps.results import best_trial, ranked, summarize, write_summary, write_trials_csv
 from sweeps.results_folder import LOG_FILE, SweepFolder, check_writable, sweep_identity
@@ -155,6 +157,7 @@ def _run(
     with progress, _terminated_like_interrupted():
         try:
             run.train()
+            run.stop_paused()
         except KeyboardInterrupt:
             status = "interrupted"
     with _uninterrupted():
@@ -188,8 +191,13 @@ class _SweepRun:
         self.plan, self.data, self.folder = plan, data, folder
         self._corpus_server = None if all_nodes_see(data.folder.parent) else serve_copies(data.folder)
         sweep = plan.sweep
-        rungs = Rungs(plan.rungs, sweep.early_stopping.reduction_factor)
-        self._scheduler = TokenScheduler(rungs)
+        stopping = sweep.early_stopping
+        rule: StoppingRule = Rungs((), stopping.reduction_factor)  # Trials that pause are not stopped on the way.
+        if stopping.method == "asha":
+            rule = Rungs(plan.rungs, stopping.reduction_factor)
+        elif stopping.method == "median":
+            rule = MedianRule(plan.rungs)
+        self._scheduler = TokenScheduler(rule, lambda number: self.ledger.records[number].run_to_end)
         self.device_kind = device_kind(plan.lanes)
         self._memory = MemoryStore(folder.path.parent, self.device_kind)
         self.frontier = plan.frontier(rows_filled=_rows_filled(data), source=folder.path.name)
@@ -200,14 +208,15 @@ class _SweepRun:
             frontier=self.frontier,
             scheduler=self._scheduler,
             run_of=self.run_of,
-            rungs=plan.rungs,
+            rungs=() if plan.promotions else plan.rungs,
+            run_to_end=drawn_to_run_to_the_end(stopping, num_trials=sweep.budget.trials, seed=sweep.searcher.seed),
             # What another sweep has learnt meanwhile comes back with it.
             remember=lambda seen: self.frontier.learn(self._memory.add(seen, torch.__version__)),
             flops_per_token=lambda run: training_flops_a_token(run, data.vocabulary.size),
         )
         self._leader = best_trial(list(self.ledger.records.values()))
         self._beaten: list[TrialRecord] = []
-        rungs.restore(self.ledger.records.values())
+        rule.restore(self.ledger.records.values())
         for record in self.ledger.records.values():
             self.frontier.learn_trial(record, self.run_of(record))
         if not sweep.start_with and not self.ledger.records:
@@ -221,6 +230,7 @@ class _SweepRun:
             trial_config=self._trial_config,
             largest_micro_batch=plan.largest_micro_batch,
             budget=SweepBudget(sweep.budget, elapsed_s=wall_s),
+            promotions=plan.promotions,
         )
 
     def run_of(self, record: TrialRecord) -> RunConfig:
@@ -238,8 +248,8 @@ class _SweepRun:
                 num_samples=-1,
                 max_concurrent_trials=self.plan.lanes.count,
                 reuse_actors=True,
-                trial_name_creator=lambda trial: f"trial-{trial.config['number']:04d}",
-                trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:04d}",
+                trial_name_creator=_leg_name,
+                trial_dirname_creator=_leg_name,
             ),
             run_config=tune.RunConfig(
                 name=f"tune-{os.getpid()}",
@@ -256,6 +266,15 @@ class _SweepRun:
     def search_ended_by(self) -> str:
         """Which limit ended the search, in words; empty while none has."""
         return self._searcher.ended_by
+
+    def stop_paused(self) -> None:
+        """Nobody is promoted any more."""
+        if self.plan.promotions is None:
+            return
+        waiting = [record for record in self.ledger.unfinished() if record.paused_at is not None]
+        reasons = [self.plan.promotions.reason(record, self.ledger.records.values()) for record in waiting]
+        for record, reason in zip(waiting, reasons, strict=True):
+            self.ledger.stop_paused(record.number, reason)
 
     def memory_in_words(self) -> Iterator[str]:
         """What is known of memory before the first trial, and which settings of a grid that rules out."""
@@ -279,9 +298,9 @@ class _SweepRun:
             check_that_something_fits(self.plan, self.frontier, nothing_ran=True)
 
     def settle_rest(self) -> None:
-        """Trials cut off in the middle are interrupted."""
+        """Trials cut off in the middle are interrupted; those that wait go on waiting."""
         for record in self.ledger.unfinished():
-            if record.started_at and not record.ended_at:
+            if record.started_at and not record.ended_at and record.paused_at is None:
                 self.ledger.settle(record.number, None)
 
     def keep_only_the_best_checkpoint(self, event: str, record: TrialRecord, _: Any) -> None:
@@ -303,18 +322,25 @@ class _SweepRun:
             drop_checkpoints(self._store.folder_of(self._beaten.pop()))
 
     def _trial_config(self, record: TrialRecord, run: RunConfig) -> dict[str, Any]:
+        promotions = self.plan.promotions
         assignment = Assignment(
             number=record.number,
             run=run.model_dump(mode="json"),
             prepared_folder=str(self.data.folder),
             trial_folder=str(self._store.folder_of(record)),
             evaluate_at_tokens=self.plan.evaluate_at_tokens,
+            pause=None if promotions is None else promotions.pause_of(record, cooldown=run.training.cooldown),
             memory_limit_bytes=self.plan.memory_bytes,
             memory_limit_by=self.plan.sweep.resources.memory_limit_by,
             corpus_server=self._corpus_server,
         )
         lane = self.plan.lanes.spec(self.folder.ray_state, memory_limit_by=self.plan.sweep.resources.memory_limit_by)
         return {"number": record.number, "assignment": assignment, "lane": lane}
+
+
+def _leg_name(trial: Any) -> str:
+    pause = trial.config["assignment"].pause
+    return f"trial-{trial.config['number']:04d}" + ("" if pause is None else f"-to-{pause.at_tokens}")
 
 
 class LedgerCallback(KeptOutOfPickles, tune.Callback):

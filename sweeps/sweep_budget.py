@@ -50,13 +50,26 @@ class SweepBudget:
         """The same of a repeat."""
         return self._room([record for record in records if record.outcome is not Outcome.INFEASIBLE], kept=0)
 
+    def has_room_to_go_on(self, records: Iterable[TrialRecord], promoted: TrialRecord) -> bool:
+        """Whether a trial that waits may go on to its end besides those that run."""
+        known = list(records)
+        going_on = [r for r in known if not r.ended_at and (r.paused_at is None or r.number == promoted.number)]
+        left = {record.number: max(0, self.limits.tokens_per_trial - record.tokens) for record in going_on}
+        flops = sum(left[record.number] * (record.flops_per_token or 0.0) for record in going_on)
+        tokens = self.tokens(known) + sum(left.values())
+        return (
+            not self.is_over()
+            and (self.limits.tokens is None or tokens <= self.limits.tokens)
+            and (self.limits.flops is None or self.flops(known) + flops <= self.limits.flops)
+        )
+
     def is_over(self) -> bool:
         """Whether trials in flight are to stop, for the wall-clock is used up."""
         return self.limits.wall_clock_s is not None and self.elapsed_s() >= self.limits.wall_clock_s
 
     def tokens(self, records: Iterable[TrialRecord]) -> int:
         """Trained so far."""
-        return sum(record.tokens for record in records)
+        return sum(record.tokens_spent for record in records)
 
     def flops(self, records: Iterable[TrialRecord]) -> float:
         """Operations of training so far."""
@@ -64,7 +77,8 @@ class SweepBudget:
 
     def _room(self, known: list[TrialRecord], *, kept: int) -> tuple[Room, str]:
         a_trial = self.limits.tokens_per_trial
-        running = [record for record in known if not record.ended_at]
+        # Those that wait go on only if there is room.
+        running = [record for record in known if not record.ended_at and record.paused_at is None]
         left = {record.number: max(0, a_trial - record.tokens) for record in running}
         dearest = max(((record.flops_per_token or 0.0) for record in known), default=0.0)
         shares = (

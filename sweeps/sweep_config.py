@@ -1,6 +1,7 @@
 """What a sweep is: corpus, model, objective, training, search space, budget, resources."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, model_validator
@@ -48,12 +49,19 @@ class SearcherConfig(Settings):
 class EarlyStoppingConfig(Settings):
     """Which trials end before their tokens are used up."""
 
-    method: Literal["asha", "none"] = "asha"
-    """asha: asynchronous successive halving (arXiv:1810.05934) on the token axis."""
+    method: Literal["trunk-and-branch", "asha", "median", "none"] = "trunk-and-branch"
+    """trunk-and-branch: at a rung a trial pauses, a short branch that cools down from there (training.cooldown of the
+    rung's tokens) gives the loss it would have if it ended there, and the best go on from before the branch:
+    asynchronous successive halving with promotions. Needs training.schedule: wsd; with another one the default is asha.
+    asha: stops at rungs (arXiv:1810.05934), by losses at the learning rate of that moment.
+    median: stops what is worse than the others were on average by then."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """At each rung the best 1/factor go on; rungs are this factor apart."""
     first_rung: Annotated[Share, Field(gt=0)] = 0.1
-    """No rung comes before this share of the tokens."""
+    """No rung comes before this share of the tokens. median: a rung at every such share."""
+    run_to_end: NonNegativeInt | Literal["auto"] = "auto"
+    """Trials, drawn at random beforehand, that are trained to the end whatever their losses at rungs: they show without
+    bias what those say of final losses. auto: one in ten."""
 
 
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -138,6 +146,17 @@ class EvaluationConfig(Settings):
     """Evaluations spread evenly over the tokens of a trial."""
 
 
+def _schedules(values: dict[str, Any]) -> set[Any]:
+    """Schedules of a raw sweep file, or nothing that is one where it is not well formed."""
+    swept = (values.get("search") or {}).get("training.schedule") if isinstance(values.get("search"), dict) else None
+    if isinstance(swept, dict) and isinstance(swept.get("choice"), list | tuple):
+        return set(map(str, swept["choice"]))
+    training = values.get("training") or {}
+    if isinstance(training, TrainingConfig):
+        return {training.schedule}
+    return {str(training.get("schedule", "wsd"))} if isinstance(training, dict) else {"wsd"}
+
+
 UNSWEEPABLE = {
     "model.sequence_length": "rows are packed once, before the trials",
     "model.family": "it decides the objective",
@@ -182,9 +201,18 @@ class SweepConfig(Settings):
                 value = {**value, "packing": {**packing, "sequence_length": default if length is None else length}}
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only_wsd_has_branches(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            stopping = value.get("early_stopping") or {}
+            if isinstance(stopping, dict) and "method" not in stopping and _schedules(value) != {"wsd"}:
+                value = {**value, "early_stopping": {**stopping, "method": "asha"}}
+        return value
+
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
-        faults = []
+        faults = list(self._branch_faults())
         if self.packing.sequence_length != self.model.sequence_length:
             faults.append(
                 f"packing.sequence_length={self.packing.sequence_length} differs from "
@@ -210,6 +238,23 @@ class SweepConfig(Settings):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _branch_faults(self) -> Iterator[str]:
+        stopping = self.early_stopping
+        if stopping.method != "trunk-and-branch":
+            return
+        others = sorted(set(self._values_of("training.schedule")) - {"wsd"})
+        if others:
+            yield (
+                f"early_stopping.method=trunk-and-branch needs a trunk at constant learning rate, which "
+                f"training.schedule={others[0]} has not; use training.schedule: wsd, or early_stopping.method: asha"
+            )
+        cooldown = max(self._values_of("training.cooldown"))
+        if cooldown + 1 / stopping.reduction_factor > 1:
+            yield (
+                f"training.cooldown={cooldown:g} begins before the last rung, at 1/{stopping.reduction_factor} of the "
+                f"tokens; use a cooldown of at most {1 - 1 / stopping.reduction_factor:.2g}"
+            )
 
     def _values_of(self, path: str) -> tuple[Any, ...]:
         if path in self.search:

@@ -1,4 +1,8 @@
-"""Tune's view of one trial: a Trainable that owns a lane and hands it trial after trial."""
+"""Tune's view of one trial: a Trainable that owns a lane and hands it trial after trial.
+
+What Tune calls a trial is one leg of ours: from its start, or a promotion, to the next pause, or its end. So a lane is
+free for others while a trial waits, and Tune's own pausing, which keeps state of its own, is not needed.
+"""
 
 from typing import Any
 
@@ -67,6 +71,8 @@ class LaneTrainable(tune.Trainable):
                 return self._end(Outcome.FAILED, str(failure))
             if message.kind == "end":
                 assert message.end is not None
+                if message.end.outcome == "paused":
+                    return self._pause(message.end)
                 return self._end(_OUTCOMES[message.end.outcome], message.end.reason, message.end)
             assert message.report is not None
             # Whole for the ledger, and flat for the scheduler, which looks at tokens and the loss.
@@ -79,6 +85,15 @@ class LaneTrainable(tune.Trainable):
     def _begin(self, assignment: Assignment) -> None:
         self._assignment, self._interruptions, self._kills = assignment, 0, 0
         self._lane.begin(assignment)
+
+    def _pause(self, end: RunEnd) -> dict[str, Any]:
+        assert self._assignment.pause is not None, "only a leg that has one comes to its pause"
+        return {
+            "done": True,
+            "paused_at": self._assignment.pause.at_tokens,
+            "end": end,
+            "interruptions": self._interruptions,
+        }
 
     def _end(self, outcome: Outcome, reason: str, end: RunEnd | None = None) -> dict[str, Any]:
         return {

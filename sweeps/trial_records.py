@@ -44,10 +44,19 @@ class TrialRecord(Settings):
     best_loss: float | None = None
     """Smallest holdout loss on the way, in nats per predicted token."""
     rung_losses: dict[int, float] = Field(default_factory=dict)
-    """Rung in tokens to the holdout loss there."""
+    """Rung in tokens to the holdout loss there; with trunk-and-branch that of the branch, cooled down."""
+    paused_at: int | None = None
+    """Rung at which it waits to be promoted; its newest checkpoint is that of its trunk. None: it does not wait."""
+    run_to_end: bool = False
+    """Drawn to be trained to the end whatever its losses at rungs."""
     tokens: int = 0
+    """Of the trunk."""
     training_s: float = 0.0
-    """Seconds of training, evaluations included, restarts not."""
+    """Seconds of steps of the trunk, restarts not included."""
+    branch_tokens: int = 0
+    """Of all its branches, which are thrown away."""
+    branch_s: float = 0.0
+    """Seconds of steps of its branches."""
     tokens_per_s: float | None = None
     flops_per_token: float | None = None
     """Operations of training for each token, as the model needs them; None in records of older versions."""
@@ -73,7 +82,22 @@ class TrialRecord(Settings):
     @property
     def training_flops(self) -> float | None:
         """Operations of training so far."""
-        return None if self.flops_per_token is None else self.tokens * self.flops_per_token
+        return None if self.flops_per_token is None else self.tokens_spent * self.flops_per_token
+
+    @property
+    def tokens_spent(self) -> int:
+        """Trained on, branches included."""
+        return self.tokens + self.branch_tokens
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of steps, branches included."""
+        return self.training_s + self.branch_s
+
+    @property
+    def state(self) -> str:
+        """Its outcome, or what it is doing, in a word."""
+        return str(self.outcome) if self.outcome else "RUNNING" if self.paused_at is None else "PAUSED"
 
     @property
     def loss(self) -> float | None:

@@ -47,6 +47,6 @@ def export_winner(run: RunConfig, data: PreparedCorpus, trial_folder: Path, best
 
 def drop_checkpoints(trial_folder: Path) -> None:
     """Remove a trial's weights and optimizer state; its log and curves stay."""
-    for pattern in ("step-*", "best-*"):
+    for pattern in ("step-*", "trunk-*", "best-*"):
         for checkpoint in trial_folder.glob(pattern):
             shutil.rmtree(checkpoint)

@@ -138,7 +138,7 @@ def the_sweep(trials: int) -> SweepConfig:
             "model": {"layers": 1, "heads": 2, "sequence_length": 32},
             "objective": "masked_lm",
             "search": SPACE,
-            "early_stopping": {"reduction_factor": REDUCTION},
+            "early_stopping": {"method": "asha", "reduction_factor": REDUCTION, "run_to_end": 0},
             "evaluation": {"points": 1},
             "budget": {"trials": trials, "tokens_per_trial": TOKENS},
         }

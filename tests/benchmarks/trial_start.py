@@ -150,6 +150,7 @@ def lanes(prepared: Path, folder: Path, workers: int, num_trials: int) -> list[f
                 prepared_folder=str(prepared),
                 trial_folder=tempfile.mkdtemp(),
                 evaluate_at_tokens=(),
+                pause=None,
                 memory_limit_bytes=None,
                 memory_limit_by="counting",
             )

@@ -13,8 +13,10 @@ import transformers
 from mlflow.tracking import MlflowClient
 
 from command import press_ctrl_c, processes_marked, read_until, run, start
-from core.checkpoint import MODEL_FILE, newest_checkpoint, restore_weights
+from core.checkpoint import MODEL_FILE, newest_checkpoint, restore_weights, trunk_checkpoint
 from core.models import build_model
+from core.training_run import run_training
+from core.workers import Workers
 from data_pipeline.token_blocks import open_prepared
 from sweep_examples import TINY
 from sweeps.frontier_map import MAP_FILE
@@ -101,6 +103,26 @@ def test_trials_csv_summary_and_mlflow_agree_on_the_ranking(results: Path, tiny:
         assert set(run.data.params) == set(record.settings)
 
 
+def test_completed_trial_that_paused_at_every_rung_ends_like_a_plain_run(
+    results: Path, tiny: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, best = sweep_folder(results, "tiny"), summary_of(results, "tiny")["best"]
+    (record,) = (one for one in TrialStore(folder / "trials").load_all() if one.name == best["trial"])
+    assert sorted(record.rung_losses) == [3333, 10_000]
+    assert record.branch_tokens >= 0.15 * sum(record.rung_losses)
+    run = load_sweep_file(folder / "sweep.yaml").run_config(record.settings)
+    data = open_prepared(Path(summary_of(results, "tiny")["data"]["folder"]))
+    plain = run_training(
+        run, data, workers=Workers(), folder=tmp_path, report=lambda _: True, evaluate_at_tokens=(),
+        memory_limit_bytes=16 * 2**20,
+    )  # fmt: skip
+    # Lanes may have another number of threads, which sum in another order.
+    assert record.loss == pytest.approx(plain.metrics[LOSS], rel=1e-3)
+    assert trunk_checkpoint(folder / "trials" / record.name) is not None
+    others = [path for path in (folder / "trials").glob("*/step-*") if path.parent.name != record.name]
+    assert others == []
+
+
 def test_metrics_stand_on_the_token_axis(results: Path, tiny: tuple[Path, str]) -> None:
     client = MlflowClient(f"sqlite:///{results / 'mlflow.db'}")
     best = summary_of(results, "tiny")["best"]["trial"]
@@ -108,7 +130,10 @@ def test_metrics_stand_on_the_token_axis(results: Path, tiny: tuple[Path, str]) 
     history = client.get_metric_history(run.info.run_id, LOSS)
     tokens = [metric.step for metric in history]
     # Eight evaluations over 30,000 tokens, each at the first step at or past its place; a step is 1,024 tokens at most.
-    assert len(tokens) >= 8
+    # Where that is the step at which a trial pauses, its branch is evaluated instead.
+    pauses = [metric.step for metric in client.get_metric_history(run.info.run_id, "branch/loss_nats_per_token")]
+    assert len(pauses) == 2
+    assert len({*tokens, *pauses}) >= 8
     assert tokens == sorted(tokens)
     assert 30_000 <= tokens[-1] < 31_024
 
