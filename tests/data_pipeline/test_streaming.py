@@ -15,18 +15,10 @@ from pathlib import Path
 import ray
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.prepare import prepare
-def limit_heap():
-    # The limit counts the stacks of Ray's own threads, so it is set above what there is.
-    (there_is,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmData:")]
-    resource.setrlimit(resource.RLIMIT_DATA, (int(there_is) * 1024 + {HEAP_BYTES}, resource.RLIM_INFINITY))
-ray.init(
-    num_cpus=2,
-    include_dashboard=False,
-    log_to_driver=False,
-    object_store_memory={OBJECT_STORE_BYTES},
-    runtime_env={{"worker_process_setup_hook": limit_heap}},
-)
-limit_heap()
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory={OBJECT_STORE_BYTES})
+# The limit counts the stacks of Ray's own threads, so it is set above what there is.
+(there_is,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmData:")]
+resource.setrlimit(resource.RLIMIT_DATA, (int(there_is) * 1024 + {HEAP_BYTES}, resource.RLIM_INFINITY))
 tokenizer = TokenizerConfig(kind="words", vocabulary=65_541, training_bytes="8MiB")
 prepared = prepare(CorpusConfig(path=sys.argv[1]), tokenizer, PackingConfig(), prepared_folder=Path(sys.argv[2]))
 print(prepared.manifest.rows_kept, prepared.manifest.rows_rejected)
