@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +34,7 @@ def prepare(
     prepared_folder: Path,
     on_progress: OnProgress | None = None,
     run: RunParcels = for_each_parcel,
+    fetch: Callable[[Path], None] = lambda _: None,
 ) -> PreparedCorpus:
     """The token blocks of a corpus: found where they have been made before, else made.
 
@@ -42,6 +43,7 @@ def prepare(
 
     Args:
         run: for_each_parcel_here does without Ray, on one core.
+        fetch: Called with the folder before it is made: may get it, whole, from where it was made before.
 
     Raises:
         CorpusError: Nothing to read, nothing kept, or more rejected than `max_rejected`.
@@ -62,6 +64,8 @@ def prepare(
     folder = prepared_folder / row_fingerprint(stream, packing)
     if not folder.is_dir():
         with _only_one(prepared_folder / f".lock-{stream}", report):
+            if not folder.is_dir():
+                fetch(folder)
             if not folder.is_dir():
                 _make(files, tokenizer, packing, folder, stream, found.passed_over, report, run)
     prepared = open_prepared(folder)

@@ -12,7 +12,7 @@ from sweeps.command_frame import (
     Results,
     Set,
     explains_faults,
-    results_folder,
+    results_place,
     terminal,
 )
 
@@ -27,7 +27,8 @@ def sweep(file: File, overrides: Set = None, results: Results = None) -> None:
     from sweeps.sweep import run_sweep
 
     console = terminal()
-    end = run_sweep(config, results_folder=results_folder(results), console=console)
+    folder, uri = results_place(results)
+    end = run_sweep(config, results_folder=folder, console=console, kept_at=uri)
     print_end(end, console, command=" ".join(["pretune", *sys.argv[1:]]))
     if end.status == "interrupted":
         raise typer.Exit(EXIT_INTERRUPTED)

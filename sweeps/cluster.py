@@ -1,7 +1,9 @@
 """Ray, and how many lanes its processors and GPUs hold."""
 
 import logging
+import math
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,13 @@ from data_pipeline.input_fault import InputFault
 from sweeps.lane import LaneSpec
 from sweeps.leftovers import MARK, driver_mark
 from sweeps.sweep_config import ResourcesConfig
+
+_RESOURCE_STEPS = 10_000
+"""Ray counts resources in such parts of one; a third rounded up would not fit three times."""
+_ROUNDING = 1e-6
+
+_CUDA_CONTEXT_BYTES = 600 * 2**20
+"""What a process takes of a GPU before its first tensor; those beside the first come on top of what is free."""
 
 
 class ResourcesError(InputFault):
@@ -32,6 +41,26 @@ class LanePlan:
     """Seconds of silence after which a worker counts as lost."""
     reason: str
     """The choice in words."""
+    cpus_per_worker: float
+    """Processors that a worker has for itself, so that no two of them compute on one."""
+    gpus_per_worker: float
+    """1, or the share of a GPU that small models have each."""
+    most: int
+    """Lanes that are of use, however large the cluster becomes."""
+
+    def held_by(self, nodes: Iterable[Mapping[str, float]]) -> int:
+        """Lanes that nodes with such resources hold.
+
+        Args:
+            nodes: Of each node its processors (`CPU`) and GPUs (`GPU`).
+        """
+        workers = 0
+        for node in nodes:
+            slots = math.floor(node.get("CPU", 0.0) / self.cpus_per_worker + _ROUNDING)
+            if self.use_gpu:
+                slots = min(slots, math.floor(node.get("GPU", 0.0) / self.gpus_per_worker + _ROUNDING))
+            workers += slots
+        return min(self.most, workers // self.workers)
 
     def spec(self, storage_folder: Path, *, memory_limit_by: LimitBy = "counting") -> LaneSpec:
         """What a lane needs to know to start."""
@@ -39,8 +68,8 @@ class LanePlan:
             workers=self.workers,
             use_gpu=self.use_gpu,
             threads_per_worker=self.threads_per_worker,
-            # A fraction, so that lanes also fit a machine with fewer processors than workers.
-            cpus_per_worker=min(1.0, self.threads_per_worker),
+            cpus_per_worker=self.cpus_per_worker,
+            gpus_per_worker=self.gpus_per_worker if self.use_gpu else 0.0,
             storage_folder=str(storage_folder),
             # What is freed goes back to the kernel, or it would go on counting.
             environment={"MALLOC_MMAP_THRESHOLD_": "65536"} if memory_limit_by == "rlimit" else {},
@@ -88,11 +117,21 @@ def log_libraries_to(path: Path) -> None:
         logger.propagate = False
 
 
-def plan_lanes(resources: ResourcesConfig, *, num_trials: int, num_cpus: int, num_gpus: int) -> LanePlan:
+def plan_lanes(
+    resources: ResourcesConfig,
+    *,
+    num_trials: int,
+    num_cpus: int,
+    num_gpus: int,
+    nodes: Sequence[Mapping[str, float]] = (),
+) -> LanePlan:
     """How many trials run side by side.
 
     A worker gets a GPU of its own, or one or more processor cores; lanes never share a core, so that they do not slow
-    each other down.
+    each other down. More lanes than GPUs, which a file may ask for, share them, each with its part of the memory.
+
+    Args:
+        nodes: Of each node its cores (`CPU`) and GPUs (`GPU`). Empty: all are on one.
 
     Raises:
         ResourcesError: Not even one trial fits.
@@ -107,16 +146,54 @@ def plan_lanes(resources: ResourcesConfig, *, num_trials: int, num_cpus: int, nu
         )
     fitting = max(1, slots // workers)
     asked = resources.concurrent_trials
-    count = min(fitting if asked == "auto" else asked, num_trials)
+    most = num_trials if asked == "auto" else min(asked, num_trials)
+    count = min(fitting, most) if asked == "auto" else most
+    lanes_per_gpu = 1
     if use_gpu and count > fitting:
-        raise ResourcesError(
-            f"resources.concurrent_trials={asked} with {workers} GPUs a trial needs {count * workers} GPUs; "
-            f"the cluster has {num_gpus}. Use concurrent_trials: {fitting}, or auto."
-        )
-    threads = max(1, num_cpus // (count * workers))
+        if workers > 1:
+            raise ResourcesError(
+                f"resources.concurrent_trials={asked} with {workers} GPUs a trial needs {count * workers} GPUs; "
+                f"the cluster has {num_gpus}, and workers of one trial cannot share one. "
+                f"Use concurrent_trials: {fitting}, or auto."
+            )
+        lanes_per_gpu = -(-count // num_gpus)
+    # Cores, and workers that they may have, of each node that can have some.
+    rooms = [
+        (int(node.get("CPU", 0)), int(node.get("GPU", 0)) * lanes_per_gpu if use_gpu else count * workers)
+        for node in nodes or [{"CPU": num_cpus, "GPU": num_gpus}]
+    ]
+    rooms = [(cpus, most_workers) for cpus, most_workers in rooms if most_workers]
+    threads = _threads(rooms, num_workers=count * workers)
+    # A fraction, so that lanes also fit a cluster with fewer processors than workers.
+    share = _in_steps(sum(cpus for cpus, _ in rooms) / (count * workers))
     words = f"{count} at a time on {slots} {unit}{'s' if slots != 1 else ''}"
+    if lanes_per_gpu > 1:
+        words += f", {lanes_per_gpu} to a GPU"
     details = f"{workers} worker{'s' if workers > 1 else ''} a trial, {threads} thread{'s' if threads > 1 else ''} each"
-    return LanePlan(count, workers, use_gpu, threads, resources.worker_deadline_s, f"{words}, {details}")
+    return LanePlan(
+        count,
+        workers,
+        use_gpu,
+        threads,
+        resources.worker_deadline_s,
+        f"{words}, {details}",
+        cpus_per_worker=float(threads) if threads <= share else share,
+        gpus_per_worker=_in_steps(1 / lanes_per_gpu),
+        most=most,
+    )
+
+
+def _in_steps(share: float) -> float:
+    return max(1, math.floor(share * _RESOURCE_STEPS)) / _RESOURCE_STEPS
+
+
+def _threads(rooms: Sequence[tuple[int, int]], *, num_workers: int) -> int:
+    """The most threads that each worker can have where none is spread over two nodes; 1 at least."""
+    largest = max((cpus for cpus, _ in rooms), default=1)
+    return next(
+        (n for n in range(largest, 0, -1) if sum(min(cpus // n, most) for cpus, most in rooms) >= num_workers),
+        1,
+    )
 
 
 def device_kind(lanes: LanePlan) -> str:
@@ -139,9 +216,11 @@ def worker_memory_bytes(resources: ResourcesConfig, lanes: LanePlan, *, device_b
     """
     if isinstance(resources.memory, int):
         return resources.memory
-    whole = (
-        device_bytes if lanes.use_gpu and device_bytes else host_memory_share(num_processes=lanes.count * lanes.workers)
-    )
+    if lanes.use_gpu and device_bytes:
+        lanes_per_gpu = round(1 / lanes.gpus_per_worker)
+        whole = max(1, (device_bytes - (lanes_per_gpu - 1) * _CUDA_CONTEXT_BYTES) // lanes_per_gpu)
+    else:
+        whole = host_memory_share(num_processes=lanes.count * lanes.workers)
     if resources.memory == "auto":
         return whole
     return round(whole * float(resources.memory.rstrip("% ")) / 100)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote, urlparse
 
 import typer
 from rich.console import Console
@@ -31,11 +32,11 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as corpus.path=my.csv. May be repeated."),
 ]
 Results = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--results",
         metavar="FOLDER",
-        help="Where results go. Default: $PRETUNE_RESULTS, else results; ~/pretune/results in a Ray job.",
+        help="Where results go, also s3://... Default: $PRETUNE_RESULTS, else results; ~/pretune/results in a Ray job.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -70,12 +71,25 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
-def results_folder(given: Path | None) -> Path:
-    """Where results go: as given, else $PRETUNE_RESULTS, else `results` below the current folder.
+def results_place(given: str | None) -> tuple[Path, str | None]:
+    """The folder where results go, as given, else as $PRETUNE_RESULTS says, else `results` below the current folder;
+    and the URI where they are kept, if one is given: the folder is then this machine's working copy.
 
     A submitted job stands in a copy of the working folder that Ray makes for it and throws away: there the home folder
     takes the place of the current one.
     """
     is_copy = _JOB_FOLDERS in Path.cwd().parts
     default = Path.home() / "pretune" / "results" if is_copy else Path("results")
-    return given or Path(os.environ.get("PRETUNE_RESULTS", default))
+    place = given or os.environ.get("PRETUNE_RESULTS") or str(default)
+    if "://" not in place:
+        return Path(place), None
+    if place.startswith("file://"):
+        return Path(unquote(urlparse(place).path)), None
+    from sweeps.results_at_uri import working_folder
+
+    return working_folder(place), place
+
+
+def results_folder(given: str | None) -> Path:
+    """The folder where results go on this machine; see `results_place`."""
+    return results_place(given)[0]

@@ -39,6 +39,8 @@ class LaneSpec:
     use_gpu: bool
     threads_per_worker: int
     cpus_per_worker: float
+    gpus_per_worker: float
+    """0 without GPUs; below 1 where lanes share one, each with its part of the memory."""
     storage_folder: str
     """Where Ray Train writes its own state; nothing there is read back."""
     environment: dict[str, str]
@@ -134,7 +136,8 @@ class Lane:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=spec.workers,
                 use_gpu=spec.use_gpu,
-                resources_per_worker={"CPU": spec.cpus_per_worker} | ({"GPU": 1} if spec.use_gpu else {}),
+                resources_per_worker={"CPU": spec.cpus_per_worker}
+                | ({"GPU": spec.gpus_per_worker} if spec.use_gpu else {}),
             ),
             # No retries by Train: it would start over with the same trial list and the same fault.
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]
@@ -176,6 +179,11 @@ class Lane:
         standings = ray.get(self._mailbox.standings.remote()).values()
         before = {standing.node: standing.kernel_kills for standing in standings}
         return sum(max(0, _kernel_kills_on(node, unknown=kills) - kills) for node, kills in before.items())
+
+
+def _gpus(spec: LaneSpec) -> dict[str, float]:
+    # Train refuses to hear of GPUs where none are used.
+    return {"GPU": spec.gpus_per_worker} if spec.use_gpu else {}
 
 
 def _ending(facts: OomFacts | None, lost: Mapping[int, BaseException], traceback_text: str) -> Exception | None:

@@ -22,6 +22,7 @@ from core.workers import Workers
 from data_pipeline.node_copies import open_on_this_node
 from data_pipeline.token_blocks import PreparedCorpus, open_prepared
 from sweeps.mailbox import Assignment, Message, Standing
+from sweeps.results_at_uri import mirrored_trial
 from sweeps.trial_records import LOSS
 
 
@@ -72,20 +73,27 @@ def _train(
     if workers.is_first:
         _log(assignment).info("starts: %s", assignment.run)
     run = RunConfig.model_validate(assignment.run)
-    return run_training(
-        run,
-        corpora[folder],
-        workers=workers,
-        folder=Path(assignment.trial_folder),
-        report=report,
-        evaluate_at_tokens=assignment.evaluate_at_tokens,
-        memory_limit_bytes=assignment.memory_limit_bytes,
-        memory_limit_by=assignment.memory_limit_by,
-        pause=assignment.pause,
-        # Of the winner, whose training may go on for longer.
-        keep_trunk=True,
-        is_stopped=is_stopped,
-    )
+    uri = assignment.mirror_uri if workers.is_first and not _is_on(assignment.driver_node) else None
+    with mirrored_trial(Path(assignment.trial_folder), uri):
+        return run_training(
+            run,
+            corpora[folder],
+            workers=workers,
+            folder=Path(assignment.trial_folder),
+            report=report,
+            evaluate_at_tokens=assignment.evaluate_at_tokens,
+            memory_limit_bytes=assignment.memory_limit_bytes,
+            memory_limit_by=assignment.memory_limit_by,
+            checkpoint_every_s=assignment.checkpoint_every_s,
+            pause=assignment.pause,
+            # Of the winner, whose training may go on for longer.
+            keep_trunk=True,
+            is_stopped=is_stopped,
+        )
+
+
+def _is_on(node: str) -> bool:
+    return bool(ray.get_runtime_context().get_node_id() == node)
 
 
 class Stops:

@@ -27,6 +27,11 @@ class Assignment:
     """Rung at which this leg of the trial ends; None: it goes to the end."""
     memory_limit_bytes: int | None
     memory_limit_by: LimitBy
+    checkpoint_every_s: float = 60.0
+    mirror_uri: str | None = None
+    """Where checkpoints are kept as well by workers on another node than the driver's."""
+    driver_node: str = ""
+    """Ray's id of the driver's node."""
     corpus_server: Any = None
     """From `serve_copies`, for workers on a node without the prepared folder; None where all nodes see it."""
 

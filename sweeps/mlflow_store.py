@@ -1,5 +1,6 @@
 """The MLflow store: where it is, whether it answers, the experiment that all sweeps share."""
 
+import fcntl
 import logging
 import os
 import re
@@ -41,7 +42,7 @@ class MlflowStore:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         self.uri = store_uri(results_folder)
-        with self.explained(), _patience(timeout_s=5, retries=1):
+        with self.explained(), _patience(timeout_s=5, retries=1), _one_at_a_time(results_folder):
             self.client = MlflowClient(self.uri)
             self.experiment_id = self._find_or_create_experiment(results_folder)
 
@@ -87,6 +88,14 @@ class MlflowStore:
             if experiment is None:
                 raise
             return str(experiment.experiment_id)
+
+
+@contextmanager
+def _one_at_a_time(results_folder: Path) -> Iterator[None]:
+    # MLflow makes the tables of a new SQLite file without a lock: two sweeps that begin together make half of each.
+    with (results_folder / ".mlflow.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a sweep will do, before it does it: lanes, rungs, tokens, and what fits in memory."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from core.host_memory import memory_share_bytes
 from core.memory_model import Place, how_to_fit, largest_micro_batch, predict_memory
 from core.run_config import RunConfig
 from data_pipeline.settings import format_bytes
-from sweeps.cluster import LanePlan, plan_lanes, worker_memory_bytes
+from sweeps.cluster import LanePlan, ResourcesError, plan_lanes, worker_memory_bytes
 from sweeps.early_stopping import rule_in_words, rung_tokens
 from sweeps.informed_start import informed_points
 from sweeps.memory_frontier import MICRO_BATCH, MemoryFrontier, micro_batch_of
@@ -111,12 +111,18 @@ class SweepPlan:
 
 
 def plan_sweep(
-    sweep: SweepConfig, *, vocabulary_size: int, num_cpus: int | None = None, num_gpus: int | None = None
+    sweep: SweepConfig,
+    *,
+    vocabulary_size: int,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    nodes: Sequence[Mapping[str, float]] = (),
 ) -> SweepPlan:
     """Decide what depends on the machine.
 
     Args:
         num_cpus: Processor cores of the cluster. None: of this machine; likewise `num_gpus`.
+        nodes: Of each node of the cluster its cores (`CPU`) and GPUs (`GPU`).
 
     Raises:
         ResourcesError: Not even one trial fits.
@@ -126,12 +132,30 @@ def plan_sweep(
         num_trials=sweep.budget.trials,
         num_cpus=num_cpus or os.cpu_count() or 1,
         num_gpus=torch.cuda.device_count() if num_gpus is None else num_gpus,
+        nodes=nodes,
     )
     # All GPUs of a sweep are taken to be like the first: Ray does not say how much memory each has.
     is_here = lanes.use_gpu and torch.cuda.is_available()
     device_bytes = memory_share_bytes(torch.device("cuda", 0)) if is_here else None
     memory_bytes = worker_memory_bytes(sweep.resources, lanes, device_bytes=device_bytes)
-    return SweepPlan(sweep, vocabulary_size, lanes, memory_bytes)
+    plan = SweepPlan(sweep, vocabulary_size, lanes, memory_bytes)
+    if lanes.gpus_per_worker < 1:
+        _check_share(plan)
+    return plan
+
+
+def _check_share(plan: SweepPlan) -> None:
+    """See that the file's own settings fit in a lane's share of a GPU, as predicted.
+
+    Raises:
+        ResourcesError: They do not.
+    """
+    run = plan.sweep.run_config()
+    if plan.largest_micro_batch(run) < (micro_batch_of(run, plan.lanes.workers) or 1):
+        raise ResourcesError(
+            f"resources.concurrent_trials={plan.lanes.count} gives each trial {plan.lanes.gpus_per_worker:.2g} of a "
+            f"GPU, which is {format_bytes(plan.memory_bytes)}: {plan.how_to_fit(run)}. Or use fewer concurrent_trials."
+        )
 
 
 def print_plan(plan: SweepPlan, console: Console) -> None:

@@ -1,6 +1,6 @@
 """Prepare a sweep's corpus with progress on the terminal, and say what was read, kept and dropped."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,13 @@ from sweeps.sweep_config import SweepConfig
 _SHOWN_FILES = 30
 
 
-def prepare_with_progress(sweep: SweepConfig, results_folder: Path, console: Console) -> PreparedCorpus:
+def prepare_with_progress(
+    sweep: SweepConfig, results_folder: Path, console: Console, *, fetch: Callable[[Path], None] = lambda _: None
+) -> PreparedCorpus:
     """The sweep's token blocks: opened when they are there, else made with Ray Data.
+
+    Args:
+        fetch: Called with their folder before they are made: may get it from elsewhere.
 
     Raises:
         CorpusError: The corpus is missing, empty, or too much of it is rejected.
@@ -41,7 +46,13 @@ def prepare_with_progress(sweep: SweepConfig, results_folder: Path, console: Con
             )
 
         return prepare(
-            sweep.corpus, sweep.tokenizer, sweep.packing, prepared_folder=folder, on_progress=show, run=_on_ray
+            sweep.corpus,
+            sweep.tokenizer,
+            sweep.packing,
+            prepared_folder=folder,
+            on_progress=show,
+            run=_on_ray,
+            fetch=fetch,
         )
 
 

@@ -75,6 +75,7 @@ def trial_row(record: TrialRecord, rank: int) -> dict[str, Any]:
         "predicted_memory_margin": memory_margin(record.predicted_peak_memory_bytes, record),
         "measured_memory_margin": memory_margin(record.peak_memory_bytes, record),
         "chosen_by": record.chosen_by,
+        "taken_over_from": record.taken_over_from,
         "run_to_end": record.run_to_end,
         "interruptions": record.interruptions,
         "started_at": record.started_at,

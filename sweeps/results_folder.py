@@ -14,6 +14,8 @@ from sweeps.sweep_file import dump_sweep
 from sweeps.sweep_lock import hold
 from sweeps.trial_records import write_atomically
 
+LOCK_FILE = ".lock"
+"""In a sweep's folder: which process runs the sweep."""
 LOG_FILE = "ray.log"
 """In the results folder: what Ray and other libraries say."""
 
@@ -48,11 +50,16 @@ def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
     return hashlib.sha256(f"{canonical}\n{data_fingerprint}".encode()).hexdigest()
 
 
+def folder_name(sweep: SweepConfig, identity: str) -> str:
+    """Name of a sweep's folder: a name for people, and enough of the identity to tell sweeps apart."""
+    return f"{sweep.name}-{identity[:_IDENTITY_CHARACTERS]}"
+
+
 class SweepFolder:
     """`results/<name>-<first 8 of the identity>/`."""
 
     def __init__(self, results_folder: Path, sweep: SweepConfig, identity: str) -> None:
-        self.path = (results_folder / f"{sweep.name}-{identity[:_IDENTITY_CHARACTERS]}").absolute()
+        self.path = (results_folder / folder_name(sweep, identity)).absolute()
         self.identity = identity
         self._sweep = sweep
 
@@ -87,4 +94,4 @@ class SweepFolder:
 
     def locked(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
         """Hold the folder for this process; see `hold`."""
-        return hold(self.path / ".lock", say=say)
+        return hold(self.path / LOCK_FILE, say=say)

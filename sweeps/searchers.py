@@ -58,8 +58,9 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         self._sampler = SettingsSampler(sweep, worst_loss=worst_loss, known=known, refused=ledger.refused)
         self._numbers: dict[str, int] = {}
         self._left_over = deque(record for record in ledger.unfinished() if record.paused_at is None)
-        listed_before = sum(record.chosen_by == "start_with" for record in ledger.records.values())
-        self._listed = deque(sweep.start_with[listed_before:])
+        # A trial taken over from an earlier sweep stands for the settings that the file lists.
+        listed_before = [r.settings for r in ledger.records.values() if r.chosen_by in ("start_with", "taken over")]
+        self._listed = deque(settings for settings in sweep.start_with if settings not in listed_before)
         self._informed = deque(point.settings for point in informed_points(sweep))
         # A grid is known whole: what does not fit is listed before anything starts.
         self._sampler.keep(self._may_be_launched)

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from core.run_config import RunConfig
 from core.training_flops import training_flops_a_token
 from data_pipeline.node_copies import all_nodes_see, serve_copies
 from data_pipeline.token_blocks import PreparedCorpus
+from sweeps.changed_sweep import begin
 from sweeps.cluster import connect, device_kind, log_libraries_to
-from sweeps.early_stopping import KeptOutOfPickles, Rungs, StoppingRule, TokenScheduler
+from sweeps.early_stopping import KeptOutOfPickles, Rungs, StoppingRule
+from sweeps.elastic_lanes import HoldsBack, LaneCount, LetsIdleLanesGo, nodes_now
 from sweeps.frontier_map import MAP_FILE, map_frontier
 from sweeps.git_state import git_state
 from sweeps.ledger import Ledger
@@ -38,6 +40,7 @@ from sweeps.progress import Progress, settings_in_words
 from sweeps.promotion import drawn_to_run_to_the_end
 from sweeps.report import write_report
 from sweeps.results import best_trial, ranked, summarize, write_summary, write_trials_csv
+from sweeps.results_at_uri import ResultsAtUri
 from sweeps.results_folder import LOG_FILE, SweepFolder, check_writable, sweep_identity
 from sweeps.running_results import RunningResults
 from sweeps.searchers import SweepSearcher
@@ -71,8 +74,11 @@ class SweepEnd:
     """The winner in MLflow's model registry; empty when it was not registered this time."""
 
 
-def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console) -> SweepEnd:
+def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console, kept_at: str | None = None) -> SweepEnd:
     """Run a sweep to its end, from wherever an earlier run of the same sweep stopped.
+
+    Args:
+        kept_at: URI where the results are kept as well, and whence they come back to a fresh node.
 
     Raises:
         ResultsError, TrackingError, CorpusError, ResourcesError: Something the user can mend, found before training.
@@ -84,9 +90,14 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console) -> 
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     tracking = Tracking(results_folder, say=say)
-    data = prepare_with_progress(sweep, results_folder, console)
+    at_uri = None if kept_at is None else ResultsAtUri(results_folder, kept_at, say=say)
+    data = prepare_with_progress(
+        sweep, results_folder, console, fetch=at_uri.fetch_prepared if at_uri else lambda _: None
+    )
     console.print(f"corpus   {corpus_in_words(data)}", highlight=False, soft_wrap=True)
     folder = SweepFolder(results_folder, sweep, sweep_identity(sweep, data.fingerprint))
+    if at_uri is not None:
+        at_uri.bring_back(folder.path)
     earlier = folder.summary()
     if earlier is not None and earlier["status"] == "finished":
         records = tuple(TrialStore(folder.trials).load_all())
@@ -105,8 +116,9 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console) -> 
             model_uri=tracking.model_uri,
         )
     folder.create()
-    with folder.locked(say):
-        return _run(sweep, data, folder, tracking, console, earlier)
+    with folder.locked(say), at_uri.following(folder.path, data.folder) if at_uri else nullcontext():
+        begin(folder, sweep, data.fingerprint, TrialStore(folder.trials), say=say)
+        return _run(sweep, data, folder, tracking, console, earlier, say, at_uri)
 
 
 def _run(
@@ -116,6 +128,8 @@ def _run(
     tracking: Tracking,
     console: Console,
     earlier: dict[str, Any] | None,
+    say: Callable[[str], None],
+    at_uri: ResultsAtUri | None,
 ) -> SweepEnd:
     started_at = time.monotonic()
     wall_s_before = 0.0 if earlier is None else earlier["wall_s"]
@@ -126,7 +140,7 @@ def _run(
     def wall_s() -> float:
         return wall_s_before + time.monotonic() - started_at
 
-    run = _SweepRun(plan, data, folder, wall_s=wall_s)
+    run = _SweepRun(plan, data, folder, wall_s=wall_s, say=say, at_uri=at_uri)
     for words in run.memory_in_words():
         console.print(f"memory   {words}", highlight=False, markup=False, soft_wrap=True)
     _start_tracking(tracking, sweep, data, folder)
@@ -186,9 +200,17 @@ class _SweepRun:
     """The parts of one running sweep, put together."""
 
     def __init__(
-        self, plan: SweepPlan, data: PreparedCorpus, folder: SweepFolder, *, wall_s: Callable[[], float]
+        self,
+        plan: SweepPlan,
+        data: PreparedCorpus,
+        folder: SweepFolder,
+        *,
+        wall_s: Callable[[], float],
+        say: Callable[[str], None],
+        at_uri: ResultsAtUri | None = None,
     ) -> None:
-        self.plan, self.data, self.folder = plan, data, folder
+        self.plan, self.data, self.folder, self.at_uri = plan, data, folder, at_uri
+        self._lanes = LaneCount(plan.lanes, say=say)
         self._corpus_server = None if all_nodes_see(data.folder.parent) else serve_copies(data.folder)
         sweep = plan.sweep
         stopping = sweep.early_stopping
@@ -197,7 +219,8 @@ class _SweepRun:
             rule = Rungs(plan.rungs, stopping.reduction_factor)
         elif stopping.method == "median":
             rule = MedianRule(plan.rungs)
-        self._scheduler = TokenScheduler(rule, lambda number: self.ledger.records[number].run_to_end)
+        self._scheduler = LetsIdleLanesGo(rule, lambda number: self.ledger.records[number].run_to_end)
+        self._scheduler.lanes = self._lanes
         self.device_kind = device_kind(plan.lanes)
         self._memory = MemoryStore(folder.path.parent, self.device_kind)
         self.frontier = plan.frontier(rows_filled=_rows_filled(data), source=folder.path.name)
@@ -241,12 +264,14 @@ class _SweepRun:
         """Let Tune run trials until the searcher has no more."""
         tune.Tuner(
             # Lanes hold their own processors through Train; Tune needs a demand that is never short.
-            tune.with_resources(LaneTrainable, tune.PlacementGroupFactory([{"memory": 1}])),
+            # Their owners stand on the driver's node, so that another node's loss costs a trial's workers alone.
+            tune.with_resources(
+                LaneTrainable, tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[_this_node()])
+            ),
             tune_config=tune.TuneConfig(
-                search_alg=self._searcher,
+                search_alg=HoldsBack(self._searcher, self._lanes),
                 scheduler=self._scheduler,
                 num_samples=-1,
-                max_concurrent_trials=self.plan.lanes.count,
                 reuse_actors=True,
                 trial_name_creator=_leg_name,
                 trial_dirname_creator=_leg_name,
@@ -319,7 +344,10 @@ class _SweepRun:
     def drop_beaten_checkpoints(self) -> None:
         """Remove what `keep_only_the_best_checkpoint` has marked."""
         while self._beaten:
-            drop_checkpoints(self._store.folder_of(self._beaten.pop()))
+            trial_folder = self._store.folder_of(self._beaten.pop())
+            drop_checkpoints(trial_folder)
+            if self.at_uri is not None:
+                self.at_uri.drop_checkpoints(trial_folder)
 
     def _trial_config(self, record: TrialRecord, run: RunConfig) -> dict[str, Any]:
         promotions = self.plan.promotions
@@ -332,6 +360,9 @@ class _SweepRun:
             pause=None if promotions is None else promotions.pause_of(record, cooldown=run.training.cooldown),
             memory_limit_bytes=self.plan.memory_bytes,
             memory_limit_by=self.plan.sweep.resources.memory_limit_by,
+            checkpoint_every_s=self.plan.sweep.resources.checkpoint_every_s,
+            mirror_uri=None if self.at_uri is None else self.at_uri.trial_uri(self._store.folder_of(record)),
+            driver_node=_this_node()["ray.io/node-id"],
             corpus_server=self._corpus_server,
         )
         lane = self.plan.lanes.spec(self.folder.ray_state, memory_limit_by=self.plan.sweep.resources.memory_limit_by)
@@ -365,9 +396,17 @@ def _rows_filled(data: PreparedCorpus) -> int:
     return round(100 * data.train.num_tokens / (data.train.num_rows * data.train.sequence_length))
 
 
-def _cluster_size() -> dict[str, int]:
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return {"num_cpus": int(resources.get("CPU", 1)), "num_gpus": int(resources.get("GPU", 0))}
+def _this_node() -> dict[str, str]:
+    return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+
+
+def _cluster_size() -> dict[str, Any]:
+    nodes = list(nodes_now())
+    return {
+        "num_cpus": max(1, int(sum(node.get("CPU", 0) for node in nodes))),
+        "num_gpus": int(sum(node.get("GPU", 0) for node in nodes)),
+        "nodes": nodes,
+    }
 
 
 def _start_tracking(tracking: Tracking, sweep: SweepConfig, data: PreparedCorpus, folder: SweepFolder) -> None:
@@ -425,6 +464,8 @@ def _write_results(run: _SweepRun, *, status: str, tracking: Tracking, wall_s: f
     best = best_trial(records)
     winner = Winner("no trial completed")
     if best is not None:
+        if run.at_uri is not None:
+            run.at_uri.fetch_checkpoint(folder.trials / best.name)
         winner = export_winner(run.run_of(best), run.data, folder.trials / best.name, folder.best)
     summary = _summary(run, status=status, tracking=tracking, wall_s=wall_s, winner=winner)
     write_trials_csv(folder.path / "trials.csv", records)

@@ -125,6 +125,8 @@ class ResourcesConfig(Settings):
     worker_deadline_s: Annotated[float, Field(ge=5)] = 600.0
     """A worker that lets the others of its trial wait for so many seconds counts as lost; the trial then goes on from
     its last checkpoint with new workers."""
+    checkpoint_every_s: Annotated[float, Field(gt=0)] = 60.0
+    """What a lost worker, node or driver costs at most: a running trial is saved so often."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: GPUs if the cluster has any."""
     memory: Annotated[

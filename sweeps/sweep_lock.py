@@ -71,7 +71,7 @@ def hold(
         is_told_by_kernel = _lock(file.fileno(), path)
         before = _read(path)
         if before is not None and not (is_told_by_kernel and before.host == me.host):
-            _see_that_it_is_dead(path, before, say, silence_s)
+            see_that_it_is_dead(before, lambda: _read(path), say=say, silence_s=silence_s)
         if before is not None and before.host == me.host and before.mark != me.mark:
             end_leftovers(before.mark)
         _write(file.fileno(), me)
@@ -97,12 +97,22 @@ def _lock(descriptor: int, path: Path) -> bool:
     return True
 
 
-def _see_that_it_is_dead(path: Path, holder: Holder, say: Callable[[str], None], silence_s: float) -> None:
+def see_that_it_is_dead(
+    holder: Holder, look: Callable[[], Holder | None], *, say: Callable[[str], None], silence_s: float = SILENCE_S
+) -> None:
+    """Watch a holder's pulse for a while.
+
+    Args:
+        look: The holder as it stands now; None once it has let go.
+
+    Raises:
+        SweepRunsAlreadyError: It lives.
+    """
     say(f"{holder} held this sweep last; waiting up to {silence_s:.0f} s to see whether it still does")
     give_up_at = time.monotonic() + silence_s
     while time.monotonic() < give_up_at:
         time.sleep(min(1.0, silence_s / 10))
-        now = _read(path)
+        now = look()
         if now is None:
             return
         if now != holder:
@@ -123,12 +133,20 @@ def _beat(descriptor: int, path: Path, me: Holder, ends: threading.Event, beat_s
         _write(descriptor, replace(me, beat=beat))
 
 
+def holder_in(content: bytes | None) -> Holder | None:
+    """Who holds a sweep, by the content of its lock file; None: nobody."""
+    try:
+        return Holder(**json.loads(content or b""))
+    except (ValueError, TypeError):
+        return None
+
+
 def _read(path: Path) -> Holder | None:
     # Opened anew each time: that is when a network file system asks its server for what is new.
     try:
-        return Holder(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None  # Let go, or written by nobody.
+        return holder_in(path.read_bytes())
+    except OSError:
+        return None
 
 
 def _write(descriptor: int, holder: Holder) -> None:

@@ -250,6 +250,8 @@ class Tracking:
             found = self._find(f"{self._children()} and tags.`pretune.trial` = '{record.number}'")
             tags = {"mlflow.parentRunId": self._parent_id, "pretune.trial": str(record.number)}
             tags |= {"pretune.chosen_by": record.chosen_by, **self._source}
+            if record.taken_over_from:
+                tags["pretune.taken_over_from"] = record.taken_over_from
             run_id = found[0].info.run_id if found else self._create(record.name, "trial", tags)
             self._log_params(run_id, record.settings)
             self._log_datasets(run_id)

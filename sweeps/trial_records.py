@@ -33,7 +33,9 @@ class TrialRecord(Settings):
     """Swept settings: dotted path to value."""
     chosen_by: str = "search"
     """`search`; `start_with` for settings that the file lists; `informed` for points from knowledge; `repeat` for the
-    settings of a leading trial with another seed."""
+    settings of a leading trial with another seed; `taken over` from an earlier sweep."""
+    taken_over_from: str = ""
+    """Folder of that sweep and name of the trial there; empty for a trial of this sweep."""
     outcome: Outcome | None = None
     """None while it runs, or when the sweep ended before it did."""
     reason: str = ""

@@ -129,6 +129,7 @@ def lanes(prepared: Path, folder: Path, workers: int, num_trials: int) -> list[f
         use_gpu=False,
         threads_per_worker=1,
         cpus_per_worker=1,
+        gpus_per_worker=0,
         storage_folder=str(folder / "lanes"),
         environment={},
         worker_deadline_s=600.0,

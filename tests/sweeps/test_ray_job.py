@@ -96,33 +96,51 @@ def tree(tmp_path: Path) -> Path:
     two = TINY.replace("budget: {trials: 6, tokens_per_trial: 30k}", "budget: {trials: 2, tokens_per_trial: 20k}")
     # One lane: a second would take longer to start than these trials take.
     (tree / "small.yaml").write_text(f"{two}early_stopping: {{method: none}}\nresources: {{concurrent_trials: 1}}\n")
+    (tree / "broken.yaml").write_text(two.replace("layers: 1", "layesr: 1"))
     return tree
 
 
 @pytest.mark.ray
-def test_a_submitted_sweep_runs_to_its_end_and_uploads_neither_environment_nor_results(
+def test_a_submitted_sweep_runs_to_its_end_says_so_and_uploads_neither_environment_nor_results(
     cluster: Cluster, tree: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{cluster.address}/api/jobs/")
 
     results = tmp_path / "results"
-    environment = json.dumps({"env_vars": {"PRETUNE_RESULTS": str(results)}})
-    where = ["--address", cluster.address, "--working-dir", ".", "--runtime-env-json", environment]
-    submitted = subprocess.run(
-        [_RAY, "job", "submit", *where, "--", "python", "-m", "sweeps", "sweep", "small.yaml"],
-        cwd=tree,
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-        timeout=540,
-    )
+    environment = json.dumps({"env_vars": {"PRETUNE_RESULTS": results.as_uri()}})
+
+    def ray_job(verb: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [_RAY, "job", verb, "--address", cluster.address, *arguments],
+            cwd=tree,
+            env=cluster.environment,
+            capture_output=True,
+            text=True,
+            timeout=540,
+        )
+
+    def submit(file: str) -> "subprocess.CompletedProcess[str]":
+        how = ["--submission-id", Path(file).stem, "--working-dir", ".", "--runtime-env-json", environment]
+        return ray_job("submit", *how, "--", "python", "-m", "sweeps", "sweep", file)
+
+    submitted = submit("small.yaml")
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     (summary_file,) = results.glob("tiny-*/summary.json")
     summary = json.loads(summary_file.read_text())
     assert summary["status"] == "finished"
     assert summary["outcomes"] == {"COMPLETED": 2}
-    assert "best " in submitted.stdout
+    logs = ray_job("logs", "small").stdout
+    for line in ("trial-0001  starts", "trial-0002  COMPLETED", "best     trial-000"):
+        assert f"\n{line}" in logs
+    # No live table, whose redrawing would fill the log.
+    assert "\x1b[" not in logs
+    assert "SUCCEEDED" in ray_job("status", "small").stdout
+
+    broken = submit("broken.yaml")
+    assert broken.returncode != 0
+    assert "model.layesr: is not a setting; did you mean layers?" in broken.stdout + broken.stderr
+    assert "FAILED" in ray_job("status", "broken").stdout
 
     (uploaded,) = (cluster.folder / "ray").glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
     assert (uploaded / "small.yaml").exists()
@@ -138,7 +156,8 @@ def test_results_of_a_job_outlive_the_copy_of_the_working_folder_that_it_stands_
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
     assert results_folder(None) == Path.home() / "pretune" / "results"
-    assert results_folder(Path("given")) == Path("given")
+    assert results_folder("given") == Path("given")
+    assert results_folder("file:///given/here") == Path("/given/here")
     monkeypatch.chdir(tmp_path)
     assert results_folder(None) == Path("results")
 

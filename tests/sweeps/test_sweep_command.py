@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -258,6 +259,37 @@ def test_the_same_command_again_finds_everything_done_and_makes_no_new_run(
     assert (sweep_folder(results, "tiny") / "trials.csv").read_bytes() == before
 
 
+def test_a_changed_file_takes_over_what_still_holds_and_mlflow_says_where_it_comes_from(
+    results: Path, tiny: tuple[Path, str], tmp_path: Path
+) -> None:
+    earlier = sweep_folder(results, "tiny")
+    shutil.copytree(earlier, tmp_path / earlier.name)
+    (tmp_path / "prepared").symlink_to(results / "prepared")
+    before = {one.name: one for one in TrialStore(earlier / "trials").load_all()}
+    valid = [one for one in before.values() if one.outcome in (Outcome.COMPLETED, Outcome.STOPPED, Outcome.DIVERGED)]
+    # As many trials as there are already: nothing is left to train.
+    count = f"budget.trials={len(valid)}"
+    code, output = run("sweep", tiny[0], "--results", tmp_path, "--set", count, "--set", "searcher.seed=1")
+    assert code == 0, output
+    assert f"is a new sweep; against {earlier.name}:" in output
+    assert "searcher.seed: 0 -> 1" in output
+    assert f"{len(valid)} finished trials still hold and are taken over: {valid[0].name}" in output
+    (now,) = (folder for folder in tmp_path.glob("tiny-*") if folder.name != earlier.name)
+    records = TrialStore(now / "trials").load_all()
+    taken = {one.name: one.taken_over_from for one in records if one.taken_over_from}
+    assert list(taken.values()) == [f"{earlier.name}/{one.name}" for one in valid]
+    assert [one.loss for one in records if one.taken_over_from] == [one.loss for one in valid]
+    # What the file starts with and did not fit is refused again, by what was observed.
+    assert [one.outcome for one in records if not one.taken_over_from] == [Outcome.INFEASIBLE]
+    runs = {one.info.run_name: one.data.tags for one in child_runs(tmp_path, "tiny")}
+    assert sorted(runs) == sorted(one.name for one in records)
+    assert {name: runs[name]["pretune.taken_over_from"] for name in taken} == taken
+    with (now / "trials.csv").open(newline="") as file:
+        rows = {row["trial"]: row["taken_over_from"] for row in csv.DictReader(file)}
+    assert {name: origin for name, origin in rows.items() if origin} == taken
+    check_winner(now, transformers.RobertaForMaskedLM)
+
+
 def test_the_winning_encoder_gives_the_same_logits_in_transformers(results: Path, tiny: tuple[Path, str]) -> None:
     check_winner(sweep_folder(results, "tiny"), transformers.RobertaForMaskedLM)
 
@@ -299,7 +331,7 @@ def test_two_workers_survive_the_loss_of_one_and_the_winning_decoder_loads(resul
     check_winner(sweep_folder(results, "causal"), transformers.LlamaForCausalLM)
 
 
-def test_ctrl_c_ends_in_seconds_leaves_no_process_and_the_same_command_goes_on(results: Path) -> None:
+def test_ctrl_c_ends_in_seconds_leaves_no_process_and_the_same_command_goes_on_killed_or_not(results: Path) -> None:
     file = results / "cut.yaml"
     file.write_text(TINY.replace("name: tiny", "name: cut").replace("trials: 6", "trials: 5"))
     mark = f"cut-{time.time_ns()}"
@@ -314,7 +346,13 @@ def test_ctrl_c_ends_in_seconds_leaves_no_process_and_the_same_command_goes_on(r
     assert "Traceback" not in output
     assert [left.cmdline() for left in processes_marked(mark)] == []
     assert summary_of(results, "cut")["status"] == "interrupted"
+    # Killed as it goes on; what that leaves running is no trouble for the one after it.
+    killed = start("sweep", file, "--results", results, mark=mark)
+    read_until(killed, "starts")
+    killed.kill()
+    killed.communicate()
     check_that_it_goes_on(results, file)
+    assert [left.cmdline() for left in processes_marked(mark)] == []
 
 
 @pytest.mark.slow

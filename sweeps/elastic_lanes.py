@@ -1,0 +1,106 @@
+"""Lanes that come and go with the nodes of the cluster.
+
+Tune's own limit of trials side by side is fixed when it starts. Here the searcher holds back while the cluster, as it
+is now, holds no further lane, and idle lanes go where nodes have left: the trial that lost its workers with a node
+waits for just those processors.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import ray
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from sweeps.cluster import LanePlan
+from sweeps.early_stopping import KeptOutOfPickles, TokenScheduler
+
+_LOOK_EVERY_S = 2.0
+
+Nodes = Callable[[], Iterable[Mapping[str, float]]]
+"""Resources of each node that is alive."""
+
+
+def nodes_now() -> Iterable[Mapping[str, float]]:
+    """Resources of each node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+class LaneCount:
+    """How many lanes the cluster holds now."""
+
+    def __init__(
+        self,
+        plan: LanePlan,
+        *,
+        say: Callable[[str], None],
+        nodes: Nodes = nodes_now,
+        look_every_s: float = _LOOK_EVERY_S,
+    ) -> None:
+        """
+        Args:
+            say: Told in a line when the number changes.
+        """
+        self._plan, self._nodes, self._say, self._look_every_s = plan, nodes, say, look_every_s
+        self._count = plan.count
+        self._look_at = 0.0
+
+    def now(self) -> int:
+        """The number, at most some seconds old; 1 at least, for a trial may wait for a node."""
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + self._look_every_s
+            count = max(1, self._plan.held_by(self._nodes()))
+            if count != self._count:
+                what = "joined" if count > self._count else "left"
+                self._say(f"lanes    {self._count} -> {count} at a time: nodes have {what} the cluster")
+                self._count = count
+        return self._count
+
+
+class HoldsBack(KeptOutOfPickles, Searcher):
+    """A searcher that proposes nothing while all lanes have a trial."""
+
+    def __init__(self, searcher: Searcher, lanes: LaneCount) -> None:
+        super().__init__(metric=None, mode=None)
+        self._searcher, self._lanes = searcher, lanes
+        self._running: set[str] = set()
+
+    def suggest(self, trial_id: str) -> Any:
+        """What the searcher says; None, ask again, while there is no lane for it."""
+        if len(self._running) >= self._lanes.now():
+            return None
+        config = self._searcher.suggest(trial_id)
+        if isinstance(config, dict):
+            self._running.add(trial_id)
+        return config
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Passed on."""
+        self._searcher.on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Passed on; its lane is free."""
+        self._running.discard(trial_id)
+        self._searcher.on_trial_complete(trial_id, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the trial records say everything."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: a new searcher reads the trial records."""
+
+
+class LetsIdleLanesGo(TokenScheduler):
+    """A scheduler that ends idle lanes while there are more, busy ones included, than the cluster holds."""
+
+    lanes: LaneCount | None = None
+    """None: the number never changes."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Look, then choose."""
+        # Tune keeps a lane warm for the next trial, which is right until another trial waits for its processors.
+        num_idle = tune_controller._actor_cache.num_cached_objects
+        if self.lanes and num_idle and num_idle + len(tune_controller._running_trials) > self.lanes.now():
+            tune_controller._cleanup_cached_actors(force_all=True)
+        return super().choose_trial_to_run(tune_controller)

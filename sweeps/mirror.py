@@ -1,0 +1,190 @@
+"""A folder kept at a URI as well (`s3://bucket/prefix`): what changes goes there as it happens, and comes back later.
+
+Object stores take whole objects only, and a sweep appends, renames and locks: so it works in a local folder, and its
+mirror follows some seconds behind. On another node, or after the folder is gone, the mirror is where a sweep goes on.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from pyarrow import NativeFile
+from pyarrow.fs import FileSelector, FileSystem, FileType
+
+PUSH_EVERY_S = 5.0
+"""What a lost node costs of records at most; checkpoints follow as they are written."""
+
+_PIECE_BYTES = 8 << 20
+_SMALL_BYTES = 4 << 20
+"""Up to so much is read before anything is sent, so that records never speak of weights that are not there yet."""
+
+
+class Mirror:
+    """One local folder and its copy at a URI. Credentials and endpoint come from the environment, as ever."""
+
+    def __init__(self, folder: Path, uri: str, *, leave_out: Iterable[str] = ()) -> None:
+        """
+        Args:
+            leave_out: Patterns of names of files or folders that stay here. What begins with a dot always does.
+
+        Raises:
+            OSError, ValueError: The URI names no store.
+        """
+        self.folder, self.uri = folder, uri.rstrip("/")
+        self._leave_out = tuple(leave_out)
+        self._store, self._root = FileSystem.from_uri(self.uri)
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._lock = threading.Lock()
+
+    def below(self, name: str, *, leave_out: Iterable[str] = ()) -> "Mirror":
+        """The mirror of a folder in this one."""
+        return Mirror(self.folder / name, f"{self.uri}/{name}", leave_out=leave_out)
+
+    def read(self, name: str) -> bytes | None:
+        """A file as it is at the URI; None if it is not there."""
+        try:
+            with self._store.open_input_stream(f"{self._root}/{name}") as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put a file there at once."""
+        with self._output(name) as stream:
+            stream.write(content)
+
+    def pull(self) -> int:
+        """Fetch every file that is there and not here, or not of that size; how many these were."""
+        fetched = 0
+        for name, size in self._there().items():
+            target = self.folder / name
+            if target.exists() and target.stat().st_size == size:
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".fetching-{target.name}")
+            with self._store.open_input_stream(f"{self._root}/{name}") as stream, partial.open("wb") as file:
+                while piece := stream.read(_PIECE_BYTES):
+                    file.write(piece)
+            partial.replace(target)
+            fetched += 1
+        return fetched
+
+    def push(self) -> None:
+        """Send what has changed since the last time, weights before the records that speak of them; then remove there
+        what was sent and is gone here.
+
+        Raises:
+            OSError: The store does not answer, or refuses.
+        """
+        with self._lock:
+            # Read first: of what changes meanwhile the old state goes out, which fits to the other files.
+            small = {name: (state, self._content(name)) for name, state in self._here() if state[1] <= _SMALL_BYTES}
+            here = dict(self._here())
+            for name, state in here.items():
+                if name not in small and self._sent.get(name) != state:
+                    self._send(name, state)
+            for name, (state, content) in sorted(small.items(), key=lambda item: _speaks_of_others(item[0])):
+                if content is not None and self._sent.get(name) != state:
+                    self.write(name, content)
+                    self._sent[name] = state
+            for name in [name for name in self._sent if name not in here]:
+                with suppress(FileNotFoundError):
+                    self._store.delete_file(f"{self._root}/{name}")
+                del self._sent[name]
+
+    def remove(self, name: str, pattern: str) -> None:
+        """Remove there the folders in a folder whose names match."""
+        listed = FileSelector(f"{self._root}/{name}", allow_not_found=True)
+        for found in self._store.get_file_info(listed):
+            if found.type is FileType.Directory and fnmatch(found.base_name, pattern):
+                self._store.delete_dir(found.path)
+
+    @contextmanager
+    def following(
+        self, *, say: Callable[[str], None], also: Callable[[], None] = lambda: None, every_s: float = PUSH_EVERY_S
+    ) -> Iterator[None]:
+        """Push again and again in the background, and once more at the end.
+
+        Args:
+            say: Told in a line when the store does not take it; the next push tries again.
+            also: Done with each push.
+        """
+        ends = threading.Event()
+        is_away = False
+
+        def follow() -> None:
+            nonlocal is_away
+            while True:
+                is_last = ends.wait(every_s)
+                try:
+                    self.push()
+                    also()
+                except OSError as error:
+                    if not is_away or is_last:
+                        say(f"{self.uri} does not take the results ({_first_line(error)}); they are in {self.folder}")
+                    is_away = True
+                else:
+                    is_away = False
+                if is_last:
+                    return
+
+        thread = threading.Thread(target=follow, name="mirror", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ends.set()
+            thread.join()
+
+    def _here(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Files to mirror: name below the folder, time of change and size."""
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder)
+            if self._stays(name.parts) or not path.is_file():
+                continue
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue  # A checkpoint that was replaced meanwhile.
+            yield name.as_posix(), (stat.st_mtime_ns, stat.st_size)
+
+    def _there(self) -> dict[str, int]:
+        found = self._store.get_file_info(FileSelector(self._root, recursive=True, allow_not_found=True))
+        files = {one.path[len(self._root) :].lstrip("/"): one.size for one in found if one.type is FileType.File}
+        return {name: size for name, size in files.items() if not self._stays(PurePosixPath(name).parts)}
+
+    def _stays(self, parts: Iterable[str]) -> bool:
+        return any(part.startswith(".") or any(fnmatch(part, one) for one in self._leave_out) for part in parts)
+
+    def _content(self, name: str) -> bytes | None:
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _send(self, name: str, state: tuple[int, int]) -> None:
+        try:
+            with (self.folder / name).open("rb") as file, self._output(name) as stream:
+                while piece := file.read(_PIECE_BYTES):
+                    stream.write(piece)
+        except FileNotFoundError:
+            return
+        self._sent[name] = state
+
+    def _output(self, name: str) -> NativeFile:
+        path = f"{self._root}/{name}"
+        if self._store.type_name != "s3":  # There a folder is a part of a name.
+            self._store.create_dir(str(PurePosixPath(path).parent), recursive=True)
+        return self._store.open_output_stream(path, compression=None)
+
+
+def _speaks_of_others(name: str) -> tuple[bool, bool, str]:
+    """Sorts what stands alone before a trial's record, and that before the tables of the whole sweep."""
+    path = PurePosixPath(name)
+    return (len(path.parts) == 1, path.name == "trial.json", name)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,130 @@
+"""Lanes that come and go with nodes: real raylets that join and are stopped while a sweep runs."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+from ray.tune.search import Searcher
+
+from command import ROOT
+from sweep_examples import TINY
+from sweeps.cluster import plan_lanes
+from sweeps.elastic_lanes import HoldsBack, LaneCount
+from sweeps.outcomes import Outcome
+from sweeps.sweep_config import ResourcesConfig
+from sweeps.trial_records import TrialRecord, TrialStore
+
+
+def test_the_searcher_is_asked_only_while_the_cluster_holds_a_further_lane() -> None:
+    nodes, said = [{"CPU": 1.0}], list[str]()
+    plan = plan_lanes(ResourcesConfig(), num_trials=9, num_cpus=1, num_gpus=0)
+    lanes = LaneCount(plan, nodes=lambda: nodes, say=said.append, look_every_s=0)
+    searcher = HoldsBack(Proposing(), lanes)
+    assert [searcher.suggest(name) for name in "ab"] == [{"number": 1}, None]
+    nodes.append({"CPU": 2.0})
+    assert [searcher.suggest(name) for name in "bcd"] == [{"number": 2}, {"number": 3}, None]
+    nodes.clear()
+    for name in "abc":
+        searcher.on_trial_complete(name)
+    # A trial may wait for a node, but one alone.
+    assert [searcher.suggest(name) for name in "de"] == [{"number": 4}, None]
+    assert said == [
+        "lanes    1 -> 3 at a time: nodes have joined the cluster",
+        "lanes    3 -> 1 at a time: nodes have left the cluster",
+    ]
+
+
+class Proposing(Searcher):
+    """Proposes as often as it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(metric=None, mode=None)
+        self._count = 0
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        del trial_id
+        self._count += 1
+        return {"number": self._count}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """One node with one core."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_node_that_joins_brings_a_lane_and_its_loss_costs_a_trial_what_came_after_its_checkpoint(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    file = tmp_path / "elastic.yaml"
+    text = TINY.replace("name: tiny", "name: elastic").replace("trials: 6", "trials: 4").replace("30k", "1500k")
+    file.write_text(f"{text}resources: {{checkpoint_every_s: 1}}\nearly_stopping: {{method: none}}\n")
+    log = tmp_path / "printed.txt"
+    environment = os.environ | {"RAY_ADDRESS": cluster.address, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "sweeps", "sweep", str(file), "--results", str(tmp_path)]
+    with log.open("w") as output:
+        sweep = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_for(log, r"trial-0001 .*holdout loss", sweep)
+        assert "trial-0002" not in log.read_text()
+        node = cluster.add_node(num_cpus=1)
+        wait_for(log, r"lanes    1 -> 2 at a time", sweep)
+        # Whichever trial runs on the node that joined: the second to start.
+        wait_for(log, r"trial-0002 .*holdout loss", sweep)
+        before = running(tmp_path)
+        assert len(before) == 2
+        cluster.remove_node(node, allow_graceful=False)
+        wait_for(log, r"lanes    2 -> 1 at a time", sweep)
+        sweep.wait(600)
+    finally:
+        sweep.send_signal(signal.SIGINT)
+        sweep.wait(60)
+    assert sweep.returncode == 0, log.read_text()
+    records = load(tmp_path)
+    assert [record.outcome for record in records] == [Outcome.COMPLETED] * 4, log.read_text()
+    (lost,) = [record for record in records if record.interruptions]
+    assert lost.interruptions == 1
+    (folder,) = tmp_path.glob("elastic-*/trials")
+    parts = (folder / lost.name / "log.txt").read_text().split("starts: ")[1:]
+    first, again = ([float(tokens) for tokens in re.findall(r" tokens=([0-9.e+]+)", part)] for part in parts)
+    # It went on from a checkpoint: not from the beginning, and not past what it had reported by more than a report.
+    assert again[0] > first[0]
+    assert sorted(record.name for record in records) == [f"trial-{number:04d}" for number in range(1, 5)]
+
+
+def load(results: Path) -> list[TrialRecord]:
+    (folder,) = results.glob("elastic-*/trials")
+    return TrialStore(folder).load_all()
+
+
+def running(results: Path) -> list[TrialRecord]:
+    return [record for record in load(results) if record.started_at and record.outcome is None]
+
+
+def wait_for(log: Path, pattern: str, process: "subprocess.Popen[bytes]") -> None:
+    give_up_at = time.monotonic() + 300
+    while not re.search(pattern, log.read_text()):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < give_up_at, log.read_text()
+        time.sleep(0.2)
