@@ -87,6 +87,8 @@ def connect() -> None:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    # Lanes start side by side; how many there are our own searcher says.
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
     # A worker that is stuck cannot take leave of the others, and the lane waits for that.
     os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
