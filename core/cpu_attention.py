@@ -19,10 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from core.cache_blocks import blocks, has_cache_blocks
 
-_SCORES_AT_ONCE = 2**21
-"""4 MiB in bf16: with gradients and copies this stays below a usual last-level cache."""
+_SCORES_AT_ONCE = 2**20
+"""2 MiB in bf16: with gradients and copies this stays in or near a core's own cache."""
 
-_QUERIES_AT_ONCE = 128
+_QUERIES_AT_ONCE = 64
 """Tokens a block of causal attention; keys after a block are never looked at."""
 
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from core.checkpoint import (
 )
 from core.divergence import DivergenceWatch
 from core.evaluation import Evaluation, holdout_source
+from core.kept_heap import freed_memory_stays
 from core.memory_budget import MemoryBudget
 from core.memory_limit import LimitBy, memory_limit
 from core.micro_batch import choose_micro_batch, place_of
@@ -111,7 +113,12 @@ def run_training(
     matmul_rate = matmul_flops_per_s(device, precision.dtype) if workers.is_first else 0.0
     check_fit(run, data)
     micro_batch_size = choose_micro_batch(run, data, workers, memory_limit_bytes=memory_limit_bytes)
-    with memory_limit(memory_limit_bytes, device, by=memory_limit_by) as meter:
+    # Where the kernel holds the limit, what the process keeps counts against it.
+    keeps_freed_memory = device.type == "cpu" and memory_limit_by == "counting"
+    with (
+        memory_limit(memory_limit_bytes, device, by=memory_limit_by) as meter,
+        freed_memory_stays() if keeps_freed_memory else nullcontext(),
+    ):
         budget = MemoryBudget(run, data.vocabulary.size, place_of(data, workers), workers, meter, memory_limit_bytes)
         opened = attempt_together(
             lambda: _Run(run, data, workers, budget, micro_batch_size, is_stopped),

@@ -87,6 +87,9 @@ def evaluate(
     corpus: Annotated[
         Path | None, typer.Option(help="Evaluate on all of this file or folder instead of the sweep's holdout.")
     ] = None,
+    all_tokens: Annotated[
+        bool, typer.Option("--all-tokens", help="Masked LM: also the accuracy over all tokens, masked or not.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's exact metrics on its holdout or a corpus."""
@@ -96,7 +99,7 @@ def evaluate(
 
     model = load_trained(place)
     with tempfile.TemporaryDirectory() as work_folder:
-        metrics = model.evaluate(corpus, work_folder=Path(work_folder))
+        metrics = model.evaluate(corpus, work_folder=Path(work_folder), all_tokens=all_tokens)
     if as_json:
         print_json(metrics)
         return

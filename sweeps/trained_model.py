@@ -87,11 +87,12 @@ class TrainedModel:
                 said = text
         yield self.tokenizer.decode(new)[len(said) :]
 
-    def evaluate(self, corpus: Path | None, *, work_folder: Path) -> dict[str, float]:
+    def evaluate(self, corpus: Path | None, *, work_folder: Path, all_tokens: bool = False) -> dict[str, float]:
         """Metrics on the holdout that it was swept on, or on all of a corpus, under the masks of every evaluation.
 
         Args:
             work_folder: Where the corpus is prepared; of no use afterwards.
+            all_tokens: Also the accuracy over all tokens, masked or not.
 
         Raises:
             InputFault: No corpus given, and none known; or one that cannot be read.
@@ -106,6 +107,7 @@ class TrainedModel:
             workers,
             micro_batch_size=_ROWS_AT_ONCE,
             precision=choose_precision("fp32", workers.device),
+            all_tokens=all_tokens and not self.config.is_causal,  # causal LM predicts all tokens anyway
         )
         if isinstance(metrics, OomFacts):
             raise InputFault(f"this machine has not enough memory to evaluate the model: {metrics.message}")

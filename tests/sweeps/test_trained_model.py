@@ -73,7 +73,7 @@ def test_seed_decides_what_is_drawn(decoder: Path) -> None:
 def test_evaluate_gives_the_metrics_of_training_on_all_of_a_corpus(tmp_path: Path, encoder: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(TEXTS * 5))
-    printed = json.loads(run("evaluate", encoder, "--corpus", corpus, "--json"))
+    printed = json.loads(run("evaluate", encoder, "--corpus", corpus, "--json", "--all-tokens"))
     data = prepare(
         CorpusConfig(path=str(corpus), holdout=0.0),
         TokenizerConfig(kind="file", path=str(encoder / "tokenizer.json")),
@@ -88,8 +88,10 @@ def test_evaluate_gives_the_metrics_of_training_on_all_of_a_corpus(tmp_path: Pat
         workers,
         micro_batch_size=1,
         precision=choose_precision("fp32", workers.device),
+        all_tokens=True,
     )
     assert isinstance(expected, dict)
+    assert "holdout/all_tokens_accuracy" in expected
     # Other micro-batches add up in another order.
     assert printed == pytest.approx(expected, rel=1e-5)
 

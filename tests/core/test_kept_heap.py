@@ -1,0 +1,62 @@
+"""Freed memory stays in the process while it is wanted, and goes back to the kernel after that; the kernel is asked."""
+
+import os
+import platform
+import resource
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from core.kept_heap import freed_memory_stays
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have ways of their own")
+
+NUM_BYTES = 5 * 2**23  # over the 32 MiB from which on glibc takes and gives back blocks one by one
+NUM_PAGES = NUM_BYTES // os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def faults_of_a_large_tensor() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(NUM_BYTES // 4)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_tensor_finds_the_pages_of_one_that_was_freed_and_not_before_it_is_wanted() -> None:
+    faults_of_a_large_tensor()
+    assert faults_of_a_large_tensor() > 0.9 * NUM_PAGES
+    with freed_memory_stays():
+        # The scraps before and after an aligned block go to glibc's cache of small ones, seven of a size, until which
+        # the hole that it leaves is too small for another like it.
+        faults = [faults_of_a_large_tensor() for _ in range(30)]
+        assert max(faults[-5:]) < 0.1 * NUM_PAGES
+
+
+def fail_with_memory_kept() -> None:
+    before = resident_bytes()
+    with freed_memory_stays():
+        faults_of_a_large_tensor()
+        assert resident_bytes() > before + 0.9 * NUM_BYTES
+        raise RuntimeError("a trial failed")
+
+
+def test_what_stayed_goes_back_at_the_end_also_after_a_failure() -> None:
+    before = resident_bytes()
+    with pytest.raises(RuntimeError, match="a trial failed"):
+        fail_with_memory_kept()
+    assert resident_bytes() < before + 0.5 * NUM_BYTES
+    faults_of_a_large_tensor()
+    assert faults_of_a_large_tensor() > 0.9 * NUM_PAGES
