@@ -1,6 +1,7 @@
 """Metrics against scikit-learn and plain arithmetic, exact whatever the micro-batch and the number of workers."""
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ torch.set_num_threads(1)
 FP32 = Precision("fp32", "cpu")
 
 
+@lru_cache
 def trained_model(family: str, num_steps: int = 5) -> LanguageModel:
+    """One for all tests: evaluation changes nothing in it."""
     step = a_step(Workers(), micro_batch_size=16, family=family)
     train(step, num_steps=num_steps)
     return step.model

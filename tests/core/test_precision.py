@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.precision import choose_precision, computes_bf16
+from core.precision import allow_tf32, choose_precision, computes_bf16
 
 CPU = torch.device("cpu")
 
@@ -34,3 +34,14 @@ def test_fp32_is_fp32_inside_somebody_elses_autocast() -> None:
 def test_fp16_on_a_cpu_is_refused_with_what_to_do() -> None:
     with pytest.raises(ValueError, match="use auto, bf16 or fp32"):
         choose_precision("fp16", CPU)
+
+
+@pytest.mark.parametrize(("device", "format_of_products"), [("cuda", "high"), ("cpu", "highest")])
+def test_fp32_products_may_be_tf32_on_cuda_and_nowhere_else(device: str, format_of_products: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        allow_tf32(torch.device(device))
+        assert torch.get_float32_matmul_precision() == format_of_products
+    finally:
+        torch.set_float32_matmul_precision(before)
