@@ -5,10 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_TEST := $(VENV)/.ready-test
 
-.PHONY: quickstart test quick lint types benchmarks-quick clean
+.PHONY: quickstart test quick lint types systems benchmarks-quick clean
 
 quickstart: $(READY)
 	$(BIN)/pretune sweep sweeps/configs/quickstart.yaml
+
+# The chains of sweeps/configs at laptop size, beside what their authors logged; a quarter of an hour, not part of test.
+systems: $(READY)
+	$(BIN)/python tests/run_systems.py
 
 test: lint types quick
 	$(BIN)/python -m pytest -m "ray and not slow"

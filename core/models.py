@@ -15,6 +15,7 @@ def build_model(config: ModelConfig, vocabulary_size: int, *, pad_id: int = 1) -
         pad_id: Token that stands for nothing. Encoders never attend to it, and RoBERTa's positions start after it.
             Decoders need none: padding comes after all that is real, and nothing before it can see it.
     """
+    assert config.equal_in is None, "core.equal_size.equalized comes first"
     if config.is_causal:
         return LlamaDecoder(config, vocabulary_size)
     if config.form == "roberta":

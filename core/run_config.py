@@ -75,6 +75,10 @@ class ModelConfig(Settings):
     """auto: gelu for roberta, geglu for modern, swiglu for decoders."""
     feed_forward_width: Count | None = None
     """None: 4 x width for gelu; 8/3 x width rounded up to a multiple of 64 for gated forms."""
+    equal_in: Literal["parameters", "flops"] | None = None
+    """Make this model equal to the same one with its family's own feed-forward, in parameters or in operations a token:
+    the feed-forward's width, or the memory's entries, or else the layers are chosen for that. For comparing
+    feed-forwards. None: everything is as said."""
     mixture: MixtureConfig = MixtureConfig()
     memory: MemoryLayerConfig = MemoryLayerConfig()
 

@@ -1,5 +1,6 @@
 """What has to hold before the first step, and the model as it is then."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,16 @@ from core.language_model import LanguageModel
 from core.models import build_model
 from core.run_config import RunConfig
 from data_pipeline.token_blocks import PreparedCorpus
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A checkpoint that a run begins with, instead of with fresh weights."""
+
+    checkpoint: Path
+    is_same_run: bool
+    """True: the trunk of a run, which goes on where that was, with its tokens, position and statistics. False: the
+    stage before, of which weights and optimizer are taken over."""
 
 
 def fresh_model(run: RunConfig, data: PreparedCorpus, device: torch.device) -> LanguageModel:
@@ -91,6 +102,31 @@ def check_same_run(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> No
             f"{checkpoint} belongs to another run: {'; '.join(faults)}. "
             "Give this run a folder of its own, or remove that one."
         )
+
+
+_LENGTH_OF_A_RUN = ("tokens", "epochs", "schedule", "warmup", "cooldown", "floor")
+"""Settings in which a run may differ from its trunk: how long it is, and how it ends."""
+
+
+def check_trunk(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> None:
+    """Refuse to go on from the trunk of a run that is not the same but for its length.
+
+    Raises:
+        ValueError: Naming every setting that differs, or saying that the trunk is longer than what is asked for.
+    """
+    saved = read_progress(checkpoint)
+    here = settings_that_count(run)
+    # Where a trunk's own weights came from is its affair.
+    for name in (*_LENGTH_OF_A_RUN, "initial_weights"):
+        here["training"][name] = saved["settings"]["training"].get(name)
+    faults = _differences(saved["settings"], here, path="")
+    if saved["data"] != data.fingerprint:
+        faults.append(f"data {saved['data']} there and {data.fingerprint} here")
+    tokens = saved["progress"]["tokens"]
+    if run.training.tokens is not None and tokens >= run.training.tokens:
+        faults.append(f"it has {tokens:,} tokens already, and training.tokens={run.training.tokens:,} asks for no more")
+    if faults:
+        raise ValueError(f"{checkpoint} cannot be gone on from: {'; '.join(faults)}")
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any], *, path: str) -> list[str]:

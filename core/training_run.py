@@ -32,7 +32,7 @@ from core.precision import allow_tf32, choose_precision
 from core.progress_report import Report, Reporter
 from core.run_config import RunConfig
 from core.run_progress import Progress
-from core.run_start import check_fit, check_same_run, fresh_model, settings_that_count
+from core.run_start import Beginning, check_fit, check_same_run, check_trunk, fresh_model, settings_that_count
 from core.schedule import RunLength, learning_rate, run_length
 from core.shrinking import Shortage
 from core.step_profile import matmul_flops_per_s, model_flops_a_token
@@ -76,6 +76,7 @@ def run_training(
     *,
     workers: Workers,
     folder: Path,
+    begins_with: Beginning | None = None,
     report: Report,
     evaluate_at_tokens: Sequence[int],
     memory_limit_bytes: int | None = None,
@@ -92,6 +93,7 @@ def run_training(
 
     Args:
         folder: For checkpoints, the last and the best; rank 0 alone reads and writes it.
+        begins_with: Where to begin while `folder` has no checkpoint; rank 0 alone reads it.
         report: Takes metrics on rank 0, at every evaluation and at most every `report_every_s` otherwise; False ends
             the run as stopped.
         evaluate_at_tokens: The holdout is evaluated at the first step at or past each of these, and at the end.
@@ -129,6 +131,7 @@ def run_training(
         if isinstance(opened, OomFacts):
             reason = budget.in_words(opened, micro_batch_size)
             return RunEnd("infeasible", reason, {}, 0, micro_batch_size, budget.largest_peak_bytes(), opened)
+        opened.begins_with = begins_with
         opened.report_with(report, every_s=report_every_s, matmul_rate=matmul_rate)
         try:
             return opened.go_on_from(folder) or opened.train(evaluate_at_tokens, checkpoint_every_s, pause, keep_trunk)
@@ -198,6 +201,7 @@ class _Run:
         self.divergence = DivergenceWatch(data.vocabulary.size)
         self.clean_steps = 0
         """Since memory last ran out."""
+        self.begins_with: Beginning | None = None
         self.asked_micro_batch = self.proved_micro_batch = self.step.micro_batch_size
         self.checkpoint_shortages: list[Shortage] = []
 
@@ -506,19 +510,28 @@ class _Run:
         }
 
     def _read_newest(self) -> dict[str, Any]:
-        """Rank 0: puts the newest checkpoint's tensors in place and gives its progress; empty without one."""
-        checkpoint = newest_checkpoint(self.folder) if self.workers.is_first else None
-        if checkpoint is None:
+        """Rank 0: puts a checkpoint's tensors in place and gives its progress; empty without one."""
+        if not self.workers.is_first:
             return {}
-        check_same_run(checkpoint, self.run, self.data)
-        return restore(checkpoint, self.model, self.optimizer)
+        checkpoint, beginning = newest_checkpoint(self.folder), self.begins_with
+        if checkpoint is not None:
+            check_same_run(checkpoint, self.run, self.data)
+            return restore(checkpoint, self.model, self.optimizer)
+        if beginning is None:
+            return {}
+        if beginning.is_same_run:
+            check_trunk(beginning.checkpoint, self.run, self.data)
+        saved = restore(beginning.checkpoint, self.model, self.optimizer)
+        return saved if beginning.is_same_run else {"loss_scale": saved["loss_scale"]}
 
     def _restore(self, saved: dict[str, Any]) -> None:
         copy_from_first(self.model, self.optimizer, self.workers)
+        self.step.loss_scale = LossScale(**saved["loss_scale"])
+        if "progress" not in saved:
+            return  # a new stage counts from zero
         self.progress = Progress(**saved["progress"])
         self.noise = NoiseScale(**saved["noise"])
         self.divergence = DivergenceWatch(**saved["divergence"])
-        self.step.loss_scale = LossScale(**saved["loss_scale"])
         if self.step.micro_batch.shrinks:
             # What was learnt by running out of memory holds, unless other workers or settings ask for less anyway.
             self.step.micro_batch_size = min(self.step.micro_batch_size, saved["micro_batch_size"])

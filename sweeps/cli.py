@@ -8,6 +8,7 @@ import typer
 from sweeps import cli_after as after
 from sweeps import cli_before as before
 from sweeps import cli_sweep as at_sweep
+from sweeps import cli_train as at_train
 
 _BEFORE, _SWEEP, _AFTER = "Before a sweep", "The sweep", "After a sweep"
 
@@ -26,6 +27,7 @@ app.command(rich_help_panel=_BEFORE)(before.plan)
 app.command(rich_help_panel=_BEFORE)(before.estimate)
 app.command(rich_help_panel=_BEFORE)(before.prepare)
 app.command(rich_help_panel=_SWEEP)(at_sweep.sweep)
+app.command(rich_help_panel=_SWEEP)(at_train.train)
 app.command(rich_help_panel=_AFTER)(after.ui)
 app.command(rich_help_panel=_AFTER)(after.report)
 app.command(rich_help_panel=_AFTER)(after.evaluate)

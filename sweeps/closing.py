@@ -1,11 +1,14 @@
 """The last words of a sweep on the terminal: ranking, best settings, where things are, how to go on."""
 
 import os
+import sys
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 
+from sweeps.command_frame import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_NOTHING_COMPLETED
 from sweeps.outcomes import Outcome
 from sweeps.progress import STYLES, clock, leaders_table, settings_in_words
 from sweeps.results import ranked
@@ -14,6 +17,21 @@ from sweeps.sweep import SweepEnd
 from sweeps.trial_records import TrialRecord
 
 _REFUSALS_SHOWN = 3
+
+
+def close(end: SweepEnd, console: Console) -> None:
+    """The last words of the command that was given, and its exit code.
+
+    Raises:
+        typer.Exit: Something is left to do, or nothing came of it.
+    """
+    print_end(end, console, command=" ".join(["pretune", *sys.argv[1:]]))
+    if end.status == "interrupted":
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if end.status == "incomplete":
+        raise typer.Exit(EXIT_INCOMPLETE)
+    if end.summary["best"] is None:
+        raise typer.Exit(EXIT_NOTHING_COMPLETED)
 
 
 def print_end(end: SweepEnd, console: Console, *, command: str) -> None:

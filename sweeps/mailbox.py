@@ -13,6 +13,16 @@ from core.training_run import RunEnd
 
 
 @dataclass(frozen=True)
+class StageAssignment:
+    """One stage of a trial."""
+
+    run: dict[str, Any]
+    """RunConfig as plain values."""
+    prepared_folder: str
+    corpus_server: Any
+
+
+@dataclass(frozen=True)
 class Assignment:
     """One trial, as a lane's workers get it."""
 
@@ -34,6 +44,10 @@ class Assignment:
     """Ray's id of the driver's node."""
     corpus_server: Any = None
     """From `serve_copies`, for workers on a node without the prepared folder; None where all nodes see it."""
+    stages: tuple[StageAssignment, ...] = ()
+    """Trained one after another, where there are any, instead of `run` on `prepared_folder`."""
+    trunk_folder: str | None = None
+    """Of the trial from whose checkpoint before the cooldown this one goes on; rank 0 reads it."""
 
 
 @dataclass(frozen=True)

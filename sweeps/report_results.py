@@ -21,6 +21,7 @@ from sweeps.report_blocks import (
     number,
     without_empty_columns,
 )
+from sweeps.report_models import model_blocks
 from sweeps.search_space import format_setting, short_name
 from sweeps.trial_records import LOSS, TrialRecord
 
@@ -174,7 +175,7 @@ def settings_section(findings: Findings) -> Section:
                 f"{len(findings.completed)} completed trials apart." + (control if MICRO_BATCH in found else "")
             )
         )
-    return Section("Settings", blocks)
+    return Section("Settings", [*blocks, *model_blocks(findings)])
 
 
 def comparison_section(findings: Findings) -> Section:

@@ -44,6 +44,8 @@ from sweeps.results_at_uri import ResultsAtUri
 from sweeps.results_folder import LOG_FILE, SweepFolder, check_writable, sweep_identity
 from sweeps.running_results import RunningResults
 from sweeps.searchers import SweepSearcher
+from sweeps.stages import prepare_stages, stage_assignments, stages_in_words, with_tokens_of_stages
+from sweeps.start import notes_of, with_initial_weights
 from sweeps.sweep_budget import SweepBudget
 from sweeps.sweep_config import SweepConfig
 from sweeps.tensorboard import TensorBoardLog
@@ -89,12 +91,19 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console, kep
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    sweep = with_initial_weights(sweep, results_folder)
+    for note in notes_of(sweep):
+        say(f"start    {note}")
     tracking = Tracking(results_folder, say=say)
     at_uri = None if kept_at is None else ResultsAtUri(results_folder, kept_at, say=say)
     data = prepare_with_progress(
         sweep, results_folder, console, fetch=at_uri.fetch_prepared if at_uri else lambda _: None
     )
     console.print(f"corpus   {corpus_in_words(data)}", highlight=False, soft_wrap=True)
+    stages = prepare_stages(sweep, results_folder, console)
+    sweep = with_tokens_of_stages(sweep, stages)
+    for words in stages_in_words(stages, num_workers=sweep.resources.workers_per_trial):
+        say(f"stages   {words}")
     folder = SweepFolder(results_folder, sweep, sweep_identity(sweep, data.fingerprint))
     if at_uri is not None:
         at_uri.bring_back(folder.path)
@@ -212,6 +221,7 @@ class _SweepRun:
         self.plan, self.data, self.folder, self.at_uri = plan, data, folder, at_uri
         self._lanes = LaneCount(plan.lanes, say=say)
         self._corpus_server = None if all_nodes_see(data.folder.parent) else serve_copies(data.folder)
+        self._stages = stage_assignments(plan.sweep, folder.path.parent, is_shared=self._corpus_server is None)
         sweep = plan.sweep
         stopping = sweep.early_stopping
         rule: StoppingRule = Rungs((), stopping.reduction_factor)  # Trials that pause are not stopped on the way.
@@ -356,6 +366,8 @@ class _SweepRun:
             run=run.model_dump(mode="json"),
             prepared_folder=str(self.data.folder),
             trial_folder=str(self._store.folder_of(record)),
+            stages=self._stages,
+            trunk_folder=None if self.plan.sweep.start is None else self.plan.sweep.start.trunk_of,
             evaluate_at_tokens=self.plan.evaluate_at_tokens,
             pause=None if promotions is None else promotions.pause_of(record, cooldown=run.training.cooldown),
             memory_limit_bytes=self.plan.memory_bytes,
@@ -449,6 +461,7 @@ def _summary(
         wall_s=wall_s,
     ) | {
         "search_ended_by": run.search_ended_by,
+        "start": notes_of(run.plan.sweep),
         "model": winner.model,
         "samples": [sample.model_dump() for sample in winner.samples],
         "mlflow_uri": tracking.uri,

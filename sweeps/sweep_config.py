@@ -6,11 +6,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, model_validator
 
+from core.equal_size import equalized
 from core.memory_limit import LimitBy
 from core.run_config import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.settings import Count, NumBytes, Settings, Share
 from sweeps.search_space import Distribution
+from sweeps.sizes import LAPTOP
+from sweeps.stage_config import StageConfig, fault_of_stages, with_lengths_of_stages
 
 
 def _file_name(name: str) -> str:
@@ -141,6 +144,27 @@ class ResourcesConfig(Settings):
     ends a process whose libraries cannot do with a refusal."""
 
 
+class StartConfig(Settings):
+    """What an earlier sweep or training gives to this one: names of files (`name:`), of which the newest finished
+    results are taken, or results folders."""
+
+    settings_of: str | None = None
+    """A sweep: the settings that won there are the ones of this file."""
+    weights_of: str | None = None
+    """A sweep or training: its model is what this one begins with (`training.initial_weights`)."""
+    trunk_of: str | None = None
+    """A trial's folder, filled in by `pretune train`: the training goes on from that trial's checkpoint before its
+    cooldown, which has the same settings."""
+    notes: tuple[str, ...] = ()
+    """Where settings and weights come from, in words; filled in."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.model_fields_set & {name for name, value in self if value is not None}:
+            raise ValueError("give settings_of, weights_of or both, or leave start out")
+        return self
+
+
 class EvaluationConfig(Settings):
     """When the holdout is evaluated, besides every rung and the end."""
 
@@ -175,12 +199,18 @@ class SweepConfig(Settings):
     """Names the results folder and the MLflow run: letters, digits, dot, dash and underscore."""
     purpose: str = ""
     """What the sweep is to find out; stands in the report."""
+    size: str = LAPTOP
+    """Which of the file's `sizes` it is; `--set size=full` takes another."""
     corpus: CorpusConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     packing: PackingConfig = PackingConfig()
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig
     training: TrainingConfig = TrainingConfig()
+    start: StartConfig | None = None
+    """What an earlier sweep or training gives to this one; a resolved file has its settings in their places."""
+    stages: tuple[StageConfig, ...] = ()
+    """A training in stages, one after another; without `search`."""
     search: dict[str, Distribution] = Field(default_factory=dict)
     """Dotted path of a setting to the values it may take. Empty: one trial."""
     start_with: tuple[dict[str, Any], ...] = ()
@@ -196,6 +226,7 @@ class SweepConfig(Settings):
     def _rows_are_as_long_as_the_model_wants(cls, value: Any) -> Any:
         # One number, said once: a row of the packing is a row of the model.
         if isinstance(value, dict):
+            value = with_lengths_of_stages(value)
             model, packing = value.get("model"), value.get("packing") or {}
             length = model.get("sequence_length") if isinstance(model, dict) else None
             default = ModelConfig.model_fields["sequence_length"].default
@@ -231,6 +262,13 @@ class SweepConfig(Settings):
         wanted = "causal_lm" if self.model.is_causal else "masked_lm"
         if getattr(self.objective, wanted) is None:
             faults.append(f"model.family={self.model.family} needs objective: {wanted}")
+        faults += fault_of_stages(
+            self.stages,
+            num_positions=self.model.num_positions,
+            sequence_length=self.model.sequence_length,
+            num_workers=self.resources.workers_per_trial,
+            is_swept=bool(self.search),
+        )
         smallest_batch = min(self._values_of("training.batch_size"))
         if smallest_batch < self.resources.workers_per_trial:
             faults.append(
@@ -277,4 +315,14 @@ class SweepConfig(Settings):
             objective=self.objective,
             training=self.training.model_copy(update={"tokens": self.budget.tokens_per_trial}),
         )
-        return base.with_overrides(settings or {})
+        run = base.with_overrides(settings or {})
+        return run.model_copy(update={"model": equalized(run.model)})
+
+    def stage_runs(self) -> tuple[RunConfig, ...]:
+        """The training run of each stage; none where there are no stages."""
+        whole = self.run_config()
+        return tuple(stage.run_config(whole) for stage in self.stages)
+
+    def packing_of(self, run: RunConfig) -> PackingConfig:
+        """How the rows of one of its runs are packed."""
+        return self.packing.model_copy(update={"sequence_length": run.model.sequence_length})

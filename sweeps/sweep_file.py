@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from core.run_config import RunConfig
 from data_pipeline.input_fault import InputFault
 from sweeps.search_space import Distribution
+from sweeps.sizes import LAPTOP, lines_of_size, with_size
 from sweeps.sweep_config import UNSWEEPABLE, SweepConfig
 from sweeps.yaml_places import YamlDocument, parse_value, read_yaml
 
@@ -75,22 +76,76 @@ def resolve_sweep(document: YamlDocument, overrides: Sequence[str] = (), *, sour
         rule = "holds no settings; it starts with `name: my-sweep` (see sweeps/configs/quickstart.yaml)"
         raise SweepFileError(source, [Fault("file", None, None, rule)])
     faults = [Fault(key, line, None, "is given twice", "keep one of them") for key, line in document.duplicate_keys]
-    faults += _apply_overrides(values, overrides)
-    sweep = None
-    try:
-        sweep = SweepConfig.model_validate(values)
-    except ValidationError as error:
-        faults += [_fault_of(detail, document) for detail in _without_union_noise(error)]
-    faults += _search_faults(values, document)
+    as_it_stands = {key: value for key, value in values.items() if key != "sizes"}
+    sizes, size, size_faults = _sizes(values, overrides, document)
+    values = with_size(as_it_stands, sizes.get(size, {}))
+    faults += size_faults + _apply_overrides(values, [one for one in overrides if not _is_size(one)])
+    values["size"] = size
+    sweep, found = _checked(values, lines_of_size(document, size))
+    faults += found
+    if not faults:
+        # The sizes that are not asked for now are wrong now, and not on the day when they are.
+        for name, differences in sizes.items():
+            faults += _faults_of_size(name, as_it_stands, differences, document) if name != size else []
     if faults or sweep is None:
         raise SweepFileError(source, sorted(faults, key=lambda fault: fault.line or 0))
     return sweep
 
 
+def _checked(values: dict[str, Any], document: YamlDocument) -> tuple[SweepConfig | None, list[Fault]]:
+    """The sweep, or all that keeps the values from being one."""
+    sweep, faults = None, []
+    try:
+        sweep = SweepConfig.model_validate(values)
+    except ValidationError as error:
+        faults = [_fault_of(detail, document) for detail in _without_union_noise(error)]
+    return sweep, [*faults, *_search_faults(values, document)]
+
+
+def _is_size(override: str) -> bool:
+    return override.partition("=")[0].strip() == "size"
+
+
+def _sizes(
+    values: dict[str, Any], overrides: Sequence[str], document: YamlDocument
+) -> tuple[dict[str, dict[str, Any]], str, list[Fault]]:
+    """What differs in each size that the file has, and which one is asked for."""
+    faults = []
+    asked = [override.partition("=")[2].strip() for override in overrides if _is_size(override)]
+    stands_as = str(values.get("size", LAPTOP))
+    size = asked[-1] if asked else stands_as
+    given = values.get("sizes", {})
+    is_a_mapping = isinstance(given, dict) and all(isinstance(one, dict) for one in given.values())
+    if not is_a_mapping:
+        rule, remedy = "is not sizes by name, each with what differs", "write sizes: {full: {model: {layers: 6}}}"
+        faults.append(Fault("sizes", document.line_of("sizes"), None, rule, remedy))
+        given = {}
+    # Without `sizes` a size is only a label: that of a resolved file, in which it has been laid over already.
+    known = list(dict.fromkeys([LAPTOP, *given])) if "sizes" in values else [stands_as]
+    if size not in known and is_a_mapping:
+        place = f"--set size={size}" if asked else "size"
+        line = None if asked else document.line_of("size")
+        remedy = _nearest(size, known, listed=True) or f"it has {', '.join(known)}"
+        faults.append(Fault(place, line, None, "is not a size of this file", remedy))
+    return given, size, faults
+
+
+def _faults_of_size(
+    name: str, as_it_stands: dict[str, Any], differences: dict[str, Any], document: YamlDocument
+) -> Iterator[Fault]:
+    own_lines = lines_of_size(document, name)
+    known = {fault.place for fault in _checked(as_it_stands, document)[1]}
+    for fault in _checked(with_size(as_it_stands, differences) | {"size": name}, own_lines)[1]:
+        if fault.place not in known:
+            yield replace(fault, place=f"sizes.{name}.{fault.place}")
+
+
 def dump_sweep(sweep: SweepConfig) -> str:
     """YAML with every default written out; loading it gives an equal sweep."""
     plain = sweep.model_dump(mode="json", exclude_none=True)
-    plain.pop("start_with") if not sweep.start_with else None
+    for name in ("start_with", "stages"):
+        if not plain[name]:
+            del plain[name]
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
 
 

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from swept_folder import example_manifest, example_records, example_sweep, refuse_some, write_frontier, write_results
 
+from sweep_examples import record as example_record
 from sweeps.outcomes import Outcome
 from sweeps.report import write_pictures, write_report
 from sweeps.results import ranked
@@ -364,6 +365,25 @@ def test_folder_outside_of_git_is_said_to_be_so(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
+def test_models_that_differ_stand_side_by_side_with_their_sizes(tmp_path: Path) -> None:
+    records = [
+        example_record(number, settings={"model.feed_forward": kind, "model.equal_in": "parameters"}, loss=loss)
+        for number, (kind, loss) in enumerate([("geglu", 5.0), ("none", 6.0), ("moe", 5.5)], start=1)
+    ]
+    search = {
+        "model.feed_forward": {"choice": ["geglu", "none", "moe"]},
+        "model.equal_in": {"choice": ["parameters"]},
+    }
+    modern = {"layers": 2, "width": 64, "heads": 4, "sequence_length": 128, "form": "modern"}
+    report_of(tmp_path, records, search=search, start_with=[], model=modern)
+    rows = Page((tmp_path / "report.html").read_text(encoding="utf-8")).tables["models"]
+    assert [row["trial"] for row in rows] == ["trial-0001", "trial-0003", "trial-0002"]
+    sizes = [int(row["parameters"].replace(",", "")) for row in rows]
+    # The vocabulary's weights are there as well, so what is left of the difference is small.
+    assert max(sizes) / min(sizes) < 1.1
+    assert rows[2]["layers"] > rows[0]["layers"], "a model without feed-forward has more layers instead"
+
+
 def test_hundred_trials_make_a_page_that_opens_at_once(tmp_path: Path) -> None:
     records = example_records(TrialStore(tmp_path / "trials"), num_trials=100)
     report_of(tmp_path, records, budget={"trials": 100, "tokens_per_trial": 2_000_000})

@@ -1,0 +1,51 @@
+"""The command that trains one configuration in full."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_pipeline.input_fault import InputFault
+from sweeps.command_frame import Results, Set, explains_faults, results_place, terminal
+
+
+@explains_faults
+def train(
+    place: Annotated[Path, typer.Argument(help="A sweep file, or a sweep's results folder.", show_default=False)],
+    chosen: Annotated[
+        str | None,
+        typer.Option("--from", metavar="TRIAL", help="Whose settings: best, trial-0003, or file for the file's own."),
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="COUNT", help="Tokens in all, as 100M.")] = None,
+    keep_settings: Annotated[
+        bool, typer.Option("--keep-settings", help="Do not scale the learning rate for another batch or length.")
+    ] = False,
+    overrides: Set = None,
+    results: Results = None,
+) -> None:
+    """Train one configuration in full; the same command goes on with it.
+
+    By default with the settings of the sweep's best trial, going on from its checkpoint before the cooldown.
+    """
+    from data_pipeline.settings import parse_count
+    from sweeps.closing import close
+    from sweeps.sweep import run_sweep
+    from sweeps.train import plan_training
+
+    try:
+        count = None if tokens is None else int(parse_count(tokens))
+    except ValueError as error:
+        raise InputFault(f"--tokens {tokens}: {error}") from error
+    console = terminal()
+    beside_the_sweep = str(place.absolute().parent) if place.is_dir() else None
+    folder, uri = results_place(results or beside_the_sweep)
+    sweep = plan_training(
+        place,
+        overrides or (),
+        chosen=chosen,
+        tokens=count,
+        keep_settings=keep_settings,
+        results_folder=folder,
+        console=console,
+    )
+    close(run_sweep(sweep, results_folder=folder, console=console, kept_at=uri), console)
