@@ -43,7 +43,9 @@ class EarlierSweep:
 
     def is_valid_in(self, sweep: SweepConfig, record: TrialRecord) -> bool:
         """Whether training a trial under another file would come to what its record says."""
-        if not self.has_same_data or _settings_in(sweep, self.sweep, record) is None:
+        if not self.has_same_data or self.sweep.stages != sweep.stages:
+            return False
+        if _settings_in(sweep, self.sweep, record) is None:
             return False
         stops_alike = self.sweep.early_stopping == sweep.early_stopping
         # A trial that early stopping ended says nothing under another rule. What ran out of memory is not taken over

@@ -21,7 +21,7 @@ from sweeps.informed_start import informed_points
 from sweeps.memory_frontier import MICRO_BATCH, MemoryFrontier, micro_batch_of
 from sweeps.promotion import Promotions
 from sweeps.search_space import format_setting
-from sweeps.sweep_config import BudgetConfig, SweepConfig
+from sweeps.sweep_config import BudgetConfig, StartConfig, SweepConfig
 from sweeps.sweep_file import dump_sweep
 
 FIRST_MARGIN_ON_CUDA = 0.10
@@ -173,7 +173,16 @@ def print_plan(plan: SweepPlan, console: Console) -> None:
 
 def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
     sweep, budget = plan.sweep, plan.sweep.budget
-    yield from _budget_facts(budget)
+    if sweep.start is not None:
+        yield "begins with", _begins_with(sweep.start)
+    if sweep.stages:
+        # How many tokens epochs are, only the prepared corpus says.
+        yield "trials", f"one, in {len(sweep.stages)} stage{'s' if len(sweep.stages) > 1 else ''}"
+        for number, (stage, run) in enumerate(zip(sweep.stages, sweep.stage_runs(), strict=True), start=1):
+            length = f"{stage.tokens:,} tokens" if stage.tokens is not None else f"{stage.epochs:g} epochs"
+            yield f"stage {number}", f"{length}, rows of {run.model.sequence_length}, batch {run.training.batch_size}"
+    else:
+        yield from _budget_facts(budget)
     for path, distribution in sweep.search.items():
         yield "swept", f"{path}: {distribution}"
     for settings in sweep.start_with:
@@ -192,6 +201,13 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
         + (" under the same masks at 15 %" if sweep.objective.masked_lm else ""),
     )
     yield "side by side", plan.lanes.reason
+
+
+def _begins_with(start: StartConfig) -> str:
+    """What a file takes over, which `train` and `sweep` find among the results."""
+    parts = {"the settings that won in": start.settings_of, "the model of": start.weights_of, "": start.trunk_of}
+    named = [f"{what} {name}".strip() for what, name in parts.items() if name is not None]
+    return "; ".join((*named, *start.notes))
 
 
 def _budget_facts(budget: BudgetConfig) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ BEST = "best"
 
 
 @dataclass(frozen=True)
-class EarlierSweep:
+class FinishedSweep:
     """A sweep that left results."""
 
     folder: Path
@@ -46,7 +46,7 @@ class EarlierSweep:
         return TrialStore(self.folder / "trials").folder_of(record)
 
 
-def earlier_sweep(folder: Path) -> EarlierSweep:
+def finished_sweep(folder: Path) -> FinishedSweep:
     """What lies in a results folder.
 
     Raises:
@@ -55,10 +55,10 @@ def earlier_sweep(folder: Path) -> EarlierSweep:
     if not (folder / "sweep.yaml").is_file():
         raise ResultsError(f"{folder} is no results folder of a sweep: it has no sweep.yaml. Give results/<name>-<id>.")
     records = TrialStore(folder / "trials").load_all()
-    return EarlierSweep(folder.absolute(), load_sweep_file(folder / "sweep.yaml"), tuple(records))
+    return FinishedSweep(folder.absolute(), load_sweep_file(folder / "sweep.yaml"), tuple(records))
 
 
-def find_earlier(name: str, *, size: str, results_folder: Path, what_for: str) -> EarlierSweep:
+def find_finished(name: str, *, size: str, results_folder: Path, what_for: str) -> FinishedSweep:
     """The newest finished sweep or training of a name and size, or the one in the folder that the name is.
 
     Args:
@@ -68,14 +68,14 @@ def find_earlier(name: str, *, size: str, results_folder: Path, what_for: str) -
         ResultsError: There is none; says what to run first.
     """
     if (Path(name) / "sweep.yaml").is_file():
-        return earlier_sweep(Path(name))
+        return finished_sweep(Path(name))
     finished = []
     for summary in results_folder.glob(f"{name}-*/summary.json"):
         values = json.loads(summary.read_text(encoding="utf-8"))
         if values.get("name") == name and values.get("status") == "finished" and values.get("best"):
             finished.append((summary.stat().st_mtime, summary.parent))
     for _, folder in sorted(finished, reverse=True):
-        found = earlier_sweep(folder)
+        found = finished_sweep(folder)
         if found.sweep.size == size:
             return found
     raise ResultsError(
@@ -100,7 +100,7 @@ def with_initial_weights(sweep: SweepConfig, results_folder: Path) -> SweepConfi
     name = sweep.start.weights_of
     folder = Path(name)
     if not (folder / "config.json").is_file():
-        found = find_earlier(name, size=sweep.size, results_folder=results_folder, what_for="start.weights_of")
+        found = find_finished(name, size=sweep.size, results_folder=results_folder, what_for="start.weights_of")
         folder = found.folder / "best"
     if not (folder / "config.json").is_file():
         raise ResultsError(f"start.weights_of={name}: {folder} holds no model (config.json); give a model's folder")

@@ -22,9 +22,9 @@ from sweeps.preparation import prepare_with_progress
 from sweeps.stages import prepare_stages, tokens_of_stage
 from sweeps.start import (
     BEST,
-    EarlierSweep,
-    earlier_sweep,
-    find_earlier,
+    FinishedSweep,
+    find_finished,
+    finished_sweep,
     notes_of,
     with_initial_weights,
     with_notes,
@@ -42,7 +42,7 @@ _LEARNING_RATE = "training.learning_rate"
 class _Source:
     """The trial whose settings are taken over."""
 
-    earlier: EarlierSweep
+    earlier: FinishedSweep
     record: TrialRecord
 
     @property
@@ -76,7 +76,7 @@ def plan_training(
     folder = place if place.is_dir() else None
     file = place if folder is None else place / "sweep.yaml"
     if folder is not None:
-        earlier_sweep(folder)  # says what is wrong with a folder of another kind
+        finished_sweep(folder)  # says what is wrong with a folder of another kind
     given = list(overrides) + ([] if tokens is None else [f"budget.tokens_per_trial={tokens}"])
     asked = load_sweep_file(file, given)
     source = _source(asked, folder, chosen, results_folder)
@@ -102,11 +102,11 @@ def _source(asked: SweepConfig, folder: Path | None, chosen: str | None, results
     if chosen == FILE or (chosen is None and folder is None and start is None and not asked.search):
         return None
     if folder is not None:
-        earlier = earlier_sweep(folder)
+        earlier = finished_sweep(folder)
     elif start is not None:
-        earlier = find_earlier(start, size=asked.size, results_folder=results_folder, what_for="start.settings_of")
+        earlier = find_finished(start, size=asked.size, results_folder=results_folder, what_for="start.settings_of")
     elif asked.search and chosen is not None:
-        earlier = find_earlier(asked.name, size=asked.size, results_folder=results_folder, what_for=f"--from {chosen}")
+        earlier = find_finished(asked.name, size=asked.size, results_folder=results_folder, what_for=f"--from {chosen}")
     elif asked.search:
         raise InputFault(
             f"the file sweeps {', '.join(asked.search)}; say whose values to train with: --from best (the sweep's "

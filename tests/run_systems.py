@@ -31,7 +31,7 @@ from core.run_start import fresh_model
 from core.workers import Workers
 from data_pipeline.token_blocks import open_prepared
 from sweeps.stage_config import steps_of
-from sweeps.start import earlier_sweep
+from sweeps.start import finished_sweep
 from sweeps.sweep_file import load_sweep_file
 
 CONFIGS = Path("sweeps/configs")
@@ -148,7 +148,7 @@ def _of_results(letter: str, trained: Path, swept: Path) -> Iterator[Row]:
 
 def untrained_loss(folder: Path) -> float:
     """Holdout loss of the model of a training before its first step, in nats per predicted token."""
-    earlier = earlier_sweep(folder)
+    earlier = finished_sweep(folder)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     data = open_prepared(Path(summary["data"]["folder"]))
     run, workers = earlier.sweep.run_config(), Workers()

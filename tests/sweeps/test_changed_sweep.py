@@ -12,7 +12,9 @@ from sweeps.changed_sweep import CHANGES_FILE, TAKEN_OVER, begin, changes
 from sweeps.outcomes import Outcome
 from sweeps.results_folder import SweepFolder, sweep_identity
 from sweeps.sweep_config import SweepConfig
+from sweeps.sweep_file import resolve_sweep
 from sweeps.trial_records import LOSS, TrialRecord, TrialStore
+from sweeps.yaml_places import read_yaml
 
 DATA = "0123456789abcdef"
 
@@ -176,3 +178,25 @@ def test_what_was_begun_is_begun_once(results: Path) -> None:
 
 def test_a_first_sweep_of_its_name_compares_with_nothing(tmp_path: Path) -> None:
     assert begun(tmp_path, tiny_sweep()) == ([], "")
+
+
+STAGED = """\
+name: staged
+corpus: {builtin: python-docs}
+model: {family: encoder, layers: 1, width: 32, heads: 2}
+objective: {masked_lm: {}}
+stages:
+  - {sequence_length: 16, tokens: 1000}
+  - {sequence_length: 32, tokens: 1000}
+"""
+
+
+@pytest.mark.parametrize(("first_length", "num_taken_over"), [(16, 1), (24, 0)])
+def test_a_training_is_taken_over_only_where_its_stages_are_the_same(
+    tmp_path: Path, first_length: int, num_taken_over: int
+) -> None:
+    earlier = resolve_sweep(read_yaml(STAGED), source="staged.yaml")
+    TrialStore(folder_of(tmp_path, earlier).trials).save(record(1, Outcome.DIVERGED, settings={}))
+    text = STAGED.replace("length: 16", f"length: {first_length}") + "purpose: Another file, and the same training.\n"
+    taken, _ = begun(tmp_path, resolve_sweep(read_yaml(text), source="staged.yaml"))
+    assert len(taken) == num_taken_over
