@@ -68,8 +68,7 @@ def with_lengths_of_stages(values: dict[str, Any]) -> dict[str, Any]:
         total = sum(known) if all(isinstance(tokens, int) for tokens in known) else 1
         values = {**values, "budget": {"trials": 1, "tokens_per_trial": total, **budget}}
     # A single trial has none to be compared with on the way.
-    values = {"early_stopping": {"method": "none"}, **values}
-    return values
+    return {"early_stopping": {"method": "none"}, **values}
 
 
 def steps_of(run: RunConfig, *, num_rows: int, num_tokens: int, num_workers: int = 1) -> StepPlan:

@@ -120,7 +120,7 @@ def with_notes(sweep: SweepConfig, *notes: str) -> SweepConfig:
     return sweep.model_copy(update={"start": StartConfig(**(start | {"notes": (*notes_of(sweep), *notes)}))})
 
 
-def without_start(sweep: SweepConfig, field: str) -> SweepConfig:
-    """A sweep of which this field of `start` has been carried out, or is not to be."""
-    left = {} if sweep.start is None else sweep.start.model_dump(exclude_defaults=True, exclude={field})
+def without_start(sweep: SweepConfig, *fields: str) -> SweepConfig:
+    """A sweep of which these fields of `start` have been carried out, or are not to be."""
+    left = {} if sweep.start is None else sweep.start.model_dump(exclude_defaults=True, exclude=set(fields))
     return sweep.model_copy(update={"start": StartConfig(**left) if left else None})

@@ -30,11 +30,16 @@ from sweeps.start import (
     with_notes,
     without_start,
 )
-from sweeps.sweep_config import BudgetConfig, EarlyStoppingConfig, SearcherConfig, StartConfig, SweepConfig
+from sweeps.sweep_config import StartConfig, SweepConfig
 from sweeps.sweep_file import load_sweep_file
 from sweeps.trial_records import TrialRecord
 
 FILE = "file"
+_OF_A_TRAINING = {
+    *("purpose", "size", "corpus", "tokenizer", "packing", "model", "objective", "training", "start", "stages"),
+    *("evaluation", "resources"),
+}
+"""Sections of a file that say something of a single trial; the others are about search."""
 _LEARNING_RATE = "training.learning_rate"
 
 
@@ -134,18 +139,14 @@ def _check_length(asked: SweepConfig, source: _Source | None, tokens: int | None
 
 def _one_configuration(asked: SweepConfig) -> SweepConfig:
     """The file's own settings, of a single trial that nothing ends early."""
-    return without_start(
-        asked.model_copy(
-            update={
-                "name": f"{asked.name}-train" if asked.search else asked.name,
-                "search": {},
-                "start_with": (),
-                "searcher": SearcherConfig(),
-                "early_stopping": EarlyStoppingConfig(method="none"),
-                "budget": BudgetConfig(trials=1, tokens_per_trial=asked.budget.tokens_per_trial),
-            }
-        ),
-        "settings_of",
+    own = without_start(asked, "settings_of", "trunk_of", "notes").model_dump(include=_OF_A_TRAINING)
+    return SweepConfig.model_validate(
+        own
+        | {
+            "name": f"{asked.name}-train" if asked.search else asked.name,
+            "early_stopping": {"method": "none"},
+            "budget": {"trials": 1, "tokens_per_trial": asked.budget.tokens_per_trial},
+        }
     )
 
 
