@@ -1,6 +1,20 @@
 """The command that runs a sweep."""
 
-from sweeps.command_frame import File, Results, Set, explains_faults, results_place, terminal
+import sys
+
+import typer
+
+from sweeps.command_frame import (
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    EXIT_NOTHING_COMPLETED,
+    File,
+    Results,
+    Set,
+    explains_faults,
+    results_place,
+    terminal,
+)
 
 
 @explains_faults
@@ -9,9 +23,16 @@ def sweep(file: File, overrides: Set = None, results: Results = None) -> None:
     from sweeps.sweep_file import load_sweep_file
 
     config = load_sweep_file(file, overrides or ())
-    from sweeps.closing import close
+    from sweeps.closing import print_end
     from sweeps.sweep import run_sweep
 
     console = terminal()
     folder, uri = results_place(results)
-    close(run_sweep(config, results_folder=folder, console=console, kept_at=uri), console)
+    end = run_sweep(config, results_folder=folder, console=console, kept_at=uri)
+    print_end(end, console, command=" ".join(["pretune", *sys.argv[1:]]))
+    if end.status == "interrupted":
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if end.status == "incomplete":
+        raise typer.Exit(EXIT_INCOMPLETE)
+    if end.summary["best"] is None:
+        raise typer.Exit(EXIT_NOTHING_COMPLETED)

@@ -17,13 +17,13 @@ from ray.exceptions import RayError
 from core.host_memory import kernel_oom_kills
 from core.out_of_memory import classify
 from core.run_config import RunConfig
-from core.training_run import RunEnd, run_training
+from core.training_run import RunEnd
 from core.workers import Workers
 from data_pipeline.node_copies import open_on_this_node
 from data_pipeline.token_blocks import PreparedCorpus, open_prepared
+from sweeps.lane_stages import trainer_of
 from sweeps.mailbox import Assignment, Message, Standing
 from sweeps.results_at_uri import mirrored_trial
-from sweeps.staged_trial import train_stages, trunk_of
 from sweeps.trial_records import LOSS
 
 
@@ -68,23 +68,19 @@ def _train(
     report: Callable[[dict[str, float]], bool],
     is_stopped: Callable[[], bool],
 ) -> RunEnd:
-    def opened(folder: str, server: Any) -> PreparedCorpus:
-        if folder not in corpora:
-            corpora[folder] = _open_corpus(Path(folder), server)
-        return corpora[folder]
-
+    folder = assignment.prepared_folder
+    if folder not in corpora:
+        corpora[folder] = _open_corpus(Path(folder), assignment.corpus_server)
     if workers.is_first:
-        _log(assignment).info("starts: %s", [stage.run for stage in assignment.stages] or assignment.run)
+        _log(assignment).info("starts: %s", assignment.run)
+    run = RunConfig.model_validate(assignment.run)
     uri = assignment.mirror_uri if workers.is_first and not _is_on(assignment.driver_node) else None
     with mirrored_trial(Path(assignment.trial_folder), uri):
-        if assignment.stages:
-            return train_stages(assignment, workers, opened, report, is_stopped)
-        return run_training(
-            RunConfig.model_validate(assignment.run),
-            opened(assignment.prepared_folder, assignment.corpus_server),
+        return trainer_of(assignment, corpora, _open_corpus)(
+            run,
+            corpora[folder],
             workers=workers,
             folder=Path(assignment.trial_folder),
-            begins_with=trunk_of(assignment),
             report=report,
             evaluate_at_tokens=assignment.evaluate_at_tokens,
             memory_limit_bytes=assignment.memory_limit_bytes,

@@ -199,9 +199,9 @@ class SweepConfig(Settings):
     """Names the results folder and the MLflow run: letters, digits, dot, dash and underscore."""
     purpose: str = ""
     """What the sweep is to find out; stands in the report."""
+    corpus: CorpusConfig
     size: str = LAPTOP
     """Which of the file's `sizes` it is; `--set size=full` takes another."""
-    corpus: CorpusConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     packing: PackingConfig = PackingConfig()
     model: ModelConfig = ModelConfig()
