@@ -73,7 +73,7 @@ class SweepBudget:
 
     def flops(self, records: Iterable[TrialRecord]) -> float:
         """Operations of training so far."""
-        return sum(record.training_flops or 0.0 for record in records)
+        return sum(record.training_flops or 0.0 for record in records if not record.taken_over_from)
 
     def _room(self, known: list[TrialRecord], *, kept: int) -> tuple[Room, str]:
         a_trial = self.limits.tokens_per_trial

@@ -88,13 +88,13 @@ class TrialRecord(Settings):
 
     @property
     def tokens_spent(self) -> int:
-        """Trained on, branches included."""
-        return self.tokens + self.branch_tokens
+        """Trained on in this sweep, branches included: nothing where the trial was taken over."""
+        return 0 if self.taken_over_from else self.tokens + self.branch_tokens
 
     @property
     def spent_s(self) -> float:
-        """Seconds of steps, branches included."""
-        return self.training_s + self.branch_s
+        """Seconds of steps in this sweep, branches included: none where the trial was taken over."""
+        return 0.0 if self.taken_over_from else self.training_s + self.branch_s
 
     @property
     def state(self) -> str:

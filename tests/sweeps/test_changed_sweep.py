@@ -11,6 +11,7 @@ from sweep_examples import record, tiny_sweep
 from sweeps.changed_sweep import CHANGES_FILE, TAKEN_OVER, begin, changes
 from sweeps.outcomes import Outcome
 from sweeps.results_folder import SweepFolder, sweep_identity
+from sweeps.sweep_budget import SweepBudget
 from sweeps.sweep_config import SweepConfig
 from sweeps.sweep_file import resolve_sweep
 from sweeps.trial_records import LOSS, TrialRecord, TrialStore
@@ -97,6 +98,17 @@ def test_more_trials_take_over_what_is_finished_and_name_the_sweep_compared_with
     by_origin = {one.name: one for one in EARLIER}
     for one, origin in zip(records, origins(records), strict=True):
         assert one.model_dump(exclude=kept) == by_origin[origin].model_dump(exclude=kept)
+
+
+def test_what_another_sweep_has_trained_is_not_spent_by_this_one(results: Path) -> None:
+    sweep = tiny_sweep("budget.trials=9")
+    records, _ = begun(results, sweep)
+    trained = [one.model_copy(update={"tokens": 30_000, "training_s": 5.0, "training_flops": 1e9}) for one in records]
+    budget = SweepBudget(sweep.budget, elapsed_s=lambda: 0.0)
+    assert (budget.tokens(trained), budget.flops(trained)) == (0, 0.0)
+    # As trials they count: no others are wanted in their place.
+    assert budget.room_for_search([*trained, *trained])[0] == "yes"
+    assert budget.room_for_search([*trained, *trained, trained[0]])[0] == "no"
 
 
 def test_a_trial_taken_over_brings_its_curve_and_its_weights(results: Path) -> None:
