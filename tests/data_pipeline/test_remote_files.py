@@ -3,9 +3,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
+from object_store import bucket_called
 from preparing import letter_tokenizer
-from pyarrow.fs import S3FileSystem
 from reading import json_lines, written
 
 from data_pipeline.corpus import for_each_parcel_here
@@ -19,16 +18,7 @@ TEXTS = [f"text number {n}" for n in range(200)]
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """An S3-compatible store with some files in it; addressed as users do, by environment."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    endpoint = "{}:{}".format(*server.get_host_and_port())
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://{endpoint}")
-        environment.setenv("AWS_ACCESS_KEY_ID", "key")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        store = S3FileSystem(endpoint_override=endpoint, scheme="http", allow_bucket_creation=True)
-        store.create_dir("corpora")
+    with bucket_called("corpora") as store:
         half = len(TEXTS) // 2
         contents = {
             "a.jsonl": json_lines(*TEXTS[:half]).encode(),
@@ -40,7 +30,6 @@ def bucket() -> Iterator[str]:
             with store.open_output_stream(f"corpora/texts/{name}", compression=None) as stream:
                 stream.write(data)
         yield "s3://corpora/texts"
-    server.stop()
 
 
 @pytest.mark.parametrize(

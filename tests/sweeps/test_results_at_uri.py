@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
-from pyarrow.fs import FileSystem, S3FileSystem
+from object_store import bucket_called
+from pyarrow.fs import FileSelector, FileSystem
 
 from command import ROOT
 from sweep_examples import TINY
@@ -28,18 +28,8 @@ _STEP = "trials/trial-0001/step-000000000007"
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """A bucket, addressed as users do, by environment."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    endpoint = "{}:{}".format(*server.get_host_and_port())
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://{endpoint}")
-        environment.setenv("AWS_ACCESS_KEY_ID", "key")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        store = S3FileSystem(endpoint_override=endpoint, scheme="http", allow_bucket_creation=True)
-        store.create_dir("results")
+    with bucket_called("results"):
         yield "s3://results"
-    server.stop()
 
 
 def fill(folder: Path) -> dict[str, bytes]:
@@ -267,8 +257,6 @@ def test_a_sweep_killed_on_one_node_goes_on_on_another_from_the_uri(bucket: str,
 
 
 def uploaded(store: FileSystem, root: str) -> bytes | None:
-    from pyarrow.fs import FileSelector
-
     found = store.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
     names = [one.path for one in found if one.path.endswith("trial-0001/trial.json")]
     return bytes(store.open_input_stream(names[0]).read()) if names else None
