@@ -18,7 +18,7 @@ from sweeps.trial_records import TrialRecord, TrialStore
 
 pytestmark = pytest.mark.ray
 
-NUM_TRIALS = 4
+NUM_TRIALS = 3
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def kill_at_random_moments(results: Path, file: Path, moments: random.Random) ->
 def test_killed_at_random_moments_trials_go_on_from_their_checkpoints_and_nothing_stands_twice(
     results: Path, seed: int
 ) -> None:
-    file = write_file(results, f"killed-{seed}", tokens="400k")
+    file = write_file(results, f"killed-{seed}", tokens="200k")
     kept_tokens = kill_at_random_moments(results, file, random.Random(seed))
     store = store_of(results, file.stem)
     assert store is not None
@@ -129,7 +129,7 @@ def test_killed_at_random_moments_trials_go_on_from_their_checkpoints_and_nothin
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3, 5))
 def test_killed_at_random_moments_a_sweep_whose_trials_pause_goes_on_as_well(results: Path, seed: int) -> None:
-    file = write_file(results, f"killed-{seed}", tokens="400k", stopping="trunk-and-branch")
+    file = write_file(results, f"killed-{seed}", tokens="200k", stopping="trunk-and-branch")
     kill_at_random_moments(results, file, random.Random(seed))
 
 
