@@ -211,6 +211,18 @@ class OptimizerStep:
             self.shortages.append(shortage)
             self.overlaps_exchange = False
 
+    def rehearse(self, rows: int) -> None:
+        """Forward and backward of the first rows, added to what gradients there are; nothing is exchanged or updated.
+
+        It returns when the device is done.
+        """
+        shard = self.source.shard(position=0, batch_size=rows, rank=0, num_workers=1)
+        loss, auxiliary = torch.zeros(2, dtype=torch.float64, device=self.workers.device)
+        sums = _LocalSums(loss, auxiliary)
+        with self.precision.autocast():
+            self._add_gradients(self._batch(shard, 0, rows), 0, 0, sums, may_exchange=False)
+        sums.loss.item()
+
     def compile_body(self) -> None:
         """From now on run the body as compiled code, for micro-batches of the present size and no others.
 

@@ -103,6 +103,9 @@ class Lane:
             raise self._explain(message)
         if message.kind == "end":
             self._current = None
+            if message.is_last and self._group is not None:
+                self._group.join(_GROUP_END_S)
+                self._group = None
         return message
 
     def stop_current(self) -> None:

@@ -15,6 +15,8 @@ import torch
 from ray.exceptions import RayError
 
 from core.host_memory import kernel_oom_kills
+from core.live_tensors import SLACK_BYTES, live_tensor_bytes
+from core.micro_batch_speed import fastest, measure_micro_batches
 from core.out_of_memory import classify
 from core.run_config import RunConfig
 from core.training_run import RunEnd
@@ -25,6 +27,8 @@ from sweeps.lane_stages import trainer_of
 from sweeps.mailbox import Assignment, Message, Standing
 from sweeps.results_at_uri import mirrored_trial
 from sweeps.trial_records import LOSS
+
+_ENDED_BADLY = ("diverged", "infeasible")
 
 
 def train_assignments(config: dict[str, Any]) -> None:
@@ -41,13 +45,14 @@ def train_assignments(config: dict[str, Any]) -> None:
     )
     corpora: dict[str, PreparedCorpus] = {}
     stops = Stops(mailbox)
+    level_bytes = live_tensor_bytes(workers.device)
     taken = 0
     while (assignment := ray.get(mailbox.take.remote(taken))) is not None:
         taken += 1
         here = Standing(ray.get_runtime_context().get_node_id(), kernel_oom_kills())
         mailbox.stand.remote(workers.rank, here)
         try:
-            end = _train(assignment, workers, corpora, _reporter(mailbox, assignment), stops.of(taken - 1))
+            end = _train(assignment, workers, corpora, mailbox, stops.of(taken - 1))
         except Exception as error:
             # The run could not deal with it, so this process is not trusted with another trial: tell, then end the
             # worker group.
@@ -56,16 +61,26 @@ def train_assignments(config: dict[str, Any]) -> None:
             ray.get(mailbox.tell.remote(told, wait=False))
             _log(assignment).exception("the trial failed")
             raise
+        is_clean = end.outcome not in _ENDED_BADLY or _is_clean(workers, level_bytes)
         if workers.is_first:
             _log(assignment).info("%s: %s", end.outcome, end.reason)
-            ray.get(mailbox.tell.remote(Message("end", assignment.number, end=end), wait=False))
+            told = Message("end", assignment.number, end=end, is_last=not is_clean)
+            ray.get(mailbox.tell.remote(told, wait=False))
+        if not is_clean:
+            return  # Another worker group takes the lane over: this one would have less memory for each trial.
+
+
+def _is_clean(workers: Workers, level_bytes: int) -> bool:
+    """Whether the memory of tensors is back to the level before, on all workers."""
+    left_bytes = live_tensor_bytes(workers.device) - level_bytes
+    return workers.largest(left_bytes) <= SLACK_BYTES
 
 
 def _train(
     assignment: Assignment,
     workers: Workers,
     corpora: dict[str, PreparedCorpus],
-    report: Callable[[dict[str, float]], bool],
+    mailbox: Any,
     is_stopped: Callable[[], bool],
 ) -> RunEnd:
     folder = assignment.prepared_folder
@@ -74,6 +89,8 @@ def _train(
     if workers.is_first:
         _log(assignment).info("starts: %s", assignment.run)
     run = RunConfig.model_validate(assignment.run)
+    if assignment.sizes_to_measure:
+        run = _with_measured_micro_batch(run, corpora[folder], assignment, workers, mailbox)
     uri = assignment.mirror_uri if workers.is_first and not _is_on(assignment.driver_node) else None
     with mirrored_trial(Path(assignment.trial_folder), uri):
         return trainer_of(assignment, corpora, _open_corpus)(
@@ -81,7 +98,7 @@ def _train(
             corpora[folder],
             workers=workers,
             folder=Path(assignment.trial_folder),
-            report=report,
+            report=_reporter(mailbox, assignment),
             evaluate_at_tokens=assignment.evaluate_at_tokens,
             memory_limit_bytes=assignment.memory_limit_bytes,
             memory_limit_by=assignment.memory_limit_by,
@@ -95,6 +112,27 @@ def _train(
 
 def _is_on(node: str) -> bool:
     return bool(ray.get_runtime_context().get_node_id() == node)
+
+
+def _with_measured_micro_batch(
+    run: RunConfig, data: PreparedCorpus, assignment: Assignment, workers: Workers, mailbox: Any
+) -> RunConfig:
+    is_automatic = run.training.micro_batch_size == "auto"
+    sizes = assignment.sizes_to_measure
+    speeds = measure_micro_batches(
+        run,
+        data,
+        workers=workers,
+        sizes=sizes,
+        memory_limit_bytes=assignment.memory_limit_bytes,
+        memory_limit_by=assignment.memory_limit_by,
+        all_sizes=not is_automatic,
+    )
+    if workers.is_first:
+        _log(assignment).info("micro-batches, rows/s: %s", {one.rows: one.rows_per_s for one in speeds})
+        ray.get(mailbox.tell.remote(Message("speeds", assignment.number, speeds=speeds), wait=False))
+    size = fastest(speeds, largest=max(sizes)) if is_automatic else None
+    return run if size is None else run.with_overrides({"training.micro_batch_size": size})
 
 
 class Stops:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from core.micro_batch_speed import MicroBatchSpeed
 from core.out_of_memory import OomFacts
 from core.run_config import RunConfig
 from core.training_run import RunEnd
@@ -73,6 +74,28 @@ class Ledger:
             }
         )
         return self._keep(record)
+
+    def open_twin(self, settings: dict[str, Any], of: TrialRecord, speed: MicroBatchSpeed) -> TrialRecord:
+        """A trial whose settings equal another's but for the micro-batch, which has been measured: its loss is known,
+        or will be when the other one ends.
+
+        Args:
+            speed: Of its micro-batch.
+        """
+        record = self.open(settings, of.chosen_by)
+        seen = self._run_of(record)
+        tokens_per_row = seen.model.sequence_length * self._frontier.rows_filled / 100
+        rate = None if speed.rows_per_s is None else speed.rows_per_s * tokens_per_row * self._frontier.num_workers
+        record = self._change(
+            record.number,
+            run_to_end=False,
+            twin_of=of.number,
+            tokens_per_s=rate,
+            peak_memory_bytes=speed.peak_bytes,
+            micro_batch_size_used=speed.rows,
+        )
+        self._settle_twins(self.records[of.number])
+        return self.records[record.number]
 
     def start(self, number: int, *, micro_batch_size: int | None) -> TrialRecord:
         """The trial is handed to Tune.
@@ -185,6 +208,7 @@ class Ledger:
             record = self._change(number, predicted_peak_memory_bytes=self._frontier.predict(used))
         self._learn(record)
         self._say("ended", record)
+        self._settle_twins(record)
         return record
 
     def stop_paused(self, number: int, reason: str) -> TrialRecord:
@@ -192,7 +216,21 @@ class Ledger:
         record = self._change(number, outcome=Outcome.STOPPED, reason=reason, paused_at=None, ended_at=now())
         self._learn(record)
         self._say("ended", record)
+        self._settle_twins(record)
         return record
+
+    def _settle_twins(self, record: TrialRecord) -> None:
+        """Twins of a trial that has ended have ended as it has."""
+        if not record.ended_at or not record.is_done:
+            return
+        for twin in [one for one in self.records.values() if one.twin_of == record.number and not one.ended_at]:
+            reason = (
+                f"not trained: {record.name} has the same settings but for the micro-batch, which changes speed and "
+                f"memory only ({twin.micro_batch_size_used} rows measured in a few passes). {record.reason}"
+            )
+            changes = {name: getattr(record, name) for name in ("outcome", "metrics", "best_loss", "rung_losses")}
+            twin = self._change(twin.number, **changes, reason=reason, started_at=now(), ended_at=now())
+            self._say("ended", twin)
 
     def _pause(self, record: TrialRecord, result: dict[str, Any]) -> TrialRecord:
         """A trial has come to a rung, and its branch to an end."""
@@ -224,7 +262,7 @@ class Ledger:
 
     def unfinished(self) -> list[TrialRecord]:
         """Trials to run first when a sweep goes on, with the same numbers."""
-        return [record for record in self.records.values() if not record.is_done]
+        return [record for record in self.records.values() if not record.is_done and record.twin_of is None]
 
     def is_hopeless(self) -> bool:
         """Whether the last trials all broke before they trained: the fault is not in their settings."""

@@ -8,6 +8,7 @@ import ray
 
 from core.branch import Pause
 from core.memory_limit import LimitBy
+from core.micro_batch_speed import MicroBatchSpeed
 from core.out_of_memory import OomFacts
 from core.training_run import RunEnd
 
@@ -35,6 +36,8 @@ class Assignment:
     evaluate_at_tokens: tuple[int, ...]
     pause: Pause | None
     """Rung at which this leg of the trial ends; None: it goes to the end."""
+    sizes_to_measure: tuple[int, ...]
+    """Micro-batches whose speed is not known yet. A run with `micro_batch_size: auto` takes the fastest of them."""
     memory_limit_bytes: int | None
     memory_limit_by: LimitBy
     checkpoint_every_s: float = 60.0
@@ -64,10 +67,14 @@ class Standing:
 class Message:
     """One thing that a worker tells the lane's owner."""
 
-    kind: Literal["report", "end", "error"]
+    kind: Literal["report", "speeds", "end", "error"]
     trial: int
     report: dict[str, float] | None = None
+    speeds: tuple[MicroBatchSpeed, ...] = ()
+    """Of the sizes that were to be measured."""
     end: RunEnd | None = None
+    is_last: bool = False
+    """The workers end with this trial, which has left something in their memory."""
     error: str = ""
     """Traceback of an error that ended the worker."""
     facts: OomFacts | None = None

@@ -118,6 +118,10 @@ class MemoryFrontier:
         self.learn(learnt)
         return learnt
 
+    def shape(self, run: RunConfig) -> str:
+        """Everything that a run's memory and speed depend on besides the demand, in words."""
+        return self._shape(run)
+
     def predicted_bytes(self, run: RunConfig) -> int | None:
         """Predicted peak of a run; None where the micro-batch is `auto`."""
         return None if run.training.micro_batch_size == "auto" else self.predict(run)

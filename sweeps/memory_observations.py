@@ -88,6 +88,12 @@ def without_repetitions(observations: Iterable[MemoryObservation]) -> list[Memor
     return sorted(last.values(), key=lambda one: (one.at, one.trial))
 
 
+def file_of_device(results_folder: Path, device_kind: str, suffix: str = "") -> Path:
+    """Where something is kept that was learnt about a kind of device."""
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", device_kind).strip("-")
+    return results_folder / "memory" / f"{name}{suffix}.json"
+
+
 class MemoryStoreError(InputFault):
     """The file of observations cannot be read."""
 
@@ -100,8 +106,7 @@ class MemoryStore:
         Args:
             device_kind: `cpu`, or a GPU's name and memory.
         """
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", device_kind).strip("-")
-        self.path = results_folder / "memory" / f"{name}.json"
+        self.path = file_of_device(results_folder, device_kind)
         self._device_kind = device_kind
 
     def load(self, torch_version: str) -> list[MemoryObservation]:

@@ -96,7 +96,13 @@ class Promotions:
     def _ranked(self, records: Iterable[TrialRecord], rung: int) -> list[TrialRecord]:
         """Trials seen at a rung, best first. Those that run to the end come to higher rungs without merit: they are
         compared where everybody is, and take nobody's place above."""
-        seen = (r for r in records if rung in r.rung_losses and (rung == self.rungs[0] or not r.run_to_end))
+        seen = (
+            record
+            for record in records
+            if rung in record.rung_losses
+            and record.twin_of is None
+            and (rung == self.rungs[0] or not record.run_to_end)
+        )
 
         def key(record: TrialRecord) -> tuple[float, int]:
             loss = record.rung_losses[rung]
@@ -112,7 +118,7 @@ def _first_waiting(records: Iterable[TrialRecord], rung: int) -> TrialRecord | N
 
 def _is_on_its_way(record: TrialRecord, rung: int) -> bool:
     """Whether a trial runs that may still be seen at a rung."""
-    is_running = record.outcome is None and record.paused_at is None
+    is_running = record.outcome is None and record.paused_at is None and record.twin_of is None
     return is_running and rung not in record.rung_losses and record.chosen_by != REPEAT
 
 

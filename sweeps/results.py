@@ -77,6 +77,7 @@ def trial_row(record: TrialRecord, rank: int) -> dict[str, Any]:
         "chosen_by": record.chosen_by,
         "taken_over_from": record.taken_over_from,
         "run_to_end": record.run_to_end,
+        "twin_of": None if record.twin_of is None else f"trial-{record.twin_of:04d}",
         "interruptions": record.interruptions,
         "started_at": record.started_at,
         "ended_at": record.ended_at,

@@ -11,6 +11,8 @@ from sweeps.early_stopping import KeptOutOfPickles
 from sweeps.informed_start import informed_points, with_smaller_micro_batch
 from sweeps.ledger import Ledger
 from sweeps.memory_frontier import MICRO_BATCH, MemoryFrontier, Refusal, micro_batch_of
+from sweeps.micro_batches import MicroBatches, without_micro_batch
+from sweeps.outcomes import Outcome
 from sweeps.promotion import Promotions
 from sweeps.settings_sampler import SettingsSampler
 from sweeps.sweep_budget import REPEAT, WALL_CLOCK_USED_UP, SweepBudget
@@ -35,12 +37,15 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         largest_micro_batch: Callable[[RunConfig, int], int],
         budget: SweepBudget | None = None,
         promotions: Promotions | None = None,
+        micro_batches: MicroBatches | None = None,
     ) -> None:
         """
         Args:
             largest_micro_batch: Of a run, predicted to need at most so many bytes.
             budget: None: the trials of the sweep file, and nothing else, are the limit.
             promotions: Who goes on after a pause at a rung; None where trials do not pause.
+            micro_batches: Their speeds: settings that equal a trial's but for the micro-batch need no training where
+                the speed is known. None: all are trained.
         """
         super().__init__(metric=None, mode=None)
         self._sweep, self._ledger, self._frontier = sweep, ledger, frontier
@@ -49,7 +54,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         self._budget = budget or SweepBudget(sweep.budget, elapsed_s=lambda: 0.0)
         self.ended_by = ""
         """Which limit ended the search, in words; empty until then."""
-        self._promotions = promotions
+        self._promotions, self._micro_batches = promotions, micro_batches
         known = [
             record
             for record in ledger.records.values()
@@ -88,6 +93,8 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         if self._promotions is not None:
             for beaten, reason in list(self._promotions.beaten(self._ledger.records.values())):
                 self._sampler.ended(self._ledger.stop_paused(beaten.number, reason))
+        for twin in [one for one in self._ledger.records.values() if one.twin_of is not None and one.is_done]:
+            self._sampler.ended(twin)  # What it is told already changes nothing.
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing to do: the ledger keeps the losses at rungs."""
@@ -178,6 +185,11 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
                 self._sampler.known_already(handle)
                 continue
             refusal = self._refusal(settings)
+            if refusal is None and self._is_twin(settings):
+                self._sampler.known_already(handle)
+                if not self._has_room():
+                    return None
+                continue
             if refusal is None:
                 record = self._ledger.open(settings, "search")
                 self._sampler.launched(record, handle)
@@ -186,6 +198,26 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             self._ledger.refuse_proposal(settings, self._run_of(settings), refusal)
         self.ended_by = f"{MAX_REFUSALS_IN_A_ROW} proposals in a row that are known already or do not fit in memory"
         return None
+
+    def _is_twin(self, settings: dict[str, Any]) -> bool:
+        """Whether a trial has the same settings but for the micro-batch; then these are a trial without training."""
+        if self._micro_batches is None or MICRO_BATCH not in settings:
+            return False
+        wanted = without_micro_batch(settings)
+        originals = (
+            record
+            for record in self._ledger.records.values()
+            if without_micro_batch(record.settings) == wanted
+            and record.outcome in (None, Outcome.COMPLETED, Outcome.STOPPED, Outcome.DIVERGED)
+            and record.twin_of is None
+            and record.chosen_by != REPEAT
+        )
+        original = next(originals, None)
+        speed = None if original is None else self._micro_batches.speed(self._run_of(settings))
+        if original is None or speed is None or speed.rows_per_s is None:
+            return False
+        self._ledger.open_twin(settings, original, speed)
+        return True
 
     def _may_be_launched(self, settings: dict[str, Any]) -> bool:
         if any(refused.settings == settings for refused in self._ledger.refused):

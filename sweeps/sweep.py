@@ -17,6 +17,7 @@ import torch
 from ray import tune
 from rich.console import Console
 
+from core.micro_batch_speed import MicroBatchSpeed
 from core.run_config import RunConfig
 from core.training_flops import training_flops_a_token
 from data_pipeline.node_copies import all_nodes_see, serve_copies
@@ -30,7 +31,9 @@ from sweeps.git_state import git_state
 from sweeps.ledger import Ledger
 from sweeps.mailbox import Assignment
 from sweeps.median_stopping import MedianRule
-from sweeps.memory_observations import MemoryStore
+from sweeps.memory_frontier import MICRO_BATCH
+from sweeps.memory_observations import MemoryStore, file_of_device
+from sweeps.micro_batches import MicroBatches, swept_micro_batches
 from sweeps.mlflow_dataset import dataset_inputs
 from sweeps.mlflow_tags import source_tags
 from sweeps.nothing_fits import check_that_something_fits
@@ -236,6 +239,13 @@ class _SweepRun:
         self.frontier = plan.frontier(rows_filled=_rows_filled(data), source=folder.path.name)
         self.frontier.learn(self._memory.load(torch.__version__))
         self._store = TrialStore(folder.trials)
+        self.micro_batches = MicroBatches(
+            file_of_device(folder.path.parent, self.device_kind, "-micro-batches"),
+            # On processors the number of threads decides as well.
+            shape_of=lambda run: f"{self.frontier.shape(run)}, threads {plan.lanes.threads_per_worker}",
+            largest=lambda run: plan.largest_micro_batch(run, self.frontier.capacity(run).num_bytes),
+            swept=swept_micro_batches(sweep),
+        )
         self.ledger = Ledger(
             self._store,
             frontier=self.frontier,
@@ -264,6 +274,7 @@ class _SweepRun:
             largest_micro_batch=plan.largest_micro_batch,
             budget=SweepBudget(sweep.budget, elapsed_s=wall_s),
             promotions=plan.promotions,
+            micro_batches=self.micro_batches,
         )
 
     def run_of(self, record: TrialRecord) -> RunConfig:
@@ -290,7 +301,7 @@ class _SweepRun:
                 name=f"tune-{os.getpid()}",
                 stop=self._searcher.is_cut_off,
                 storage_path=str(self.folder.ray_state),
-                callbacks=[LedgerCallback(self.ledger)],
+                callbacks=[LedgerCallback(self.ledger, self._learn_speeds)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=_MAX_LOST_LANES),
                 verbose=0,
@@ -301,6 +312,9 @@ class _SweepRun:
     def search_ended_by(self) -> str:
         """Which limit ended the search, in words; empty while none has."""
         return self._searcher.ended_by
+
+    def _learn_speeds(self, assignment: Assignment, speeds: tuple[MicroBatchSpeed, ...]) -> None:
+        self.micro_batches.learn(RunConfig.model_validate(assignment.run), assignment.sizes_to_measure, speeds)
 
     def stop_paused(self) -> None:
         """Nobody is promoted any more."""
@@ -361,6 +375,10 @@ class _SweepRun:
 
     def _trial_config(self, record: TrialRecord, run: RunConfig) -> dict[str, Any]:
         promotions = self.plan.promotions
+        to_measure = self.micro_batches.to_measure(run)
+        size = self.micro_batches.fastest(run) if run.training.micro_batch_size == "auto" else None
+        if size is not None and not to_measure:
+            run = run.with_overrides({MICRO_BATCH: size})
         assignment = Assignment(
             number=record.number,
             run=run.model_dump(mode="json"),
@@ -369,6 +387,7 @@ class _SweepRun:
             stages=self._stages,
             trunk_folder=None if self.plan.sweep.start is None else self.plan.sweep.start.trunk_of,
             evaluate_at_tokens=self.plan.evaluate_at_tokens,
+            sizes_to_measure=to_measure,
             pause=None if promotions is None else promotions.pause_of(record, cooldown=run.training.cooldown),
             memory_limit_bytes=self.plan.memory_bytes,
             memory_limit_by=self.plan.sweep.resources.memory_limit_by,
@@ -389,12 +408,16 @@ def _leg_name(trial: Any) -> str:
 class LedgerCallback(KeptOutOfPickles, tune.Callback):
     """Passes on to the ledger what Tune hears from trials."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(
+        self, ledger: Ledger, learn_speeds: Callable[[Assignment, tuple[MicroBatchSpeed, ...]], None] = lambda *_: None
+    ) -> None:
+        self._ledger, self._learn_speeds = ledger, learn_speeds
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
         if "report" in result:
             self._ledger.report(trial.config["number"], result["report"])
+        if "speeds" in result:
+            self._learn_speeds(trial.config["assignment"], result["speeds"])
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         self._ledger.settle(trial.config["number"], trial.last_result)
@@ -463,6 +486,7 @@ def _summary(
         "search_ended_by": run.search_ended_by,
         "start": notes_of(run.plan.sweep),
         "model": winner.model,
+        "micro_batches": run.micro_batches.table(),
         "samples": [sample.model_dump() for sample in winner.samples],
         "mlflow_uri": tracking.uri,
         "mlflow_run_id": tracking.parent_id,

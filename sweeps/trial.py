@@ -74,6 +74,8 @@ class LaneTrainable(tune.Trainable):
                 if message.end.outcome == "paused":
                     return self._pause(message.end)
                 return self._end(_OUTCOMES[message.end.outcome], message.end.reason, message.end)
+            if message.kind == "speeds":
+                return {"speeds": message.speeds, "done": False}
             assert message.report is not None
             # Whole for the ledger, and flat for the scheduler, which looks at tokens and the loss.
             return {"report": message.report, "done": False} | message.report

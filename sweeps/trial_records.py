@@ -49,6 +49,9 @@ class TrialRecord(Settings):
     """Rung in tokens to the holdout loss there; with trunk-and-branch that of the branch, cooled down."""
     paused_at: int | None = None
     """Rung at which it waits to be promoted; its newest checkpoint is that of its trunk. None: it does not wait."""
+    twin_of: int | None = None
+    """Number of the trial whose settings are the same but for the micro-batch, from which it has its loss: it is not
+    trained itself. None: it is."""
     run_to_end: bool = False
     """Drawn to be trained to the end whatever its losses at rungs."""
     tokens: int = 0
@@ -99,7 +102,9 @@ class TrialRecord(Settings):
     @property
     def state(self) -> str:
         """Its outcome, or what it is doing, in a word."""
-        return str(self.outcome) if self.outcome else "RUNNING" if self.paused_at is None else "PAUSED"
+        if self.outcome:
+            return str(self.outcome)
+        return "RUNNING" if self.paused_at is None and self.twin_of is None else "PAUSED"
 
     @property
     def loss(self) -> float | None:

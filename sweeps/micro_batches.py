@@ -1,0 +1,124 @@
+"""How fast micro-batches are, measured once for each shape and kept from sweep to sweep, as what is known of memory is.
+
+A trial's own micro-batch follows from it where the file says `auto`; where it is swept, every value is measured.
+"""
+
+import fcntl
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from core.micro_batch_speed import MicroBatchSpeed, fastest, sizes_to_measure
+from core.run_config import RunConfig
+from data_pipeline.settings import Settings
+from sweeps.memory_frontier import MICRO_BATCH
+from sweeps.memory_observations import MemoryStoreError
+from sweeps.sweep_config import SweepConfig
+from sweeps.trial_records import write_atomically
+
+_FORMAT_VERSION = 1
+
+
+class MeasuredShape(Settings):
+    """What was measured of one shape under one memory limit."""
+
+    shape: str
+    """All that speed and memory depend on besides the micro-batch, in words."""
+    asked: tuple[int, ...]
+    """Sizes that were to be measured; those left out are slower than what was found."""
+    speeds: tuple[MicroBatchSpeed, ...]
+
+
+class MicroBatches:
+    """The speeds known to one sweep.
+
+    Args:
+        file: Of the kind of device, `results/memory/<kind>-micro-batches.json`.
+        shape_of: A run's shape and the place where it trains, in words.
+        largest: The most rows that one worker may hold at once in a run; 0 where none fits.
+        swept: Values that the sweep file lists; empty where the micro-batch is not swept.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        shape_of: Callable[[RunConfig], str],
+        largest: Callable[[RunConfig], int],
+        swept: Sequence[int],
+    ) -> None:
+        self._file, self._shape_of, self._largest, self._swept = file, shape_of, largest, tuple(swept)
+        self._known = {one.shape: one for one in self._read()}
+
+    def to_measure(self, run: RunConfig) -> tuple[int, ...]:
+        """Sizes whose speed is to be measured before a run; empty where all that matters is known."""
+        is_automatic = run.training.micro_batch_size == "auto"
+        largest = self._largest(run)
+        if largest < 1 or not (is_automatic or self._swept):
+            return ()
+        wanted = (
+            sizes_to_measure(largest=largest, sequence_length=run.model.sequence_length)
+            if is_automatic
+            else tuple(size for size in self._swept if size <= largest)
+        )
+        known = self._known.get(self._shape_of(run))
+        is_known = known is not None and (set(wanted) <= set(known.asked) or max(wanted, default=0) <= max(known.asked))
+        return () if is_known else wanted
+
+    def fastest(self, run: RunConfig) -> int | None:
+        """The micro-batch for a run that leaves it open; None where nothing is known yet."""
+        known = self._known.get(self._shape_of(run))
+        return None if known is None else fastest(known.speeds, largest=self._largest(run))
+
+    def speed(self, run: RunConfig) -> MicroBatchSpeed | None:
+        """What was measured of a run's own micro-batch."""
+        known = self._known.get(self._shape_of(run))
+        size = run.training.micro_batch_size
+        return next((one for one in known.speeds if one.rows == size), None) if known else None
+
+    def learn(self, run: RunConfig, asked: Sequence[int], speeds: Sequence[MicroBatchSpeed]) -> None:
+        """Keep what was measured."""
+        shape = self._shape_of(run)
+        self._known[shape] = MeasuredShape(shape=shape, asked=tuple(asked), speeds=tuple(speeds))
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Sweeps that run at the same time add to the same file.
+            self._known = {one.shape: one for one in self._read()} | self._known
+            kept = [one.model_dump(mode="json") for one in self._known.values()]
+            write_atomically(
+                self._file, json.dumps({"format_version": _FORMAT_VERSION, "shapes": kept}, indent=1) + "\n"
+            )
+
+    def table(self) -> list[dict[str, Any]]:
+        """For summary.json: each shape with what its micro-batches came to."""
+        return [one.model_dump(mode="json", exclude={"asked"}) for one in self._known.values()]
+
+    def _read(self) -> list[MeasuredShape]:
+        if not self._file.exists():
+            return []
+        try:
+            file = json.loads(self._file.read_text(encoding="utf-8"))
+            if file["format_version"] != _FORMAT_VERSION:
+                raise ValueError(f"format {file['format_version']}; this version reads {_FORMAT_VERSION}")
+            return [MeasuredShape.model_validate(one) for one in file["shapes"]]
+        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            raise MemoryStoreError(
+                f"{self._file}, which holds the speed of micro-batches, cannot be read ({error}). Remove it: they are "
+                "measured again."
+            ) from error
+
+
+def without_micro_batch(settings: dict[str, Any]) -> dict[str, Any]:
+    """Swept settings that decide what is learnt."""
+    return {path: value for path, value in settings.items() if path != MICRO_BATCH}
+
+
+def swept_micro_batches(sweep: SweepConfig) -> tuple[int, ...]:
+    """Micro-batches that a sweep file lists as values to try."""
+    swept = sweep.search.get(MICRO_BATCH)
+    values = swept.extremes() if swept is not None and swept.kind == "choice" else ()
+    return tuple(sorted({value for value in values if isinstance(value, int)}))
