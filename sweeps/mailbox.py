@@ -36,10 +36,10 @@ class Assignment:
     evaluate_at_tokens: tuple[int, ...]
     pause: Pause | None
     """Rung at which this leg of the trial ends; None: it goes to the end."""
-    sizes_to_measure: tuple[int, ...]
-    """Micro-batches whose speed is not known yet. A run with `micro_batch_size: auto` takes the fastest of them."""
     memory_limit_bytes: int | None
     memory_limit_by: LimitBy
+    sizes_to_measure: tuple[int, ...] = ()
+    """Micro-batches whose speed is not known yet. A run with `micro_batch_size: auto` takes the fastest of them."""
     checkpoint_every_s: float = 60.0
     mirror_uri: str | None = None
     """Where checkpoints are kept as well by workers on another node than the driver's."""

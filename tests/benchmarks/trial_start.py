@@ -152,7 +152,6 @@ def lanes(prepared: Path, folder: Path, workers: int, num_trials: int) -> list[f
                 trial_folder=tempfile.mkdtemp(),
                 evaluate_at_tokens=(),
                 pause=None,
-                sizes_to_measure=(),
                 memory_limit_bytes=None,
                 memory_limit_by="counting",
             )

@@ -2,29 +2,37 @@
 
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import ray
 from ray.exceptions import ActorDiedError
 from ray.exceptions import OutOfMemoryError as NodeOutOfMemoryError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from command import processes_marked, read_until, start
 from command import run as run_command
+from core.branch import Pause
 from core.memory_model import Place, predict_memory
 from core.optimizer_step import UpdateOutOfMemoryError
 from core.out_of_memory import OomFacts, classify, corroborated
+from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.prepare import prepare
 from sweep_examples import TINY
+from sweeps.cluster import connect
 from sweeps.lane import (
+    Lane,
+    LaneSpec,
     TrialFailedError,
     TrialOutOfMemoryError,
     WorkerKilledForMemoryError,
     WorkersLostError,
     _ending,
 )
-from sweeps.mailbox import Message
+from sweeps.mailbox import Assignment, Message
 from sweeps.outcomes import Outcome
 from sweeps.sweep_file import load_sweep_file
 from sweeps.trial import LaneTrainable
@@ -169,3 +177,79 @@ def test_a_shortage_of_rank_1_alone_costs_both_workers_a_smaller_micro_batch(res
     assert trial.reason.endswith(
         "memory ran out 1 time on the way on rank 1, so with micro-batches of 8 rows instead of 9"
     )
+
+
+# A lane of its own
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Token blocks of a small text, with Ray for as long as the tests last."""
+    folder = tmp_path_factory.mktemp("prepared")
+    text = folder / "text.txt"
+    text.write_text("\n".join(f"line {number} of a small text that needs no download" for number in range(2000)))
+    connect()
+    data = prepare(
+        CorpusConfig(path=str(text), holdout=0.02),
+        TokenizerConfig(vocabulary=400),
+        PackingConfig(sequence_length=32),
+        prepared_folder=folder / "prepared",
+    )
+    yield data.folder
+    ray.shutdown()
+
+
+def assignment(prepared: Path, folder: Path, number: int, pause: Pause | None = None, **training: Any) -> Assignment:
+    trial = folder / f"trial-{number}"
+    trial.mkdir(exist_ok=True)
+    run = {
+        "model": {"layers": 1, "width": 16, "heads": 1, "sequence_length": 32},
+        "objective": "masked_lm",
+        "training": {"batch_size": 8, "micro_batch_size": 4, "tokens": 20_000, "learning_rate": 1e-3, **training},
+    }
+    return Assignment(
+        number=number, run=run, prepared_folder=str(prepared), trial_folder=str(trial), evaluate_at_tokens=(),
+        pause=pause, memory_limit_bytes=None, memory_limit_by="counting",
+    )  # fmt: skip
+
+
+def end_of(lane: Lane) -> Message:
+    while (message := lane.next_message()).kind != "end":
+        pass
+    return message
+
+
+@pytest.mark.ray
+def test_lane_is_free_while_a_step_still_runs_and_clean_after_a_bad_end(prepared: Path, tmp_path: Path) -> None:
+    spec = LaneSpec(
+        workers=1, use_gpu=False, threads_per_worker=1, cpus_per_worker=1, gpus_per_worker=0.0,
+        storage_folder=str(tmp_path / "lane"),
+        environment={}, worker_deadline_s=600.0,
+    )  # fmt: skip
+    lane = Lane(spec, name="lane")
+    # One step of this trial takes minutes: 400,000 rows, four at a time.
+    lane.begin(assignment(prepared, tmp_path, 1, batch_size=400_000, tokens=10**9))
+    log = tmp_path / "trial-1" / "log.txt"
+    deadline = time.monotonic() + 120
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2.0)
+    stopped_at = time.monotonic()
+    lane.stop_current()
+    took_s = time.monotonic() - stopped_at
+    # A micro-batch and a message, in a fraction of a second where the processor is free.
+    assert took_s < 20, f"the lane was free after {took_s:.1f} s"
+    assert "before the next report" in log.read_text()
+    group = lane._group
+    lane.begin(assignment(prepared, tmp_path, 2, learning_rate=1e4, schedule="constant", clip=None))
+    diverged = end_of(lane)
+    assert diverged.end is not None
+    assert (diverged.end.outcome, diverged.is_last) == ("diverged", False)
+    # The same trial in two legs, on the same workers.
+    for pause, outcome in ((Pause(10_000, 1500), "paused"), (None, "completed")):
+        lane.begin(assignment(prepared, tmp_path, 3, pause))
+        end = end_of(lane).end
+        assert end is not None
+        assert end.outcome == outcome
+    assert lane._group is group
+    lane.close()
