@@ -53,7 +53,8 @@ class SweepBudget:
     def has_room_to_go_on(self, records: Iterable[TrialRecord], promoted: TrialRecord) -> bool:
         """Whether a trial that waits may go on to its end besides those that run."""
         known = list(records)
-        going_on = [r for r in known if not r.ended_at and (r.paused_at is None or r.number == promoted.number)]
+        running = [r for r in known if not r.ended_at and r.paused_at is None and r.twin_of is None]
+        going_on = [*running, promoted]
         left = {record.number: max(0, self.limits.tokens_per_trial - record.tokens) for record in going_on}
         flops = sum(left[record.number] * (record.flops_per_token or 0.0) for record in going_on)
         tokens = self.tokens(known) + sum(left.values())
@@ -77,8 +78,8 @@ class SweepBudget:
 
     def _room(self, known: list[TrialRecord], *, kept: int) -> tuple[Room, str]:
         a_trial = self.limits.tokens_per_trial
-        # Those that wait go on only if there is room.
-        running = [record for record in known if not record.ended_at and record.paused_at is None]
+        # Those that wait go on only if there is room; twins are not trained.
+        running = [r for r in known if not r.ended_at and r.paused_at is None and r.twin_of is None]
         left = {record.number: max(0, a_trial - record.tokens) for record in running}
         dearest = max(((record.flops_per_token or 0.0) for record in known), default=0.0)
         shares = (

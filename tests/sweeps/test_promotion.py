@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweep_examples import tiny_sweep
@@ -125,6 +125,7 @@ def test_trial_that_was_drawn_is_completed_however_bad_it_is(
     assert records[2].outcome is Outcome.COMPLETED
 
 
+@settings(deadline=None)  # It writes files.
 @given(
     losses=st.lists(trial_losses, min_size=2, max_size=12), num_lanes=st.integers(1, 3), order=orders,
     legs=st.integers(0, 12),
