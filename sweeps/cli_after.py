@@ -8,35 +8,51 @@ import typer
 from sweeps.command_frame import AsJson, Results, explains_faults, print_json, results_folder, terminal
 
 Place = Annotated[
-    Path, typer.Argument(help="A sweep's folder, a trial's, or one of Hugging Face transformers.", show_default=False)
+    str,
+    typer.Argument(
+        help="A sweep's folder, a trial's, one of Hugging Face transformers, runs:/ID or models:/NAME of MLflow.",
+        show_default=False,
+    ),
 ]
 
 
 @explains_faults
 def report(
     folder: Annotated[Path, typer.Argument(help="A sweep's results folder.", show_default=False)],
+    other: Annotated[Path | None, typer.Argument(help="Another one: compare the two.", show_default=False)] = None,
     pictures: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Also write each picture there, as an SVG file.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Write report.html and EXPERIMENT.md of a sweep again."""
-    import json
+    """Write a sweep's report again, or compare two sweeps.
 
+    Of one sweep, report.html and EXPERIMENT.md are written into its folder, and --json prints its summary. Of two, what
+    came out of each and what differed between them is printed.
+    """
+    from dataclasses import asdict
+
+    from sweeps.compare_sweeps import compare_sweeps, print_comparison, read_summary
     from sweeps.report import write_pictures, write_report
-    from sweeps.results_folder import ResultsError
     from sweeps.sweep_file import load_sweep_file
     from sweeps.trial_records import TrialStore
 
-    if not (folder / "summary.json").exists():
-        raise ResultsError(
-            f"{folder} is no results folder of a sweep: it has no summary.json. Give results/<name>-<id>."
-        )
+    if other is not None:
+        found = compare_sweeps(folder, other)
+        if as_json:
+            print_json(asdict(found))
+        else:
+            print_comparison(found, terminal())
+        return
+    summary = read_summary(folder)
     config = load_sweep_file(folder / "sweep.yaml")
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     write_report(folder, config, TrialStore(folder / "trials").load_all(), summary)
     written = [folder / "report.html"]
     if pictures is not None:
         written += write_pictures(pictures, folder, config, summary)
+    if as_json:
+        print_json(summary)
+        return
     for path in written:
         terminal().print(str(path), highlight=False, soft_wrap=True)
 
@@ -46,12 +62,15 @@ def fill_mask(
     place: Place,
     text: Annotated[str, typer.Argument(help="Text with masks, as 'the <mask> is red'.", show_default=False)],
     top: Annotated[int, typer.Option(min=1, help="Candidates for each mask.")] = 5,
+    results: Results = None,
     as_json: AsJson = False,
 ) -> None:
     """Fill the masks of a text with a masked LM."""
+    from sweeps.model_places import model_at
     from sweeps.trained_model import load_trained
 
-    found = load_trained(place).fill(text, num_candidates=top)
+    with model_at(place, results_folder(results)) as folder:
+        found = load_trained(folder).fill(text, num_candidates=top)
     if as_json:
         print_json([[{"token": token, "probability": share} for token, share in mask] for mask in found])
         return
@@ -69,15 +88,23 @@ def generate(
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the so many likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(min=1e-9, max=1.0, help="Only tokens up to this share.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
+    results: Results = None,
+    as_json: AsJson = False,
 ) -> None:
     """Continue a text with a causal LM."""
     from core.generation import Sampling
+    from sweeps.model_places import model_at
     from sweeps.trained_model import load_trained
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    model = load_trained(place)
-    for piece in model.continue_text(prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
-        typer.echo(piece, nl=False)
+    with model_at(place, results_folder(results)) as folder:
+        model = load_trained(folder)
+        pieces = model.continue_text(prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+        if as_json:
+            print_json({"prompt": prompt, "continuation": "".join(pieces)})
+            return
+        for piece in pieces:
+            typer.echo(piece, nl=False)
     typer.echo()
 
 
@@ -90,16 +117,17 @@ def evaluate(
     all_tokens: Annotated[
         bool, typer.Option("--all-tokens", help="Masked LM: also the accuracy over all tokens, masked or not.")
     ] = False,
+    results: Results = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's exact metrics on its holdout or a corpus."""
     import tempfile
 
+    from sweeps.model_places import model_at
     from sweeps.trained_model import load_trained
 
-    model = load_trained(place)
-    with tempfile.TemporaryDirectory() as work_folder:
-        metrics = model.evaluate(corpus, work_folder=Path(work_folder), all_tokens=all_tokens)
+    with tempfile.TemporaryDirectory() as work_folder, model_at(place, results_folder(results)) as folder:
+        metrics = load_trained(folder).evaluate(corpus, work_folder=Path(work_folder), all_tokens=all_tokens)
     if as_json:
         print_json(metrics)
         return
@@ -111,11 +139,14 @@ def evaluate(
 def export(
     place: Place,
     target: Annotated[Path, typer.Argument(help="Folder to write; must not be there yet.", show_default=False)],
+    results: Results = None,
 ) -> None:
     """Write a model as a folder of Hugging Face transformers."""
+    from sweeps.model_places import model_at
     from sweeps.trained_model import load_trained
 
-    load_trained(place).export(target)
+    with model_at(place, results_folder(results)) as folder:
+        load_trained(folder).export(target)
     terminal().print(str(target), highlight=False, soft_wrap=True)
 
 

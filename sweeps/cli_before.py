@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from data_pipeline.input_fault import InputFault
-from sweeps.command_frame import File, Results, Set, explains_faults, results_folder, terminal
+from sweeps.command_frame import AsJson, File, Results, Set, explains_faults, print_json, results_folder, terminal
 
 
 @explains_faults
@@ -24,14 +25,18 @@ def new(
 
 
 @explains_faults
-def plan(file: File, overrides: Set = None) -> None:
+def plan(file: File, overrides: Set = None, as_json: AsJson = False) -> None:
     """Show what a sweep will do, what fits, what it costs."""
-    from sweeps.plan import plan_sweep, print_plan
+    from sweeps.plan import plan_as_json, plan_sweep, print_plan
     from sweeps.sweep_file import load_sweep_file
 
     sweep = load_sweep_file(file, overrides or ())
     # Before the tokenizer is trained its size is not known; what the file allows is the upper bound.
-    print_plan(plan_sweep(sweep, vocabulary_size=sweep.tokenizer.vocabulary), terminal())
+    planned = plan_sweep(sweep, vocabulary_size=sweep.tokenizer.vocabulary)
+    if as_json:
+        print_json(plan_as_json(planned))
+    else:
+        print_plan(planned, terminal())
 
 
 @explains_faults
@@ -40,9 +45,12 @@ def estimate(
     overrides: Set = None,
     memory: Annotated[str | None, typer.Option(help="Memory of one worker, as 24GiB.")] = None,
     device: Annotated[str | None, typer.Option(help='A GPU by name, as "RTX 4090".')] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show one configuration's memory by part, and how it fits."""
-    from sweeps.estimate import memory_of, print_estimate
+    from dataclasses import asdict
+
+    from sweeps.estimate import estimate_of, memory_of, print_estimate
     from sweeps.plan import plan_sweep
     from sweeps.sweep_file import load_sweep_file
 
@@ -50,7 +58,11 @@ def estimate(
     planned, name = memory_of(
         plan_sweep(config, vocabulary_size=config.tokenizer.vocabulary), memory=memory, device=device
     )
-    print_estimate(planned, name, terminal())
+    found = estimate_of(planned, name)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        print_estimate(found, terminal())
 
 
 @explains_faults
@@ -59,14 +71,17 @@ def prepare(
     overrides: Set = None,
     results: Results = None,
     check: Annotated[bool, typer.Option("--check", help="Read and report; write nothing, start nothing.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read, tokenize and pack the corpus; show what was dropped.
 
     Once: a sweep on the same corpus starts with what is there.
     """
+    from dataclasses import asdict
+
     from data_pipeline.check import check as check_corpus
     from sweeps.cluster import log_libraries_to
-    from sweeps.preparation import prepare_with_progress, print_check, print_preparation
+    from sweeps.preparation import data_figures, prepare_with_progress, print_check, print_preparation
     from sweeps.results_folder import LOG_FILE, check_writable
     from sweeps.sweep_file import load_sweep_file
 
@@ -74,11 +89,19 @@ def prepare(
     console = terminal()
     if check:
         found = check_corpus(config.corpus)
-        print_check(found, console)
+        if as_json:
+            print_json(asdict(found) | {"files": [file.model_dump(mode="json") for file in found.files]})
+        else:
+            print_check(found, console)
         if found.problem is not None:
             raise InputFault(found.problem)
         return
     folder = results_folder(results)
     check_writable(folder)
     log_libraries_to(folder / LOG_FILE)
-    print_preparation(prepare_with_progress(config, folder, console), console)
+    # A script reads what is printed: the progress goes where it does not.
+    data = prepare_with_progress(config, folder, Console(stderr=True) if as_json else console)
+    if as_json:
+        print_json(data_figures(data))
+    else:
+        print_preparation(data, console)

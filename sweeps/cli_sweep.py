@@ -1,6 +1,8 @@
 """The command that runs a sweep."""
 
+import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -8,6 +10,7 @@ from sweeps.command_frame import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
     EXIT_NOTHING_COMPLETED,
+    VERBOSE,
     File,
     Results,
     Set,
@@ -18,8 +21,18 @@ from sweeps.command_frame import (
 
 
 @explains_faults
-def sweep(file: File, overrides: Set = None, results: Results = None) -> None:
-    """Run a sweep; the same command again goes on with it."""
+def sweep(
+    file: File,
+    overrides: Set = None,
+    results: Results = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print what Ray and its workers say.")] = False,
+) -> None:
+    """Run a sweep; the same command again goes on with it.
+
+    On a terminal a table shows how it goes; piped, each event is a line.
+    """
+    if verbose:
+        os.environ[VERBOSE] = "1"
     from sweeps.sweep_file import load_sweep_file
 
     config = load_sweep_file(file, overrides or ())

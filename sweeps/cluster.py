@@ -97,19 +97,30 @@ def connect() -> None:
     os.environ[MARK] = driver_mark()
     is_job = bool(os.environ.get("RAY_ADDRESS"))
     if is_job:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(log_to_driver=is_verbose(), logging_level=_logging_level())
     else:
         ray.init(
             address="local",
             num_cpus=os.cpu_count(),
             include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
+            log_to_driver=is_verbose(),
+            logging_level=_logging_level(),
         )
+
+
+def is_verbose() -> bool:
+    """Whether Ray and its workers are to speak on the terminal: `pretune sweep -v`."""
+    return bool(os.environ.get("PRETUNE_VERBOSE"))
+
+
+def _logging_level() -> int:
+    return logging.INFO if is_verbose() else logging.ERROR
 
 
 def log_libraries_to(path: Path) -> None:
     """Send what Ray and other libraries say, warnings included, to a file instead of the terminal."""
+    if is_verbose():
+        return
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)

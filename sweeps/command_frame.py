@@ -22,6 +22,9 @@ EXIT_INCOMPLETE = 4
 EXIT_INTERRUPTED = 130
 """Ctrl-C, or SIGTERM; the same command goes on."""
 
+VERBOSE = "PRETUNE_VERBOSE"
+"""Environment variable; set: Ray and its workers speak on the terminal."""
+
 _PIPED_WIDTH = 160
 _JOB_FOLDERS = "working_dir_files"
 """Folder of Ray under which the working folders of submitted jobs stand."""

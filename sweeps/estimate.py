@@ -1,6 +1,6 @@
 """The memory of one configuration, part by part, without running it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
@@ -61,8 +61,27 @@ def memory_of(plan: SweepPlan, *, memory: str | None, device: str | None) -> tup
     return plan, "this machine's share of one worker"
 
 
-def print_estimate(plan: SweepPlan, name: str, console: Console) -> None:
-    """A table of the parts, the largest micro-batch with and without checkpointing, and what to change to fit."""
+@dataclass(frozen=True)
+class Estimate:
+    """The memory of one configuration on one worker."""
+
+    memory_of: str
+    """Whose memory the limit is, in words."""
+    limit_bytes: int
+    micro_batch_size: int
+    is_automatic: bool
+    """The micro-batch is what `auto` would choose."""
+    peak_bytes: int
+    parts_bytes: dict[str, int]
+    """Largest first; they add up to the peak."""
+    largest_micro_batch: int
+    largest_with_checkpointing: int
+    advice: tuple[str, ...]
+    """For whom the figures hold, and what to change so that it fits."""
+
+
+def estimate_of(plan: SweepPlan, name: str) -> Estimate:
+    """The parts, the largest micro-batch with and without checkpointing, and what to change to fit."""
     run = plan.sweep.run_config()
     place = plan.place
     largest = {
@@ -84,26 +103,40 @@ def print_estimate(plan: SweepPlan, name: str, console: Console) -> None:
             largest_feasible=largest[run.training.activation_checkpointing],
         )
     prediction = predict_memory(run, plan.vocabulary_size, micro_batch_size=micro_batch, place=place)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"micro-batch {micro_batch}" + (" (auto)" if asked == "auto" else ""))
-    table.add_column("bytes", justify="right")
-    table.add_column("share", justify="right")
-    for part, num_bytes in sorted(prediction.parts.items(), key=lambda item: -item[1]):
-        table.add_row(part, format_bytes(num_bytes), f"{num_bytes / prediction.peak_bytes:.0%}")
-    table.add_row(
-        "peak", format_bytes(prediction.peak_bytes), f"{prediction.peak_bytes / plan.memory_bytes:.0%} of {name}"
-    )
-    console.print(table)
     rows, workers = place.rows_of(run), place.num_workers
     rows_in_words = f"of {rows} row{'s' if rows > 1 else ''} a step" + (
         f" on each of {workers} workers" if workers > 1 else ""
     )
     exact = run.with_overrides({"training.micro_batch_size": micro_batch})
-    for words in (
-        _made_for(plan, name),
-        f"largest micro-batch: {largest[False]}, with activation checkpointing {largest[True]} ({rows_in_words})",
-        how_to_fit(exact, plan.vocabulary_size, memory_bytes=plan.memory_bytes, place=place),
-    ):
+    return Estimate(
+        memory_of=name,
+        limit_bytes=plan.memory_bytes,
+        micro_batch_size=micro_batch,
+        is_automatic=asked == "auto",
+        peak_bytes=prediction.peak_bytes,
+        parts_bytes=dict(sorted(prediction.parts.items(), key=lambda item: -item[1])),
+        largest_micro_batch=largest[False],
+        largest_with_checkpointing=largest[True],
+        advice=(
+            _made_for(plan, name),
+            f"largest micro-batch: {largest[False]}, with activation checkpointing {largest[True]} ({rows_in_words})",
+            how_to_fit(exact, plan.vocabulary_size, memory_bytes=plan.memory_bytes, place=place),
+        ),
+    )
+
+
+def print_estimate(found: Estimate, console: Console) -> None:
+    """The parts as a table, and the rest in words."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"micro-batch {found.micro_batch_size}" + (" (auto)" if found.is_automatic else ""))
+    table.add_column("bytes", justify="right")
+    table.add_column("share", justify="right")
+    for part, num_bytes in found.parts_bytes.items():
+        table.add_row(part, format_bytes(num_bytes), f"{num_bytes / found.peak_bytes:.0%}")
+    peak = f"{found.peak_bytes / found.limit_bytes:.0%} of {found.memory_of}"
+    table.add_row("peak", format_bytes(found.peak_bytes), peak)
+    console.print(table)
+    for words in found.advice:
         console.print(words, highlight=False, soft_wrap=True)
 
 

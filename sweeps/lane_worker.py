@@ -26,6 +26,7 @@ from data_pipeline.token_blocks import PreparedCorpus, open_prepared
 from sweeps.lane_stages import trainer_of
 from sweeps.mailbox import Assignment, Message, Standing
 from sweeps.results_at_uri import mirrored_trial
+from sweeps.system_metrics import SystemMetrics
 from sweeps.trial_records import LOSS
 
 _ENDED_BADLY = ("diverged", "infeasible")
@@ -161,10 +162,12 @@ def _open_corpus(folder: Path, server: Any) -> PreparedCorpus:
 
 
 def _reporter(mailbox: Any, assignment: Assignment) -> Callable[[dict[str, float]], bool]:
+    machine = SystemMetrics()
+
     def report(values: dict[str, float]) -> bool:
         is_evaluation = LOSS in values
         _log(assignment).info(" ".join(f"{name}={value:.6g}" for name, value in values.items()))
-        message = Message("report", assignment.number, report=values)
+        message = Message("report", assignment.number, report=values | machine.read())
         return bool(ray.get(mailbox.tell.remote(message, wait=is_evaluation)))
 
     return report

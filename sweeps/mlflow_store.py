@@ -25,6 +25,17 @@ def store_uri(results_folder: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results_folder.absolute() / 'mlflow.db'}"
 
 
+def make_quick() -> None:
+    """Have MLflow answer soon and say little, where the environment does not ask for something else."""
+    # MLflow sends usage data unless told not to, and reports each table of a new SQLite file.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # MLflow's own default is to try each request for many minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+
 class MlflowStore:
     """A store that has answered."""
 
@@ -34,13 +45,7 @@ class MlflowStore:
         Raises:
             TrackingError: The store does not answer or cannot be written.
         """
-        # MLflow sends usage data unless told not to, and reports each table of a new SQLite file.
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        # MLflow's own default is to try each request for many minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        make_quick()
         self.uri = store_uri(results_folder)
         with self.explained(), _patience(timeout_s=5, retries=1), _one_at_a_time(results_folder):
             self.client = MlflowClient(self.uri)

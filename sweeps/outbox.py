@@ -1,10 +1,13 @@
 """Things to send to a service that may go away: sent in order by a thread of their own, tried again until taken."""
 
 import threading
+import time
 from collections.abc import Callable, Hashable
 
 RETRY_S = 15.0
 """Pause before a service that went away is asked again."""
+PATIENT_S = 10.0
+"""Pause between two sendings of what can wait: it then goes in one."""
 
 
 class Outbox:
@@ -20,6 +23,7 @@ class Outbox:
         answers: Callable[[], bool],
         say: Callable[[str], None],
         retry_s: float = RETRY_S,
+        patient_s: float = PATIENT_S,
     ) -> None:
         """Start the thread.
 
@@ -29,19 +33,27 @@ class Outbox:
             answers: Whether the service is there at all; quick.
             say: Told once when the service goes away, and once when it is back.
         """
-        self._send, self._answers, self._say, self._retry_s = send, answers, say, retry_s
+        self._send, self._answers, self._say = send, answers, say
+        self._retry_s, self._patient_s = retry_s, patient_s
         self._changed = threading.Condition()
         # A dict for its order: the keys that are due, each with the number of its last `put`.
         self._due: dict[Hashable, int] = {}
         self._refused: dict[Hashable, str] = {}
+        self._not_before: dict[Hashable, float] = {}
         self._puts = 0
         self._is_away = self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
         self._thread.start()
 
-    def put(self, key: Hashable) -> None:
-        """Have this sent, after what is waiting already."""
+    def put(self, key: Hashable, *, can_wait: bool = False) -> None:
+        """Have this sent, after what is waiting already.
+
+        Args:
+            can_wait: Not so soon after this key was sent last, so that many small things go in one.
+        """
         with self._changed:
+            if not can_wait:
+                self._not_before.pop(key, None)
             self._puts += 1
             self._due[key] = self._puts
             self._refused.pop(key, None)
@@ -73,11 +85,12 @@ class Outbox:
         """The key to send now; waits for one, and for the service. None: there is nothing more to do."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._due or self._is_closing)
-                if not self._due:
-                    return None
+                while (key := self._ready()) is None:
+                    if self._is_closing:
+                        return None
+                    self._changed.wait(self._until_ready())
                 if not self._is_away:
-                    return next(iter(self._due.items()))
+                    return key, self._due[key]
                 self._changed.wait_for(lambda: self._is_closing, timeout=self._retry_s)
             if self._answers():
                 self._is_away = False
@@ -85,8 +98,18 @@ class Outbox:
             elif self._is_closing:
                 return None
 
+    def _ready(self) -> Hashable | None:
+        now = time.monotonic()
+        return next((key for key in self._due if self._is_closing or self._not_before.get(key, 0.0) <= now), None)
+
+    def _until_ready(self) -> float | None:
+        """Seconds until the first of what is due may go; None: nothing is due."""
+        now = time.monotonic()
+        return min((max(0.0, self._not_before.get(key, 0.0) - now) for key in self._due), default=None)
+
     def _taken(self, key: Hashable, put: int) -> None:
         with self._changed:
+            self._not_before[key] = time.monotonic() + self._patient_s
             # Put again while it was being sent: it stays due.
             if self._due[key] == put:
                 del self._due[key]

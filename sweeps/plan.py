@@ -171,6 +171,33 @@ def print_plan(plan: SweepPlan, console: Console) -> None:
     console.print(_memory_table(plan))
 
 
+def plan_as_json(plan: SweepPlan) -> dict[str, Any]:
+    """What `print_plan` shows, for a script; memory in bytes."""
+    sweep = plan.sweep
+    return {
+        "sweep": sweep.model_dump(mode="json"),
+        "rungs_tokens": list(plan.rungs),
+        "evaluate_at_tokens": list(plan.evaluate_at_tokens),
+        "max_tokens": sweep.budget.trials * sweep.budget.tokens_per_trial,
+        "concurrent_trials": plan.lanes.count,
+        "workers_per_trial": plan.lanes.workers,
+        "threads_per_worker": plan.lanes.threads_per_worker,
+        "uses_gpu": plan.lanes.use_gpu,
+        "memory_of_one_worker_bytes": plan.memory_bytes,
+        "largest_micro_batch": plan.largest_micro_batch(sweep.run_config()),
+        "predicted_peak_memory_bytes": dict(_predicted_peaks(plan)),
+    }
+
+
+def _predicted_peaks(plan: SweepPlan) -> Iterator[tuple[int, int]]:
+    """Micro-batches of the sweep, each with what it needs in bytes."""
+    for micro_batch in _micro_batches(plan.sweep):
+        run = plan.sweep.run_config({MICRO_BATCH: micro_batch, "training.batch_size": _large_batch(plan, micro_batch)})
+        peak = plan.predicted_bytes(run)
+        assert peak is not None
+        yield micro_batch, peak
+
+
 def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
     sweep, budget = plan.sweep, plan.sweep.budget
     if sweep.start is not None:
@@ -230,10 +257,7 @@ def _memory_table(plan: SweepPlan) -> Table:
     for name in ("micro-batch", "peak", "of the limit", ""):
         table.add_column(name, justify="right" if name else "left")
     largest = plan.largest_micro_batch(plan.sweep.run_config())
-    for micro_batch in _micro_batches(plan.sweep):
-        run = plan.sweep.run_config({MICRO_BATCH: micro_batch, "training.batch_size": _large_batch(plan, micro_batch)})
-        peak = plan.predicted_bytes(run)
-        assert peak is not None
+    for micro_batch, peak in _predicted_peaks(plan):
         verdict = "fits" if peak <= plan.memory_bytes else "[yellow]does not fit: not launched[/yellow]"
         table.add_row(str(micro_batch), format_bytes(peak), f"{peak / plan.memory_bytes:.0%}", verdict)
     table.add_row(

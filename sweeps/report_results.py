@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from sweeps.baseline import Baseline
 from sweeps.findings import SEED, Findings, finite_loss, speed
 from sweeps.importances import importances
 from sweeps.memory_frontier import MICRO_BATCH
@@ -179,8 +180,11 @@ def settings_section(findings: Findings) -> Section:
 
 
 def comparison_section(findings: Findings) -> Section:
-    """The best trial beside those that the file asked for."""
+    """The best trial beside the baseline that the file names, and beside the settings that it starts with."""
     best = findings.best
+    named = findings.summary.get("baseline")
+    if best is not None and named is not None:
+        return Section("Comparison with the baseline", list(_beside(findings, best, Baseline.model_validate(named))))
     listed = [r for r in findings.completed if r.chosen_by == "start_with"]
     if best is None or not listed:
         why = "no trial completed" if best is None else "the file names no settings to start with, or none completed"
@@ -199,6 +203,36 @@ def comparison_section(findings: Findings) -> Section:
     )
     table = Table(["trial of start_with", "settings", "holdout loss", "best minus it"], rows, "comparison")
     return Section("Comparison with the baseline", [Paragraph(words), table])
+
+
+def _beside(findings: Findings, best: TrialRecord, baseline: Baseline) -> Iterator[Block]:
+    best_loss = finite_loss(best)
+    assert best_loss is not None
+    difference = best_loss - baseline.loss
+    rows: list[list[Cell]] = [
+        ["baseline", baseline.name, number(baseline.loss), number(baseline.tokens, ",d"),
+         number(baseline.tokens_per_s, ",.0f"), settings_in_words(baseline.settings)],
+        ["best trial", best.name, number(best_loss), number(best.tokens, ",d"),
+         number(speed(best), ",.0f"), settings_in_words(best.settings)],
+    ]  # fmt: skip
+    word = "below" if difference < 0 else "above"
+    yield Paragraph(
+        f"The best trial is {abs(difference):.4f} nats per token ({abs(difference) / baseline.loss:.2%}) {word} "
+        "the baseline."
+        if difference
+        else "The best trial has the loss of the baseline."
+    )
+    yield without_empty_columns(
+        Table(["", "run", "holdout loss", "tokens", "tokens/s", "settings"], rows, "comparison")
+    )
+    fingerprint = (findings.summary.get("data") or {}).get("fingerprint")
+    if baseline.data_fingerprint != fingerprint:
+        yield Paragraph(
+            "The baseline was not evaluated on this prepared corpus: its holdout is of other tokens, and the two "
+            "losses do not compare exactly."
+            if baseline.data_fingerprint
+            else "The baseline does not say on which corpus it was evaluated."
+        )
 
 
 def next_section(findings: Findings) -> Section:

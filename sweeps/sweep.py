@@ -22,6 +22,7 @@ from core.run_config import RunConfig
 from core.training_flops import training_flops_a_token
 from data_pipeline.node_copies import all_nodes_see, serve_copies
 from data_pipeline.token_blocks import PreparedCorpus
+from sweeps.baseline import read_baseline
 from sweeps.changed_sweep import begin
 from sweeps.cluster import connect, device_kind, log_libraries_to
 from sweeps.early_stopping import KeptOutOfPickles, Rungs, StoppingRule
@@ -234,6 +235,7 @@ class _SweepRun:
             rule = MedianRule(plan.rungs)
         self._scheduler = LetsIdleLanesGo(rule, lambda number: self.ledger.records[number].run_to_end)
         self._scheduler.lanes = self._lanes
+        self.baseline = None if sweep.baseline is None else read_baseline(sweep.baseline, folder.path.parent)
         self.device_kind = device_kind(plan.lanes)
         self._memory = MemoryStore(folder.path.parent, self.device_kind)
         self.frontier = plan.frontier(rows_filled=_rows_filled(data), source=folder.path.name)
@@ -488,6 +490,7 @@ def _summary(
         "model": winner.model,
         "micro_batches": run.micro_batches.table(),
         "samples": [sample.model_dump() for sample in winner.samples],
+        "baseline": None if run.baseline is None else run.baseline.model_dump(),
         "mlflow_uri": tracking.uri,
         "mlflow_run_id": tracking.parent_id,
         "command": sys.argv,

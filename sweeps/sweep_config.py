@@ -199,6 +199,8 @@ class SweepConfig(Settings):
     """Names the results folder and the MLflow run: letters, digits, dot, dash and underscore."""
     purpose: str = ""
     """What the sweep is to find out; stands in the report."""
+    baseline: str | None = None
+    """What the best trial is compared with in the report: a sweep's results folder, or runs:/ID of MLflow."""
     corpus: CorpusConfig
     size: str = LAPTOP
     """Which of the file's `sizes` it is; `--set size=full` takes another."""

@@ -155,7 +155,8 @@ class Tracking:
             unsent.record = record
             if report is not None:
                 unsent.reports.append(report)
-        self._outbox.put(record.number)
+        # What begins or ends shows at once; numbers on the way go together, some at a time.
+        self._outbox.put(record.number, can_wait=event == "report")
 
     def finish(
         self, *, status: str, records: Sequence[TrialRecord], folder: Path, refused: Sequence[RefusedProposal] = ()

@@ -10,7 +10,7 @@ from core.memory_model import largest_micro_batch, predict_memory
 from core.run_config import RunConfig
 from data_pipeline.input_fault import InputFault
 from sweep_examples import tiny_sweep
-from sweeps.estimate import CONTEXT_BYTES, memory_of, print_estimate
+from sweeps.estimate import CONTEXT_BYTES, estimate_of, memory_of, print_estimate
 from sweeps.plan import SweepPlan, plan_sweep
 
 MEBIBYTE = 2**20
@@ -28,7 +28,7 @@ def estimated(plan: SweepPlan, memory: str) -> list[str]:
 def shown(plan: SweepPlan, *, memory: str | None = None, device: str | None = None) -> str:
     """The estimate as it is printed."""
     text = io.StringIO()
-    print_estimate(*memory_of(plan, memory=memory, device=device), Console(file=text, width=100))
+    print_estimate(estimate_of(*memory_of(plan, memory=memory, device=device)), Console(file=text, width=100))
     return text.getvalue()
 
 

@@ -13,10 +13,13 @@ import mlflow.pyfunc
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
 
 from small_models import exported
 from sweep_examples import record
+from sweeps.cli import app
 from sweeps.mlflow_model import save_model
+from sweeps.mlflow_store import EXPERIMENT
 from sweeps.outcomes import Outcome
 from sweeps.tracking import Tracking
 from sweeps.trained_model import load_trained
@@ -96,6 +99,12 @@ def test_what_finds_pickles_finds_one() -> None:
     assert not is_pickle(b"plain text")
 
 
+def run(*arguments: object, fails: bool = False) -> str:
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    assert done.exit_code == (2 if fails else 0), done.output
+    return done.output
+
+
 class Registered:
     """A finished sweep whose winner lies in its folder, and what the registry has of it."""
 
@@ -116,6 +125,12 @@ class Registered:
         tracking.finish(status=status, records=[self.record], folder=self.folder)
         assert tracking.not_taken == ""
         return tracking.model_uri
+
+    @property
+    def experiment(self) -> str:
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        assert found is not None
+        return str(found.experiment_id)
 
     def versions(self) -> list[Any]:
         return sorted(self.client.search_model_versions("name = 'tiny'"), key=lambda version: int(version.version))
@@ -172,3 +187,27 @@ def test_the_input_example_is_a_text_of_the_holdout_with_a_mask(registered: Regi
     assert list(model.input_example["text"]) == ["the <mask> cat sees a red house"]
     assert model.metadata.signature.inputs.input_names() == ["text"]
     assert model.metadata.signature.outputs.input_names() == ["restored"]
+
+
+def test_commands_find_a_model_by_its_place_in_mlflow(registered: Registered) -> None:
+    (version,) = registered.versions()
+    registered.client.set_registered_model_alias("tiny", "chosen", version.version)
+    best = run("fill-mask", registered.folder / "best", GIVEN["encoder"], "--json")
+    (trial,) = registered.client.search_runs([registered.experiment], "tags.`pretune.kind` = 'trial'")
+    for place in (
+        "models:/tiny/1",
+        "models:/tiny@chosen",
+        "models:/tiny",
+        f"runs:/{version.run_id}",
+        f"runs:/{version.run_id}/model",
+        f"runs:/{trial.info.run_id}",
+    ):
+        assert run("fill-mask", place, GIVEN["encoder"], "--json", "--results", registered.results) == best, place
+
+
+def test_a_model_that_mlflow_has_not_is_said_with_what_there_is(registered: Registered, tmp_path: Path) -> None:
+    here = ("--results", registered.results)
+    assert "it has: tiny" in run("fill-mask", "models:/other", "a <mask>", *here, fails=True)
+    assert "cannot be fetched" in run("evaluate", "models:/tiny/9", *here, fails=True)
+    assert "cannot be fetched" in run("export", "runs:/0123", tmp_path / "copy", *here, fails=True)
+    assert "there is no MLflow store in" in run("generate", "models:/tiny", "--results", tmp_path, fails=True)

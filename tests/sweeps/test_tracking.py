@@ -357,6 +357,30 @@ def test_one_thing_that_is_refused_does_not_hold_up_the_others() -> None:
     assert said == []
 
 
+def test_what_can_wait_goes_together_and_the_end_of_it_goes_at_once() -> None:
+    sent: list[tuple[object, int]] = []
+    waiting: list[int] = []
+
+    def send(key: object) -> None:
+        sent.append((key, len(waiting)))
+        waiting.clear()
+
+    outbox = Outbox(send, answers=lambda: True, say=print, patient_s=60)
+    outbox.put("trial")
+    wait_for(lambda: len(sent) == 1, "what begins was not sent at once")
+    for number in range(5):
+        waiting.append(number)
+        outbox.put("trial", can_wait=True)
+    time.sleep(0.2)
+    assert len(sent) == 1
+    outbox.put("trial")
+    wait_for(lambda: len(sent) == 2, "what ends was not sent at once")
+    waiting.append(5)
+    outbox.put("trial", can_wait=True)
+    assert outbox.close() == {}
+    assert sent == [("trial", 0), ("trial", 5), ("trial", 1)]
+
+
 def test_runs_tell_apart_what_memory_did_with_peaks_and_margins(sweep: Sweep) -> None:
     tracking = sweep.tracking()
     memory = {"memory_limit_bytes": 100, "predicted_peak_memory_bytes": 80, "peak_memory_bytes": 82}

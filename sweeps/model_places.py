@@ -1,0 +1,89 @@
+"""Where a model is, by what a user calls it: a folder, a run of MLflow, or a version in its model registry."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sweeps.results_folder import ResultsError
+
+_RUNS, _MODELS = "runs:/", "models:/"
+
+
+@contextmanager
+def model_at(place: str, results_folder: Path) -> Iterator[Path]:
+    """A local folder with the model of `place`, there for as long as the block runs.
+
+    Args:
+        place: A folder; `runs:/<run id>` of a sweep or of its best trial; `models:/<name>`, the newest version,
+            `models:/<name>/<version>` or `models:/<name>@<alias>`.
+        results_folder: Beside whose results the MLflow store lies, unless MLFLOW_TRACKING_URI names a server.
+
+    Raises:
+        ResultsError: MLflow has no such model, or does not answer.
+    """
+    if not place.startswith((_RUNS, _MODELS)):
+        yield Path(place)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield _fetched(place, results_folder, scratch)
+
+
+def _fetched(place: str, results_folder: Path, scratch: str) -> Path:
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    from sweeps.mlflow_store import make_quick, store_uri, without_password
+
+    uri = store_uri(results_folder)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise ResultsError(
+            f"{place}: there is no MLflow store in {results_folder}. Give --results FOLDER, or set MLFLOW_TRACKING_URI."
+        )
+    make_quick()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        client = MlflowClient(uri)
+        source = _source_of_run(client, place) if place.startswith(_RUNS) else _source_of_version(client, place)
+        fetched = Path(download_artifacts(artifact_uri=source, tracking_uri=uri, dst_path=scratch))
+    except (MlflowException, OSError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ResultsError(f"{place} cannot be fetched from MLflow at {without_password(uri)}: {why}") from error
+    found = sorted(
+        path.parent for path in fetched.rglob("config.json") if (path.parent / "model.safetensors").is_file()
+    )
+    if not found:
+        raise ResultsError(f"{place} holds no model of pretune: no config.json with model.safetensors beside it")
+    return found[0]
+
+
+def _source_of_run(client, place: str) -> str:  # type: ignore[no-untyped-def]  # MLflow is imported when it is needed.
+    from sweeps.mlflow_model import ARTIFACT
+
+    run_id, _, path = place.removeprefix(_RUNS).partition("/")
+    run = client.get_run(run_id)
+    parent = run.data.tags.get("mlflow.parentRunId")
+    if parent and not path:
+        sweep = client.get_run(parent)
+        best = sweep.data.tags.get("pretune.best_trial")
+        if best != run.info.run_name:
+            known = f"; the best is {best}, runs:/{parent}" if best else ""
+            raise ResultsError(f"{place} is {run.info.run_name}, and only the best trial keeps its model{known}")
+        run = sweep
+    return f"{str(run.info.artifact_uri).rstrip('/')}/{path or ARTIFACT}"
+
+
+def _source_of_version(client, place: str) -> str:  # type: ignore[no-untyped-def]  # As above.
+    name, _, version = place.removeprefix(_MODELS).partition("/")
+    name, _, alias = name.partition("@")
+    if alias:
+        return str(client.get_model_version_by_alias(name, alias).source)
+    if version:
+        return str(client.get_model_version(name, version).source)
+    versions = client.search_model_versions(f"name = '{name}'")
+    if not versions:
+        known = ", ".join(sorted(model.name for model in client.search_registered_models())) or "none"
+        raise ResultsError(f"{place}: the registry has no model of this name; it has: {known}")
+    return str(max(versions, key=lambda one: int(one.version)).source)
