@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from data_pipeline.settings import format_bytes
 from sweeps.outcomes import Outcome
 from sweeps.results import ranked
 from sweeps.search_space import format_setting, short_name
@@ -97,7 +98,9 @@ class Progress:
 
     def _draw(self) -> Group:
         records = list(self._records())
-        return Group(self._counts(records), leaders_table(records, limit=_LEADERS), self._pace(records))
+        fits = _what_fits(records)
+        known = [] if fits is None else [fits]
+        return Group(self._counts(records), leaders_table(records, limit=_LEADERS), *known, self._pace(records))
 
     def _counts(self, records: Sequence[TrialRecord]) -> Text:
         text = Text("trials  ")
@@ -120,6 +123,20 @@ class Progress:
         used = sum(self._tokens_per_trial if r.is_done else r.tokens for r in counted)
         left = max(0, self._num_trials * self._tokens_per_trial - used)
         return text.append(f"   at most {clock(left / speed)} left") if speed else text
+
+
+def _what_fits(records: Sequence[TrialRecord]) -> Text | None:
+    """The largest peak that was measured, and the smallest micro-batch that ran out; None before anything is known."""
+    line = Text("fits    ")
+    measured = [r for r in records if r.peak_memory_bytes and r.memory_limit_bytes and r.micro_batch_size_used]
+    if measured:
+        top = max(measured, key=lambda record: record.peak_memory_bytes or 0)
+        peak, limit = format_bytes(top.peak_memory_bytes or 0), format_bytes(top.memory_limit_bytes or 0)
+        line.append(f"micro-batch {top.micro_batch_size_used} took most, {peak} of {limit}   ")
+    ran_out = {size for record in records for size in record.out_of_memory_micro_batches}
+    if ran_out:
+        line.append(f"micro-batch {min(ran_out)} ran out", style="yellow")
+    return line if measured or ran_out else None
 
 
 def leaders_table(records: Sequence[TrialRecord], limit: int | None = None) -> Table:
