@@ -17,7 +17,7 @@ from data_pipeline.file_formats import FileKind
 from data_pipeline.parcels import Piece, describe, pieces_of, rebuild
 
 _SMALLEST_PARCEL_BYTES = 1 << 19
-_LARGEST_PARCEL_BYTES = 4 << 20
+_LARGEST_PARCEL_BYTES = 1 << 20
 _PARCELS_OF_A_CORPUS = 64
 _PARCELS_OF_A_UNIT = 16
 
@@ -66,7 +66,7 @@ def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]
     context.op_resource_reservation_enabled = False
     # Without a limit of ours, cutting runs ahead until the object store is full, however large that is.
     num_cores: float = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
-    waiting = int(4 * num_cores) + 8
+    waiting = int(2 * num_cores) + 4
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=waiting * corpus.parcel_bytes
     )

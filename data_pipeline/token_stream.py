@@ -26,7 +26,7 @@ from data_pipeline.token_blocks import block_bytes, read_block, report_block, wr
 from data_pipeline.tokenizer import load_tokenizer, longest_token, train_tokenizer, vocabulary_of
 
 SPLITS: tuple[SplitName, ...] = ("train", "holdout")
-_MERGED_BLOCK_BYTES = 32 << 20
+_MERGED_BLOCK_BYTES = 8 << 20
 
 
 def make_stream(
