@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sweeps.command_frame import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_NOTHING_COMPLETED
+from sweeps.noise_floor import verdict, winner_in_words
 from sweeps.outcomes import Outcome
 from sweeps.progress import STYLES, clock, leaders_table, settings_in_words
 from sweeps.results import ranked
@@ -53,6 +54,9 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
         console.print(f"[bold green]best[/bold green]     {winner.name}, holdout loss {loss:.4f} nats per token")
         for path, value in winner.settings.items():
             console.print(f"           {path}: {escape(format_setting(value))}", highlight=False)
+    found = verdict(end.records)
+    if found is not None:
+        console.print(f"[bold]margin[/bold]   {escape(winner_in_words(found))}", highlight=False, soft_wrap=True)
     folder = _short(end.folder.path)
     facts = [("model", _short(Path(end.summary["model"])) if best is not None else end.summary["model"])]
     facts += [

@@ -9,13 +9,12 @@ from typing import Any
 
 from data_pipeline.manifest import Manifest, read_manifest
 from sweeps.frontier_map import MAP_FILE, FrontierMap
+from sweeps.noise_floor import SEED, noise_floor, seed_groups, standings
 from sweeps.outcomes import Outcome
 from sweeps.results import ranked
 from sweeps.sweep_config import SweepConfig
 from sweeps.trial_curves import TrialCurves, read_curves
 from sweeps.trial_records import RefusedProposal, TrialRecord, TrialStore
-
-SEED = "training.seed"
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,7 @@ class Findings:
     def completed(self) -> tuple[TrialRecord, ...]:
         """Completed trials with a loss, best first."""
         losses = {r.number: loss for r in self.of(Outcome.COMPLETED) if (loss := finite_loss(r)) is not None}
-        with_loss = (record for record in self.records if record.number in losses)
-        return tuple(sorted(with_loss, key=lambda record: losses[record.number]))
+        return tuple(record for record in self.records if record.number in losses)
 
     @cached_property
     def _ranks(self) -> dict[int, int]:
@@ -51,14 +49,15 @@ class Findings:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The completed trial with the smallest loss."""
+        """The best trial of the best settings."""
         return self.completed[0] if self.completed else None
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
-        """Settings that differ between trials, or could have."""
+        """Settings that differ between trials, or could have; the seed only where it is swept."""
         listed = (path for record in sorted(self.records, key=lambda r: r.number) for path in record.settings)
-        return tuple(dict.fromkeys((*self.sweep.search, *listed)))
+        known = dict.fromkeys((*self.sweep.search, *listed))
+        return tuple(path for path in known if path != SEED or SEED in self.sweep.search)
 
     def setting(self, record: TrialRecord | RefusedProposal, path: str) -> Any:
         """A trial's value of a setting, whether it was swept in this trial or not."""
@@ -76,31 +75,24 @@ class Findings:
     @cached_property
     def repeats(self) -> tuple[tuple[TrialRecord, ...], ...]:
         """Groups of two or more completed trials that differ in nothing but the seed, best group first."""
-        groups: dict[str, list[TrialRecord]] = {}
-        for record in self.completed:
-            key = repr([self.setting(record, path) for path in self.paths if path != SEED])
-            groups.setdefault(key, []).append(record)
-        return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+        return tuple(group.records for group in seed_groups(self.records) if group.count > 1)
 
     @cached_property
     def noise_nats(self) -> float | None:
         """Standard deviation of the loss between seeds, pooled over all repeats; None without repeats."""
-        squares = degrees = 0.0
-        for group in self.repeats:
-            losses = [loss for record in group if (loss := finite_loss(record)) is not None]
-            mean = math.fsum(losses) / len(losses)
-            squares += math.fsum((loss - mean) ** 2 for loss in losses)
-            degrees += len(losses) - 1
-        return math.sqrt(squares / degrees) if degrees else None
+        noise = noise_floor(self.records)
+        return None if noise is None else noise.std_nats
+
+    @cached_property
+    def _tied_with_best(self) -> frozenset[int]:
+        return frozenset(number for number, standing in standings(self.records).items() if standing.tie_group == 1)
 
     def is_tied_with_best(self, record: TrialRecord) -> bool:
-        """Whether the difference to the best is within two standard errors of a difference between single runs."""
-        if self.best is None or self.noise_nats is None or record.number == self.best.number:
+        """Whether a trial of other settings than the best cannot be told from it: its loss may differ by luck alone."""
+        if self.best is None or record.number not in self._tied_with_best:
             return False
-        best_loss, loss = finite_loss(self.best), finite_loss(record)
-        if best_loss is None or loss is None or record.outcome is not Outcome.COMPLETED:
-            return False
-        return loss - best_loss <= 2 * math.sqrt(2) * self.noise_nats
+        best, other = (standings(self.records)[number].group for number in (self.best.number, record.number))
+        return best.records != other.records
 
 
 def gather(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord], summary: dict[str, Any]) -> Findings:

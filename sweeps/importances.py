@@ -1,19 +1,31 @@
 """How much each swept setting mattered for the loss."""
 
 import math
+from dataclasses import dataclass
 
 import optuna
 from optuna.trial import create_trial
 
-from sweeps.findings import Findings, finite_loss
+from sweeps.equal_progress import equal_progress
+from sweeps.findings import Findings
 from sweeps.settings_sampler import holds
 
 MIN_TRIALS = 6
-"""With fewer completed trials than this the shares are chance."""
+"""With fewer trials than this the shares are chance."""
 
 
-def importances(findings: Findings) -> dict[str, float] | str:
-    """Dotted path to its share of the total importance, largest first; or why there is none, in words.
+@dataclass(frozen=True)
+class Importances:
+    """Dotted path to its share of the total importance, largest first, and what that rests on."""
+
+    shares: dict[str, float]
+    num_trials: int
+    in_words: str
+    """Where in training their losses were compared."""
+
+
+def importances(findings: Findings) -> Importances | str:
+    """How much each setting mattered; or why that is not known, in words.
 
     Source: PED-ANOVA, Watanabe et al., arXiv:2304.10255: which settings set the best quarter of the trials apart.
     """
@@ -25,15 +37,17 @@ def importances(findings: Findings) -> dict[str, float] | str:
         return "fewer than two settings were swept."
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize", sampler=optuna.samplers.RandomSampler(seed=0))
-    for record in findings.completed:
+    progress = equal_progress(findings.records)
+    for record, loss in zip(progress.records, progress.losses, strict=True):
         params = {path: record.settings[path] for path in space if path in record.settings}
         if len(params) == len(space) and all(holds(space[path], params[path]) for path in space):
-            study.add_trial(create_trial(params=params, distributions=space, value=finite_loss(record)))
+            study.add_trial(create_trial(params=params, distributions=space, value=loss))
     if len(study.trials) < MIN_TRIALS:
-        return f"it takes {MIN_TRIALS} completed trials inside the search space, and there are {len(study.trials)}."
+        count = len(study.trials)
+        return f"it takes {MIN_TRIALS} trials with comparable losses inside the search space, and there are {count}."
     if len({trial.value for trial in study.trials}) == 1:
-        return "all completed trials have the same loss."
+        return "all trials have the same loss."
     found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=0.25))
     if not all(map(math.isfinite, found.values())):
-        return "the completed trials are too much alike."
-    return dict(found)
+        return "the trials are too much alike."
+    return Importances(dict(found), len(study.trials), progress.in_words)

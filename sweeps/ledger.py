@@ -13,6 +13,7 @@ from sweeps.memory_frontier import MICRO_BATCH, MemoryFrontier, Refusal
 from sweeps.memory_observations import MemoryObservation
 from sweeps.outcomes import Outcome
 from sweeps.results_folder import LOG_FILE
+from sweeps.sweep_budget import REPEAT
 from sweeps.trial_records import LOSS, MemoryVerdict, RefusedProposal, TrialRecord, TrialStore
 
 HOPELESS_AFTER = 3
@@ -61,9 +62,9 @@ class Ledger:
     def open(self, settings: dict[str, Any], chosen_by: str) -> TrialRecord:
         """A new trial with the next number."""
         number = max(self.records, default=0) + 1
-        record = TrialRecord(
-            number=number, settings=settings, chosen_by=chosen_by, run_to_end=self._is_to_run_to_the_end(number)
-        )
+        # Seeds of one setting are compared at their end, where one that was stopped would have no loss.
+        runs_to_end = chosen_by == REPEAT or self._is_to_run_to_the_end(number)
+        record = TrialRecord(number=number, settings=settings, chosen_by=chosen_by, run_to_end=runs_to_end)
         run = self._run_of(record)
         record = record.model_copy(
             update={
@@ -257,7 +258,8 @@ class Ledger:
 
     def _is_to_run_to_the_end(self, number: int) -> bool:
         due = sum(drawn <= number for drawn in self._run_to_end)
-        taken = sum(r.run_to_end and r.outcome is not Outcome.INFEASIBLE for r in self.records.values())
+        searched = [record for record in self.records.values() if record.chosen_by != REPEAT]
+        taken = sum(r.run_to_end and r.outcome is not Outcome.INFEASIBLE for r in searched)
         return taken < due
 
     def unfinished(self) -> list[TrialRecord]:

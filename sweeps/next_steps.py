@@ -7,8 +7,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_pipeline.settings import format_bytes
-from sweeps.findings import SEED, Findings, finite_loss
+from sweeps.findings import Findings, finite_loss
 from sweeps.memory_frontier import MICRO_BATCH
+from sweeps.noise_floor import SEED
 from sweeps.outcomes import Outcome
 from sweeps.search_space import Distribution, format_setting
 from sweeps.trial_records import TrialRecord
@@ -162,9 +163,6 @@ def _is_possible(findings: Findings, path: str, value: Any) -> bool:
 def _ties(findings: Findings) -> Iterator[str]:
     if findings.best is None or len(findings.completed) < 2:
         return
-    best_loss, second_loss = (finite_loss(record) for record in findings.completed[:2])
-    assert best_loss is not None
-    assert second_loss is not None
     if findings.noise_nats is not None:
         tied = [record.name for record in findings.completed if findings.is_tied_with_best(record)]
         if tied:
@@ -173,10 +171,14 @@ def _ties(findings: Findings) -> Iterator[str]:
                 f"{findings.noise_nats:.4f} nats (standard deviation). More seeds of these would decide."
             )
         return
+    best_loss, second_loss = (finite_loss(record) for record in findings.completed[:2])
+    assert best_loss is not None
+    assert second_loss is not None
     gap = second_loss - best_loss
     yield (
         f"The two best trials are {gap:.4f} nats ({gap / best_loss:.2%}) apart, and no settings were repeated, so a "
-        f"tie within noise cannot be excluded: run the leading settings with {SEED}: {{choice: [0, 1, 2]}}."
+        f"tie within noise cannot be excluded: say repeats: {{trials: 4}}, and the leading settings "
+        "are trained with other seeds."
     )
 
 

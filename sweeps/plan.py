@@ -17,6 +17,7 @@ from core.run_config import RunConfig
 from data_pipeline.settings import format_bytes
 from sweeps.cluster import LanePlan, ResourcesError, plan_lanes, worker_memory_bytes
 from sweeps.early_stopping import rule_in_words, rung_tokens
+from sweeps.fairness import remarks
 from sweeps.informed_start import informed_points
 from sweeps.memory_frontier import MICRO_BATCH, MemoryFrontier, micro_batch_of
 from sweeps.promotion import Promotions
@@ -167,6 +168,7 @@ def print_plan(plan: SweepPlan, console: Console) -> None:
     for label, text in _facts(plan):
         console.print(f"  {label:<14}{escape(text)}", highlight=False, soft_wrap=True)
     console.print()
+    _print_comparisons(plan, console)
     console.print(f"[bold]What fits[/bold] in {format_bytes(plan.memory_bytes)} of one worker (predicted)")
     console.print(_memory_table(plan))
 
@@ -198,6 +200,19 @@ def _predicted_peaks(plan: SweepPlan) -> Iterator[tuple[int, int]]:
         yield micro_batch, peak
 
 
+def _print_comparisons(plan: SweepPlan, console: Console) -> None:
+    found = remarks(plan.sweep, rungs=plan.rungs)
+    if not found:
+        return
+    console.print("[bold]Comparisons[/bold]")
+    for remark in found:
+        style = {"fair": "green", "warning": "yellow", "refused": "red"}[remark.verdict]
+        console.print(
+            f"  [{style}]{remark.verdict:<14}[/{style}]{escape(str(remark))}", highlight=False, soft_wrap=True
+        )
+    console.print()
+
+
 def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
     sweep, budget = plan.sweep, plan.sweep.budget
     if sweep.start is not None:
@@ -227,6 +242,10 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
         "holdout loss in nats per token, on the same holdout for every trial"
         + (" under the same masks at 15 %" if sweep.objective.masked_lm else ""),
     )
+    repeats = sweep.repeats.count(budget.trials)
+    if repeats:
+        leaders = f"the best {sweep.repeats.leaders} settings"
+        yield "repeated", f"{leaders} with other seeds, until they can be told apart, in {repeats} more trials at most"
     yield "side by side", plan.lanes.reason
 
 

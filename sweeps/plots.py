@@ -95,7 +95,7 @@ def parameter_plots(findings: Findings) -> str | None:
     """Holdout loss against each swept setting; what has no loss is marked along the top."""
     if not findings.paths or not any(finite_loss(record) is not None for record in findings.records):
         return None
-    columns = _columns(len(findings.paths))
+    columns = columns_of_a_grid(len(findings.paths))
     rows = -(-len(findings.paths) // columns)
     with page_style():
         figure = new_figure(min(PAGE_WIDTH, 0.8 + 3.4 * columns), 0.5 + 2.7 * rows)
@@ -112,7 +112,7 @@ def parameter_plots(findings: Findings) -> str | None:
         return to_svg(figure, "parameters")
 
 
-def _columns(count: int) -> int:
+def columns_of_a_grid(count: int) -> int:
     """Columns of a grid that leave few places empty."""
     return count if count <= 4 else 3 if count in (5, 6, 9) else 4
 
@@ -128,7 +128,7 @@ def _limit_parameter_losses(axes: Axes, findings: Findings) -> float:
 
 
 def _draw_parameter(axes: Axes, findings: Findings, path: str, top: float) -> None:
-    place = _SettingAxis(axes, findings, path)
+    place = SettingAxis(axes, findings, path)
     for outcome, filled in ((Outcome.COMPLETED, True), (Outcome.STOPPED, False)):
         trials = [record for record in findings.of(outcome) if finite_loss(record) is not None]
         if not trials:
@@ -165,7 +165,7 @@ def _draw_parameter(axes: Axes, findings: Findings, path: str, top: float) -> No
         )
 
 
-class _SettingAxis:
+class SettingAxis:
     """The x axis of one setting: logarithmic where it was swept so, one place a value where values are listed."""
 
     def __init__(self, axes: Axes, findings: Findings, path: str) -> None:
@@ -204,7 +204,10 @@ class _SettingAxis:
 
     def of(self, record: TrialRecord) -> float:
         """Where on the axis a trial stands."""
-        value = self._findings.setting(record, self._path)
+        return self.at(self._findings.setting(record, self._path))
+
+    def at(self, value: Any) -> float:
+        """Where on the axis a value stands."""
         if self._listed is None:
             return float(value)
         return float([repr(listed) for listed in self._listed].index(repr(value)))

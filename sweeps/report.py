@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sweeps import report_comparison as comparison
 from sweeps import report_costs as costs
 from sweeps import report_results as results
 from sweeps import report_setup as setup
@@ -57,14 +58,41 @@ def write_pictures(into: Path, folder: Path, sweep: SweepConfig, summary: dict[s
 
 
 _PAGE = (
-    *("purpose", "ranking", "curves", "settings", "next", "comparison", "samples", "memory", "time"),
+    *(
+        "purpose",
+        "ranking",
+        "ties",
+        "budgets",
+        "curves",
+        "settings",
+        "next",
+        "comparison",
+        "replay",
+        "fairness",
+        "samples",
+        "memory",
+        "time",
+    ),
     *("noise", "trials", "waste", "problems", "timeline", "setup", "data", "environment"),
 )
 """Results first, how they came about after."""
 
 _RECORD = (
     *("purpose", "setup", "environment", "data", "timeline", "trials", "errors", "time", "memory", "noise"),
-    *("curves", "samples", "ranking", "settings", "comparison", "targets", "waste", "problems"),
+    *(
+        "curves",
+        "samples",
+        "ranking",
+        "ties",
+        "budgets",
+        "settings",
+        "comparison",
+        "replay",
+        "fairness",
+        "targets",
+        "waste",
+        "problems",
+    ),
     *("conclusions", "next"),
 )
 """The order of a laboratory's record: goal, setup, course, results, conclusions."""
@@ -85,8 +113,12 @@ def _sections(findings: Findings) -> dict[str, Section]:
         "curves": results.curves_section(findings),
         "samples": _samples_section(findings),
         "ranking": results.ranking_section(findings),
+        "ties": comparison.ties_section(findings),
+        "budgets": comparison.budgets_section(findings),
         "settings": results.settings_section(findings),
         "comparison": results.comparison_section(findings),
+        "replay": comparison.replay_section(findings),
+        "fairness": comparison.fairness_section(findings),
         "targets": _targets_section(findings),
         "waste": costs.waste_section(findings),
         "problems": costs.problems_section(findings),

@@ -163,6 +163,13 @@ def noise_section(findings: Findings) -> Section:
         "little cost in tokens, well above it tokens are wasted (McCandlish et al., arXiv:1812.06162). It grows as the "
         "loss falls."
     )
+    swept = findings.sweep.search.get("training.batch_size")
+    scales = sorted(s for r in findings.completed if (s := findings.curves[r.number].noise_scale_rows) is not None)
+    if swept is not None and scales:
+        words += (
+            f" Batch sizes swept: {swept}; noise scale at the end of the completed trials: {scales[0]:,.0f} to "
+            f"{scales[-1]:,.0f} rows, {statistics.median(scales):,.0f} in the median."
+        )
     table = Table(["trial", "batch size, rows", "noise scale, rows", "batch / scale"], rows, "noise")
     return Section("Critical batch size", [table, Paragraph(words)])
 

@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Iterator
 
 from sweeps.baseline import Baseline
-from sweeps.findings import SEED, Findings, finite_loss, speed
+from sweeps.findings import Findings, finite_loss, speed
 from sweeps.importances import importances
 from sweeps.memory_frontier import MICRO_BATCH
 from sweeps.next_steps import next_steps
+from sweeps.noise_floor import SEED, noise_floor, verdict, winner_in_words
 from sweeps.plots import loss_curves, parameter_plots
 from sweeps.progress import settings_in_words
+from sweeps.rankings import disagreement, equal_budgets
 from sweeps.report_blocks import (
     Block,
     Bullets,
@@ -24,6 +26,7 @@ from sweeps.report_blocks import (
 )
 from sweeps.report_models import model_blocks
 from sweeps.search_space import format_setting, short_name
+from sweeps.setting_curves import loss_model, setting_curves
 from sweeps.trial_records import LOSS, TrialRecord
 
 _METRICS = {
@@ -85,11 +88,11 @@ def ranking_section(findings: Findings) -> Section:
             + " Stopped trials stand behind completed ones, by how far they came: their final loss is not known."
         )
     )
-    noise = findings.noise_nats
+    noise = noise_floor(findings.records)
     blocks.append(
         Paragraph(
-            f"Between seeds the loss has a standard deviation of {noise:.4f} nats; trials closer to the best than "
-            f"{2 * 2**0.5 * noise:.4f} count as ties."
+            f"Between seeds the loss has a standard deviation of {noise.std_nats:.4f} nats ({noise.degrees} degrees of "
+            f"freedom); two single runs that differ by less than {noise.least_difference(1, 1):.4f} count as ties."
             if noise is not None
             else f"No settings were repeated with other seeds (`{SEED}`), so how far luck moves a loss is not known "
             "and ties are not marked."
@@ -163,17 +166,26 @@ def settings_section(findings: Findings) -> Section:
             "loss to show; a trial above the scale stands on its upper edge."
         )
         blocks.append(Picture(picture, caption))
+    modelled = loss_model(findings.sweep, findings.records)
+    if modelled is not None:
+        surface, progress = modelled
+        caption = (
+            f"What is expected of each setting {progress.in_words}, the others as they were in the trials, on average: "
+            f"a Gaussian process of {len(progress.losses)} trials, with a band of one standard deviation. What the "
+            f"settings do not explain has a standard deviation of {surface.noise_nats:.4f} nats."
+        )
+        blocks.append(Picture(setting_curves(findings, surface, progress), caption))
     found = importances(findings)
     if isinstance(found, str):
         blocks.append(Paragraph(f"Importances are left out: {found}"))
     else:
-        rows: list[list[Cell]] = [[f"{path}", number(share, ".1%", bar=share)] for path, share in found.items()]
+        rows: list[list[Cell]] = [[f"{path}", number(share, ".1%", bar=share)] for path, share in found.shares.items()]
         blocks.append(Table(["setting", "importance"], rows, "importances"))
         control = " The micro-batch changes nothing that is learnt: its share shows how much is chance."
         blocks.append(
             Paragraph(
                 "Importance (PED-ANOVA): how sharply a setting sets the best quarter of the "
-                f"{len(findings.completed)} completed trials apart." + (control if MICRO_BATCH in found else "")
+                f"{found.num_trials} trials {found.in_words} apart." + (control if MICRO_BATCH in found.shares else "")
             )
         )
     return Section("Settings", [*blocks, *model_blocks(findings)])
@@ -248,10 +260,13 @@ def conclusions_section(findings: Findings) -> Section:
     if best is None:
         return Section("Conclusions", [Paragraph("None can be drawn: no trial completed.")])
     setting = f" with {settings_in_words(best.settings)}" if best.settings else ""
-    items = [f"{best.name}{setting} has the smallest holdout loss of {len(findings.completed)} completed trials: "
+    items = [f"{best.name}{setting} is the best of {len(findings.completed)} completed trials: holdout loss "
              f"{best.metrics[LOSS]:.4f} nats per predicted token."]  # fmt: skip
+    found_apart = verdict(findings.records)
+    items += [winner_in_words(found_apart)] if found_apart is not None else []
+    items += disagreement(findings, equal_budgets(findings))
     found = importances(findings)
     if not isinstance(found, str):
-        path, share = next(iter(found.items()))
+        path, share = next(iter(found.shares.items()))
         items.append(f"`{path}` mattered most ({share:.0%} of the importance).")
     return Section("Conclusions", [Bullets(items)])

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
+from sweeps.noise_floor import Standing, seed_groups, standings, verdict
 from sweeps.outcomes import Outcome
 from sweeps.trial_records import MemoryVerdict, RefusedProposal, TrialRecord, write_atomically
 
@@ -28,28 +29,37 @@ _VERSIONS = ("pretune", "ray", "torch", "tokenizers", "pandas", "mlflow", "pyarr
 
 
 def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Best first: completed trials by holdout loss, then stopped ones by how far they came and their loss there."""
+    """Best first: completed trials by the loss of their settings, then stopped ones by how far they came.
+
+    The loss of settings is the mean over their seeds, and how sure that is counts: see `noise_floor.seed_groups`.
+    """
+    groups = {r.number: place for place, group in enumerate(seed_groups(records)) for r in group.records}
 
     def key(record: TrialRecord) -> tuple[Any, ...]:
         # NaN compares false with everything: as a sort key it would leave the others in no order.
         loss = record.loss if record.loss is not None and math.isfinite(record.loss) else math.inf
         # By rung, not by tokens: a larger batch overshoots a rung by more, which is no merit.
         came_far = -max(record.rung_losses, default=0) if record.outcome is Outcome.STOPPED else 0
-        return (_ORDER.index(record.outcome), came_far, loss, record.number)
+        place = groups.get(record.number, len(records))
+        return (_ORDER.index(record.outcome), came_far, place, loss, record.number)
 
     return sorted(records, key=key)
 
 
 def best_trial(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The completed trial with the smallest holdout loss; None when none completed."""
+    """The best trial of the best settings; None when none completed."""
     first = next(iter(ranked(records)), None)
     if first is None or first.outcome is not Outcome.COMPLETED or first.loss is None or not math.isfinite(first.loss):
         return None
     return first
 
 
-def trial_row(record: TrialRecord, rank: int) -> dict[str, Any]:
-    """One trial as a row of trials.csv; units are in the names."""
+def trial_row(record: TrialRecord, rank: int, standing: Standing | None = None) -> dict[str, Any]:
+    """One trial as a row of trials.csv; units are in the names.
+
+    Args:
+        standing: Of a trial that completed.
+    """
     metrics = {name.replace("/", "_"): value for name, value in record.metrics.items()}
     return {
         "rank": rank,
@@ -59,6 +69,11 @@ def trial_row(record: TrialRecord, rank: int) -> dict[str, Any]:
         **record.settings,
         **metrics,
         "best_holdout_loss_nats_per_token": record.best_loss,
+        "seeds": standing.num_seeds if standing else None,
+        "mean_holdout_loss_over_seeds_nats_per_token": standing.mean_loss if standing else None,
+        "mean_holdout_loss_low_95_nats_per_token": standing.low if standing else None,
+        "mean_holdout_loss_high_95_nats_per_token": standing.high if standing else None,
+        "tie_group": standing.tie_group if standing else None,
         "tokens": record.tokens,
         "tokens_spent": record.tokens_spent,
         "training_s": round(record.training_s, 3),
@@ -114,7 +129,10 @@ def memory_counts(records: Sequence[TrialRecord], refused: Sequence[RefusedPropo
 
 def write_trials_csv(path: Path, records: Sequence[TrialRecord]) -> None:
     """One row a trial, every trial, best first."""
-    rows = [trial_row(record, rank) for rank, record in enumerate(ranked(records), start=1)]
+    standing = standings(records)
+    rows = [
+        trial_row(record, rank, standing.get(record.number)) for rank, record in enumerate(ranked(records), start=1)
+    ]
     # A trial without metrics has fewer columns: take all of them, in the order of the row that has most.
     columns = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
     text = io.StringIO()
@@ -151,7 +169,8 @@ def summarize(
         "name": name,
         "identity": identity,
         "status": status,
-        "best": None if best is None else trial_row(best, 1),
+        "best": None if best is None else trial_row(best, 1, standings(records).get(best.number)),
+        "winner": winner_figures(records),
         "ranking": [record.name for record in ranked(records)],
         "outcomes": dict(Counter(record.state for record in records)),
         "memory_verdicts": dict(Counter(r.memory_verdict for r in records if r.memory_verdict)),
@@ -162,6 +181,25 @@ def summarize(
         "wall_s": round(wall_s, 3),
         "data": data,
         "versions": versions(),
+    }
+
+
+def winner_figures(records: Sequence[TrialRecord]) -> dict[str, Any] | None:
+    """The winner, its margin over the next settings, and what the noise between seeds says of it."""
+    found = verdict(records)
+    if found is None:
+        return None
+    return {
+        "trial": found.best.records[0].name,
+        "seeds": found.best.count,
+        "mean_holdout_loss_nats_per_token": found.best.mean,
+        "runner_up": None if found.second is None else found.second.records[0].name,
+        "margin_nats_per_token": found.margin_nats,
+        "margin_over_noise": found.margin_over_noise,
+        "noise_between_seeds_nats_per_token": None if found.noise is None else found.noise.std_nats,
+        "degrees_of_freedom": None if found.noise is None else found.noise.degrees,
+        "is_told_apart": found.is_told_apart,
+        "tied_with": [group.records[0].name for group in found.tied],
     }
 
 

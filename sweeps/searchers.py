@@ -12,6 +12,7 @@ from sweeps.informed_start import informed_points, with_smaller_micro_batch
 from sweeps.ledger import Ledger
 from sweeps.memory_frontier import MICRO_BATCH, MemoryFrontier, Refusal, micro_batch_of
 from sweeps.micro_batches import MicroBatches, without_micro_batch
+from sweeps.noise_floor import next_repeat
 from sweeps.outcomes import Outcome
 from sweeps.promotion import Promotions
 from sweeps.settings_sampler import SettingsSampler
@@ -72,7 +73,10 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config, `FINISHED`, or None: ask again when a running trial has ended."""
-        record = None if self._ledger.is_hopeless() else self._next_leg()
+        is_hopeless = self._ledger.is_hopeless()
+        record = None if is_hopeless else self._next_leg()
+        if record is None and not is_hopeless and self._is_search_over():
+            record = self._next_repeat()
         if record is None:
             is_waiting = self._num_running() > 0
             return None if is_waiting else str(Searcher.FINISHED)
@@ -146,6 +150,21 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         if not self._has_room():
             return None
         return self._next_informed() or self._propose_feasible()
+
+    def _is_search_over(self) -> bool:
+        running = [self._ledger.records[number] for number in self._numbers.values()]
+        return all(record.chosen_by == REPEAT for record in running)
+
+    def _next_repeat(self) -> TrialRecord | None:
+        """A leading trial's settings with another seed, while that may still decide something."""
+        records = list(self._ledger.records.values())
+        repeats = [r for r in records if r.chosen_by == REPEAT and r.outcome is not Outcome.INFEASIBLE]
+        room, _ = self._budget.room_for_repeat(records)
+        if len(repeats) >= self._budget.num_repeats or room == "no":
+            return None
+        file_seed = self._sweep.training.seed
+        settings = next_repeat(records, leaders=self._sweep.repeats.leaders, file_seed=file_seed)
+        return None if settings is None else self._ledger.open(settings, REPEAT)
 
     def _has_room(self) -> bool:
         room, why = self._budget.room_for_search(self._ledger.records.values(), num_waiting=len(self._listed))

@@ -25,8 +25,9 @@ from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.baseline import read_baseline
 from sweeps.changed_sweep import begin
 from sweeps.cluster import connect, device_kind, log_libraries_to
-from sweeps.early_stopping import KeptOutOfPickles, Rungs, StoppingRule
+from sweeps.early_stopping import KeptOutOfPickles, Rungs, StoppingRule, rung_tokens
 from sweeps.elastic_lanes import HoldsBack, LaneCount, LetsIdleLanesGo, nodes_now
+from sweeps.fairness import num_predicted_positions, refuse_unfair, remarks
 from sweeps.frontier_map import MAP_FILE, map_frontier
 from sweeps.git_state import git_state
 from sweeps.ledger import Ledger
@@ -37,6 +38,7 @@ from sweeps.memory_observations import MemoryStore, file_of_device
 from sweeps.micro_batches import MicroBatches, swept_micro_batches
 from sweeps.mlflow_dataset import dataset_inputs
 from sweeps.mlflow_tags import source_tags
+from sweeps.noise_floor import seed_groups
 from sweeps.nothing_fits import check_that_something_fits
 from sweeps.plan import SweepPlan, plan_sweep
 from sweeps.preparation import corpus_in_words, data_figures, prepare_with_progress
@@ -89,6 +91,7 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console, kep
     Raises:
         ResultsError, TrackingError, CorpusError, ResourcesError: Something the user can mend, found before training.
     """
+    refuse_unfair(remarks(sweep, rungs=rung_tokens(sweep.early_stopping, sweep.budget.tokens_per_trial)))
     check_writable(results_folder)
     log_libraries_to(results_folder / LOG_FILE)
 
@@ -154,6 +157,10 @@ def _run(
         return wall_s_before + time.monotonic() - started_at
 
     run = _SweepRun(plan, data, folder, wall_s=wall_s, say=say, at_uri=at_uri)
+    num_predicted = num_predicted_positions(sweep, data.holdout.num_tokens)
+    for remark in remarks(sweep, rungs=plan.rungs, num_predicted=num_predicted):
+        if remark.verdict != "fair":
+            console.print(f"{remark.verdict:<8} {remark}", highlight=False, markup=False, soft_wrap=True)
     for words in run.memory_in_words():
         console.print(f"memory   {words}", highlight=False, markup=False, soft_wrap=True)
     _start_tracking(tracking, sweep, data, folder)
@@ -161,7 +168,7 @@ def _run(
     progress = Progress(
         console,
         lambda: list(run.ledger.records.values()),
-        num_trials=sweep.budget.trials,
+        num_trials=sweep.budget.trials + sweep.repeats.count(sweep.budget.trials),
         tokens_per_trial=sweep.budget.tokens_per_trial,
         num_refused=lambda: len(run.ledger.refused),
     )
@@ -193,7 +200,7 @@ def _run(
             status = "incomplete"
         events.close()
         ray.shutdown()
-        run.drop_beaten_checkpoints()
+        run.drop_all_but_the_winners_checkpoint()
         so_far.close()
         summary = _write_results(run, status=status, tracking=tracking, wall_s=wall_s())
     run.check_that_something_ran()
@@ -259,8 +266,8 @@ class _SweepRun:
             remember=lambda seen: self.frontier.learn(self._memory.add(seen, torch.__version__)),
             flops_per_token=lambda run: training_flops_a_token(run, data.vocabulary.size),
         )
-        self._leader = best_trial(list(self.ledger.records.values()))
         self._beaten: list[TrialRecord] = []
+        self._dropped: set[int] = set()
         rule.restore(self.ledger.records.values())
         for record in self.ledger.records.values():
             self.frontier.learn_trial(record, self.run_of(record))
@@ -274,7 +281,7 @@ class _SweepRun:
             worst_loss=math.log(data.vocabulary.size),
             trial_config=self._trial_config,
             largest_micro_batch=plan.largest_micro_batch,
-            budget=SweepBudget(sweep.budget, elapsed_s=wall_s),
+            budget=SweepBudget(sweep.budget, elapsed_s=wall_s, num_repeats=sweep.repeats.count(sweep.budget.trials)),
             promotions=plan.promotions,
             micro_batches=self.micro_batches,
         )
@@ -355,25 +362,37 @@ class _SweepRun:
                 self.ledger.settle(record.number, None)
 
     def keep_only_the_best_checkpoint(self, event: str, record: TrialRecord, _: Any) -> None:
-        """A checkpoint is three times its model's size: of the trials that are done only the best keeps its own."""
+        """A checkpoint is three times its model's size: of the trials that are done only those keep it that may win."""
         if event != "ended" or not record.is_done:
             return
         self.drop_beaten_checkpoints()
         # Dropped with the next one: a stopped trial writes its last checkpoint after it was told to stop.
-        best = best_trial(list(self.ledger.records.values()))
-        if record is not best:
-            self._beaten.append(record)
-        elif self._leader is not None:
-            self._beaten.append(self._leader)
-        self._leader = best
+        self._beaten = self._without_a_chance()
+
+    def _without_a_chance(self, *, num_leaders: int | None = None) -> list[TrialRecord]:
+        """Trials that are done and are none of the leaders, or none but the best, whose order repeats may change."""
+        records = list(self.ledger.records.values())
+        sweep = self.plan.sweep
+        if num_leaders is None:
+            num_leaders = sweep.repeats.leaders + 1 if sweep.repeats.count(sweep.budget.trials) else 1
+        kept = {group.records[0].number for group in seed_groups(records)[:num_leaders]}
+        gone = kept | self._dropped
+        return [record for record in records if record.is_done and record.number not in gone]
 
     def drop_beaten_checkpoints(self) -> None:
         """Remove what `keep_only_the_best_checkpoint` has marked."""
         while self._beaten:
-            trial_folder = self._store.folder_of(self._beaten.pop())
+            record = self._beaten.pop()
+            self._dropped.add(record.number)
+            trial_folder = self._store.folder_of(record)
             drop_checkpoints(trial_folder)
             if self.at_uri is not None:
                 self.at_uri.drop_checkpoints(trial_folder)
+
+    def drop_all_but_the_winners_checkpoint(self) -> None:
+        """Nothing will be trained any more."""
+        self._beaten = self._without_a_chance(num_leaders=1)
+        self.drop_beaten_checkpoints()
 
     def _trial_config(self, record: TrialRecord, run: RunConfig) -> dict[str, Any]:
         promotions = self.plan.promotions

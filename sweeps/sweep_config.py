@@ -118,6 +118,23 @@ class BudgetConfig(Settings):
         return self
 
 
+class RepeatsConfig(Settings):
+    """Leading settings are trained again with other seeds, once the search has ended: only so is it known what luck
+    does to a loss, and which settings are tied."""
+
+    trials: NonNegativeInt | Literal["auto"] = "auto"
+    """At most so many, until the best can be told from the other leaders. auto: one for five trials of the budget, six
+    at most, and none for a budget of fewer than ten."""
+    leaders: Count = 3
+    """Settings that are repeated."""
+
+    def count(self, num_trials: int) -> int:
+        """Repeats at most, for a search of so many trials."""
+        if self.trials != "auto":
+            return self.trials
+        return min(6, num_trials // 5) if num_trials >= 10 else 0
+
+
 class ResourcesConfig(Settings):
     """What a trial runs on."""
 
@@ -219,6 +236,7 @@ class SweepConfig(Settings):
     """Settings tried first, as you give them: launched even where the memory prediction doubts them."""
     searcher: SearcherConfig = SearcherConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    repeats: RepeatsConfig = RepeatsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     budget: BudgetConfig
     resources: ResourcesConfig = ResourcesConfig()
@@ -271,7 +289,7 @@ class SweepConfig(Settings):
             num_workers=self.resources.workers_per_trial,
             is_swept=bool(self.search),
         )
-        smallest_batch = min(self._values_of("training.batch_size"))
+        smallest_batch = min(self.values_of("training.batch_size"))
         if smallest_batch < self.resources.workers_per_trial:
             faults.append(
                 f"training.batch_size={smallest_batch} leaves some of the {self.resources.workers_per_trial} workers "
@@ -285,20 +303,21 @@ class SweepConfig(Settings):
         stopping = self.early_stopping
         if stopping.method != "trunk-and-branch":
             return
-        others = sorted(set(self._values_of("training.schedule")) - {"wsd"})
+        others = sorted(set(self.values_of("training.schedule")) - {"wsd"})
         if others:
             yield (
                 f"early_stopping.method=trunk-and-branch needs a trunk at constant learning rate, which "
                 f"training.schedule={others[0]} has not; use training.schedule: wsd, or early_stopping.method: asha"
             )
-        cooldown = max(self._values_of("training.cooldown"))
+        cooldown = max(self.values_of("training.cooldown"))
         if cooldown + 1 / stopping.reduction_factor > 1:
             yield (
                 f"training.cooldown={cooldown:g} begins before the last rung, at 1/{stopping.reduction_factor} of the "
                 f"tokens; use a cooldown of at most {1 - 1 / stopping.reduction_factor:.2g}"
             )
 
-    def _values_of(self, path: str) -> tuple[Any, ...]:
+    def values_of(self, path: str) -> tuple[Any, ...]:
+        """All values of a choice, both ends of a range, or the one value of a setting that is not swept."""
         if path in self.search:
             return self.search[path].extremes()
         return (self.value_at(path),)

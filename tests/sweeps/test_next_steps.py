@@ -5,7 +5,7 @@ import pytest
 from swept_folder import example_sweep
 
 from sweeps.findings import Findings, gather
-from sweeps.importances import importances
+from sweeps.importances import Importances, importances
 from sweeps.next_steps import next_steps
 from sweeps.outcomes import Outcome
 from sweeps.trial_records import LOSS, RefusedProposal, TrialRecord, TrialStore
@@ -149,21 +149,21 @@ def test_setting_that_decides_the_loss_is_the_most_important(tmp_path: Path) -> 
         for n in range(20)
     ]
     found = importances(findings_of(tmp_path, records, search))
-    assert isinstance(found, dict)
-    assert next(iter(found)) == RATE
-    assert found[RATE] > 0.6
-    assert sum(found.values()) == pytest.approx(1.0)
+    assert isinstance(found, Importances)
+    assert next(iter(found.shares)) == RATE
+    assert found.shares[RATE] > 0.6
+    assert sum(found.shares.values()) == pytest.approx(1.0)
 
 
 def test_importances_are_left_out_with_fewer_than_six_completed(tmp_path: Path) -> None:
     search = {RATE: {"log_uniform": [1e-4, 1e-2]}, BATCH: {"choice": [32, 64]}}
     records = [trial(n, 4.0 + n, settings={RATE: 1e-3, BATCH: 32}) for n in range(5)]
     assert importances(findings_of(tmp_path, records, search)) == (
-        "it takes 6 completed trials inside the search space, and there are 5."
+        "it takes 6 trials with comparable losses inside the search space, and there are 5."
     )
 
 
 def test_equal_losses_have_no_importances(tmp_path: Path) -> None:
     search = {RATE: {"log_uniform": [1e-4, 1e-2]}, BATCH: {"choice": [32, 64]}}
     records = [trial(n, 4.0, settings={RATE: 1e-3, BATCH: 32}) for n in range(8)]
-    assert importances(findings_of(tmp_path, records, search)) == "all completed trials have the same loss."
+    assert importances(findings_of(tmp_path, records, search)) == "all trials have the same loss."

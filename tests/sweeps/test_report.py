@@ -173,8 +173,9 @@ def test_record_has_the_sections_of_a_laboratory_record_in_order(reported: Path)
     titles = re.findall(r"^## (.*)$", record, flags=re.MULTILINE)
     assert titles == [
         *("Purpose", "Setup", "Command, code, environment", "Data", "Timeline", "Trials", "Errors", "Time"),
-        *("Memory and micro-batch", "Critical batch size", "Loss curves", "Samples", "Ranking", "Settings"),
-        *("Comparison with the baseline", "Targets", "What was wasted", "Problems found", "Conclusions"),
+        *("Memory and micro-batch", "Critical batch size", "Loss curves", "Samples", "Ranking"),
+        *("Winner and noise", "Equal tokens, time, operations", "Settings", "Comparison with the baseline"),
+        *("Other stopping rules", "Fairness", "Targets", "What was wasted", "Problems found", "Conclusions"),
         "What to try next",
     ]
 
@@ -194,7 +195,7 @@ def test_links_of_the_page_lead_somewhere_and_names_are_given_once(page: Page) -
 def test_pictures_are_whole_xml_with_colours_of_the_page(reported: Path) -> None:
     text = (reported / "report.html").read_text(encoding="utf-8")
     pictures = re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL)
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     for picture in pictures:
         ElementTree.fromstring(picture)
         assert "var(--muted" in picture
@@ -282,7 +283,7 @@ def test_one_trial_without_swept_settings_makes_a_report(tmp_path: Path) -> None
     record = example_records(store, num_trials=1)[0].model_copy(update={"settings": {}, "chosen_by": "search"})
     text = report_of(tmp_path, [record], search={}, start_with=[])
     assert "Nothing was swept." in text
-    assert "trial-0001 has the smallest holdout loss of 1 completed trials" in (tmp_path / "EXPERIMENT.md").read_text()
+    assert "trial-0001 is the best of 1 completed trials" in (tmp_path / "EXPERIMENT.md").read_text()
 
 
 def test_loss_that_is_no_number_is_shown_and_never_best(tmp_path: Path) -> None:
@@ -322,12 +323,12 @@ def test_ties_are_marked_where_seeds_were_repeated(tmp_path: Path) -> None:
         )
     ]  # fmt: skip
     search = {"training.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "training.seed": {"choice": [0, 1]}}
-    # Two pairs 0.02 apart: variance 2 * 2 * 0.01^2 over 2 degrees of freedom, so 0.0141 nats; ties within 0.04.
+    # Two pairs 0.02 apart: variance 2 * 2 * 0.01^2 over 2 degrees of freedom, so 0.0141 nats; means 0.03 apart.
     text = report_of(tmp_path, records, search=search)
     assert "a standard deviation of 0.0141 nats" in text
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     tied = [row["trial"] for row in page.tables["ranking"] if row["tie"]]
-    assert tied == ["trial-0002", "trial-0004"]
+    assert tied == ["trial-0004", "trial-0003"]
 
 
 def test_report_replaces_itself_whole_and_says_the_same_again(tmp_path: Path) -> None:
@@ -403,7 +404,7 @@ def test_pictures_are_written_as_files_that_need_no_page(reported: Path, tmp_pat
     summary = json.loads((reported / "summary.json").read_text(encoding="utf-8"))
     paths = write_pictures(tmp_path / "pictures", reported, example_sweep(), summary)
     assert "frontier.svg" in {path.name for path in paths}
-    assert len({path.name for path in paths}) == len(paths) == 7
+    assert len({path.name for path in paths}) == len(paths) == 8
     for path in paths:
         text = path.read_text(encoding="utf-8")
         ElementTree.fromstring(text)

@@ -236,3 +236,24 @@ def test_trials_in_flight_stop_when_the_wall_clock_is_used_up(tmp_path: Path) ->
     driven.searcher.on_trial_complete(tune_id, {})
     ended = driven.ledger.records[record.number]
     assert (ended.outcome, ended.reason) == (Outcome.STOPPED, "budget.wall_clock was used up")
+
+
+def test_leaders_are_repeated_after_the_search_and_the_sampler_does_not_hear_of_it(tmp_path: Path) -> None:
+    sweep = sweep_with("tpe", "repeats.trials=3", "repeats.leaders=2", trials=5)
+    driven = DrivenSweep(tmp_path, sweep, num_repeats=3)
+    started = driven.run(completes, at_most=6)
+    # A driver that is killed between two repeats goes on with the others.
+    started += DrivenSweep(tmp_path, sweep, num_repeats=3).run(completes)
+    assert [record.chosen_by for record in started] == ["search"] * 5 + ["repeat"] * 3
+    leaders = sorted(started[:5], key=loss_of)[:2]
+    seed = "training.seed"
+    without_seeds = [{path: value for path, value in one.settings.items() if path != seed} for one in started[5:]]
+    assert without_seeds == [leaders[0].settings, leaders[1].settings, leaders[0].settings]
+    assert [record.settings[seed] for record in started[5:]] == [1, 1, 2]
+    assert len(told(driven)) == 5
+
+
+def test_search_leaves_the_tokens_that_repeats_need(tmp_path: Path) -> None:
+    sweep = sweep_with("random", f"budget.tokens={5 * TOKENS}", "repeats.trials=2", trials=100)
+    started = DrivenSweep(tmp_path, sweep, num_repeats=2).run(completes)
+    assert [record.chosen_by for record in started] == ["search"] * 3 + ["repeat"] * 2
