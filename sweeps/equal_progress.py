@@ -35,9 +35,9 @@ class EqualProgress:
 def equal_progress(records: Sequence[TrialRecord]) -> EqualProgress:
     """The latest point that half of all trials have come to, and no fewer than six; else that of the most trials.
 
-    Trials are taken once for each setting: repeats with other seeds are left out. Empty where no trial has a loss.
+    Each setting counts once: repeats with other seeds and twins are left out. Empty where no trial has a loss.
     """
-    known = [record for record in records if record.chosen_by != REPEAT]
+    known = [record for record in records if record.chosen_by != REPEAT and record.twin_of is None]
     points: dict[int | None, dict[int, float]] = {
         rung: {r.number: r.rung_losses[rung] for r in known if math.isfinite(r.rung_losses.get(rung, math.nan))}
         for rung in sorted({rung for record in known for rung in record.rung_losses})

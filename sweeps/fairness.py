@@ -15,7 +15,7 @@ from data_pipeline.input_fault import InputFault
 from sweeps.informed_start import BATCH, BETA2, HALF_LIFE, MASKING, half_life_tokens
 from sweeps.sweep_config import SweepConfig
 
-_FEWEST_STEPS = 20
+_FEWEST_STEPS = 10
 """Optimizer steps before the first rung below which a trial's loss there says little about its settings."""
 _WIDE_BATCH_RANGE = 16
 """Over which one beta2 averages over 16 times as many tokens at one end as at the other."""
@@ -103,7 +103,7 @@ def _rungs_and_batches(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterator[R
             enough = _FEWEST_STEPS * largest * sweep.model.sequence_length
             yield Remark(
                 "warning",
-                f"at the first rung, {rungs[0]:,} tokens, a batch of {largest} rows has taken {steps:.0f} steps: early "
+                f"at the first rung, {rungs[0]:,} tokens, a batch of {largest} rows has taken {steps:.1f} steps: early "
                 "stopping would choose between batch sizes and call it quality",
                 f"Let the first rung come after {enough:,} tokens: raise early_stopping.first_rung or "
                 "budget.tokens_per_trial, or take the largest batch sizes out",

@@ -15,6 +15,7 @@ from sweeps.results import ranked
 from sweeps.sweep_config import SweepConfig
 from sweeps.trial_curves import TrialCurves, read_curves
 from sweeps.trial_records import RefusedProposal, TrialRecord, TrialStore
+from sweeps.widening import Widening, widened_sweep
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def gather(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord], sum
     """Read what the records do not hold from a sweep's results folder."""
     store = TrialStore(folder / "trials")
     return Findings(
-        sweep=sweep,
+        sweep=widened_sweep(sweep, [Widening.model_validate(one) for one in store.load_widenings()]),
         summary=summary,
         records=tuple(ranked(records)),
         curves={record.number: read_curves(store.reports(record)) for record in records},

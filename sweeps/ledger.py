@@ -15,6 +15,7 @@ from sweeps.outcomes import Outcome
 from sweeps.results_folder import LOG_FILE
 from sweeps.sweep_budget import REPEAT
 from sweeps.trial_records import LOSS, MemoryVerdict, RefusedProposal, TrialRecord, TrialStore
+from sweeps.widening import Widening
 
 HOPELESS_AFTER = 3
 """Trials in a row that break before they train, after which no further one is started."""
@@ -53,6 +54,7 @@ class Ledger:
         """
         self.records = {record.number: record for record in store.load_all()}
         self.refused = store.load_refusals()
+        self.widenings = [Widening.model_validate(one) for one in store.load_widenings()]
         self.listeners: list[Listener] = []
         self._store, self._frontier, self._scheduler = store, frontier, scheduler
         self._run_of, self._rungs, self._remember = run_of, rungs, remember
@@ -261,6 +263,11 @@ class Ledger:
         searched = [record for record in self.records.values() if record.chosen_by != REPEAT]
         taken = sum(r.run_to_end and r.outcome is not Outcome.INFEASIBLE for r in searched)
         return taken < due
+
+    def widen(self, widening: Widening) -> None:
+        """The search space is widened."""
+        self.widenings.append(widening)
+        self._store.append_widening(widening)
 
     def unfinished(self) -> list[TrialRecord]:
         """Trials to run first when a sweep goes on, with the same numbers."""

@@ -75,13 +75,19 @@ class LossSurface:
 
 
 def fit_surface(
-    space: SearchSpace, settings: Sequence[Mapping[str, Any]], losses: Sequence[float]
+    space: SearchSpace,
+    settings: Sequence[Mapping[str, Any]],
+    losses: Sequence[float],
+    *,
+    noise_nats: float | None = None,
 ) -> LossSurface | None:
     """The model of these trials; None where there are too few, or nothing was swept, or all losses are equal.
 
     Args:
         settings: Of each trial, a value for every setting of the space, inside it.
         losses: Of each trial, in nats per predicted token.
+        noise_nats: Standard deviation of losses at equal settings. None: as the losses themselves suggest, which few
+            trials hardly do.
     """
     if len(losses) < FEWEST_TRIALS or not space or max(losses) == min(losses):
         return None
@@ -93,14 +99,16 @@ def fit_surface(
     order = np.argsort(losses, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), _MOST_TRIALS)).round().astype(int))]
     rows = np.array([_encoded(space, settings[index]) for index in chosen])
+    known = np.array([losses[index] for index in chosen])
+    noise = WhiteKernel(1e-2, (1e-4, 1.0))
+    if noise_nats:
+        noise = WhiteKernel(float((noise_nats / known.std()) ** 2), "fixed")
     signal = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(np.ones(rows.shape[1]), (5e-2, 1e2), nu=2.5)
-    model = GaussianProcessRegressor(
-        signal + WhiteKernel(1e-2, (1e-6, 1.0)), normalize_y=True, n_restarts_optimizer=1, random_state=0
-    )
+    model = GaussianProcessRegressor(signal + noise, normalize_y=True, n_restarts_optimizer=1, random_state=0)
     with warnings.catch_warnings():
         # A length scale at its bound: the setting does not matter, or hardly.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(rows, np.array([losses[index] for index in chosen]))
+        model.fit(rows, known)
     return LossSurface(space, model, rows, [settings[index] for index in chosen])
 
 

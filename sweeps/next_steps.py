@@ -1,32 +1,20 @@
 """What to try next: rules that speak only where the figures give them a reason."""
 
-import math
 from collections.abc import Callable, Iterator
-from typing import Any
-
-from pydantic import ValidationError
 
 from data_pipeline.settings import format_bytes
 from sweeps.findings import Findings, finite_loss
 from sweeps.memory_frontier import MICRO_BATCH
-from sweeps.noise_floor import SEED
 from sweeps.outcomes import Outcome
-from sweeps.search_space import Distribution, format_setting
+from sweeps.search_space import format_setting
 from sweeps.trial_records import TrialRecord
+from sweeps.widening import best_on_edges
 
 _LEARNING_RATE = "training.learning_rate"
-_MIN_FOR_EDGE = 4
-"""Completed trials before the place of the best in its range says anything."""
-_EDGE = 0.08
-"""Share of a range, on its own scale, that counts as its edge."""
 _STILL_FALLING = 0.01
 """Share of the loss that the last quarter of the tokens must take off."""
 _MANY = 0.25
 """Share of trials or proposals from which on something is worth a sentence."""
-_MIN_LISTED = 3
-"""Values of a choice before one of them can be in the middle."""
-_ONLY_SPEED = frozenset({MICRO_BATCH, "training.activation_checkpointing", "training.compile", "training.on_oom", SEED})
-"""Settings that do not change what is learnt, or only by luck: the best value of them is no discovery."""
 
 
 def next_steps(findings: Findings) -> list[str]:
@@ -111,53 +99,14 @@ def _short_of_memory(findings: Findings) -> Iterator[str]:
 
 def _best_on_an_edge(findings: Findings) -> Iterator[str]:
     best = findings.best
-    if best is None or len(findings.completed) < _MIN_FOR_EDGE:
+    if best is None:
         return
-    for path, distribution in findings.sweep.search.items():
-        if path in _ONLY_SPEED or path not in best.settings:
-            continue
-        beyond = _beyond_the_edge(distribution, best.settings[path])
-        if beyond is None or not _is_possible(findings, path, beyond):
-            continue
+    for path, beyond in best_on_edges(findings.sweep, findings.records).items():
         yield (
             f"The best trial has {path} {format_setting(best.settings[path])}, on the edge of the swept range "
-            f"({distribution}): widen the range, to {format_setting(beyond)} for instance."
+            f"({findings.sweep.search[path]}): widen the range, to {format_setting(beyond)} for instance, or say "
+            "searcher.extend: true, and the sweep does it and goes on."
         )
-
-
-def _beyond_the_edge(distribution: Distribution, value: Any) -> Any:
-    """A value past the edge that `value` lies on; None where it lies on none."""
-    ends = distribution.extremes()
-    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in (*ends, value)):
-        return None
-    low, high = min(ends), max(ends)
-    if len(ends) < 2 or not low <= value <= high:
-        return None
-    if distribution.kind == "choice":
-        if low < value < high or len(ends) < _MIN_LISTED:
-            return None
-        ordered = sorted(ends)
-        neighbour, edge = (ordered[1], low) if value == low else (ordered[-2], high)
-        # A list of numbers goes on as it went: 64, 128 is followed by 256, and 0.1, 0.2 by 0.4.
-        beyond = edge * edge / neighbour if neighbour > 0 and edge > 0 else 2 * edge - neighbour
-    elif distribution.kind.startswith("log"):
-        place = math.log(value / low) / math.log(high / low)
-        beyond = high * 3 if place > 1 - _EDGE else low / 3 if place < _EDGE else None
-    else:
-        place, room = (value - low) / (high - low), (high - low) / 2
-        beyond = high + room if place > 1 - _EDGE else low - room if place < _EDGE else None
-    if beyond is None:
-        return None
-    whole = all(isinstance(end, int) for end in ends)
-    return round(beyond) if whole else beyond
-
-
-def _is_possible(findings: Findings, path: str, value: Any) -> bool:
-    try:
-        findings.sweep.run_config({path: value})
-    except (ValidationError, ValueError):
-        return False
-    return True
 
 
 def _ties(findings: Findings) -> Iterator[str]:

@@ -213,7 +213,8 @@ def _key(record: TrialRecord) -> str:
 
 def _grouped(records: Sequence[TrialRecord]) -> list[SeedGroup]:
     alike: dict[str, list[TrialRecord]] = {}
-    for record in records:
+    # A twin has its loss from another trial: no second run, and no other seed.
+    for record in (one for one in records if one.twin_of is None):
         if record.outcome is Outcome.COMPLETED and record.loss is not None and math.isfinite(record.loss):
             alike.setdefault(_key(record), []).append(record)
     return [SeedGroup(tuple(sorted(group, key=lambda r: (r.loss or 0.0, r.number)))) for group in alike.values()]

@@ -54,7 +54,7 @@ def comparable_curve(findings: Findings, record: TrialRecord) -> Curve:
         points = dict(record.rung_losses)
         if record in findings.completed and record.loss is not None:
             points[record.tokens] = record.loss
-        ordered = sorted((tokens, loss) for tokens, loss in points.items() if math.isfinite(loss))
+        ordered = sorted((tokens, loss) for tokens, loss in points.items() if tokens > 0 and math.isfinite(loss))
         return Curve(np.array([tokens for tokens, _ in ordered], float), np.array([loss for _, loss in ordered]))
     curve = findings.curves[record.number].holdout
     if schedule == "constant":
@@ -110,7 +110,7 @@ def _at_equal(findings: Findings, axis: Axis) -> EqualBudget | None:
     for record in findings.completed:
         a_token = _cost_of_a_token(record, axis)
         curve = comparable_curve(findings, record)
-        if record.chosen_by != REPEAT and a_token and not curve.is_empty:
+        if record.chosen_by != REPEAT and record.twin_of is None and a_token and not curve.is_empty:
             curves[record.number] = Curve(curve.tokens * a_token, curve.losses)
     if len(curves) < _FEWEST:
         return None

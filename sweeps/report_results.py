@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from sweeps.baseline import Baseline
+from sweeps.expected_gain import loss_model
 from sweeps.findings import Findings, finite_loss, speed
 from sweeps.importances import importances
 from sweeps.memory_frontier import MICRO_BATCH
@@ -26,7 +27,7 @@ from sweeps.report_blocks import (
 )
 from sweeps.report_models import model_blocks
 from sweeps.search_space import format_setting, short_name
-from sweeps.setting_curves import loss_model, setting_curves
+from sweeps.setting_curves import setting_curves
 from sweeps.trial_records import LOSS, TrialRecord
 
 _METRICS = {

@@ -40,8 +40,8 @@ def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
         loss = record.loss if record.loss is not None and math.isfinite(record.loss) else math.inf
         # By rung, not by tokens: a larger batch overshoots a rung by more, which is no merit.
         came_far = -max(record.rung_losses, default=0) if record.outcome is Outcome.STOPPED else 0
-        place = groups.get(record.number, len(records))
-        return (_ORDER.index(record.outcome), came_far, place, loss, record.number)
+        place = groups.get(record.twin_of or record.number, len(records))
+        return (_ORDER.index(record.outcome), came_far, place, record.twin_of is not None, loss, record.number)
 
     return sorted(records, key=key)
 

@@ -2,12 +2,14 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from core.run_config import RunConfig
 from sweeps.early_stopping import KeptOutOfPickles
+from sweeps.expected_gain import expected_gain
 from sweeps.informed_start import informed_points, with_smaller_micro_batch
 from sweeps.ledger import Ledger
 from sweeps.memory_frontier import MICRO_BATCH, MemoryFrontier, Refusal, micro_batch_of
@@ -19,6 +21,7 @@ from sweeps.settings_sampler import SettingsSampler
 from sweeps.sweep_budget import REPEAT, WALL_CLOCK_USED_UP, SweepBudget
 from sweeps.sweep_config import SweepConfig
 from sweeps.trial_records import TrialRecord
+from sweeps.widening import MOST_WIDENINGS, widened_sweep, widening
 
 MAX_REFUSALS_IN_A_ROW = 200
 """Proposals refused, or known already, one after another before the rest of the space counts as used up."""
@@ -61,7 +64,10 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             for record in ledger.records.values()
             if (record.is_done or record.paused_at is not None) and record.chosen_by != REPEAT
         ]
-        self._sampler = SettingsSampler(sweep, worst_loss=worst_loss, known=known, refused=ledger.refused)
+        self._sweep = widened_sweep(sweep, ledger.widenings)
+        self._new_sampler = partial(SettingsSampler, worst_loss=worst_loss)
+        self._sampler = self._new_sampler(self._sweep, known=known, refused=ledger.refused)
+        self._num_without_gain = 0
         self._numbers: dict[str, int] = {}
         self._left_over = deque(record for record in ledger.unfinished() if record.paused_at is None)
         # A trial taken over from an earlier sweep stands for the settings that the file lists.
@@ -76,7 +82,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         is_hopeless = self._ledger.is_hopeless()
         record = None if is_hopeless else self._next_leg()
         if record is None and not is_hopeless and self._is_search_over():
-            record = self._next_repeat()
+            record = self._next_in_a_wider_space() or self._next_repeat()
         if record is None:
             is_waiting = self._num_running() > 0
             return None if is_waiting else str(Searcher.FINISHED)
@@ -94,6 +100,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         # The same settings with another seed are no new point of the space.
         if record.chosen_by != REPEAT:
             self._sampler.ended(record)
+            self._note_gain()
         if self._promotions is not None:
             for beaten, reason in list(self._promotions.beaten(self._ledger.records.values())):
                 self._sampler.ended(self._ledger.stop_paused(beaten.number, reason))
@@ -155,6 +162,32 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         running = [self._ledger.records[number] for number in self._numbers.values()]
         return all(record.chosen_by == REPEAT for record in running)
 
+    def _next_in_a_wider_space(self) -> TrialRecord | None:
+        """A trial of the space widened where the best one lies on its edge, if that is wanted."""
+        widenings, records = self._ledger.widenings, list(self._ledger.records.values())
+        may_go_on = self._sweep.searcher.extend and len(widenings) < MOST_WIDENINGS and not self._numbers
+        found = widening(self._sweep, records) if may_go_on else None
+        if found is None or self._has_no_more_gain():
+            return None
+        self._ledger.widen(found)
+        self._sweep = widened_sweep(self._sweep, [found])
+        known = [record for record in records if record.is_done and record.chosen_by != REPEAT]
+        self._sampler = self._new_sampler(self._sweep, known=known, refused=self._ledger.refused)
+        self._sampler.keep(self._may_be_launched)
+        return self._next_leg()
+
+    def _has_no_more_gain(self) -> bool:
+        patience = self._sweep.budget.patience
+        return patience is not None and self._num_without_gain >= patience
+
+    def _note_gain(self) -> None:
+        """After a trial of the search: is more to be expected than noise?"""
+        if self._sweep.budget.patience is None:
+            return
+        gain = expected_gain(self._sweep, list(self._ledger.records.values()))
+        if gain is not None:
+            self._num_without_gain = 0 if gain.is_worth_a_trial else self._num_without_gain + 1
+
     def _next_repeat(self) -> TrialRecord | None:
         """A leading trial's settings with another seed, while that may still decide something."""
         records = list(self._ledger.records.values())
@@ -167,7 +200,11 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         return None if settings is None else self._ledger.open(settings, REPEAT)
 
     def _has_room(self) -> bool:
-        room, why = self._budget.room_for_search(self._ledger.records.values(), num_waiting=len(self._listed))
+        more_trials = sum(one.more_trials for one in self._ledger.widenings)
+        num_waiting = len(self._listed) - more_trials
+        room, why = self._budget.room_for_search(self._ledger.records.values(), num_waiting=num_waiting)
+        if self._has_no_more_gain():
+            room, why = "no", f"{self._num_without_gain} trials in a row expected to gain less than the noise"
         self.ended_by = why if room == "no" else ""
         return room == "yes"
 

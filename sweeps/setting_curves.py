@@ -1,43 +1,15 @@
-"""How the loss goes with each setting, the others averaged, and how sure that is: model and figure."""
+"""How the loss goes with each setting, the others averaged, and how sure that is: a figure."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from sweeps.equal_progress import EqualProgress, equal_progress
+from sweeps.equal_progress import EqualProgress
+from sweeps.expected_gain import learning_space
 from sweeps.findings import Findings
-from sweeps.loss_surface import LossSurface, fit_surface
-from sweeps.memory_frontier import MICRO_BATCH
-from sweeps.noise_floor import SEED
+from sweeps.loss_surface import LossSurface
 from sweeps.plot_style import COLORS, PAGE_WIDTH, new_figure, page_style, to_svg
 from sweeps.plots import SettingAxis, columns_of_a_grid
-from sweeps.search_space import SearchSpace
-from sweeps.settings_sampler import holds
-from sweeps.sweep_config import SweepConfig
-from sweeps.trial_records import TrialRecord
-
-_ONLY_SPEED = (MICRO_BATCH, "training.activation_checkpointing", "training.compile", "training.on_oom", SEED)
-"""Settings that change nothing in what is learnt, or only by luck."""
-
-
-def learning_space(sweep: SweepConfig) -> SearchSpace:
-    """The part of the search space that changes what is learnt."""
-    return {path: distribution for path, distribution in sweep.search.items() if path not in _ONLY_SPEED}
-
-
-def loss_model(sweep: SweepConfig, records: Sequence[TrialRecord]) -> tuple[LossSurface, EqualProgress] | None:
-    """The loss over the space that is learnt in, and the losses behind it; None where they are too few."""
-    space = learning_space(sweep)
-    found = equal_progress(records)
-    settings, losses = [], []
-    for record, loss in zip(found.records, found.losses, strict=True):
-        values = {path: record.settings.get(path, sweep.value_at(path)) for path in space}
-        if all(holds(space[path].to_optuna(), value) for path, value in values.items()):
-            settings.append(values)
-            losses.append(loss)
-    surface = fit_surface(space, settings, losses)
-    return None if surface is None else (surface, found)
 
 
 def setting_curves(findings: Findings, surface: LossSurface, found: EqualProgress) -> str:

@@ -59,7 +59,9 @@ class Replay:
 
 def replay(findings: Findings) -> Replay | None:
     """Other rules on this sweep's curves; None where too few trials have reached the end."""
-    ended = sorted((r for r in findings.completed if r.chosen_by != REPEAT), key=lambda record: record.number)
+    ended = sorted(
+        (r for r in findings.completed if r.chosen_by != REPEAT and r.twin_of is None), key=lambda record: record.number
+    )
     drawn = [record for record in ended if record.run_to_end]
     is_unbiased = len(drawn) >= FEWEST_TRIALS or findings.sweep.early_stopping.method == "none"
     chosen = drawn if len(drawn) >= FEWEST_TRIALS else ended

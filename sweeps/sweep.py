@@ -200,7 +200,10 @@ def _run(
             status = "incomplete"
         events.close()
         ray.shutdown()
-        run.drop_all_but_the_winners_checkpoint()
+        if status == "finished":
+            run.drop_all_but_the_winners_checkpoint()
+        else:
+            run.drop_beaten_checkpoints()
         so_far.close()
         summary = _write_results(run, status=status, tracking=tracking, wall_s=wall_s())
     run.check_that_something_ran()
@@ -506,6 +509,7 @@ def _summary(
     ) | {
         "search_ended_by": run.search_ended_by,
         "start": notes_of(run.plan.sweep),
+        "space_widened": [one.reason for one in run.ledger.widenings],
         "model": winner.model,
         "micro_batches": run.micro_batches.table(),
         "samples": [sample.model_dump() for sample in winner.samples],

@@ -47,6 +47,9 @@ class SearcherConfig(Settings):
     seed: NonNegativeInt = 0
     grid_points: Count = 5
     """grid: values taken from a continuous range."""
+    extend: bool = False
+    """Where the best trial lies on the edge of the space when the search has ended: widen the space there, and go on
+    with a quarter of the trials more; twice at most."""
 
 
 class EarlyStoppingConfig(Settings):
@@ -94,6 +97,11 @@ class BudgetConfig(Settings):
     wall_clock: Annotated[str, BeforeValidator(_duration)] | None = None
     """How long the sweep may take from the first trial on, as 90min, 2h or 1d. Trials in flight are then stopped at
     their next report, and none starts for which less time is left than the fastest trial took."""
+
+    patience: Count | None = None
+    """The search ends when so many trials in a row leave an expected improvement below the noise: that of a Gaussian
+    process over the space, against the standard deviation between seeds, or of what settings do not explain. None: it
+    does not, for with the few trials of a usual sweep that is a guess."""
 
     @property
     def wall_clock_s(self) -> float | None:

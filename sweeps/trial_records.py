@@ -181,6 +181,16 @@ class TrialStore:
             return []
         return [RefusedProposal.model_validate(line) for line in _json_lines(path)]
 
+    def append_widening(self, widening: Settings) -> None:
+        """Add one widening of the search space."""
+        with (self.folder / "widened.jsonl").open("a", encoding="utf-8") as file:
+            file.write(widening.model_dump_json(exclude_none=True) + "\n")
+
+    def load_widenings(self) -> list[Any]:
+        """All widenings of the search space, in order, as plain values."""
+        path = self.folder / "widened.jsonl"
+        return list(_json_lines(path)) if path.exists() else []
+
     def reports(self, record: TrialRecord) -> Iterator[dict[str, float]]:
         """The trial's reports in order of tokens; what was trained again after an interruption comes once."""
         path = self.folder / record.name / "reports.jsonl"

@@ -32,8 +32,8 @@ def test_a_rung_that_the_largest_batch_reaches_in_a_few_steps_is_warned_of() -> 
     ((verdict, remark),) = remarks_on({"training.batch_size": {"choice": [2048, 8192]}})
     assert verdict == "warning"
     # A ninth of the 10M tokens are 4 steps of 8,192 rows of 32 tokens.
-    assert "8192 rows has taken 4 steps" in str(remark)
-    assert f"{20 * 8192 * 32:,} tokens" in remark.fix
+    assert "8192 rows has taken 4.2 steps" in str(remark)
+    assert f"{10 * 8192 * 32:,} tokens" in remark.fix
 
 
 def test_a_rung_inside_the_warm_up_is_warned_of() -> None:

@@ -1,6 +1,7 @@
 """One contract for all searchers: what they are told of each end, what they never propose, what counts."""
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -241,9 +242,14 @@ def test_trials_in_flight_stop_when_the_wall_clock_is_used_up(tmp_path: Path) ->
 def test_leaders_are_repeated_after_the_search_and_the_sampler_does_not_hear_of_it(tmp_path: Path) -> None:
     sweep = sweep_with("tpe", "repeats.trials=3", "repeats.leaders=2", trials=5)
     driven = DrivenSweep(tmp_path, sweep, num_repeats=3)
-    started = driven.run(completes, at_most=6)
+
+    def end(record: TrialRecord) -> tuple[Outcome, float | None]:
+        # Seeds move the loss by more than settings do, so three repeats decide nothing.
+        return Outcome.COMPLETED, 3.0 + 1e-6 * loss_of(record) - 0.01 * record.settings.get("training.seed", 0)
+
+    started = driven.run(end, at_most=6)
     # A driver that is killed between two repeats goes on with the others.
-    started += DrivenSweep(tmp_path, sweep, num_repeats=3).run(completes)
+    started += DrivenSweep(tmp_path, sweep, num_repeats=3).run(end)
     assert [record.chosen_by for record in started] == ["search"] * 5 + ["repeat"] * 3
     leaders = sorted(started[:5], key=loss_of)[:2]
     seed = "training.seed"
@@ -255,5 +261,38 @@ def test_leaders_are_repeated_after_the_search_and_the_sampler_does_not_hear_of_
 
 def test_search_leaves_the_tokens_that_repeats_need(tmp_path: Path) -> None:
     sweep = sweep_with("random", f"budget.tokens={5 * TOKENS}", "repeats.trials=2", trials=100)
-    started = DrivenSweep(tmp_path, sweep, num_repeats=2).run(completes)
+
+    def end(record: TrialRecord) -> tuple[Outcome, float | None]:
+        return Outcome.COMPLETED, 3.0 - 0.01 * record.settings.get("training.seed", 0)
+
+    started = DrivenSweep(tmp_path, sweep, num_repeats=2).run(end)
     assert [record.chosen_by for record in started] == ["search"] * 3 + ["repeat"] * 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_best_trial_on_the_edge_widens_the_space_and_the_search_goes_on(method: str, tmp_path: Path) -> None:
+    """The loss falls up to a rate of 0.02, and the space ends at 0.01."""
+
+    def end(record: TrialRecord) -> tuple[Outcome, float | None]:
+        return Outcome.COMPLETED, 3.0 + abs(math.log(record.settings[RATE] / 0.02))
+
+    sweep = sweep_with(method, "searcher.extend=true", f"search.{MICRO}.choice=[4]", f"search.{BATCH}.choice=[16]")
+    driven = DrivenSweep(tmp_path, sweep)
+    first = driven.run(end, at_most=13)
+    # A driver that is killed goes on in the wider space.
+    more = DrivenSweep(tmp_path, sweep).run(end)
+    widest = DrivenSweep(tmp_path, sweep)
+    assert widest.ledger.widenings[0].search[RATE].extremes()[1] == pytest.approx(0.03)
+    assert any(record.settings[RATE] > 1e-2 for record in [*first, *more])
+
+
+def test_a_search_ends_when_less_is_to_be_gained_than_noise(tmp_path: Path) -> None:
+    """Nothing matters but luck: after some trials the model expects nothing of any other settings."""
+    rng = random.Random(0)
+
+    def end(record: TrialRecord) -> tuple[Outcome, float | None]:
+        return Outcome.COMPLETED, 3.0 + rng.gauss(0, 0.01)
+
+    driven = DrivenSweep(tmp_path, sweep_with("random", "budget.patience=3", trials=60))
+    assert 6 <= len(driven.run(end)) < 60
+    assert "less than the noise" in driven.searcher.ended_by
