@@ -135,12 +135,12 @@ def test_a_submitted_sweep_runs_to_its_end_says_so_and_uploads_neither_environme
         assert f"\n{line}" in logs
     # No live table, whose redrawing would fill the log; Ray's command line colours its own lines above ours.
     assert "\x1b[" not in logs.partition("Running entrypoint")[2]
-    assert "SUCCEEDED" in ray_job("status", "small").stdout
+    assert "Job 'small' succeeded" in ray_job("status", "small").stdout
 
     broken = submit("broken.yaml")
     assert broken.returncode != 0
     assert "model.layesr: is not a setting; did you mean layers?" in broken.stdout + broken.stderr
-    assert "FAILED" in ray_job("status", "broken").stdout
+    assert "Job 'broken' failed" in ray_job("status", "broken").stdout
 
     (uploaded,) = (cluster.folder / "ray").glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
     assert (uploaded / "small.yaml").exists()
