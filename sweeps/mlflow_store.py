@@ -48,6 +48,8 @@ class MlflowStore:
         make_quick()
         self.uri = store_uri(results_folder)
         with self.explained(), _patience(timeout_s=5, retries=1), _one_at_a_time(results_folder):
+            if self.uri.startswith("sqlite:///"):
+                _make_whole(Path(self.uri.removeprefix("sqlite:///")))
             self.client = MlflowClient(self.uri)
             self.experiment_id = self._find_or_create_experiment(results_folder)
 
@@ -93,6 +95,17 @@ class MlflowStore:
             if experiment is None:
                 raise
             return str(experiment.experiment_id)
+
+
+def _make_whole(file: Path) -> None:
+    """A new SQLite file with all its tables, or none: one that a killed process left half made is of no use."""
+    if file.exists():
+        return
+    partial = file.with_name(f".new-{file.name}")
+    for left in file.parent.glob(f"{partial.name}*"):
+        left.unlink()
+    MlflowClient(f"sqlite:///{partial}").get_experiment_by_name(EXPERIMENT)
+    partial.rename(file)
 
 
 @contextmanager
