@@ -23,7 +23,7 @@ def train(
     overrides: Set = None,
     results: Results = None,
 ) -> None:
-    """Train one configuration in full; the same command goes on with it.
+    """Train one configuration in full; again: goes on with it.
 
     By default with the settings of the sweep's best trial, going on from its checkpoint before the cooldown.
     """

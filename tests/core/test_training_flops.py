@@ -35,6 +35,7 @@ def test_operations_equal_those_counted_in_a_run(shape: dict[str, Any], objectiv
         labels_P=torch.ones(num_predicted, dtype=torch.long),
         document_ids_BT=None,
         num_tokens=2 * T,
+        most_predicted=num_predicted,
     )
     in_a_run = model_flops_a_token(build_model(config, VOCABULARY), batch, Precision("fp32", "cpu"))
     assert training_flops_a_token(run, VOCABULARY) == pytest.approx(in_a_run)
