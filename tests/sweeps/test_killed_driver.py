@@ -133,6 +133,7 @@ def test_killed_at_random_moments_a_sweep_whose_trials_pause_goes_on_as_well(res
     kill_at_random_moments(results, file, random.Random(seed))
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_in_one_results_folder_do_not_disturb_each_other(results: Path) -> None:
     names = ("left", "right")
     processes = [
