@@ -15,6 +15,7 @@ from sweeps.progress import STYLES, clock, leaders_table, settings_in_words
 from sweeps.results import ranked
 from sweeps.search_space import format_setting
 from sweeps.sweep import SweepEnd
+from sweeps.sweep_budget import REPEAT
 from sweeps.trial_records import TrialRecord
 
 _REFUSALS_SHOWN = 3
@@ -45,6 +46,9 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     if end.was_done_before:
         console.print("everything was done already; nothing was trained", style="bold")
     console.print(leaders_table(end.records))
+    if any(record.chosen_by == REPEAT for record in end.records):
+        # Or the smallest loss of the table would seem to stand in the wrong row.
+        console.print("ranked by settings: the mean over their seeds, plus one standard error of it")
     _print_others(end, console)
     best = end.summary["best"]
     console.print()
