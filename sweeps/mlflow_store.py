@@ -29,6 +29,8 @@ def make_quick() -> None:
     """Have MLflow answer soon and say little, where the environment does not ask for something else."""
     # MLflow sends usage data unless told not to, and reports each table of a new SQLite file.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # It would print two lines on every run that ends on a server.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # MLflow's own default is to try each request for many minutes.
