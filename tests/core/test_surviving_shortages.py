@@ -3,7 +3,9 @@
 The shortage is injected between two operators, where a real one would be raised; all that follows is the product's own.
 """
 
+import math
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +85,7 @@ class Watch(TorchDispatchMode):
             if isinstance(next(step.model.parameters()), FakeTensor):
                 return local_work(step, shard, number)  # a prediction, which is this very step without memory
             step._forget_gradients()
-            self.levels["training"].add(self.meter.current_bytes)
+            self._note_level("training")
             before = self.counts["forward"] + self.counts["backward"]
             result = self._in("training", local_work, step, shard, number)
             taken = self.counts["forward"] + self.counts["backward"] - before
@@ -92,7 +94,7 @@ class Watch(TorchDispatchMode):
 
         def watched_evaluation(*args: Any) -> Any:
             # Gradients of the step before are there or not; what an evaluation left behind would show beyond them.
-            self.levels["evaluation"].add(self.meter.current_bytes)
+            self._note_level("evaluation")
             return self._in("evaluation", count, *args)
 
         with (
@@ -110,6 +112,13 @@ class Watch(TorchDispatchMode):
                 yield
             finally:
                 self.meter.stop()
+
+    def _note_level(self, part: str) -> None:
+        """Memory in use now, once gloo's threads, which run beside this one, have let go of what they exchanged."""
+        patient_until = time.monotonic() + 2.0
+        while self.meter.current_bytes > min(self.levels[part], default=math.inf) and time.monotonic() < patient_until:
+            time.sleep(0.001)
+        self.levels[part].add(self.meter.current_bytes)
 
     def _in(self, part: str, function: Any, *args: Any, **kwargs: Any) -> Any:
         self._part = part
