@@ -1,23 +1,11 @@
 """The command that runs a sweep."""
 
 import os
-import sys
 from typing import Annotated
 
 import typer
 
-from sweeps.command_frame import (
-    EXIT_INCOMPLETE,
-    EXIT_INTERRUPTED,
-    EXIT_NOTHING_COMPLETED,
-    VERBOSE,
-    File,
-    Results,
-    Set,
-    explains_faults,
-    results_place,
-    terminal,
-)
+from sweeps.command_frame import VERBOSE, File, Results, Set, explains_faults, results_place, terminal
 
 
 @explains_faults
@@ -36,16 +24,9 @@ def sweep(
     from sweeps.sweep_file import load_sweep_file
 
     config = load_sweep_file(file, overrides or ())
-    from sweeps.closing import print_end
+    from sweeps.closing import close
     from sweeps.sweep import run_sweep
 
     console = terminal()
     folder, uri = results_place(results)
-    end = run_sweep(config, results_folder=folder, console=console, kept_at=uri)
-    print_end(end, console, command=" ".join(["pretune", *sys.argv[1:]]))
-    if end.status == "interrupted":
-        raise typer.Exit(EXIT_INTERRUPTED)
-    if end.status == "incomplete":
-        raise typer.Exit(EXIT_INCOMPLETE)
-    if end.summary["best"] is None:
-        raise typer.Exit(EXIT_NOTHING_COMPLETED)
+    close(run_sweep(config, results_folder=folder, console=console, kept_at=uri), console)
