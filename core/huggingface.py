@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 
 from core.feed_forward import feed_forward_kind, inner_width
 from core.huggingface_names import ARCHITECTURES, form_of, from_huggingface, to_huggingface
@@ -18,6 +19,8 @@ from core.run_config import ModelConfig
 from data_pipeline.tokenizer import Vocabulary
 
 _MODEL_TYPES = {"roberta": "roberta", "modern": "modernbert", "llama": "llama"}
+WEIGHTS_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
 _OUR_ACTIVATION = {"geglu": "gelu", "swiglu": "silu"}
 
 
@@ -60,7 +63,7 @@ def export_huggingface(
         raise ValueError(reason)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = to_huggingface(model.state_dict(), config)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     num_embeddings = model.tokens.num_embeddings
     _write_json(folder / "config.json", huggingface_config(config, vocabulary, num_embeddings) | {"dtype": dtype})
@@ -71,23 +74,69 @@ def export_huggingface(
 
 
 def import_huggingface(folder: Path) -> Loaded:
-    """The model in a folder of transformers, in evaluation mode; `sequence_length` is the longest it takes.
+    """The model in a folder of transformers, in fp32 and evaluation mode; `sequence_length` is the longest it takes.
 
     Raises:
         ValueError: Not one of the three forms, or a variant of it that is not ours; every difference is named.
     """
-    theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    theirs = read_config(folder)
     config = _our_config(theirs, folder)
     pad_id = theirs.get("pad_token_id")
     pad_id = 1 if pad_id is None else pad_id
     # Weights are about to be replaced: the meta device spares drawing them.
     with torch.device("meta"):
         model = build_model(config, theirs["vocab_size"], pad_id=pad_id)
-    state = from_huggingface(load_file(folder / "model.safetensors"), config)
+    state = from_huggingface(_read_weights(folder), config)
     model.load_state_dict(state, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return Loaded(model=model.eval(), config=config, vocabulary_size=theirs["vocab_size"], pad_id=pad_id)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says, in their words.
+
+    Raises:
+        ValueError: It is missing or no JSON object.
+    """
+    try:
+        theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise ValueError(f"{folder} has no config.json that can be read: {cause}") from cause
+    if not isinstance(theirs, dict):
+        raise ValueError(f"{folder / 'config.json'} is not an object of settings")
+    return theirs
+
+
+def read_shape(folder: Path) -> tuple[ModelConfig, int]:
+    """Shape of the model in a folder of transformers, and rows of its vocabulary; its weights are not looked at.
+
+    Raises:
+        ValueError: As `import_huggingface`.
+    """
+    theirs = read_config(folder)
+    return _our_config(theirs, folder), int(theirs["vocab_size"])
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder has weights in safetensors, in one file or several."""
+    return any((folder / name).is_file() for name in (WEIGHTS_FILE, _INDEX_FILE))
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors; those in half precision become fp32."""
+    if not holds_weights(folder):
+        raise ValueError(f"{folder} has no {WEIGHTS_FILE}; save the model with safe_serialization=True")
+    files = {WEIGHTS_FILE}
+    if not (folder / WEIGHTS_FILE).is_file():
+        # transformers cuts large models into several files; the names in the index are those of files beside it.
+        index = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
+        files = {Path(name).name for name in index["weight_map"].values()}
+    tensors = {name: tensor for file in sorted(files) for name, tensor in load_file(folder / file).items()}
+    return {
+        name: tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def huggingface_config(config: ModelConfig, vocabulary: Vocabulary, num_embeddings: int) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from core.checkpoint import MODEL_FILE, copy_weights, model_tensors, read_progress, restore_weights
-from core.huggingface import import_huggingface
+from core.huggingface import holds_weights, import_huggingface
 from core.language_model import LanguageModel
 from core.models import build_model
 from core.run_config import RunConfig
@@ -44,9 +45,23 @@ def fresh_model(run: RunConfig, data: PreparedCorpus, device: torch.device) -> L
 def _take_weights(folder: Path, model: LanguageModel) -> None:
     """Those of a folder that transformers reads, if it is one, else of a checkpoint."""
     if (folder / "config.json").exists():
-        copy_weights(model_tensors(import_huggingface(folder).model), model, folder)
+        weights = model_tensors(import_huggingface(folder).model)
+        copy_weights(_without_padding(weights, num_tokens=model.tokens.num_embeddings), model, folder)
     else:
         restore_weights(folder / MODEL_FILE, model)
+
+
+_ROWS_A_TOKEN = ("tokens.weight", "head_weight", "head_bias")
+_PADDED_TO = 512
+"""The largest multiple up to which vocabularies are rounded for speed; what is larger is another vocabulary."""
+
+
+def _without_padding(weights: dict[str, Tensor], *, num_tokens: int) -> dict[str, Tensor]:
+    """Without the rows at the end of a vocabulary that only fill it up to a round number: no token has their ids."""
+    num_unused = weights["tokens.weight"].shape[0] - num_tokens
+    if not 0 < num_unused < _PADDED_TO:
+        return weights
+    return {name: tensor[:num_tokens] if name in _ROWS_A_TOKEN else tensor for name, tensor in weights.items()}
 
 
 def check_fit(run: RunConfig, data: PreparedCorpus) -> None:
@@ -62,7 +77,7 @@ def check_fit(run: RunConfig, data: PreparedCorpus) -> None:
             f"{run.model.num_positions} (model.sequence_length)"
         )
     initial = run.training.initial_weights
-    if initial is not None and not (Path(initial) / MODEL_FILE).is_file():
+    if initial is not None and not holds_weights(Path(initial)):
         faults.append(
             f"training.initial_weights={initial} holds no {MODEL_FILE} on this machine; give the folder of a model, "
             "such as the best/ of a sweep, where every worker can read it"

@@ -25,14 +25,14 @@ def new(
 
 
 @explains_faults
-def plan(file: File, overrides: Set = None, as_json: AsJson = False) -> None:
+def plan(file: File, overrides: Set = None, results: Results = None, as_json: AsJson = False) -> None:
     """Show what a sweep will do, what fits, what it costs."""
     from sweeps.plan import plan_as_json, plan_sweep, print_plan
+    from sweeps.start import beginning_with_weights, expected_vocabulary
     from sweeps.sweep_file import load_sweep_file
 
-    sweep = load_sweep_file(file, overrides or ())
-    # Before the tokenizer is trained its size is not known; what the file allows is the upper bound.
-    planned = plan_sweep(sweep, vocabulary_size=sweep.tokenizer.vocabulary)
+    sweep = beginning_with_weights(load_sweep_file(file, overrides or ()), results_folder(results))
+    planned = plan_sweep(sweep, vocabulary_size=expected_vocabulary(sweep))
     if as_json:
         print_json(plan_as_json(planned))
     else:
@@ -45,6 +45,7 @@ def estimate(
     overrides: Set = None,
     memory: Annotated[str | None, typer.Option(help="Memory of one worker, as 24GiB.")] = None,
     device: Annotated[str | None, typer.Option(help='A GPU by name, as "RTX 4090".')] = None,
+    results: Results = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one configuration's memory by part, and how it fits."""
@@ -52,11 +53,12 @@ def estimate(
 
     from sweeps.estimate import estimate_of, memory_of, print_estimate
     from sweeps.plan import plan_sweep
+    from sweeps.start import beginning_with_weights, expected_vocabulary
     from sweeps.sweep_file import load_sweep_file
 
-    config = load_sweep_file(file, overrides or ())
+    config = beginning_with_weights(load_sweep_file(file, overrides or ()), results_folder(results))
     planned, name = memory_of(
-        plan_sweep(config, vocabulary_size=config.tokenizer.vocabulary), memory=memory, device=device
+        plan_sweep(config, vocabulary_size=expected_vocabulary(config)), memory=memory, device=device
     )
     found = estimate_of(planned, name)
     if as_json:
@@ -83,6 +85,7 @@ def prepare(
     from sweeps.cluster import log_libraries_to
     from sweeps.preparation import data_figures, prepare_with_progress, print_check, print_preparation
     from sweeps.results_folder import LOG_FILE, check_writable
+    from sweeps.start import beginning_with_weights
     from sweeps.sweep_file import load_sweep_file
 
     config = load_sweep_file(file, overrides or ())
@@ -97,6 +100,7 @@ def prepare(
             raise InputFault(found.problem)
         return
     folder = results_folder(results)
+    config = beginning_with_weights(config, folder)
     check_writable(folder)
     log_libraries_to(folder / LOG_FILE)
     # A script reads what is printed: the progress goes where it does not.

@@ -4,6 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.input_fault import InputFault
+from data_pipeline.tokenizer import load_tokenizer, vocabulary_of
+from sweeps.model_folder import ModelFolder, check_tokenizer, merged_shape, model_folder
 from sweeps.outcomes import Outcome
 from sweeps.results import best_trial
 from sweeps.results_folder import ResultsError
@@ -90,23 +93,76 @@ def with_initial_weights(sweep: SweepConfig, results_folder: Path) -> SweepConfi
 
     Raises:
         ResultsError: There is no such model; or the file also asks for settings, which `pretune train` takes over.
+        InputFault: As `beginning_with_weights`.
     """
     if sweep.start is not None and sweep.start.settings_of is not None:
         raise ResultsError(
             "start.settings_of is for a training, and this is a sweep: use pretune train, or leave settings_of out"
         )
+    return beginning_with_weights(sweep, results_folder)
+
+
+def beginning_with_weights(sweep: SweepConfig, results_folder: Path) -> SweepConfig:
+    """A sweep or training that begins with the model of `start.weights_of`: its weights, and its shape and tokenizer,
+    which the file need not repeat. Unchanged where the file names none.
+
+    Raises:
+        ResultsError: There is no such model, or its tokenizer and weights do not belong together.
+        InputFault: The file contradicts the model; lists everything in which it does.
+    """
     if sweep.start is None or sweep.start.weights_of is None:
         return sweep
     name = sweep.start.weights_of
-    folder = Path(name)
-    if not (folder / "config.json").is_file():
-        found = find_finished(name, size=sweep.size, results_folder=results_folder, what_for="start.weights_of")
-        folder = found.folder / "best"
-    if not (folder / "config.json").is_file():
-        raise ResultsError(f"start.weights_of={name}: {folder} holds no model (config.json); give a model's folder")
-    training = sweep.training.model_copy(update={"initial_weights": str(folder.absolute())})
-    changed = sweep.model_copy(update={"training": training})
-    return with_notes(without_start(changed, "weights_of"), f"weights of {folder.absolute()}")
+    place, earlier = _place_of_model(name, sweep.size, results_folder)
+    folder = model_folder(place)
+    shape, faults = merged_shape(sweep.model, folder)
+    faults += [
+        f"search.{path}: the weights have one shape; leave it out"
+        for path in sweep.search
+        if path.startswith("model.") and path != "model.dropout"
+    ]
+    faults += _tokenizer_faults(sweep, folder, earlier)
+    if faults:
+        raise InputFault(f"start.weights_of={name}: " + "\n".join(faults))
+    values = sweep.model_dump() | {
+        "tokenizer": {"kind": "file", "path": str(folder.tokenizer)},
+        "model": shape.model_dump(),
+        "packing": sweep.packing.model_dump() | {"sequence_length": shape.sequence_length},
+        "training": sweep.training.model_dump() | {"initial_weights": str(folder.weights)},
+        "start": (sweep.start.model_dump(exclude_none=True, exclude={"weights_of"})) or None,
+    }
+    if not values["start"] or not any(values["start"].values()):
+        values["start"] = None
+    return with_notes(SweepConfig.model_validate(values), f"weights, shape and tokenizer of {folder.weights}")
+
+
+def _place_of_model(name: str, size: str, results_folder: Path) -> tuple[Path, SweepConfig | None]:
+    """Where the model of that name lies, and the sweep that it came of, if it is one's."""
+    place = Path(name).expanduser()
+    if (place / "config.json").is_file() or (place / "trial.json").is_file():
+        return place, None
+    if place.is_dir() and not (place / "sweep.yaml").is_file():
+        model_folder(place)  # says what it lacks
+    found = find_finished(name, size=size, results_folder=results_folder, what_for="start.weights_of")
+    best = found.folder / "best"
+    # A model that transformers has no class for is in no best/; its trial has the weights.
+    return (best if (best / "config.json").is_file() else found.folder_of(found.trial(BEST))), found.sweep
+
+
+def _tokenizer_faults(sweep: SweepConfig, folder: ModelFolder, earlier: SweepConfig | None) -> list[str]:
+    """What the file says of a tokenizer, where it is not the model's own."""
+    if "tokenizer" not in sweep.model_fields_set or (earlier is not None and sweep.tokenizer == earlier.tokenizer):
+        return []
+    if sweep.tokenizer.path is None:
+        return [
+            f"tokenizer: kind {sweep.tokenizer.kind} would be trained anew, and its ids would mean nothing to the "
+            f"weights of {folder.weights}; leave tokenizer out, and the model's own is used"
+        ]
+    try:
+        check_tokenizer(Path(sweep.tokenizer.path).expanduser(), folder)
+    except InputFault as fault:
+        return [str(fault)]
+    return []
 
 
 def notes_of(sweep: SweepConfig) -> list[str]:
@@ -114,8 +170,24 @@ def notes_of(sweep: SweepConfig) -> list[str]:
     return [] if sweep.start is None else list(sweep.start.notes)
 
 
+def expected_vocabulary(sweep: SweepConfig) -> int:
+    """Entries of the vocabulary: the tokenizer's where it is there already, else the most that it may learn.
+
+    Raises:
+        InputFault: The tokenizer cannot be read.
+    """
+    if sweep.tokenizer.path is None:
+        return sweep.tokenizer.vocabulary
+    try:
+        return vocabulary_of(load_tokenizer(Path(sweep.tokenizer.path).expanduser())).size
+    except ValueError as cause:
+        raise InputFault(f"tokenizer.path: {cause}") from cause
+
+
 def with_notes(sweep: SweepConfig, *notes: str) -> SweepConfig:
-    """A sweep with more said of where its settings and weights come from."""
+    """A sweep with more said of where its settings and weights come from; unchanged if there is no more."""
+    if not notes:
+        return sweep
     start = {} if sweep.start is None else sweep.start.model_dump(exclude_none=True)
     return sweep.model_copy(update={"start": StartConfig(**(start | {"notes": (*notes_of(sweep), *notes)}))})
 

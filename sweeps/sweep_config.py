@@ -264,6 +264,17 @@ class SweepConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
+    def _family_of_weights_follows_from_the_objective(cls, value: Any) -> Any:
+        # The rest of the shape comes with the weights (sweeps/start.py); the family decides what is valid before.
+        if isinstance(value, dict) and isinstance(value.get("start"), dict) and value["start"].get("weights_of"):
+            model, objective = value.get("model") or {}, value.get("objective") or {}
+            if isinstance(model, dict) and "family" not in model:
+                is_masked = objective == "masked_lm" or (isinstance(objective, dict) and "masked_lm" in objective)
+                value = {**value, "model": {"family": "encoder" if is_masked else "decoder", **model}}
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
     def _only_wsd_has_branches(cls, value: Any) -> Any:
         if isinstance(value, dict):
             stopping = value.get("early_stopping") or {}

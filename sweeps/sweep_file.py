@@ -143,6 +143,11 @@ def _faults_of_size(
 def dump_sweep(sweep: SweepConfig) -> str:
     """YAML with every default written out; loading it gives an equal sweep."""
     plain = sweep.model_dump(mode="json", exclude_none=True)
+    if sweep.start is not None and sweep.start.weights_of is not None:
+        # What the file leaves out is the model's own, which is not known here.
+        plain["model"] = sweep.model.model_dump(mode="json", exclude_unset=True)
+        if "tokenizer" not in sweep.model_fields_set:
+            del plain["tokenizer"]
     for name in ("start_with", "stages"):
         if not plain[name]:
             del plain[name]

@@ -23,10 +23,10 @@ from sweeps.stages import prepare_stages, tokens_of_stage
 from sweeps.start import (
     BEST,
     FinishedSweep,
+    beginning_with_weights,
     find_finished,
     finished_sweep,
     notes_of,
-    with_initial_weights,
     with_notes,
     without_start,
 )
@@ -86,7 +86,8 @@ def plan_training(
     asked = load_sweep_file(file, given)
     source = _source(asked, folder, chosen, results_folder)
     _check_length(asked, source, tokens, is_file=folder is None)
-    sweep = with_initial_weights(_one_configuration(asked), results_folder)
+    begun = beginning_with_weights(asked, results_folder)
+    sweep = with_notes(_one_configuration(begun), *notes_of(begun)[len(notes_of(asked)) :])
     if source is None:
         return sweep
     given_keys = {override.partition("=")[0].strip() for override in overrides}

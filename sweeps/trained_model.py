@@ -1,6 +1,5 @@
 """A trained model, by where it lies: a sweep's results folder, one of its trials, a folder of transformers."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from core.checkpoint import MODEL_FILE, newest_checkpoint, restore_weights
+from core.checkpoint import MODEL_FILE, restore_weights
 from core.decoder import LlamaDecoder
 from core.evaluation import evaluate, holdout_source
 from core.generation import Filling, Sampling, fill_mask, stream
@@ -25,9 +24,8 @@ from data_pipeline.input_fault import InputFault
 from data_pipeline.prepare import prepare
 from data_pipeline.token_blocks import PreparedCorpus, open_prepared
 from data_pipeline.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
+from sweeps.model_folder import prepared_of, trial_folder
 from sweeps.results_folder import ResultsError
-from sweeps.sweep_file import load_sweep_file
-from sweeps.trial_records import TrialRecord
 
 _ROWS_AT_ONCE = 16
 
@@ -167,30 +165,15 @@ def load_trained(place: Path) -> TrainedModel:
     except (OSError, ValueError) as cause:
         raise ResultsError(f"the model in {folder} cannot be loaded: {cause}") from cause
     vocabulary = vocabulary_of(tokenizer)
-    prepared = _prepared_of(place) if folder != place else None
+    prepared = prepared_of(place) if folder != place else None
     return TrainedModel(loaded.model, loaded.config, tokenizer, folder / "tokenizer.json", vocabulary, prepared)
 
 
 def _of_trial(place: Path) -> TrainedModel:
-    record = TrialRecord.model_validate_json((place / "trial.json").read_text(encoding="utf-8"))
-    sweep_folder = place.absolute().parents[1]
-    checkpoint = newest_checkpoint(place)
-    prepared = _prepared_of(sweep_folder)
-    if checkpoint is None or prepared is None:
-        missing = "checkpoint; only the best trial keeps its own" if checkpoint is None else "prepared corpus any more"
-        raise ResultsError(f"{record.name} has no {missing}")
-    config = load_sweep_file(sweep_folder / "sweep.yaml").run_config(record.settings).model
-    tokenizer_path = open_prepared(prepared).tokenizer_path
-    tokenizer = load_tokenizer(tokenizer_path)
+    found = trial_folder(place)
+    tokenizer = load_tokenizer(found.tokenizer)
     vocabulary = vocabulary_of(tokenizer)
-    model = build_model(config, vocabulary.size, pad_id=vocabulary.pad_id)
-    restore_weights(checkpoint / MODEL_FILE, model)
-    return TrainedModel(model.eval(), config, tokenizer, tokenizer_path, vocabulary, prepared)
-
-
-def _prepared_of(sweep_folder: Path) -> Path | None:
-    summary = sweep_folder / "summary.json"
-    if not summary.is_file():
-        return None
-    folder = Path(json.loads(summary.read_text(encoding="utf-8"))["data"]["folder"])
-    return folder if folder.is_dir() else None
+    model = build_model(found.model, vocabulary.size, pad_id=vocabulary.pad_id)
+    restore_weights(found.weights / MODEL_FILE, model)
+    prepared = prepared_of(place.absolute().parents[1])
+    return TrainedModel(model.eval(), found.model, tokenizer, found.tokenizer, vocabulary, prepared)

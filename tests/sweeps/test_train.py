@@ -12,6 +12,7 @@ from rich.console import Console
 
 from core.run_config import TrainingConfig
 from data_pipeline.input_fault import InputFault
+from small_models import exported
 from sweep_examples import record, tiny_sweep
 from sweeps.learning_rate_rule import scaled_learning_rate
 from sweeps.outcomes import Outcome
@@ -45,7 +46,15 @@ def results(tmp_path: Path) -> Path:
     store.save(record(2, loss=5.0, settings=SETTINGS, micro_batch_size_used=4))
     store.save(record(3, Outcome.INFEASIBLE, settings=SETTINGS | {"training.batch_size": 32}))
     store.save(record(4, Outcome.STOPPED, loss=7.0, settings=SETTINGS | {"training.batch_size": 32}))
-    write_summary(folder.path / "summary.json", {"name": "tiny", "status": "finished", "best": {"trial": "trial-0002"}})
+    write_summary(
+        folder.path / "summary.json",
+        {
+            "name": "tiny",
+            "status": "finished",
+            "best": {"trial": "trial-0002"},
+            "data": {"folder": str(tmp_path / "x")},
+        },
+    )
     return tmp_path / "results"
 
 
@@ -158,18 +167,23 @@ def test_a_sweep_that_asks_for_settings_is_sent_to_train(file: Path, results: Pa
         with_initial_weights(load_sweep_file(file), results)
 
 
-def test_weights_of_a_training_become_initial_weights(file: Path, results: Path) -> None:
-    file.write_text(TRAIN.replace("settings_of", "weights_of"))
+def test_weights_of_a_sweep_are_its_bests_with_the_shape_and_tokenizer_that_it_has(file: Path, results: Path) -> None:
+    lines = TRAIN.replace("settings_of", "weights_of").splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith("model:")))
     sweep = load_sweep_file(file)
-    with pytest.raises(InputFault, match=r"best holds no model \(config\.json\)"):
+    with pytest.raises(InputFault, match=r"trial-0002 has no checkpoint"):
         with_initial_weights(sweep, results)
     (folder,) = results.glob("tiny-*")
-    (folder / "best").mkdir()
-    (folder / "best" / "config.json").write_text("{}")
+    exported(folder, "encoder")
     changed = with_initial_weights(sweep, results)
     assert changed.training.initial_weights == str(folder / "best")
-    assert notes_of(changed) == [f"weights of {folder / 'best'}"]
-    assert with_initial_weights(changed, results) == changed, "it is carried out once"
+    assert changed.model.layers == 2
+    assert changed.tokenizer.path == str(folder / "best" / "tokenizer.json"), (
+        "the same one by its settings, so no fault"
+    )
+    trained = plan(file, results)
+    assert (trained.model, trained.training.initial_weights) == (changed.model, str(folder / "best"))
+    assert notes_of(trained) == notes_of(changed) == [f"weights, shape and tokenizer of {folder / 'best'}"]
 
 
 RATES = st.floats(1e-6, 1.0)
