@@ -112,14 +112,16 @@ def copy_weights(weights: dict[str, Tensor], model: LanguageModel, where: Path) 
 
 
 def model_tensors(model: LanguageModel) -> dict[str, Tensor]:
-    """Every tensor of a model by name, shared ones once."""
-    return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    """Every tensor of a model that training may change, by name, shared ones once."""
+    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return {name: tensor.detach() for name, tensor in (*trained, *model.named_buffers())}
 
 
 def _optimizer_tensors(model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
     return {
         f"{state_name}/{name}": optimizer.state[parameter][state_name]
         for name, parameter in model.named_parameters()
+        if parameter.requires_grad
         for state_name in _STATE_NAMES
     }
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from core.feed_forward import FeedForwardResult, build_feed_forwards
+from core.feed_forward import FeedForwardResult, TransformerLayer, build_feed_forwards
 from core.language_model import LanguageModel
 from core.layers import (
     Attention,
@@ -25,7 +25,7 @@ from core.rms_norm import RMSNorm
 from core.run_config import ModelConfig
 
 
-class LlamaLayer(nn.Module):
+class LlamaLayer(TransformerLayer):
     """Attention and feed-forward, each on a normed copy of the stream and added to it (pre-norm)."""
 
     def __init__(self, config: ModelConfig, feed_forward: nn.Module | None) -> None:
@@ -47,7 +47,8 @@ class LlamaLayer(nn.Module):
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), layout, cache))
         if self.feed_forward is None:
             return x_BTD, None
-        added_BTD, balance_loss = self.feed_forward(self.feed_forward_norm(x_BTD))
+        feed_forward, norm = self.feed_forward, self.feed_forward_norm
+        added_BTD, balance_loss = self.through_feed_forward(lambda stream_BTD: feed_forward(norm(stream_BTD)), x_BTD)
         return x_BTD + self.dropout(added_BTD), balance_loss
 
 

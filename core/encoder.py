@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.feed_forward import FeedForwardResult, build_feed_forwards
+from core.feed_forward import FeedForwardResult, TransformerLayer, build_feed_forwards
 from core.language_model import LanguageModel
 from core.layers import (
     Attention,
@@ -23,7 +23,7 @@ from core.layers import (
 from core.run_config import ModelConfig
 
 
-class RobertaLayer(nn.Module):
+class RobertaLayer(TransformerLayer):
     """Attention and feed-forward, each added to its input and normed after that (post-norm)."""
 
     def __init__(self, config: ModelConfig, feed_forward: nn.Module | None) -> None:
@@ -41,7 +41,7 @@ class RobertaLayer(nn.Module):
         x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, layout)))
         if self.feed_forward is None:
             return x_BTD, None
-        added_BTD, balance_loss = self.feed_forward(x_BTD)
+        added_BTD, balance_loss = self.through_feed_forward(self.feed_forward, x_BTD)
         return self.feed_forward_norm(x_BTD + self.dropout(added_BTD)), balance_loss
 
 
@@ -93,7 +93,7 @@ class RobertaEncoder(LanguageModel):
         return self.num_parameters() + width * width + width
 
 
-class ModernLayer(nn.Module):
+class ModernLayer(TransformerLayer):
     """Attention and feed-forward, each on a normed copy of the stream and added to it (pre-norm), without biases."""
 
     def __init__(self, config: ModelConfig, feed_forward: nn.Module | None, *, is_first: bool) -> None:
@@ -112,7 +112,8 @@ class ModernLayer(nn.Module):
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), layout))
         if self.feed_forward is None:
             return x_BTD, None
-        added_BTD, balance_loss = self.feed_forward(self.feed_forward_norm(x_BTD))
+        feed_forward, norm = self.feed_forward, self.feed_forward_norm
+        added_BTD, balance_loss = self.through_feed_forward(lambda stream_BTD: feed_forward(norm(stream_BTD)), x_BTD)
         return x_BTD + self.dropout(added_BTD), balance_loss
 
 

@@ -3,8 +3,11 @@
 Shape suffixes: B rows, T tokens a row, D width, F width inside the feed-forward.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from core.gated_activation import Activation, gated
 from core.layers import Linear
@@ -39,6 +42,20 @@ class Gated(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> FeedForwardResult:
         return self.down(gated(self.gate_and_up(x_BTD), self.activation)), None
+
+
+class TransformerLayer(nn.Module):
+    """What layers of all forms have."""
+
+    recomputes_feed_forward = False
+    """What is inside the feed-forward is not kept for the backward pass, but computed again there."""
+
+    def through_feed_forward(self, inside: Callable[[Tensor], FeedForwardResult], x_BTD: Tensor) -> FeedForwardResult:
+        """What the feed-forward makes of the stream, given as a function of it."""
+        if self.recomputes_feed_forward and self.training:
+            result: FeedForwardResult = checkpoint(inside, x_BTD, use_reentrant=False)
+            return result
+        return inside(x_BTD)
 
 
 def feed_forward_kind(config: ModelConfig) -> str:

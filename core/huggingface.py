@@ -73,8 +73,11 @@ def export_huggingface(
     _export_tokenizer(config, tokenizer_path, vocabulary, folder)
 
 
-def import_huggingface(folder: Path) -> Loaded:
+def import_huggingface(folder: Path, *, weights: dict[str, Tensor] | None = None) -> Loaded:
     """The model in a folder of transformers, in fp32 and evaluation mode; `sequence_length` is the longest it takes.
+
+    Args:
+        weights: Instead of those in the folder, under their names.
 
     Raises:
         ValueError: Not one of the three forms, or a variant of it that is not ours; every difference is named.
@@ -86,7 +89,7 @@ def import_huggingface(folder: Path) -> Loaded:
     # Weights are about to be replaced: the meta device spares drawing them.
     with torch.device("meta"):
         model = build_model(config, theirs["vocab_size"], pad_id=pad_id)
-    state = from_huggingface(_read_weights(folder), config)
+    state = from_huggingface(read_weights(folder) if weights is None else weights, config)
     model.load_state_dict(state, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -123,16 +126,24 @@ def holds_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (WEIGHTS_FILE, _INDEX_FILE))
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors; those in half precision become fp32."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files with the weights of a folder, in order.
+
+    Raises:
+        ValueError: It has none.
+    """
     if not holds_weights(folder):
         raise ValueError(f"{folder} has no {WEIGHTS_FILE}; save the model with safe_serialization=True")
-    files = {WEIGHTS_FILE}
-    if not (folder / WEIGHTS_FILE).is_file():
-        # transformers cuts large models into several files; the names in the index are those of files beside it.
-        index = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
-        files = {Path(name).name for name in index["weight_map"].values()}
-    tensors = {name: tensor for file in sorted(files) for name, tensor in load_file(folder / file).items()}
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    # transformers cuts large models into several files; the names in the index are those of files beside it.
+    index = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
+    return [folder / name for name in sorted({Path(name).name for name in index["weight_map"].values()})]
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder; those in half precision become fp32."""
+    tensors = {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
     return {
         name: tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
         for name, tensor in tensors.items()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from core.feed_forward import TransformerLayer
 from core.layers import Embedding, RowLayout
 
 
@@ -19,6 +20,8 @@ class LanguageModel(nn.Module):
     it at one position in seven.
     """
 
+    layers: nn.ModuleList
+    """Of `TransformerLayer`s."""
     tokens: Embedding
     """Vectors of the vocabulary's tokens."""
     head_weight: Tensor | None
@@ -29,6 +32,7 @@ class LanguageModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._uses_checkpointing = False
+        self._recomputes_feed_forward = False
         self._balance_loss: Tensor | None = None
 
     def hidden_states(self, inputs_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
@@ -70,10 +74,26 @@ class LanguageModel(nn.Module):
     def set_activation_checkpointing(self, is_on: bool) -> None:
         """On: a layer's activations are computed again in the backward pass instead of being kept."""
         self._uses_checkpointing = is_on
+        self._tell_layers()
+
+    def set_recomputed_feed_forward(self, is_on: bool) -> None:
+        """On: what is inside feed-forwards, the widest place of a layer, is computed again in the backward pass instead
+        of being kept. Where all activations are, this changes nothing."""
+        self._recomputes_feed_forward = is_on
+        self._tell_layers()
 
     def num_parameters(self) -> int:
-        """Trainable numbers, shared ones once."""
+        """Numbers that the model is made of, shared ones once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def num_trainable_parameters(self) -> int:
+        """Those of them that training changes: all, but for a model with frozen weights."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def _tell_layers(self) -> None:
+        for layer in self.layers:
+            assert isinstance(layer, TransformerLayer)
+            layer.recomputes_feed_forward = self._recomputes_feed_forward and not self._uses_checkpointing
 
     def _through_layers(self, layers: Iterable[nn.Module], x_BTD: Tensor, layout: RowLayout) -> Tensor:
         """The residual stream after all layers; remembers the sum of their balance losses."""

@@ -20,7 +20,7 @@ from core.memory_trace import RunShape, trace_steps
 from core.models import build_model
 from core.objectives import num_chunks
 from core.precision import choose_precision
-from core.run_config import ModelConfig, RunConfig
+from core.run_config import LoraConfig, ModelConfig, RunConfig
 from data_pipeline.batches import Batch, predicted_in_full_row
 from data_pipeline.settings import format_bytes
 
@@ -83,6 +83,7 @@ def predict_memory(
         vocabulary_size=vocabulary_size,
         precision=predicted_precision(run, place.device_type),
         is_checkpointed=run.training.activation_checkpointing,
+        lora=_lora_without_numbers(run.training.lora),
         micro_batch_size=min(micro_batch_size, rows),
         local_rows=_rows_worth_tracing(min(micro_batch_size, rows), rows),
         exchanges_gradients=place.num_workers > 1,
@@ -195,9 +196,13 @@ def _without_numbers(model: ModelConfig) -> ModelConfig:
     )
 
 
+def _lora_without_numbers(lora: LoraConfig | None) -> LoraConfig | None:
+    return None if lora is None else lora.model_copy(update={"alpha": 1.0})
+
+
 def _stretches(run: RunConfig, vocabulary_size: int, first: int, last: int) -> list[Stretch]:
     """The micro-batch sizes from first to last, parted where the vocabulary head goes through in more chunks."""
-    model = _model_without_memory(run.model, vocabulary_size)
+    model = _model_without_memory(run.model, vocabulary_size, is_frozen=run.training.lora is not None)
     found: list[Stretch] = []
     most = 0
     for size in range(first, last + 1):
@@ -219,6 +224,6 @@ def _num_chunks(model: LanguageModel, num_rows: int, *, row_length: int, predict
 
 
 @lru_cache(maxsize=16)
-def _model_without_memory(config: ModelConfig, vocabulary_size: int) -> LanguageModel:
+def _model_without_memory(config: ModelConfig, vocabulary_size: int, *, is_frozen: bool) -> LanguageModel:
     with torch.device("meta"):
-        return build_model(config, vocabulary_size)
+        return build_model(config, vocabulary_size).requires_grad_(not is_frozen)

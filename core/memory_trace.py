@@ -19,12 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from core import cache_blocks, cpu_attention
 from core.caching_allocator import AllocationEvent
 from core.cuda_forms import CudaForms
+from core.lora import add_lora
 from core.memory_limit import StorageMeter
 from core.models import build_model
 from core.optimizer import build_optimizer
 from core.optimizer_step import OptimizerStep, StepResult
 from core.precision import Precision
-from core.run_config import ModelConfig, TrainingConfig
+from core.run_config import LoraConfig, ModelConfig, TrainingConfig
 from core.step_profile import StepProfile, Stretch
 from core.workers import Workers
 from data_pipeline.batches import Batch, BatchSource, Shard
@@ -42,6 +43,7 @@ class RunShape:
     vocabulary_size: int
     precision: Literal["fp32", "bf16", "fp16"]
     is_checkpointed: bool
+    lora: LoraConfig | None
     micro_batch_size: int
     local_rows: int
     """Rows of one worker in one step."""
@@ -113,9 +115,10 @@ class MemoryTrace:
     def watch_gradients(self, model: nn.Module) -> None:
         """Recognise gradients once they are a parameter's own, and copies of parameters in another number format."""
         # The matrix of the head gets its gradient without autograd, so any gradient's arrival has to do for all.
-        note = partial(self._note_gradients, list(model.parameters()))
-        for parameter in model.parameters():
-            self._parameter_shapes.add(parameter.shape)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        note = partial(self._note_gradients, trained)
+        self._parameter_shapes.update(parameter.shape for parameter in model.parameters())
+        for parameter in trained:
             parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
 
     def peak(self) -> tuple[int, dict[Part, int]]:
@@ -159,6 +162,9 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
         modes.enter_context(torch.random.fork_rng(devices=[]))
         modes.enter_context(FakeTensorMode())
         model = build_model(shape.model, shape.vocabulary_size)
+        precision = Precision(shape.precision, "cpu")
+        if shape.lora is not None:
+            add_lora(model, shape.model, shape.lora, frozen_dtype=precision.dtype)
         model.set_activation_checkpointing(shape.is_checkpointed)
         trace.watch_gradients(model)
         modes.enter_context(_TrueStatistics())  # type: ignore[no-untyped-call]
@@ -175,7 +181,7 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
                 optimizer,
                 _FakeSource(shape),
                 workers,
-                Precision(shape.precision, "cpu"),
+                precision,
                 batch_size=shape.local_rows * workers.count,
                 micro_batch_size=shape.micro_batch_size,
                 tokens_per_step=1.0,

@@ -121,8 +121,13 @@ def chunk_length(model: LanguageModel, batch: Batch) -> int:
 
 
 def num_chunks(model: LanguageModel, batch: Batch) -> int:
-    """Chunks of positions for which logits stay below the memory of the body's activations, as few as can be."""
+    """Chunks of positions for which logits stay below the memory of the body's activations, as few as can be.
+
+    Of a frozen matrix they are small: it has no gradient, for which a chunk would cost a pass over it.
+    """
     vocabulary_size, width = model.tokens.weight.shape
+    if not model.vocabulary_matrix().requires_grad:
+        return max(1, math.ceil(batch.most_predicted / max(1, _MIN_LOGITS_AT_ONCE // vocabulary_size)))
     num_layers = sum(isinstance(module, Attention) for module in model.modules())
     activation_bytes = _SAVED_BYTES_A_LAYER * batch.inputs_BT.numel() * width * num_layers
     logits_at_once = max(_MIN_LOGITS_AT_ONCE, activation_bytes // _BYTES_A_LOGIT)

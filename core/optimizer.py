@@ -11,14 +11,14 @@ _FUSED_DEVICES = ("cpu", "cuda")
 
 
 def build_optimizer(model: nn.Module, training: TrainingConfig, *, tokens_per_step: float) -> torch.optim.AdamW:
-    """AdamW over the model's parameters, on their device; fused where the device has it.
+    """AdamW over the model's trainable parameters, on their device; fused where the device has it.
 
     Weight decay acts on matrices only: biases and the gains of norms have a scale of their own.
 
     Args:
         tokens_per_step: Tokens of a global batch, which a half-life of the second moment is counted in.
     """
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},

@@ -154,7 +154,7 @@ class OptimizerStep:
         """Sum gradients while the backward pass still runs; for when memory is proven."""
         self._compiled: HiddenStates | None = None
         self._compiled_rows = 0
-        self._parameters = list(model.parameters())
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._exchange = GradientExchange(model, workers) if workers.count > 1 else None
         self._bytes_in_use = bytes_in_use
         self._listen = listen

@@ -50,19 +50,21 @@ class _BlockedRMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_BTD: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient_BTD: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x_BTD, weight_D = ctx.saved_tensors
+        is_trained = ctx.needs_input_grad[1]
         d_x_BTD = torch.empty_like(x_BTD, memory_format=torch.contiguous_format)
         d_weight_D = torch.zeros_like(weight_D)
         x_ND, d_x_ND, gradient_ND = (part.reshape(-1, x_BTD.shape[-1]) for part in (x_BTD, d_x_BTD, gradient_BTD))
         for rows in _row_blocks(x_ND):
             normed_nD, inverse_n1 = _normed(x_ND[rows], ctx.epsilon, weight_D.dtype)
             through_nD = gradient_ND[rows] * normed_nD
-            d_weight_D += through_nD.sum(0)
+            if is_trained:
+                d_weight_D += through_nD.sum(0)
             along_n1 = through_nD.mul_(weight_D).mean(-1, keepdim=True)
             d_normed_nD = torch.mul(gradient_ND[rows], weight_D, out=through_nD)
             d_x_ND[rows].copy_(d_normed_nD.sub_(normed_nD.mul_(along_n1)).mul_(inverse_n1))
-        return d_x_BTD, d_weight_D, None
+        return d_x_BTD, d_weight_D if is_trained else None, None
 
 
 def _row_blocks(x_ND: Tensor) -> Iterator[slice]:

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from data_pipeline.settings import Count, Settings, Share
 
@@ -168,6 +168,35 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
+def _joined(targets: Any) -> Any:
+    # One text, so that a search may choose between several targets.
+    names = targets.split(",") if isinstance(targets, str) else targets
+    if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+        return ",".join(dict.fromkeys(name.strip() for name in names))
+    return targets
+
+
+class LoraConfig(Settings):
+    """Low-rank adaptation (LoRA, arXiv:2106.09685): all weights stay as they are, and beside chosen matrices W a
+    product of two thin ones is trained, so that the model computes with W + alpha / rank x B A."""
+
+    rank: Count = 8
+    """Rows of A, and columns of B."""
+    alpha: PositiveFloat = 16.0
+    """Over the rank, the factor on what is learnt."""
+    targets: Annotated[str, BeforeValidator(_joined)] = "all-linear"
+    """Matrices that are adapted: all-linear, attention, feed-forward, or names as transformers has them, such as
+    [q_proj, v_proj]. Several names are also one text, for a search: "q_proj,v_proj"."""
+    recompute_feed_forward: bool = True
+    """Compute the inside of feed-forwards again in the backward pass: about half the memory, for less time than frozen
+    weights save."""
+
+    @property
+    def scale(self) -> float:
+        """Factor on the product of the two matrices."""
+        return self.alpha / self.rank
+
+
 class TrainingConfig(Settings):
     """How the parameters are moved."""
 
@@ -183,6 +212,8 @@ class TrainingConfig(Settings):
     initial_weights: Annotated[str, AfterValidator(_absolute)] | None = None
     """Folder of a model to begin with, such as the best/ of a sweep or a trial's checkpoint: the next stage of a
     training, with longer rows for instance. Every worker reads it. None: weights are drawn at random."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters of the initial weights, and not the weights. None: all weights are trained."""
 
     learning_rate: PositiveFloat = 5e-4
     """Peak of the schedule."""
@@ -253,6 +284,8 @@ class RunConfig(Settings):
             *parents, leaf = path.split(".")
             place = raw
             for name in parents:
-                place = place.setdefault(name, {})
+                if place.get(name) is None:  # a section that is left out, of which one setting is given
+                    place[name] = {}
+                place = place[name]
             place[leaf] = value
         return type(self).model_validate(raw)

@@ -7,12 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.adapter_folder import base_hash, import_adapted, is_adapter
 from core.checkpoint import MODEL_FILE, copy_weights, model_tensors, read_progress, restore_weights
 from core.huggingface import holds_weights, import_huggingface
 from core.language_model import LanguageModel
+from core.lora import add_lora, lora_faults, merge_lora
 from core.models import build_model
+from core.precision import choose_precision
 from core.run_config import RunConfig
 from data_pipeline.token_blocks import PreparedCorpus
+from data_pipeline.tokenizer import Vocabulary
+
+WITHOUT_BASE = (
+    "training.lora trains adapters of a model that is there already; give one as training.initial_weights (its folder) "
+    "or start.weights_of, or leave training.lora out"
+)
 
 
 @dataclass(frozen=True)
@@ -35,17 +44,55 @@ def fresh_model(run: RunConfig, data: PreparedCorpus, device: torch.device) -> L
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.training.seed)
         model = build_model(run.model, data.vocabulary.size, pad_id=data.vocabulary.pad_id)
-    if run.training.initial_weights is not None:
-        _take_weights(Path(run.training.initial_weights), model)
+        if run.training.initial_weights is not None:
+            _take_weights(Path(run.training.initial_weights), model)
+        if run.training.lora is not None:
+            precision = choose_precision(run.training.precision, device)
+            add_lora(model, run.model, run.training.lora, frozen_dtype=precision.dtype)
     model = model.to(device)
     model.set_activation_checkpointing(run.training.activation_checkpointing)
     return model
 
 
+def whole_model(run: RunConfig, vocabulary: Vocabulary, checkpoint: Path) -> LanguageModel:
+    """The model that a run's checkpoint holds, in fp32; of adapters and their base, those merged into one.
+
+    Raises:
+        ValueError: The checkpoint, or `training.initial_weights`, is of another model.
+    """
+    model = build_model(run.model, vocabulary.size, pad_id=vocabulary.pad_id)
+    if run.training.lora is None:
+        restore_weights(checkpoint / MODEL_FILE, model)
+        return model
+    adapted = adapted_model(run, vocabulary, checkpoint)
+    merge_lora(adapted)
+    return adapted
+
+
+def adapted_model(run: RunConfig, vocabulary: Vocabulary, checkpoint: Path) -> LanguageModel:
+    """As `whole_model` of a run with LoRA, with the adapters beside their base."""
+    lora, initial = run.training.lora, run.training.initial_weights
+    assert lora is not None
+    assert initial is not None
+    model = build_model(run.model, vocabulary.size, pad_id=vocabulary.pad_id)
+    _take_weights(Path(initial), model)
+    add_lora(model, run.model, lora)
+    restore_weights(checkpoint / MODEL_FILE, model)
+    return model
+
+
+def hash_of_base(run: RunConfig) -> str | None:
+    """What tells the weights below a run's adapters from others; None without adapters."""
+    if run.training.lora is None or run.training.initial_weights is None:
+        return None
+    return base_hash(Path(run.training.initial_weights))
+
+
 def _take_weights(folder: Path, model: LanguageModel) -> None:
     """Those of a folder that transformers reads, if it is one, else of a checkpoint."""
-    if (folder / "config.json").exists():
-        weights = model_tensors(import_huggingface(folder).model)
+    if is_adapter(folder) or (folder / "config.json").exists():
+        loaded = import_adapted(folder)[0] if is_adapter(folder) else import_huggingface(folder)
+        weights = model_tensors(loaded.model)
         copy_weights(_without_padding(weights, num_tokens=model.tokens.num_embeddings), model, folder)
     else:
         restore_weights(folder / MODEL_FILE, model)
@@ -77,11 +124,20 @@ def check_fit(run: RunConfig, data: PreparedCorpus) -> None:
             f"{run.model.num_positions} (model.sequence_length)"
         )
     initial = run.training.initial_weights
-    if initial is not None and not holds_weights(Path(initial)):
+    if initial is not None and not holds_weights(Path(initial)) and not is_adapter(Path(initial)):
         faults.append(
             f"training.initial_weights={initial} holds no {MODEL_FILE} on this machine; give the folder of a model, "
             "such as the best/ of a sweep, where every worker can read it"
         )
+    if run.training.lora is not None:
+        faults += lora_faults(run.model, run.training.lora)
+        if initial is None:
+            faults.append(WITHOUT_BASE)
+        elif is_adapter(Path(initial)):
+            faults.append(
+                f"training.initial_weights={initial} is an adapter, and training.lora begins with a whole model; make "
+                "it one with pretune export"
+            )
     if data.train.num_rows == 0:
         faults.append("the corpus has no training row")
     if data.holdout.num_rows == 0:
@@ -99,6 +155,8 @@ def settings_that_count(run: RunConfig) -> dict[str, Any]:
     settings = run.model_dump(mode="json")
     for name in _SETTINGS_WITHOUT_EFFECT:
         del settings["training"][name]
+    if settings["training"]["lora"] is not None:
+        del settings["training"]["lora"]["recompute_feed_forward"]
     return settings
 
 
@@ -112,6 +170,7 @@ def check_same_run(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> No
     faults = _differences(saved["settings"], settings_that_count(run), path="")
     if saved["data"] != data.fingerprint:
         faults.append(f"data {saved['data']} there and {data.fingerprint} here")
+    faults += _faults_of_base(saved, run)
     if faults:
         raise ValueError(
             f"{checkpoint} belongs to another run: {'; '.join(faults)}. "
@@ -137,11 +196,22 @@ def check_trunk(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> None:
     faults = _differences(saved["settings"], here, path="")
     if saved["data"] != data.fingerprint:
         faults.append(f"data {saved['data']} there and {data.fingerprint} here")
+    faults += _faults_of_base(saved, run)
     tokens = saved["progress"]["tokens"]
     if run.training.tokens is not None and tokens >= run.training.tokens:
         faults.append(f"it has {tokens:,} tokens already, and training.tokens={run.training.tokens:,} asks for no more")
     if faults:
         raise ValueError(f"{checkpoint} cannot be gone on from: {'; '.join(faults)}")
+
+
+def _faults_of_base(saved: dict[str, Any], run: RunConfig) -> list[str]:
+    there, here = saved.get("base"), hash_of_base(run)
+    if there == here:
+        return []
+    return [
+        f"its adapters were trained on other weights than those in {run.training.initial_weights} now (SHA-256 "
+        f"{str(there)[:12]} there and {str(here)[:12]} here)"
+    ]
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any], *, path: str) -> list[str]:

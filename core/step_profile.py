@@ -10,12 +10,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.language_model import LanguageModel
+from core.low_rank import LowRankLinear
 from core.precision import Precision
 from data_pipeline.batches import Batch
 
 Stretch = Literal["data", "forward", "backward", "exchange", "optimizer"]
 Span = Callable[[Literal["forward", "backward"]], AbstractContextManager[object]]
 """Opens a stretch of time of a micro-batch on the profile."""
+
+_PRODUCTS_WITH_WEIGHTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten._grouped_mm)
+"""The other products of a model are of queries, keys and values."""
 
 STRETCHES: tuple[Stretch, ...] = ("data", "forward", "backward", "exchange", "optimizer")
 
@@ -58,7 +62,7 @@ class StepProfile:
 
 @torch.no_grad()
 def model_flops_a_token(model: LanguageModel, batch: Batch, precision: Precision) -> float:
-    """Floating-point operations of one training step for each real token: three times those of the forward pass.
+    """Floating-point operations of one training step for each real token, as `flops_with_backward` has them.
 
     Counted, not guessed from the parameter count, so experts that are not asked and positions that predict nothing do
     not count. Recomputed activations do not count either: this is what the model needs.
@@ -66,8 +70,27 @@ def model_flops_a_token(model: LanguageModel, batch: Batch, precision: Precision
     with FlopCounterMode(display=False) as counter, precision.autocast():
         hidden_BTD = model.hidden_states(batch.inputs_BT, batch.document_ids_BT)
         model.logits(hidden_BTD.flatten(0, 1).index_select(0, batch.positions_P))
-    forward_flops = int(counter.get_total_flops())
-    return 3.0 * forward_flops / max(batch.num_tokens, 1)
+    return flops_with_backward(counter, model, num_tokens=batch.inputs_BT.numel()) / max(batch.num_tokens, 1)
+
+
+def flops_with_backward(counter: FlopCounterMode, model: LanguageModel, *, num_tokens: int) -> float:
+    """Operations of a forward pass and of the backward pass that belongs to it.
+
+    A backward pass has two matrix products for each of the forward pass, one for either factor; of a frozen matrix only
+    that for its input. That the first layer's input needs none is left out of account.
+
+    Args:
+        counter: Of the forward pass.
+        num_tokens: That went through the adapters, if the model has any.
+    """
+    forward = float(counter.get_total_flops())
+    adapters = [matrix for module in model.modules() if isinstance(module, LowRankLinear) for matrix in module.thin()]
+    if not adapters:
+        return 3.0 * forward
+    of_adapters = 2.0 * num_tokens * sum(matrix.numel() for matrix in adapters)
+    counts = counter.get_flop_counts()["Global"]
+    of_matrices = float(sum(flops for operator, flops in counts.items() if operator in _PRODUCTS_WITH_WEIGHTS))
+    return 3.0 * forward - (of_matrices - of_adapters)
 
 
 @lru_cache(maxsize=8)

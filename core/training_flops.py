@@ -6,11 +6,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from core.lora import add_lora
 from core.models import build_model
-from core.run_config import ModelConfig, RunConfig
-
-_FORWARD_AND_BACKWARD = 3
-"""A backward pass has two matrix products for each of the forward pass."""
+from core.run_config import LoraConfig, ModelConfig, RunConfig
+from core.step_profile import flops_with_backward
 
 
 def training_flops_a_token(run: RunConfig, vocabulary_size: int) -> float:
@@ -18,19 +17,25 @@ def training_flops_a_token(run: RunConfig, vocabulary_size: int) -> float:
 
     Recomputed activations do not count: this is what the model needs, and it compares models and not settings of speed.
     """
-    body, head = _forward_flops(run.model, vocabulary_size)
-    return _FORWARD_AND_BACKWARD * (body + head * (run.objective.masking_rate or 1.0))
+    body, head = _flops(run.model, vocabulary_size, run.training.lora)
+    return body + head * (run.objective.masking_rate or 1.0)
 
 
 @lru_cache(maxsize=64)
-def _forward_flops(model: ModelConfig, vocabulary_size: int) -> tuple[float, float]:
-    """Of the forward pass: for each token up to the head, and for each predicted token in it."""
+def _flops(model: ModelConfig, vocabulary_size: int, lora: LoraConfig | None) -> tuple[float, float]:
+    """For each token up to the head, and for each predicted token in it."""
     # Tensors without values or memory: only their shapes are multiplied.
     with torch.random.fork_rng(devices=[]), FakeTensorMode(), torch.no_grad():
         built = build_model(model, vocabulary_size)
+        if lora is not None:
+            add_lora(built, model, lora)
         tokens_BT = torch.zeros(1, model.sequence_length, dtype=torch.long)
         with FlopCounterMode(display=False) as body:
             hidden_BTD = built.hidden_states(tokens_BT)
         with FlopCounterMode(display=False) as head:
             built.logits(hidden_BTD.flatten(0, 1)[:1])
-    return body.get_total_flops() / model.sequence_length, float(head.get_total_flops())
+    length = model.sequence_length
+    return (
+        flops_with_backward(body, built, num_tokens=length) / length,
+        flops_with_backward(head, built, num_tokens=0),
+    )

@@ -32,7 +32,15 @@ from core.precision import allow_tf32, choose_precision
 from core.progress_report import Report, Reporter
 from core.run_config import RunConfig
 from core.run_progress import Progress
-from core.run_start import Beginning, check_fit, check_same_run, check_trunk, fresh_model, settings_that_count
+from core.run_start import (
+    Beginning,
+    check_fit,
+    check_same_run,
+    check_trunk,
+    fresh_model,
+    hash_of_base,
+    settings_that_count,
+)
 from core.schedule import RunLength, learning_rate, run_length
 from core.shrinking import Shortage
 from core.step_profile import matmul_flops_per_s, model_flops_a_token
@@ -159,6 +167,7 @@ class _Run:
         self.precision = choose_precision(training.precision, workers.device)
         self.length: RunLength = run_length(training, num_rows=data.train.num_rows, num_tokens=data.train.num_tokens)
         self.model = fresh_model(run, data, workers.device)
+        self.base_hash = hash_of_base(run) if workers.is_first else None
         self.tokens_per_step = training.batch_size * data.train.num_tokens / data.train.num_rows
         self.optimizer = build_optimizer(self.model, training, tokens_per_step=self.tokens_per_step)
 
@@ -502,6 +511,7 @@ class _Run:
         return {
             "settings": settings_that_count(self.run),
             "data": self.data.fingerprint,
+            "base": self.base_hash,
             "micro_batch_size": self.step.micro_batch_size,
             "progress": asdict(self.progress),
             "noise": asdict(self.noise),

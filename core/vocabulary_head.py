@@ -35,7 +35,7 @@ def add_head_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the logits `features @ matrix.T + bias`, and its gradients.
 
-    Adds to `.grad` of the matrix and the bias, which come to be if they are not there.
+    Adds to `.grad` of the matrix and the bias, which come to be if they are not there; not of frozen ones.
 
     Args:
         dtype: Number format of the matrix products; sums, the softmax and the gradients of the weights are fp32.
@@ -50,14 +50,16 @@ def add_head_gradients(
     with torch.no_grad(), torch.autocast(features_PF.device.type, enabled=False):
         cast_VF = matrix_VF.to(dtype)
         cast_V = None if bias_V is None else bias_V.to(dtype)
+        trained_V = bias_V if bias_V is not None and bias_V.requires_grad else None
         for chunk in blocks(labels_P.numel(), positions_at_once):
             with span("forward"):
                 cast_PF = features_PF[chunk].to(dtype)
                 logits_PV = F.linear(cast_PF, cast_VF, cast_V)
-                loss_sum += _turn_into_gradient(logits_PV, labels_P[chunk], bias_V, scale)
+                loss_sum += _turn_into_gradient(logits_PV, labels_P[chunk], trained_V, scale)
             with span("backward"):
                 gradient_PF[chunk].copy_(logits_PV @ cast_VF)
-                _add_matrix_gradient(matrix_VF, logits_PV, cast_PF)
+                if matrix_VF.requires_grad:
+                    _add_matrix_gradient(matrix_VF, logits_PV, cast_PF)
             del logits_PV
     return loss_sum, gradient_PF
 

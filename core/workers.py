@@ -135,7 +135,8 @@ def check_same_model(model: nn.Module, settings: str, workers: Workers) -> None:
 
 def _checksum(parameter: Tensor) -> int:
     # One parameter at a time, so that a model on a GPU is never copied whole.
-    return zlib.crc32(parameter.detach().cpu().contiguous().numpy().tobytes())
+    # As bytes, for numpy has no bf16.
+    return zlib.crc32(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def _difference(first: dict[str, tuple[str, int]], other: dict[str, tuple[str, int]]) -> str:

@@ -12,7 +12,12 @@ from sweeps.settings_sampler import holds
 from sweeps.sweep_config import SweepConfig
 from sweeps.trial_records import TrialRecord
 
-ONLY_SPEED = frozenset({MICRO_BATCH, "training.activation_checkpointing", "training.compile", "training.on_oom", SEED})
+ONLY_SPEED = frozenset(
+    {
+        *(MICRO_BATCH, "training.activation_checkpointing", "training.lora.recompute_feed_forward"),
+        *("training.compile", "training.on_oom", SEED),
+    }
+)
 """Settings that change nothing in what is learnt, or only by luck: the best value of them is no discovery."""
 
 

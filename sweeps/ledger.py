@@ -14,7 +14,7 @@ from sweeps.memory_observations import MemoryObservation
 from sweeps.outcomes import Outcome
 from sweeps.results_folder import LOG_FILE
 from sweeps.sweep_budget import REPEAT
-from sweeps.trial_records import LOSS, MemoryVerdict, RefusedProposal, TrialRecord, TrialStore
+from sweeps.trial_records import LOSS, MemoryVerdict, RefusedProposal, TrialRecord, TrialSize, TrialStore
 from sweeps.widening import Widening
 
 HOPELESS_AFTER = 3
@@ -42,11 +42,11 @@ class Ledger:
         rungs: tuple[int, ...],
         run_to_end: frozenset[int] = frozenset(),
         remember: Callable[[list[MemoryObservation]], None] = lambda _: None,
-        flops_per_token: Callable[[RunConfig], float | None] = lambda _: None,
+        size_of: Callable[[RunConfig], TrialSize] = lambda _: TrialSize(),
     ) -> None:
         """
         Args:
-            flops_per_token: Operations of a run's training for each token.
+            size_of: Parameters and operations of a run.
             rungs: At which a report's holdout loss is the one that counts there.
             run_to_end: Numbers drawn of trials that are trained to the end; of one that does not fit in memory the
                 next one takes the place.
@@ -58,7 +58,7 @@ class Ledger:
         self.listeners: list[Listener] = []
         self._store, self._frontier, self._scheduler = store, frontier, scheduler
         self._run_of, self._rungs, self._remember = run_of, rungs, remember
-        self._flops_per_token = flops_per_token
+        self._size_of = size_of
         self._run_to_end = run_to_end
 
     def open(self, settings: dict[str, Any], chosen_by: str) -> TrialRecord:
@@ -73,7 +73,7 @@ class Ledger:
                 "micro_batch_size_asked": run.training.micro_batch_size,
                 "memory_limit_bytes": self._frontier.limit_bytes,
                 "predicted_peak_memory_bytes": self._frontier.predicted_bytes(run),
-                "flops_per_token": self._flops_per_token(run),
+                **self._size_of(run)._asdict(),
             }
         )
         return self._keep(record)

@@ -64,6 +64,7 @@ def shape_of(run: RunConfig) -> str:
         "activation_checkpointing": training.activation_checkpointing,
         "compile": training.compile,
         "clip": training.clip is not None,
+        **({} if training.lora is None else {"lora": training.lora.model_dump(exclude={"alpha"})}),
     }
     return ", ".join(f"{name} {value}" for name, value in parts.items())
 

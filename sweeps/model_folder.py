@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.adapter_folder import is_adapter
 from core.checkpoint import newest_checkpoint
 from core.feed_forward import feed_forward_kind, inner_width
 from core.huggingface import holds_weights, read_config, read_shape
-from core.run_config import ModelConfig
+from core.run_config import ModelConfig, RunConfig
 from data_pipeline.input_fault import InputFault
 from data_pipeline.token_blocks import open_prepared
 from data_pipeline.tokenizer import load_tokenizer, vocabulary_of
@@ -28,6 +29,8 @@ class ModelFolder:
     model: ModelConfig
     tokenizer: Path
     """Its tokenizer.json."""
+    run: RunConfig | None = None
+    """What was trained, where it is a trial's."""
 
 
 def model_folder(place: Path) -> ModelFolder:
@@ -37,7 +40,15 @@ def model_folder(place: Path) -> ModelFolder:
         ResultsError: There is none, or tokenizer and weights do not belong together; says what is wrong.
     """
     if (place / "trial.json").is_file():
-        return trial_folder(place)
+        found = trial_folder(place)
+        if found.run is not None and found.run.training.lora is not None:
+            raise ResultsError(
+                f"{place} has kept adapters, and no whole model; give best/ of its sweep, or make the trial a model of "
+                "its own with pretune export"
+            )
+        return found
+    if is_adapter(place):
+        raise ResultsError(f"{place} holds an adapter, and no whole model; make it one with pretune export")
     if not (place / "config.json").is_file():
         raise ResultsError(
             f"{place} holds no model (config.json); give a model's folder: a sweep's best/, one of its trials, or one "
@@ -100,8 +111,8 @@ def trial_folder(place: Path) -> ModelFolder:
     if checkpoint is None or prepared is None:
         missing = "checkpoint; only the best trial keeps its own" if checkpoint is None else "prepared corpus any more"
         raise ResultsError(f"{record.name} has no {missing}")
-    model = load_sweep_file(sweep_folder / "sweep.yaml").run_config(record.settings).model
-    return ModelFolder(checkpoint.absolute(), model, open_prepared(prepared).tokenizer_path.absolute())
+    run = load_sweep_file(sweep_folder / "sweep.yaml").run_config(record.settings)
+    return ModelFolder(checkpoint.absolute(), run.model, open_prepared(prepared).tokenizer_path.absolute(), run)
 
 
 def prepared_of(sweep_folder: Path) -> Path | None:

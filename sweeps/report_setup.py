@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from core.models import build_model
+from core.parameter_counts import parameter_counts
 from data_pipeline.manifest import Manifest
 from sweeps.cost_plots import timeline
 from sweeps.findings import Findings
@@ -43,9 +43,9 @@ def setup_section(findings: Findings) -> Section:
         ("objective", "masked LM" if sweep.objective.masked_lm else "causal LM"),
     ]
     if data.get("vocabulary"):
-        with torch.device("meta"):
-            num_parameters = build_model(model, data["vocabulary"]).num_parameters()
-        facts.append(("parameters", f"{num_parameters:,}{whose}"))
+        counts = parameter_counts(run, data["vocabulary"])
+        trained = "" if run.training.lora is None else f", of which {counts.trainable:,} in adapters are trained"
+        facts.append(("parameters", f"{counts.total:,}{trained}{whose}"))
     facts += [("swept", f"`{path}`: {distribution}") for path, distribution in sweep.search.items()]
     facts += [("tried first", _in_words(settings)) for settings in sweep.start_with]
     stopping = sweep.early_stopping

@@ -80,6 +80,8 @@ def trial_row(record: TrialRecord, rank: int, standing: Standing | None = None) 
         "branch_s": round(record.branch_s, 3),
         "tokens_per_s": None if record.tokens_per_s is None else round(record.tokens_per_s, 1),
         "training_flops": record.training_flops,
+        "parameters": record.parameters,
+        "trainable_parameters": record.trainable_parameters,
         "micro_batch_size_asked": record.micro_batch_size_asked,
         "micro_batch_size_used": record.micro_batch_size_used,
         "memory_verdict": record.memory_verdict,

@@ -121,6 +121,7 @@ def beginning_with_weights(sweep: SweepConfig, results_folder: Path) -> SweepCon
         for path in sweep.search
         if path.startswith("model.") and path != "model.dropout"
     ]
+    faults += sweep.lora_faults(shape)
     faults += _tokenizer_faults(sweep, folder, earlier)
     if faults:
         raise InputFault(f"start.weights_of={name}: " + "\n".join(faults))

@@ -18,6 +18,7 @@ from ray import tune
 from rich.console import Console
 
 from core.micro_batch_speed import MicroBatchSpeed
+from core.parameter_counts import parameter_counts
 from core.run_config import RunConfig
 from core.training_flops import training_flops_a_token
 from data_pipeline.node_copies import all_nodes_see, serve_copies
@@ -57,7 +58,7 @@ from sweeps.sweep_config import SweepConfig
 from sweeps.tensorboard import TensorBoardLog
 from sweeps.tracking import Tracking
 from sweeps.trial import LaneTrainable
-from sweeps.trial_records import TrialRecord, TrialStore, write_atomically
+from sweeps.trial_records import TrialRecord, TrialSize, TrialStore, write_atomically
 from sweeps.winner import NOT_YET, Winner, drop_checkpoints, export_winner
 
 _REFUSALS_SHOWN = 3
@@ -267,7 +268,7 @@ class _SweepRun:
             run_to_end=drawn_to_run_to_the_end(stopping, num_trials=sweep.budget.trials, seed=sweep.searcher.seed),
             # What another sweep has learnt meanwhile comes back with it.
             remember=lambda seen: self.frontier.learn(self._memory.add(seen, torch.__version__)),
-            flops_per_token=lambda run: training_flops_a_token(run, data.vocabulary.size),
+            size_of=lambda run: _size_of(run, data.vocabulary.size),
         )
         self._beaten: list[TrialRecord] = []
         self._dropped: set[int] = set()
@@ -493,6 +494,11 @@ def _fixed_settings(sweep: SweepConfig) -> dict[str, Any]:
 
     walk("", sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose"}))
     return flat
+
+
+def _size_of(run: RunConfig, vocabulary_size: int) -> TrialSize:
+    counts = parameter_counts(run, vocabulary_size)
+    return TrialSize(training_flops_a_token(run, vocabulary_size), counts.total, counts.trainable)
 
 
 def _summary(

@@ -1,5 +1,6 @@
 """What a sweep is: corpus, model, objective, training, search space, budget, resources."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
@@ -7,8 +8,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, model_validator
 
 from core.equal_size import equalized
+from core.lora import lora_faults
 from core.memory_limit import LimitBy
-from core.run_config import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
+from core.run_config import LoraConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
+from core.run_start import WITHOUT_BASE
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.settings import Count, NumBytes, Settings, Share
 from sweeps.search_space import Distribution
@@ -301,6 +304,8 @@ class SweepConfig(Settings):
         wanted = "causal_lm" if self.model.is_causal else "masked_lm"
         if getattr(self.objective, wanted) is None:
             faults.append(f"model.family={self.model.family} needs objective: {wanted}")
+        if self.start is None or self.start.weights_of is None:  # else the shape is not known yet
+            faults += self.lora_faults(equalized(self.model))
         faults += fault_of_stages(
             self.stages,
             num_positions=self.model.num_positions,
@@ -334,6 +339,25 @@ class SweepConfig(Settings):
                 f"training.cooldown={cooldown:g} begins before the last rung, at 1/{stopping.reduction_factor} of the "
                 f"tokens; use a cooldown of at most {1 - 1 / stopping.reduction_factor:.2g}"
             )
+
+    def lora_faults(self, model: ModelConfig) -> list[str]:
+        """What keeps a model of this shape from being adapted, over all combinations of swept settings of adapters."""
+        swept = [path for path in self.search if path.startswith("training.lora.")]
+        if self.training.lora is None and not swept:
+            return []
+        faults = []
+        if self.training.initial_weights is None and (self.start is None or self.start.weights_of is None):
+            faults.append(WITHOUT_BASE)
+        lora = self.training.lora or LoraConfig()
+        given = {name: getattr(lora, name) for name in ("rank", "targets")}
+        values = {
+            name: self.search[path].extremes() if (path := f"training.lora.{name}") in self.search else (value,)
+            for name, value in given.items()
+        }
+        for rank, targets in itertools.product(*values.values()):
+            if isinstance(rank, int) and isinstance(targets, str):
+                faults += lora_faults(equalized(self.model), LoraConfig(rank=rank, targets=targets))
+        return list(dict.fromkeys(faults))
 
     def values_of(self, path: str) -> tuple[Any, ...]:
         """All values of a choice, both ends of a range, or the one value of a setting that is not swept."""

@@ -267,6 +267,8 @@ class Tracking:
             "final/tokens": float(record.tokens),
             "final/training_s": record.training_s,
             "final/tokens_per_s": record.tokens_per_s,
+            "model/parameters": record.parameters,
+            "model/trainable_parameters": record.trainable_parameters,
             "memory/predicted_peak_bytes": record.predicted_peak_memory_bytes,
             "memory/measured_peak_bytes": record.peak_memory_bytes,
             "memory/predicted_margin": memory_margin(record.predicted_peak_memory_bytes, record),

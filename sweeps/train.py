@@ -161,6 +161,8 @@ def _taken_over(sweep: SweepConfig, source: _Source, overridden: set[str]) -> Sw
         *parents, leaf = path.split(".")
         place = raw
         for name in parents:
+            if place.get(name) is None:  # a section that only the search speaks of
+                place[name] = {}
             place = place[name]
         place[leaf] = value
     return SweepConfig.model_validate(raw)

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from core.checkpoint import MODEL_FILE, restore_weights
+from core.adapter_folder import import_adapted, is_adapter
 from core.decoder import LlamaDecoder
 from core.evaluation import evaluate, holdout_source
 from core.generation import Filling, Sampling, fill_mask, stream
 from core.huggingface import export_huggingface, import_huggingface, why_not_exportable
 from core.language_model import LanguageModel
-from core.models import build_model
 from core.out_of_memory import OomFacts
 from core.precision import choose_precision
 from core.run_config import ModelConfig
+from core.run_start import whole_model
 from core.workers import Workers
 from data_pipeline.corpus import for_each_parcel_here
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
@@ -153,11 +153,13 @@ def load_trained(place: Path) -> TrainedModel:
     """
     if (place / "trial.json").is_file():
         return _of_trial(place)
+    if is_adapter(place):
+        return _of_adapter(place)
     folder = place if (place / "config.json").is_file() else place / "best"
     if not (folder / "config.json").is_file():
         raise ResultsError(
             f"{place} holds no trained model. Give a sweep's folder (results/<name>-<id>), one of its trials "
-            "(.../trials/trial-0001) or a folder of Hugging Face transformers."
+            "(.../trials/trial-0001), a folder of Hugging Face transformers, or an adapter's (adapter_config.json)."
         )
     try:
         loaded = import_huggingface(folder)
@@ -169,11 +171,26 @@ def load_trained(place: Path) -> TrainedModel:
     return TrainedModel(loaded.model, loaded.config, tokenizer, folder / "tokenizer.json", vocabulary, prepared)
 
 
+def _of_adapter(place: Path) -> TrainedModel:
+    """A model with an adapter laid over it."""
+    try:
+        loaded, base = import_adapted(place)
+        tokenizer = load_tokenizer(base / "tokenizer.json")
+    except (OSError, ValueError) as cause:
+        raise ResultsError(str(cause)) from cause
+    vocabulary = vocabulary_of(tokenizer)
+    return TrainedModel(loaded.model, loaded.config, tokenizer, base / "tokenizer.json", vocabulary, None)
+
+
+def _of_trial(place: Path) -> TrainedModel:
 def _of_trial(place: Path) -> TrainedModel:
     found = trial_folder(place)
     tokenizer = load_tokenizer(found.tokenizer)
     vocabulary = vocabulary_of(tokenizer)
-    model = build_model(found.model, vocabulary.size, pad_id=vocabulary.pad_id)
-    restore_weights(found.weights / MODEL_FILE, model)
+    assert found.run is not None
+    try:
+        model = whole_model(found.run, vocabulary, found.weights)
+    except (OSError, ValueError) as cause:  # of adapters: the base is gone, or another one
+        raise ResultsError(f"the model of {place.name} cannot be put together: {cause}") from cause
     prepared = prepared_of(place.absolute().parents[1])
     return TrainedModel(model.eval(), found.model, tokenizer, found.tokenizer, vocabulary, prepared)

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -23,6 +23,14 @@ MemoryVerdict = Literal[
 ]
 """What memory had to say of a trial: never launched (twice), launched and ended by it, launched and survived it with a
 smaller micro-batch."""
+
+
+class TrialSize(NamedTuple):
+    """What a trial's model is made of and costs, under the names of its record."""
+
+    flops_per_token: float | None = None
+    parameters: int | None = None
+    trainable_parameters: int | None = None
 
 
 class TrialRecord(Settings):
@@ -65,6 +73,10 @@ class TrialRecord(Settings):
     tokens_per_s: float | None = None
     flops_per_token: float | None = None
     """Operations of training for each token, as the model needs them; None in records of older versions."""
+    parameters: int | None = None
+    """Of the model, adapters among them; None in records of older versions."""
+    trainable_parameters: int | None = None
+    """Those that training changes: all, or the adapters alone."""
     micro_batch_size_asked: int | Literal["auto"] = "auto"
     micro_batch_size_used: int | None = None
     out_of_memory_events: int = 0

@@ -4,10 +4,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.checkpoint import MODEL_FILE, newest_checkpoint, restore_weights
+from core.adapter_folder import save_adapter
+from core.checkpoint import newest_checkpoint
 from core.huggingface import export_huggingface, why_not_exportable
-from core.models import build_model
 from core.run_config import RunConfig
+from core.run_start import adapted_model, whole_model
 from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.samples import Sample, draw_samples
 
@@ -22,6 +23,9 @@ class Winner:
     """What it makes of rows of the holdout."""
 
 
+ADAPTER = "best-adapter"
+"""Folder beside the winner's model, of a sweep of adapters: those alone, as PEFT reads them."""
+
 NOT_YET = Winner("")
 """While a sweep runs."""
 
@@ -31,8 +35,7 @@ def export_winner(run: RunConfig, data: PreparedCorpus, trial_folder: Path, best
     checkpoint = newest_checkpoint(trial_folder)
     if checkpoint is None:
         return Winner(f"no checkpoint in {trial_folder}")
-    model = build_model(run.model, data.vocabulary.size, pad_id=data.vocabulary.pad_id)
-    restore_weights(checkpoint / MODEL_FILE, model)
+    model = whole_model(run, data.vocabulary, checkpoint)
     samples = tuple(draw_samples(model, data))
     foreign = why_not_exportable(run.model)
     if foreign is not None:
@@ -42,7 +45,22 @@ def export_winner(run: RunConfig, data: PreparedCorpus, trial_folder: Path, best
     export_huggingface(model, run.model, data.tokenizer_path, data.vocabulary, partial)
     shutil.rmtree(best, ignore_errors=True)
     partial.rename(best)
+    if run.training.lora is not None:
+        _export_adapter(run, data, checkpoint, best.with_name(ADAPTER))
     return Winner(str(best), samples)
+
+
+def _export_adapter(run: RunConfig, data: PreparedCorpus, checkpoint: Path, target: Path) -> None:
+    """The adapters alone, for PEFT, where it could load what they belong to."""
+    lora, base = run.training.lora, run.training.initial_weights
+    assert lora is not None
+    if base is None or not (Path(base) / "config.json").is_file():
+        return
+    partial = target.with_name(f".{target.name}-partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_adapter(adapted_model(run, data.vocabulary, checkpoint), run.model, lora, Path(base), partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
 
 
 def drop_checkpoints(trial_folder: Path) -> None:

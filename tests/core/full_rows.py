@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from core.lora import add_lora
 from core.models import build_model
 from core.optimizer import build_optimizer
 from core.optimizer_step import OptimizerStep, StepOutOfMemory, StepResult
@@ -21,8 +22,9 @@ def a_run(*, batch_size: int = 16, **changes: Any) -> RunConfig:
     """A small run; changes name fields of the model or of the training."""
     model = {"layers": 2, "width": 128, "heads": 4, "sequence_length": 64}
     training: dict[str, Any] = {"batch_size": batch_size, "precision": "fp32"}
+    of_training = ("precision", "activation_checkpointing", "micro_batch_size", "lora")
     for name, value in changes.items():
-        (training if name in ("precision", "activation_checkpointing", "micro_batch_size") else model)[name] = value
+        (training if name in of_training else model)[name] = value
     objective = "causal_lm" if model.get("family") == "decoder" else "masked_lm"
     return RunConfig.model_validate({"model": model, "objective": objective, "training": training})
 
@@ -68,6 +70,9 @@ def an_optimizer_step(
         size=vocabulary_size, pad_id=1, unk_id=3, bos_id=0, eos_id=2, mask_id=4, special_ids=(0, 1, 2, 3, 4)
     )
     model = build_model(run.model, vocabulary_size)
+    if run.training.lora is not None:
+        precision = choose_precision(run.training.precision, workers.device)
+        add_lora(model, run.model, run.training.lora, frozen_dtype=precision.dtype)
     model.set_activation_checkpointing(run.training.activation_checkpointing)
     rows = FullRows(
         sequence_length=run.model.sequence_length,

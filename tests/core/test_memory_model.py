@@ -41,6 +41,7 @@ MEMORY = {"feed_forward": "memory", "memory": {"entries": 4096}}
 QUICK_RUNS = {
     "roberta, accumulating": ({}, 8, False),
     "decoder, grouped, one pass": (DECODER | {"kv_heads": 2}, 16, False),
+    "decoder, adapters": (DECODER | {"lora": {}, "precision": "bf16"}, 8, False),
 }
 SLOW_RUNS = {
     "roberta, checkpointing": ({"activation_checkpointing": True}, 8, False),
@@ -86,6 +87,15 @@ SLOW_RUNS = {
     "decoder, memory layer": (DECODER | MEMORY, 8, False),
     "decoder, memory layer, bf16": (DECODER | MEMORY | {"precision": "bf16"}, 8, False),
     "modern, memory layer": (MODERN | MEMORY, 8, False),
+    "roberta, adapters": ({"lora": {}}, 8, False),
+    "roberta, adapters of attention": ({"lora": {"targets": "attention"}, "precision": "bf16"}, 16, False),
+    "modern, adapters, documents apart": (MODERN | {"lora": {"rank": 2}}, 8, True),
+    "modern, adapters, dropout": (MODERN | {"lora": {}, "dropout": 0.1}, 8, False),
+    "decoder, adapters, all kept": (DECODER | {"lora": {"recompute_feed_forward": False}}, 8, False),
+    "decoder, adapters, checkpointing": (DECODER | {"lora": {}, "activation_checkpointing": True}, 16, False),
+    "decoder, adapters of queries": (DECODER | {"lora": {"targets": "q_proj"}, "precision": "bf16"}, 16, False),
+    "decoder, adapters, mixture of experts": (DECODER | {"lora": {}, "feed_forward": "moe"}, 8, False),
+    "decoder, adapters, memory layer": (DECODER | MEMORY | {"lora": {}}, 8, False),
 }
 ALL_RUNS = [
     *(pytest.param(*case, id=name) for name, case in QUICK_RUNS.items()),

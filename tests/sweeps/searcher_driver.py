@@ -14,7 +14,7 @@ from sweeps.outcomes import Outcome
 from sweeps.searchers import SweepSearcher
 from sweeps.sweep_budget import SweepBudget
 from sweeps.sweep_config import SweepConfig
-from sweeps.trial_records import LOSS, TrialRecord, TrialStore
+from sweeps.trial_records import LOSS, TrialRecord, TrialSize, TrialStore
 
 TOKENS = 30_000
 RUNG = 10_000
@@ -41,7 +41,7 @@ class DrivenSweep:
             scheduler=self.scheduler,
             run_of=lambda record: sweep.run_config(record.settings),
             rungs=(RUNG,),
-            flops_per_token=lambda _: 2.0,
+            size_of=lambda _: TrialSize(flops_per_token=2.0),
         )
         for record in self.ledger.records.values():
             self.frontier.learn_trial(record, sweep.run_config(record.settings))
