@@ -183,7 +183,6 @@ def _of_adapter(place: Path) -> TrainedModel:
 
 
 def _of_trial(place: Path) -> TrainedModel:
-def _of_trial(place: Path) -> TrainedModel:
     found = trial_folder(place)
     tokenizer = load_tokenizer(found.tokenizer)
     vocabulary = vocabulary_of(tokenizer)
