@@ -16,8 +16,9 @@ from typing import Any
 from core.checkpoint import newest_checkpoint, read_progress
 from core.progress_report import Report
 from core.run_config import RunConfig
+from core.run_end import RunEnd
 from core.run_start import Beginning
-from core.training_run import RunEnd, run_training
+from core.training_run import run_training
 from core.workers import Workers
 from data_pipeline.token_blocks import PreparedCorpus
 

@@ -4,25 +4,19 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from core.attempt import StopRequestedError, attempt_together
 from core.branch import Branch, Pause, branch_schedule
-from core.checkpoint import (
-    copy_from_first,
-    newest_checkpoint,
-    restore,
-    save_best,
-    save_checkpoint,
-    save_trunk,
-)
+from core.checkpoint import copy_from_first
 from core.divergence import DivergenceWatch
 from core.evaluation import Evaluation, holdout_source
 from core.kept_heap import freed_memory_stays
 from core.memory_budget import MemoryBudget
 from core.memory_limit import LimitBy, memory_limit
+from core.memory_proof import MemoryProof
 from core.micro_batch import choose_micro_batch, place_of
 from core.noise_scale import NoiseScale
 from core.optimizer import build_optimizer
@@ -30,17 +24,11 @@ from core.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepR
 from core.out_of_memory import OomFacts
 from core.precision import allow_tf32, choose_precision
 from core.progress_report import Report, Reporter
+from core.run_checkpoints import RunCheckpoints
 from core.run_config import RunConfig
+from core.run_end import Outcome, RunEnd
 from core.run_progress import Progress
-from core.run_start import (
-    Beginning,
-    check_fit,
-    check_same_run,
-    check_trunk,
-    fresh_model,
-    hash_of_base,
-    settings_that_count,
-)
+from core.run_start import Beginning, check_fit, fresh_model, hash_of_base, settings_that_count
 from core.schedule import RunLength, learning_rate, run_length
 from core.shrinking import Shortage
 from core.step_profile import matmul_flops_per_s, model_flops_a_token
@@ -48,34 +36,7 @@ from core.workers import Workers, check_same_model
 from data_pipeline.batches import BatchSource
 from data_pipeline.token_blocks import PreparedCorpus
 
-Outcome = Literal["completed", "paused", "stopped", "infeasible", "diverged"]
-
-_PROVING_STEPS = 2
-"""With fixed shapes memory is flat from the second step on: the first one makes what the second finds there."""
-
 _FLOPS_ARE_COUNTED_AFTER_S = 2.0
-
-
-@dataclass(frozen=True)
-class RunEnd:
-    """How a run ended; the same on every rank."""
-
-    outcome: Outcome
-    reason: str
-    """In words, with the numbers."""
-    metrics: dict[str, float]
-    """Of the last evaluation, under the keys of reports; empty when there was none. Of the branch, if it is paused."""
-    tokens: int
-    micro_batch_size_used: int | None
-    """Of the last step; smaller than the one asked for if memory ran out and `on_oom` is shrink."""
-    peak_memory_bytes: int | None
-    """Most bytes live at once on one worker: of tensors on a CPU, of the caching allocator on CUDA."""
-    oom: OomFacts | None = None
-    """The shortage that ended it."""
-    shortages: tuple[Shortage, ...] = ()
-    """Those that it survived, in order; rank 0 alone knows of those in writing checkpoints."""
-    branch: Branch | None = None
-    """Of a run that is paused."""
 
 
 def run_training(
@@ -131,7 +92,7 @@ def run_training(
     ):
         budget = MemoryBudget(run, data.vocabulary.size, place_of(data, workers), workers, meter, memory_limit_bytes)
         opened = attempt_together(
-            lambda: _Run(run, data, workers, budget, micro_batch_size, is_stopped),
+            lambda: _Run(run, data, workers, budget, micro_batch_size, folder, is_stopped),
             workers,
             phase=None,
             bytes_in_use=budget.bytes_in_use,
@@ -139,10 +100,10 @@ def run_training(
         if isinstance(opened, OomFacts):
             reason = budget.in_words(opened, micro_batch_size)
             return RunEnd("infeasible", reason, {}, 0, micro_batch_size, budget.largest_peak_bytes(), opened)
-        opened.begins_with = begins_with
         opened.report_with(report, every_s=report_every_s, matmul_rate=matmul_rate)
         try:
-            return opened.go_on_from(folder) or opened.train(evaluate_at_tokens, checkpoint_every_s, pause, keep_trunk)
+            taken_up = opened.go_on_from(begins_with)
+            return taken_up or opened.train(evaluate_at_tokens, checkpoint_every_s, pause, keep_trunk)
         except StopRequestedError:
             return opened.stopped()
 
@@ -157,6 +118,7 @@ class _Run:
         workers: Workers,
         budget: MemoryBudget,
         micro_batch_size: int,
+        folder: Path,
         is_stopped: Callable[[], bool],
     ) -> None:
         training = run.training
@@ -208,32 +170,33 @@ class _Run:
         """Step taken."""
         self.noise = NoiseScale()
         self.divergence = DivergenceWatch(data.vocabulary.size)
-        self.clean_steps = 0
-        """Since memory last ran out."""
-        self.begins_with: Beginning | None = None
-        self.asked_micro_batch = self.proved_micro_batch = self.step.micro_batch_size
-        self.checkpoint_shortages: list[Shortage] = []
+        self.proof = MemoryProof(self.step, self.evaluation, budget, data, compiles=training.compile)
+        self.asked_micro_batch = self.step.micro_batch_size
+        self.checkpoints = RunCheckpoints(folder, self.model, self.optimizer, workers, self._state)
 
     def report_with(self, report: Report, *, every_s: float, matmul_rate: float) -> None:
         """Where reports go."""
         self.reporter = Reporter(report, every_s=every_s, matmul_rate=matmul_rate, profile=self.step.profile)
 
-    def go_on_from(self, folder: Path) -> RunEnd | None:
+    def go_on_from(self, beginning: Beginning | None) -> RunEnd | None:
         """Take up the newest checkpoint in the folder, once all workers are known to hold the same model.
+
+        Args:
+            beginning: Where to begin while there is none.
 
         Returns:
             The run's end, if there is no memory for that.
         """
-        self.folder = folder
         check_same_model(self.model, self._settings_text(), self.workers)
-        read = attempt_together(self._read_newest, self.workers, phase="checkpoint")
+        read = attempt_together(
+            lambda: self.checkpoints.read_newest(self.run, self.data, beginning), self.workers, phase="checkpoint"
+        )
         if isinstance(read, OomFacts):
             return self._infeasible(read, self.step.micro_batch_size)
         saved = self.workers.all_values(read)[0]
         if saved:
             assert isinstance(saved, dict)
             self._restore(saved)
-        self.checkpointed_at = time.monotonic()
         return None
 
     def train(
@@ -249,7 +212,7 @@ class _Run:
             if pause is not None and self.progress.tokens >= pause.at_tokens:
                 return self._pause(pause)
             if keep_trunk and self._is_about_to_cool_down():
-                self._keep_trunk()
+                self.checkpoints.write_trunk_together()
             before = self.progress
             result = self._advance(self._learning_rate)
             if isinstance(result, RunEnd):
@@ -295,13 +258,13 @@ class _Run:
             return self._end("diverged", diverged)
         self.progress = before.after(result, num_rows=self.step.batch_size, elapsed_s=elapsed_s)
         self.last = result
-        shortage = self._prove_memory()
+        shortage = self.proof.after_step(step=self.progress.step)
         return result if shortage is None else self._infeasible(shortage, self.evaluation.num_rows)
 
     def _pause(self, pause: Pause) -> RunEnd:
         """Keep the trunk, and see what it would come to with a cooldown from here."""
         trunk = self.trunk = self.progress
-        self._save_together(self._save)
+        self.checkpoints.write_together()
         values = self._trunk_values() if self.workers.is_first else {}
         schedule = branch_schedule(pause, begin_tokens=trunk.tokens, tokens_per_step=self.tokens_per_step)
 
@@ -333,12 +296,6 @@ class _Run:
         # Half a token's room: the sum of whole steps comes to the border but for rounding.
         return self.progress.tokens < begins_at + 0.5 <= self.progress.tokens + self.tokens_per_step
 
-    def _keep_trunk(self) -> None:
-        def save() -> None:
-            save_trunk(self.folder, self.model, self.optimizer, self._state(), step=self.progress.step)
-
-        self._save_together(save)
-
     def _learning_rate(self, num_tokens: int) -> float:
         # The middle of the step: its beginning would waste the first step of a warm-up, its end the last of a cooldown.
         middle = self.progress.tokens + num_tokens / 2
@@ -349,34 +306,6 @@ class _Run:
 
     def _verdict(self, result: StepResult) -> str | None:
         return self.divergence.verdict(result, step=self.progress.step + 1)
-
-    def _prove_memory(self) -> OomFacts | None:
-        """After some clean steps and one micro-batch of evaluation stop counting memory and let exchanges overlap.
-
-        Counting costs a CPU 5-8 % of its speed. Nothing is lost with it: all micro-batches of a run have the same
-        shape, so what fits twice fits always. Rows with padding have fewer predicted positions, and vary; with a limit
-        they stay watched to the end. On CUDA the limit is the allocator's, costs nothing and stays.
-        """
-        if self.step.micro_batch_size != self.proved_micro_batch:
-            self.proved_micro_batch, self.clean_steps = self.step.micro_batch_size, 0
-            self.evaluation.num_rows = min(self.evaluation.num_rows, self.step.micro_batch_size)
-        if self.clean_steps >= _PROVING_STEPS:
-            return None
-        self.clean_steps += 1
-        if self.clean_steps < _PROVING_STEPS:
-            return None
-        shortage = self.evaluation.rehearse(step=self.progress.step)
-        if shortage is not None:
-            return shortage
-        rows_are_full = self.data.train.num_tokens > 0.99 * self.data.train.num_rows * self.data.train.sequence_length
-        is_unwatched = self.workers.device.type != "cpu"
-        if not is_unwatched and (self.budget.limit_bytes is None or rows_are_full):
-            self.budget.meter.stop()
-            is_unwatched = True
-        self.step.overlaps_exchange = True
-        if self.run.training.compile and is_unwatched:
-            self.step.compile_body()
-        return None
 
     def _publish(self, metrics: dict[str, float], *, is_last: bool, checkpoint_every_s: float | None) -> bool:
         """Best weights, report, checkpoint, each if it is time: rank 0 has the clock, the disk and the caller's ear.
@@ -394,42 +323,18 @@ class _Run:
             if not self.workers.is_first:
                 return True
             if is_best:
-                self._write(lambda: save_best(self.folder, self.model, metrics, step=self.progress.step))
+                self.checkpoints.write_best(metrics)
             goes_on = self._report(metrics)
-            if is_last or not goes_on or self._checkpoint_is_due(checkpoint_every_s):
-                self._write(self._save)
+            if is_last or not goes_on or self.checkpoints.is_due(checkpoint_every_s):
+                self.checkpoints.write()
             return goes_on
 
         # Rank 0 may fail in here: a full disk, an error of the caller's own. The others must hear of it.
         goes_on = attempt_together(publish, self.workers, phase="checkpoint")
         if isinstance(goes_on, OomFacts):
-            self._note(goes_on)
+            self.checkpoints.note(goes_on)
             return True
         return bool(self.workers.from_first(int(goes_on)))
-
-    def _save_together(self, save: Callable[[], object]) -> None:
-        """Write on rank 0; the others hear if it fails."""
-
-        def write() -> None:
-            if self.workers.is_first:
-                self._write(save)
-
-        facts = attempt_together(write, self.workers, phase="checkpoint")
-        if isinstance(facts, OomFacts):
-            self._note(facts)
-
-    def _write(self, write: Callable[[], object]) -> None:
-        """Write something to disk; note that there was no memory for it, and try once more when it is back."""
-        alone = Workers(device=self.workers.device)  # only rank 0 writes
-        for _ in range(2):
-            facts = attempt_together(write, alone, phase="checkpoint")
-            if not isinstance(facts, OomFacts):
-                return
-            self._note(facts)
-
-    def _note(self, facts: OomFacts) -> None:
-        rows = self.step.micro_batch_size
-        self.checkpoint_shortages.append(Shortage(facts, self.progress.step, rows, rows))
 
     def _report(self, metrics: dict[str, float]) -> bool:
         """Report if it is time to; whether to go on."""
@@ -456,7 +361,7 @@ class _Run:
 
     def _flops_a_token(self) -> float | None:
         # Not before memory is proven: this pass would be part of what is counted.
-        if self.clean_steps < _PROVING_STEPS:
+        if not self.proof.is_given:
             return None
         if self._flops is None:
             source = self.step.source
@@ -466,9 +371,6 @@ class _Run:
         return self._flops
 
     _flops: float | None = None
-
-    def _checkpoint_is_due(self, every_s: float | None) -> bool:
-        return every_s is not None and time.monotonic() - self.checkpointed_at >= every_s
 
     # Ends
 
@@ -497,14 +399,10 @@ class _Run:
         return times + (f", so with micro-batches of {used} rows instead of {asked}" if used < asked else "")
 
     def _shortages(self) -> tuple[Shortage, ...]:
-        found = [*self.step.shortages, *self.evaluation.shortages, *self.checkpoint_shortages]
+        found = [*self.step.shortages, *self.evaluation.shortages, *self.checkpoints.shortages]
         return tuple(sorted(found, key=lambda shortage: shortage.step))
 
     # Checkpoints
-
-    def _save(self) -> None:
-        save_checkpoint(self.folder, self.model, self.optimizer, self._state(), step=self.progress.step)
-        self.checkpointed_at = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
         """All of a checkpoint that is no tensor."""
@@ -518,21 +416,6 @@ class _Run:
             "divergence": asdict(self.divergence),
             "loss_scale": asdict(self.step.loss_scale),
         }
-
-    def _read_newest(self) -> dict[str, Any]:
-        """Rank 0: puts a checkpoint's tensors in place and gives its progress; empty without one."""
-        if not self.workers.is_first:
-            return {}
-        checkpoint, beginning = newest_checkpoint(self.folder), self.begins_with
-        if checkpoint is not None:
-            check_same_run(checkpoint, self.run, self.data)
-            return restore(checkpoint, self.model, self.optimizer)
-        if beginning is None:
-            return {}
-        if beginning.is_same_run:
-            check_trunk(beginning.checkpoint, self.run, self.data)
-        saved = restore(beginning.checkpoint, self.model, self.optimizer)
-        return saved if beginning.is_same_run else {"loss_scale": saved["loss_scale"]}
 
     def _restore(self, saved: dict[str, Any]) -> None:
         copy_from_first(self.model, self.optimizer, self.workers)

@@ -7,9 +7,10 @@ from typing import Any
 
 from core.checkpoint import trunk_checkpoint
 from core.run_config import RunConfig
+from core.run_end import RunEnd
 from core.run_start import Beginning
 from core.staged_run import Stage, run_stages
-from core.training_run import RunEnd, run_training
+from core.training_run import run_training
 from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.mailbox import Assignment
 

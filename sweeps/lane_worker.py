@@ -19,7 +19,7 @@ from core.live_tensors import SLACK_BYTES, live_tensor_bytes
 from core.micro_batch_speed import fastest, measure_micro_batches
 from core.out_of_memory import classify
 from core.run_config import RunConfig
-from core.training_run import RunEnd
+from core.run_end import RunEnd
 from core.workers import Workers
 from data_pipeline.node_copies import open_on_this_node
 from data_pipeline.token_blocks import PreparedCorpus, open_prepared

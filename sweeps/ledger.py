@@ -7,7 +7,7 @@ from typing import Any
 from core.micro_batch_speed import MicroBatchSpeed
 from core.out_of_memory import OomFacts
 from core.run_config import RunConfig
-from core.training_run import RunEnd
+from core.run_end import RunEnd
 from sweeps.early_stopping import TokenScheduler
 from sweeps.memory_frontier import MICRO_BATCH, MemoryFrontier, Refusal
 from sweeps.memory_observations import MemoryObservation

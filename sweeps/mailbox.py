@@ -10,7 +10,7 @@ from core.branch import Pause
 from core.memory_limit import LimitBy
 from core.micro_batch_speed import MicroBatchSpeed
 from core.out_of_memory import OomFacts
-from core.training_run import RunEnd
+from core.run_end import RunEnd
 
 
 @dataclass(frozen=True)

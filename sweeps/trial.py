@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from core.training_run import RunEnd
+from core.run_end import RunEnd
 from sweeps.lane import (
     Lane,
     LaneSpec,

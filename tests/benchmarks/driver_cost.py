@@ -25,7 +25,7 @@ import psutil
 from ray import tune
 from rich.console import Console
 
-from sweeps import sweep as sweep_room
+from sweeps import sweep_run as sweep_room
 from sweeps.early_stopping import TokenScheduler
 from sweeps.ledger import Ledger
 from sweeps.running_results import RunningResults

@@ -42,7 +42,8 @@ from core.memory_budget import MemoryBudget
 from core.memory_model import _predict
 from core.out_of_memory import OomFacts
 from core.run_config import RunConfig
-from core.training_run import RunEnd, run_training
+from core.run_end import RunEnd
+from core.training_run import run_training
 from core.workers import Workers
 from data_pipeline.prepare import prepare
 from data_pipeline.token_blocks import PreparedCorpus, open_prepared
@@ -53,8 +54,8 @@ from sweeps.outcomes import Outcome
 from sweeps.plan import SweepPlan, plan_sweep
 from sweeps.search_space import Distribution
 from sweeps.searchers import SweepSearcher
-from sweeps.sweep import LedgerCallback
 from sweeps.sweep_config import SweepConfig
+from sweeps.sweep_run import LedgerCallback
 from sweeps.trial_records import LOSS, TrialRecord, TrialStore
 
 TRIALS = 60

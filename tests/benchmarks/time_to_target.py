@@ -50,7 +50,8 @@ from scipy.stats import spearmanr
 
 from core.branch import Pause
 from core.run_config import RunConfig
-from core.training_run import RunEnd, run_training
+from core.run_end import RunEnd
+from core.training_run import run_training
 from core.workers import Workers
 from data_pipeline.prepare import prepare
 from data_pipeline.token_blocks import PreparedCorpus, open_prepared

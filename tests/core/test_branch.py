@@ -14,7 +14,8 @@ from two_workers import on_workers
 from core.branch import Branch, Pause
 from core.checkpoint import newest_checkpoint, trunk_checkpoint
 from core.run_config import RunConfig
-from core.training_run import RunEnd, run_training
+from core.run_end import RunEnd
+from core.training_run import run_training
 from core.workers import Workers
 
 torch.set_num_threads(1)

@@ -12,9 +12,10 @@ from two_workers import on_workers
 
 from core.checkpoint import MODEL_FILE, newest_checkpoint
 from core.run_config import RunConfig
+from core.run_end import RunEnd
 from core.run_start import Beginning
 from core.staged_run import Stage, run_stages
-from core.training_run import RunEnd, run_training
+from core.training_run import run_training
 from core.workers import Workers
 
 LENGTHS, STEPS, BATCH_SIZES = (8, 16, 12), (6, 5, 4), (8, 4, 10)

@@ -30,7 +30,8 @@ from core import evaluation, training_run
 from core.checkpoint import MODEL_FILE, newest_checkpoint
 from core.memory_limit import StorageMeter
 from core.optimizer_step import OptimizerStep
-from core.training_run import RunEnd, run_training
+from core.run_end import RunEnd
+from core.training_run import run_training
 from core.workers import Workers
 
 Phase = Literal["forward", "backward", "evaluation", "checkpoint"]

@@ -26,9 +26,10 @@ from core.memory_model import largest_micro_batch
 from core.models import build_model
 from core.precision import Precision
 from core.run_config import RunConfig
+from core.run_end import RunEnd
 from core.run_start import fresh_model
 from core.step_profile import STRETCHES
-from core.training_run import RunEnd, run_training
+from core.training_run import run_training
 from core.workers import Workers
 from data_pipeline.token_blocks import open_prepared
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from core.out_of_memory import OomFacts
 from core.run_config import RunConfig
-from core.training_run import RunEnd
+from core.run_end import RunEnd
 from sweeps.early_stopping import Rungs, TokenScheduler
 from sweeps.ledger import Ledger
 from sweeps.memory_frontier import MemoryFrontier

@@ -7,8 +7,8 @@ import pytest
 
 from core.out_of_memory import OomFacts, OomKind, OomPhase
 from core.run_config import RunConfig
+from core.run_end import RunEnd
 from core.shrinking import Shortage
-from core.training_run import RunEnd
 from sweep_examples import tiny_sweep
 from sweeps.early_stopping import Rungs, TokenScheduler
 from sweeps.ledger import Ledger
