@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from two_workers import on_workers
 
-from core import evaluation, training_run
+from core import evaluation, run_checkpoints
 from core.checkpoint import MODEL_FILE, newest_checkpoint
 from core.memory_limit import StorageMeter
 from core.optimizer_step import OptimizerStep
@@ -80,7 +80,7 @@ class Watch(TorchDispatchMode):
         """Watch a run of this worker."""
         self._rank = workers.rank
         local_work, count, first_rows = OptimizerStep._local_work, evaluation._count, evaluation.Evaluation._first_rows
-        save, save_best = training_run.save_checkpoint, training_run.save_best
+        save, save_best = run_checkpoints.save_checkpoint, run_checkpoints.save_best
 
         def watched_step(step: OptimizerStep, shard: Any, number: int) -> Any:
             if isinstance(next(step.model.parameters()), FakeTensor):
@@ -104,8 +104,10 @@ class Watch(TorchDispatchMode):
             mock.patch.object(
                 evaluation.Evaluation, "_first_rows", lambda own: self._in("evaluation", first_rows, own)
             ),
-            mock.patch.object(training_run, "save_checkpoint", lambda *a, **k: self._in("checkpoint", save, *a, **k)),
-            mock.patch.object(training_run, "save_best", lambda *a, **k: self._in("checkpoint", save_best, *a, **k)),
+            mock.patch.object(
+                run_checkpoints, "save_checkpoint", lambda *a, **k: self._in("checkpoint", save, *a, **k)
+            ),
+            mock.patch.object(run_checkpoints, "save_best", lambda *a, **k: self._in("checkpoint", save_best, *a, **k)),
             self,
         ):
             self.meter.start()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from small_corpus import VOCABULARY, small_corpus
 from two_workers import on_workers
 
-from core import shrinking, training_run
+from core import run_checkpoints, shrinking, training_run
 from core.checkpoint import best_checkpoint, model_tensors, newest_checkpoint, restore_weights
 from core.decoder import LlamaDecoder
 from core.evaluation import evaluate, holdout_source
@@ -278,7 +278,7 @@ def test_checkpoint_for_which_there_is_no_memory_is_reported_and_the_run_goes_on
     def save(*_: Any, **__: Any) -> None:
         torch.empty(2**50)  # more than any machine has
 
-    monkeypatch.setattr(training_run, "save_checkpoint", save)
+    monkeypatch.setattr(run_checkpoints, "save_checkpoint", save)
     end = train(small_run(), tmp_path)
     assert end.outcome == "completed"
     # The last checkpoint was tried twice.
