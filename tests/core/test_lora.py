@@ -25,9 +25,10 @@ from core.objectives import add_gradients, summed_loss
 from core.optimizer import build_optimizer
 from core.precision import Precision
 from core.run_config import LoraConfig, RunConfig
+from core.run_end import RunEnd
 from core.run_start import whole_model
 from core.training_flops import training_flops_a_token
-from core.training_run import RunEnd, run_training
+from core.training_run import run_training
 from core.workers import Workers
 from data_pipeline.batches import Batch
 
