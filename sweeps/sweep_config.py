@@ -356,7 +356,7 @@ class SweepConfig(Settings):
         }
         for rank, targets in itertools.product(*values.values()):
             if isinstance(rank, int) and isinstance(targets, str):
-                faults += lora_faults(equalized(self.model), LoraConfig(rank=rank, targets=targets))
+                faults += lora_faults(model, LoraConfig(rank=rank, targets=targets))
         return list(dict.fromkeys(faults))
 
     def values_of(self, path: str) -> tuple[Any, ...]:
