@@ -69,8 +69,8 @@ def fill_mask(
     from sweeps.model_places import model_at
     from sweeps.trained_model import load_trained
 
-    with model_at(place, results_folder(results)) as folder:
-        found = load_trained(folder).fill(text, num_candidates=top)
+    with model_at(place, results_folder(results)) as found_at:
+        found = load_trained(found_at.folder, prepared=found_at.prepared).fill(text, num_candidates=top)
     if as_json:
         print_json([[{"token": token, "probability": share} for token, share in mask] for mask in found])
         return
@@ -97,8 +97,8 @@ def generate(
     from sweeps.trained_model import load_trained
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    with model_at(place, results_folder(results)) as folder:
-        model = load_trained(folder)
+    with model_at(place, results_folder(results)) as found_at:
+        model = load_trained(found_at.folder, prepared=found_at.prepared)
         pieces = model.continue_text(prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
         if as_json:
             print_json({"prompt": prompt, "continuation": "".join(pieces)})
@@ -126,8 +126,10 @@ def evaluate(
     from sweeps.model_places import model_at
     from sweeps.trained_model import load_trained
 
-    with tempfile.TemporaryDirectory() as work_folder, model_at(place, results_folder(results)) as folder:
-        metrics = load_trained(folder).evaluate(corpus, work_folder=Path(work_folder), all_tokens=all_tokens)
+    with tempfile.TemporaryDirectory() as work_folder, model_at(place, results_folder(results)) as found_at:
+        metrics = load_trained(found_at.folder, prepared=found_at.prepared).evaluate(
+            corpus, work_folder=Path(work_folder), all_tokens=all_tokens
+        )
     if as_json:
         print_json(metrics)
         return
@@ -145,8 +147,8 @@ def export(
     from sweeps.model_places import model_at
     from sweeps.trained_model import load_trained
 
-    with model_at(place, results_folder(results)) as folder:
-        load_trained(folder).export(target)
+    with model_at(place, results_folder(results)) as found_at:
+        load_trained(found_at.folder, prepared=found_at.prepared).export(target)
     terminal().print(str(target), highlight=False, soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import typer
@@ -9,9 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from sweeps.command_frame import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_NOTHING_COMPLETED
+from sweeps.findings import gather
+from sweeps.next_steps import best_on_an_edge
 from sweeps.noise_floor import verdict, winner_in_words
 from sweeps.outcomes import Outcome
 from sweeps.progress import STYLES, clock, leaders_table, settings_in_words
+from sweeps.rankings import disagreement, equal_budgets
 from sweeps.results import ranked
 from sweeps.search_space import format_setting
 from sweeps.sweep import SweepEnd
@@ -61,6 +65,9 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     found = verdict(end.records)
     if found is not None:
         console.print(f"[bold]margin[/bold]   {escape(winner_in_words(found))}", highlight=False, soft_wrap=True)
+    for label, warning in _warnings(end):
+        # Padded before it is coloured: the marks of a style count as no characters.
+        console.print(f"[yellow]{label:<8}[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
     folder = _short(end.folder.path)
     facts = [("model", _short(Path(end.summary["model"])) if best is not None else end.summary["model"])]
     facts += [
@@ -79,6 +86,15 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
         facts += [("go on", command)]
     for label, text in facts:
         console.print(f"{label:<8} {escape(str(text))}", highlight=False, soft_wrap=True)
+
+
+def _warnings(end: SweepEnd) -> Iterator[tuple[str, str]]:
+    """What the report says against taking the winner as it stands."""
+    if end.summary["best"] is None:
+        return
+    findings = gather(end.folder.path, end.folder.sweep, end.records, end.summary)
+    yield from (("edge", sentence) for sentence in best_on_an_edge(findings))
+    yield from (("ranking", sentence) for sentence in disagreement(findings, equal_budgets(findings)))
 
 
 def _print_others(end: SweepEnd, console: Console) -> None:

@@ -1,11 +1,9 @@
 """What a sweep leaves behind: its summary while it runs, and at its end all files that scripts and people read."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from sweeps.frontier_map import MAP_FILE, map_frontier
-from sweeps.git_state import git_state
 from sweeps.preparation import data_figures
 from sweeps.report import write_report
 from sweeps.results import best_trial, ranked, summarize, write_summary, write_trials_csv
@@ -44,7 +42,8 @@ def summary_of(
         "mlflow_uri": tracking.uri,
         "mlflow_run_id": tracking.parent_id,
         "command": sys.argv,
-        "git": git_state(Path.cwd()),
+        "git": run.git,
+        "hardware": run.hardware | {"lanes": run.plan.lanes.reason},
     }
 
 

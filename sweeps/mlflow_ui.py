@@ -20,6 +20,8 @@ from rich.console import Console
 from sweeps.mlflow_store import EXPERIMENT, store_uri, without_password
 from sweeps.results_folder import ResultsError
 from sweeps.tracking import FINAL_LOSS
+from sweeps.trial_curves import TRAIN_LOSS
+from sweeps.trial_records import LOSS
 
 _START_S = 120.0
 """How long the server may take until it answers: seconds on a free machine."""
@@ -28,6 +30,8 @@ _MODEL_TRAINING = "workflowType=machine_learning"
 """Without it MLflow 3 opens on its pages for agents and prompts."""
 _VIEW_TAG = "mlflow.sharedViewState."
 """Tag of an experiment that holds a view of its runs table: what the UI's own "share view" writes."""
+_SECTION = "pretune"
+"""Section of the charts page that holds our charts."""
 _MAX_COMPARED = 30
 """Runs on the compare page; more make its address longer than browsers take."""
 
@@ -70,7 +74,9 @@ def _print_addresses(address: str, client: MlflowClient, console: Console) -> No
         query = _trials_of(sweeps[0].info.run_id)
         ranking = _view(trials, order_by=f"metrics.`{FINAL_LOSS}`", ascending=True, query=query)
         name = sweeps[0].info.run_name
-        lines += [(f"{name}, best first", _runs_table(address, client, experiment, "newest", ranking))]
+        table = _runs_table(address, client, experiment, "newest", ranking)
+        charts = _runs_table(address, client, experiment, "charts", ranking | _charts(trials))
+        lines += [(f"{name}, best first", table), (f"{name}, charts", f"{charts}&compareRunsMode=CHART")]
         lines += [(f"{name}, compared", _compare_page(address, experiment, trials))]
     for label, line in lines:
         console.print(f"{label}: {line}", highlight=False, markup=False, soft_wrap=True)
@@ -94,6 +100,39 @@ def _view(trials: Sequence[Any], *, order_by: str, ascending: bool, query: str =
         "selectedColumns": _columns(trials),
         "runsHiddenMode": "SHOW_ALL",
     }
+
+
+def _charts(trials: Sequence[Any]) -> dict[str, Any]:
+    """Charts above those that MLflow makes of every metric: the settings beside the final loss, losses over tokens.
+
+    Its own compare page has no such choice: it takes the first metric of the first run.
+    """
+    shared = {"metricSectionId": _SECTION, "deleted": False, "isGenerated": False, "runsCountToCompare": _MAX_COMPARED}
+    settings = {"type": "PARALLEL", "uuid": f"{_SECTION}-settings", "displayName": "Settings and final holdout loss"}
+    settings |= {"selectedParams": _differing(trials), "selectedMetrics": [FINAL_LOSS], "showAllRuns": True}
+    charts = [settings] + [
+        {"type": "LINE", "uuid": f"{_SECTION}-{metric}", "displayName": metric, "metricKey": metric,
+         "selectedMetricKeys": [metric], "xAxisKey": "step", "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True,
+         "lineSmoothness": 0, "xAxisScaleType": "linear", "scaleType": "linear", "range": {}, "yAxisKey": "metric",
+         "yAxisExpressions": [], "selectedXAxisMetricKey": "", "ignoreOutliers": False}
+        for metric in (LOSS, TRAIN_LOSS)
+    ]  # fmt: skip
+    section = {"uuid": _SECTION, "name": "Sweep, over tokens", "display": True, "isReordered": True, "columns": 1}
+    return {
+        "compareRunCharts": [shared | chart for chart in charts],
+        "compareRunSections": [section],
+        # Sections stay in this order: ours before those by the first part of a metric's name.
+        "isAccordionReordered": True,
+    }
+
+
+def _differing(trials: Sequence[Any]) -> list[str]:
+    """Settings that have more than one value among the trials."""
+    values: dict[str, set[str]] = {}
+    for trial in trials:
+        for name, value in trial.data.params.items():
+            values.setdefault(name, set()).add(value)
+    return [name for name, seen in values.items() if len(seen) > 1]
 
 
 def _columns(trials: Sequence[Any]) -> list[str]:

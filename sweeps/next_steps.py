@@ -25,7 +25,7 @@ def next_steps(findings: Findings) -> list[str]:
         _nothing_completed,
         _diverged,
         _short_of_memory,
-        _best_on_an_edge,
+        best_on_an_edge,
         _ties,
         _still_falling,
         _batch_against_noise,
@@ -97,7 +97,8 @@ def _short_of_memory(findings: Findings) -> Iterator[str]:
     )
 
 
-def _best_on_an_edge(findings: Findings) -> Iterator[str]:
+def best_on_an_edge(findings: Findings) -> Iterator[str]:
+    """Whether the optimum may lie outside of what was swept, a sentence for each setting."""
     best = findings.best
     if best is None:
         return

@@ -37,8 +37,9 @@ def loss_curves(findings: Findings) -> str | None:
             _draw(train_axes, curves.train, linewidth=1.0, **style)
             for axes in (holdout_axes, end_axes):
                 _draw(axes, curves.holdout, marker="o", markersize=3, label=record.name, **style)
+        _draw_bands(train_axes, [[findings.curves[r.number].train for r in group] for group in findings.repeats])
         for axes in (holdout_axes, end_axes):
-            _draw_bands(axes, findings)
+            _draw_bands(axes, [[findings.curves[r.number].holdout for r in group] for group in findings.repeats])
         train_axes.set(title="train", ylabel="loss, nats per predicted token")
         holdout_axes.set(title="holdout")
         end_axes.set(title="holdout, the leaders' last half")
@@ -57,9 +58,10 @@ def _draw(axes: Axes, curve: Curve, **style: Any) -> None:
         axes.plot(curve.tokens, curve.losses, **style)
 
 
-def _draw_bands(axes: Axes, findings: Findings) -> None:
-    for group in findings.repeats:
-        curves = [findings.curves[r.number].holdout for r in group if not findings.curves[r.number].holdout.is_empty]
+def _draw_bands(axes: Axes, groups: Sequence[Sequence[Curve]]) -> None:
+    """From the lowest to the highest of each group, over the tokens that all its curves have."""
+    for group in groups:
+        curves = [curve for curve in group if not curve.is_empty]
         if len(curves) < 2:
             continue
         low, high = max(c.tokens[0] for c in curves), min(c.tokens[-1] for c in curves)

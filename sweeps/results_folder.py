@@ -61,7 +61,7 @@ class SweepFolder:
     def __init__(self, results_folder: Path, sweep: SweepConfig, identity: str) -> None:
         self.path = (results_folder / folder_name(sweep, identity)).absolute()
         self.identity = identity
-        self._sweep = sweep
+        self.sweep = sweep
 
     @property
     def trials(self) -> Path:
@@ -82,7 +82,7 @@ class SweepFolder:
         """Make the folder with the resolved sweep file."""
         self.trials.mkdir(parents=True, exist_ok=True)
         header = f"# Resolved sweep file: every default written out. Identity {self.identity}.\n"
-        write_atomically(self.path / "sweep.yaml", header + dump_sweep(self._sweep))
+        write_atomically(self.path / "sweep.yaml", header + dump_sweep(self.sweep))
 
     def summary(self) -> dict[str, Any] | None:
         """summary.json of an earlier part of this sweep, if there is one."""

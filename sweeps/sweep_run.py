@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,7 +19,9 @@ from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.baseline import read_baseline
 from sweeps.cluster import device_kind
 from sweeps.early_stopping import KeptOutOfPickles, Rungs, StoppingRule
-from sweeps.elastic_lanes import HoldsBack, LaneCount, LetsIdleLanesGo
+from sweeps.elastic_lanes import HoldsBack, LaneCount, LetsIdleLanesGo, nodes_now
+from sweeps.git_state import git_state
+from sweeps.hardware import hardware
 from sweeps.kept_checkpoints import KeptCheckpoints
 from sweeps.ledger import Ledger
 from sweeps.mailbox import Assignment
@@ -57,6 +60,8 @@ class SweepRun:
         at_uri: ResultsAtUri | None = None,
     ) -> None:
         self.plan, self.data, self.folder, self.at_uri = plan, data, folder, at_uri
+        # As they were when this began: a sweep may take days.
+        self.git, self.hardware = git_state(Path.cwd()), hardware(list(nodes_now()))
         self._lanes = LaneCount(plan.lanes, say=say)
         self._corpus_server = None if all_nodes_see(data.folder.parent) else serve_copies(data.folder)
         self._stages = stage_assignments(plan.sweep, folder.path.parent, is_shared=self._corpus_server is None)

@@ -27,6 +27,8 @@ from sweeps.trial_records import RefusedProposal, TrialRecord, TrialStore
 FINAL_LOSS = "final/holdout_loss_nats_per_token"
 """Metric by which the runs table and the compare page rank trials."""
 
+_LOSS = "loss_nats_per_token"
+"""Ends the names of losses."""
 _MAX_METRICS = 1000
 """MLflow's limits for one batch and one parameter value."""
 _MAX_PARAMS = 100
@@ -314,7 +316,9 @@ def _report_metrics(record: TrialRecord, report: Mapping[str, float]) -> list[Me
     # The time is made of what the trial folder holds, not read from a clock, so that the same report sent twice is the
     # same metric. Time spent waiting between parts of a trial is left out.
     at_ms = _as_ms(record.started_at) + round(report.get("training_s", 0.0) * 1000)
-    values = {name: value for name, value in report.items() if name != "tokens"}
+    # Losses first: MLflow's pages show the metric that a run has had longest.
+    names = sorted(report.keys() - {"tokens"}, key=lambda name: (not name.endswith(_LOSS), name))
+    values = {name: report[name] for name in names}
     return _metrics(values, step=int(report["tokens"]), at_ms=at_ms)
 
 

@@ -96,7 +96,10 @@ class TrainedModel:
             InputFault: No corpus given, and none known; or one that cannot be read.
         """
         if corpus is None and self.prepared is None:
-            raise InputFault("which corpus? This folder does not say what it was trained on: give --corpus FILE")
+            raise InputFault(
+                "which corpus? That which this model was trained on is not known, or not here any more: "
+                "give --corpus FILE"
+            )
         data = open_prepared(self.prepared) if corpus is None and self.prepared else self._prepare(corpus, work_folder)
         workers = Workers()
         metrics = evaluate(
@@ -145,8 +148,11 @@ class TrainedModel:
         return self.tokenizer.decode([filling.token], skip_special_tokens=False), filling.probability
 
 
-def load_trained(place: Path) -> TrainedModel:
+def load_trained(place: Path, *, prepared: Path | None = None) -> TrainedModel:
     """The model in a place, in fp32 and evaluation mode, on the processor.
+
+    Args:
+        prepared: The corpus that it was trained on, where the place does not say it itself.
 
     Raises:
         InputFault: Nothing there is a trained model; what is missing is said.
@@ -167,7 +173,7 @@ def load_trained(place: Path) -> TrainedModel:
     except (OSError, ValueError) as cause:
         raise ResultsError(f"the model in {folder} cannot be loaded: {cause}") from cause
     vocabulary = vocabulary_of(tokenizer)
-    prepared = prepared_of(place) if folder != place else None
+    prepared = prepared_of(place) if folder != place else prepared
     return TrainedModel(loaded.model, loaded.config, tokenizer, folder / "tokenizer.json", vocabulary, prepared)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from core.step_profile import STRETCHES
 from sweeps.trial_records import LOSS
 
-_TRAIN_LOSS = "train/loss_nats_per_token"
+TRAIN_LOSS = "train/loss_nats_per_token"
 _NOISE_SCALE = "noise/scale_rows"
 _MAX_POINTS = 240
 """Points that a training curve is thinned to; a page with a hundred trials still opens at once."""
@@ -61,7 +61,7 @@ def read_curves(reports: Iterable[Mapping[str, float]]) -> TrialCurves:
     step_ms = {stretch: _mean(known, f"profile/{stretch}_ms", steps) for stretch in STRETCHES}
     scales = [report[_NOISE_SCALE] for report in known if math.isfinite(report.get(_NOISE_SCALE, math.nan))]
     return TrialCurves(
-        train=_curve(known, _TRAIN_LOSS).thinned(),
+        train=_curve(known, TRAIN_LOSS).thinned(),
         holdout=_curve(known, LOSS),
         step_ms={stretch: ms for stretch, ms in step_ms.items() if ms is not None},
         share_of_matmul_rate=_mean(known, "profile/share_of_matmul_rate", seconds),

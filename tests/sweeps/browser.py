@@ -69,11 +69,15 @@ class Page:
     async def open(self, address: str, *, until: str) -> None:
         """Go to an address and wait until an expression is true of it."""
         await self.call("Page.navigate", url=address)
+        await self.wait(until)
+
+    async def wait(self, until: str) -> None:
+        """Until an expression is true of the page."""
         give_up_at = time.monotonic() + _LOAD_S
         while not await self.evaluate(f"Boolean({until})"):
             if time.monotonic() > give_up_at:
                 text = await self.evaluate("document.body.innerText")
-                raise AssertionError(f"{address}: {until} never held. Errors: {self.errors}. The page says:\n{text}")
+                raise AssertionError(f"{until} never held. Errors: {self.errors}. The page says:\n{text}")
             await asyncio.sleep(0.3)
 
     async def screenshot(self, path: Path) -> None:

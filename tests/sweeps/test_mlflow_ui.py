@@ -21,7 +21,8 @@ from sweeps.outcomes import Outcome
 from sweeps.results import ranked
 from sweeps.results_folder import ResultsError
 from sweeps.tracking import FINAL_LOSS, Tracking
-from sweeps.trial_records import TrialStore
+from sweeps.trial_curves import TRAIN_LOSS
+from sweeps.trial_records import LOSS, TrialStore
 
 LOSSES = {1: 6.0, 2: 4.0, 3: 5.0}
 
@@ -66,12 +67,16 @@ def test_the_ui_shows_the_runs_to_this_machine_alone_and_ctrl_c_leaves_nothing_b
         tables = re.findall(rf"{address}/#/experiments/(\d+)/runs\?(\S+)", printed)
         (experiment,) = {experiment for experiment, _ in tables}
         views = [parse_qs(query) for _, query in tables]
-        assert [view["workflowType"] for view in views] == [["machine_learning"]] * 2
+        assert [view["workflowType"] for view in views] == [["machine_learning"]] * 3
 
         with urllib.request.urlopen(f"{address}/api/2.0/mlflow/experiments/get?experiment_id={experiment}") as answer:
             tags = {tag["key"]: tag["value"] for tag in json.load(answer)["experiment"]["tags"]}
         keys = [f"mlflow.sharedViewState.{view['viewStateShareKey'][0]}" for view in views]
-        all_sweeps, ranking = (json.loads(tags[key]) for key in keys)
+        all_sweeps, ranking, charts = (json.loads(tags[key]) for key in keys)
+        settings, *losses = charts["compareRunCharts"]
+        assert settings["selectedParams"] == ["training.learning_rate"]
+        assert settings["selectedMetrics"] == [FINAL_LOSS]
+        assert [chart["metricKey"] for chart in losses] == [LOSS, TRAIN_LOSS]
         assert (all_sweeps["searchFilter"], all_sweeps["orderByKey"]) == ("", "attributes.start_time")
         assert "params.`training.learning_rate`" in all_sweeps["selectedColumns"]
         assert (ranking["orderByKey"], ranking["orderByAsc"]) == (f"metrics.`{FINAL_LOSS}`", True)

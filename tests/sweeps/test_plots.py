@@ -15,7 +15,7 @@ from sweeps.frontier_plot import frontier_plot
 from sweeps.memory_frontier import MemoryFrontier
 from sweeps.outcomes import Outcome
 from sweeps.plots import loss_curves, parameter_plots
-from sweeps.trial_curves import read_curves
+from sweeps.trial_curves import TRAIN_LOSS, read_curves
 from sweeps.trial_records import LOSS, TrialRecord, TrialStore
 
 Plot = Callable[[Findings], str | None]
@@ -68,6 +68,22 @@ def test_leading_five_are_named_beside_the_curves(findings: Findings) -> None:
     assert svg is not None
     named = [record.name for record in findings.records if f">{record.name}<" in svg]
     assert named == [record.name for record in findings.completed[:5]]
+
+
+def test_seeds_of_one_setting_have_a_band_around_their_train_and_holdout_losses(tmp_path: Path) -> None:
+    store = TrialStore(tmp_path / "trials")
+    records = [completed(n, 4.0 + 0.1 * n, **{"training.seed": n}) for n in range(2)]
+    for record in records:
+        for tokens in (1e5, 2e5, 4e5):
+            loss = 6 - tokens / 2e5 + 0.1 * record.number
+            store.append_report(record, {"tokens": tokens, "step": tokens, LOSS: loss, TRAIN_LOSS: loss + 0.5})
+    with_bands = loss_curves(gather(tmp_path, example_sweep(), records, {}))
+    apart = [records[0], completed(1, 4.1, **{"training.learning_rate": 2e-3})]
+    without = loss_curves(gather(tmp_path, example_sweep(), apart, {}))
+    assert with_bands is not None
+    assert without is not None
+    # One in each of the three panels: train, holdout, and the end of holdout.
+    assert (with_bands.count("FillBetweenPolyCollection"), without.count("FillBetweenPolyCollection")) == (3, 0)
 
 
 def test_setting_swept_logarithmically_has_a_logarithmic_axis(findings: Findings) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import time
@@ -12,6 +13,7 @@ import pytest
 import torch
 import transformers
 from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
 
 from command import press_ctrl_c, processes_marked, read_until, run, start
 from core.checkpoint import MODEL_FILE, newest_checkpoint, restore_weights, trunk_checkpoint
@@ -19,7 +21,9 @@ from core.models import build_model
 from core.training_run import run_training
 from core.workers import Workers
 from data_pipeline.token_blocks import open_prepared
+from finished_sweep import TinySweep
 from sweep_examples import TINY
+from sweeps.cli import app
 from sweeps.frontier_map import MAP_FILE
 from sweeps.mlflow_store import EXPERIMENT
 from sweeps.outcomes import Outcome
@@ -28,6 +32,9 @@ from sweeps.tracking import FINAL_LOSS
 from sweeps.trial_records import LOSS, TrialStore
 
 pytestmark = pytest.mark.ray
+
+CHATTER = re.compile(r"pid=\d+|\.py:\d+ -- |Ray instance|RayTrainWorker")
+"""How Ray and its workers speak."""
 
 CAUSAL = """\
 name: causal
@@ -46,9 +53,9 @@ resources: {workers_per_trial: 2}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tiny_sweep: TinySweep) -> Path:
     """One results folder for all sweeps of this module, so that the corpus is prepared once."""
-    return tmp_path_factory.mktemp("results")
+    return tiny_sweep.results
 
 
 def sweep_folder(results: Path, name: str) -> Path:
@@ -73,15 +80,9 @@ def child_runs(results: Path, name: str) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def tiny(results: Path) -> tuple[Path, str]:
+def tiny(tiny_sweep: TinySweep) -> tuple[Path, str]:
     """A finished sweep with one configuration that does not fit: its file, and what it printed."""
-    file = results / "tiny.yaml"
-    settings = "{training.learning_rate: 2e-3, training.batch_size: 256, training.micro_batch_size: 256}"
-    space = TINY.replace("choice: [16, 32]", "choice: [16, 32, 256]").replace("[4, 8, 16]", "[4, 8, 256]")
-    file.write_text(f"{space}start_with: [{settings}]\nresources: {{memory: 16MiB}}\ntraining: {{on_oom: stop}}\n")
-    code, output = run("sweep", file, "--results", results)
-    assert code == 0, output
-    return file, output
+    return tiny_sweep.file, tiny_sweep.output
 
 
 def test_trials_csv_summary_and_mlflow_agree_on_the_ranking(results: Path, tiny: tuple[Path, str]) -> None:
@@ -202,8 +203,9 @@ def test_a_survived_shortage_says_so_everywhere_and_the_next_trial_does_without_
         + "  - {training.learning_rate: 1e-3, training.micro_batch_size: 256}\n"
         + "  - {training.learning_rate: 3e-3, training.micro_batch_size: 256}\n"
     )
-    code, output = run("sweep", file, "--results", results, "--set", "budget.trials=2")
+    code, output = run("sweep", file, "--results", results, "--set", "budget.trials=2", "-v")
     assert code == 0, output
+    assert CHATTER.search(output), output
     survived, spared = TrialStore(sweep_folder(results, "survives") / "trials").load_all()
     assert survived.outcome is Outcome.COMPLETED
     assert survived.memory_verdict == "ran out of memory and went on"
@@ -245,6 +247,8 @@ def test_terminal_shows_ranking_best_settings_and_where_things_are(tiny: tuple[P
     assert "INFEASIBLE" in output
     assert "Traceback" not in output
     assert "Warning" not in output
+    assert CHATTER.findall(output) == []
+    assert "\x1b" not in output
 
 
 def test_the_same_command_again_finds_everything_done_and_makes_no_new_run(
@@ -292,6 +296,32 @@ def test_a_changed_file_takes_over_what_still_holds_and_mlflow_says_where_it_com
 
 def test_the_winning_encoder_gives_the_same_logits_in_transformers(results: Path, tiny: tuple[Path, str]) -> None:
     check_winner(sweep_folder(results, "tiny"), transformers.RobertaForMaskedLM)
+
+
+def test_a_model_is_evaluated_on_its_holdout_by_any_name_that_it_has(
+    results: Path, tiny: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, best = sweep_folder(results, "tiny"), summary_of(results, "tiny")["best"]
+    run_ids = {one.info.run_name: one.info.run_id for one in child_runs(results, "tiny")}
+    places = [folder, folder / "trials" / best["trial"], f"runs:/{run_ids[best['trial']]}", "models:/tiny/1"]
+    for place in places:
+        code, output = in_process("evaluate", place, "--json", "--results", results)
+        assert code == 0, output
+        # The same rows and masks; micro-batches and number of threads are others, which sum in another order.
+        assert json.loads(output)[LOSS] == pytest.approx(best["holdout_loss_nats_per_token"], rel=1e-4), place
+        assert in_process("export", place, tmp_path / f"copy-{places.index(place)}", "--results", results)[0] == 0
+    weights = [(tmp_path / f"copy-{index}" / "model.safetensors").read_bytes() for index in range(len(places))]
+    assert weights == [weights[0]] * len(places)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(results / "mlflow.db", tmp_path / "elsewhere")
+    # The corpus is known by where it was prepared, wherever the MLflow store is.
+    assert in_process("evaluate", "models:/tiny", "--results", tmp_path / "elsewhere")[0] == 0
+
+
+def in_process(*arguments: object) -> tuple[int, str]:
+    """Exit code and output of a command that starts nothing."""
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    return done.exit_code, done.output
 
 
 def check_winner(folder: Path, expected: type[Any]) -> None:
