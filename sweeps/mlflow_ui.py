@@ -108,8 +108,8 @@ def _charts(trials: Sequence[Any]) -> dict[str, Any]:
     Its own compare page has no such choice: it takes the first metric of the first run.
     """
     shared = {"metricSectionId": _SECTION, "deleted": False, "isGenerated": False, "runsCountToCompare": _MAX_COMPARED}
-    settings = {"type": "PARALLEL", "uuid": f"{_SECTION}-settings", "displayName": "Settings and final holdout loss"}
-    settings |= {"selectedParams": _differing(trials), "selectedMetrics": [FINAL_LOSS], "showAllRuns": True}
+    settings: dict[str, Any] = {"type": "PARALLEL", "uuid": f"{_SECTION}-settings", "showAllRuns": True}
+    settings |= {"selectedParams": _differing(trials), "selectedMetrics": [FINAL_LOSS]}
     charts = [settings] + [
         {"type": "LINE", "uuid": f"{_SECTION}-{metric}", "displayName": metric, "metricKey": metric,
          "selectedMetricKeys": [metric], "xAxisKey": "step", "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True,
