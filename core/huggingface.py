@@ -16,6 +16,7 @@ from core.huggingface_names import ARCHITECTURES, form_of, from_huggingface, to_
 from core.language_model import LanguageModel
 from core.models import build_model
 from core.run_config import ModelConfig
+from data_pipeline.chat_template import SETTINGS_FILE, TEMPLATE_FILE, chat_with_marks
 from data_pipeline.tokenizer import Vocabulary
 
 _MODEL_TYPES = {"roberta": "roberta", "modern": "modernbert", "llama": "llama"}
@@ -48,12 +49,21 @@ def why_not_exportable(config: ModelConfig) -> str | None:
 
 
 def export_huggingface(
-    model: LanguageModel, config: ModelConfig, tokenizer_path: Path, vocabulary: Vocabulary, folder: Path
+    model: LanguageModel,
+    config: ModelConfig,
+    tokenizer_path: Path,
+    vocabulary: Vocabulary,
+    folder: Path,
+    *,
+    chat_template: str | None = None,
 ) -> None:
     """Writes a folder that `AutoModelForMaskedLM` or `AutoModelForCausalLM` and `AutoTokenizer` load as it is.
 
     Files: config.json, model.safetensors (in the model's type), tokenizer.json, tokenizer_config.json;
-    generation_config.json for decoders.
+    generation_config.json for decoders; chat_template.jinja where the model was trained on conversations.
+
+    Args:
+        chat_template: What wrote these conversations, as Jinja; `apply_chat_template` then does the same.
 
     Raises:
         ValueError: transformers has no class for this form of model; the message says which part is foreign.
@@ -68,9 +78,13 @@ def export_huggingface(
     num_embeddings = model.tokens.num_embeddings
     _write_json(folder / "config.json", huggingface_config(config, vocabulary, num_embeddings) | {"dtype": dtype})
     if config.is_causal:
-        generation = {"bos_token_id": vocabulary.bos_id, "eos_token_id": vocabulary.eos_id}
+        ends = [vocabulary.eos_id]
+        if chat_template is not None:
+            tokenizer = Tokenizer.from_file(str(tokenizer_path))
+            ends = [*chat_with_marks(chat_template, tokenizer).end_ids(tokenizer)]
+        generation = {"bos_token_id": vocabulary.bos_id, "eos_token_id": ends[0] if len(ends) == 1 else ends}
         _write_json(folder / "generation_config.json", generation)
-    _export_tokenizer(config, tokenizer_path, vocabulary, folder)
+    _export_tokenizer(config, tokenizer_path, vocabulary, folder, chat_template)
 
 
 def import_huggingface(folder: Path, *, weights: dict[str, Tensor] | None = None) -> Loaded:
@@ -267,7 +281,9 @@ def _ropes(theirs: dict[str, Any], form: str) -> list[dict[str, Any]]:
     return [parameters]
 
 
-def _export_tokenizer(config: ModelConfig, tokenizer_path: Path, vocabulary: Vocabulary, folder: Path) -> None:
+def _export_tokenizer(
+    config: ModelConfig, tokenizer_path: Path, vocabulary: Vocabulary, folder: Path, chat_template: str | None
+) -> None:
     """The tokenizer, made to put the special tokens around a text by itself, as its readers expect of it."""
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     named = {
@@ -296,7 +312,11 @@ def _export_tokenizer(config: ModelConfig, tokenizer_path: Path, vocabulary: Voc
         "model_input_names": ["input_ids", "attention_mask"],
         **words,
     }
-    _write_json(folder / "tokenizer_config.json", settings)
+    if chat_template is not None:
+        # Older versions of transformers, and other programs, read the one, newer ones the other.
+        settings["chat_template"] = chat_template
+        (folder / TEMPLATE_FILE).write_text(chat_template, encoding="utf-8")
+    _write_json(folder / SETTINGS_FILE, settings)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -135,11 +135,16 @@ class CausalLMConfig(Settings):
     """Next-token prediction. Nothing to set."""
 
 
+class SFTConfig(Settings):
+    """Supervised fine-tuning on conversations: next-token prediction of the assistant's tokens. Nothing to set."""
+
+
 class ObjectiveConfig(Settings):
-    """What is predicted: exactly one of the two."""
+    """What is predicted: exactly one of these."""
 
     masked_lm: MaskedLMConfig | None = None
     causal_lm: CausalLMConfig | None = None
+    sft: SFTConfig | None = None
 
     @property
     def masking_rate(self) -> float | None:
@@ -158,9 +163,15 @@ class ObjectiveConfig(Settings):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if (self.masked_lm is None) == (self.causal_lm is None):
-            raise ValueError("give exactly one of masked_lm and causal_lm")
+        if sum(one is not None for one in (self.masked_lm, self.causal_lm, self.sft)) != 1:
+            raise ValueError("give exactly one of masked_lm, causal_lm and sft")
         return self
+
+    def fault_for(self, family: str) -> str | None:
+        """Why a model of this family cannot have it; None if it can."""
+        if (self.masked_lm is None) == (family == "decoder"):
+            return None
+        return f"model.family={family} needs objective: {'causal_lm or sft' if family == 'decoder' else 'masked_lm'}"
 
 
 def _absolute(path: str) -> str:
@@ -268,9 +279,9 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _objective_fits_family(self) -> Self:
-        wanted = "causal_lm" if self.model.is_causal else "masked_lm"
-        if getattr(self.objective, wanted) is None:
-            raise ValueError(f"a model of family {self.model.family} needs objective: {wanted}")
+        fault = self.objective.fault_for(self.model.family)
+        if fault is not None:
+            raise ValueError(fault)
         return self
 
     def with_overrides(self, overrides: dict[str, Any]) -> Self:

@@ -1,8 +1,9 @@
-"""Dialogues for supervised fine-tuning, of MiniMind's and alpaca's form, as texts of which answers are predicted."""
+"""Dialogues for supervised fine-tuning, of MiniMind's and alpaca's form, as turns: an optional system turn, then user
+and assistant in turn, the assistant last."""
 
-from dataclasses import dataclass
 from typing import Any
 
+from data_pipeline.chat_template import Turn
 from data_pipeline.rejects import Reason
 
 _ROLE_NAMES = {
@@ -15,23 +16,14 @@ _ROLE_NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Dialogue:
-    """A rendered conversation."""
-
-    text: str
-    target_spans: list[tuple[int, int]]
-    """Characters (start, stop) of the answers, their end mark included."""
-
-
-def dialogue_of(turns: Any) -> Dialogue | Reason:
+def turns_of(turns: Any) -> list[Turn] | Reason:
     """MiniMind's form, a list of {"role": .., "content": ..}; also {"from": .., "value": ..}.
 
     An optional system turn, then user and assistant in turn; a last question without answer is left out.
     """
     if not isinstance(turns, list) or not turns:
         return Reason.NO_TURNS
-    parts: list[tuple[str, str]] = []
+    parts: list[Turn] = []
     for turn in turns:
         if not isinstance(turn, dict):
             return Reason.MALFORMED_TURN
@@ -51,10 +43,10 @@ def dialogue_of(turns: Any) -> Dialogue | Reason:
         return Reason.NO_ANSWER
     if any(name != ("user", "assistant")[place % 2] for place, (name, _) in enumerate(asked)):
         return Reason.TURN_ORDER
-    return _rendered(parts)
+    return parts
 
 
-def alpaca_of(row: dict[str, Any]) -> Dialogue | Reason:
+def alpaca_turns_of(row: dict[str, Any]) -> list[Turn] | Reason:
     """Alpaca's form: instruction, input (may be missing), output; `history` lists earlier (question, answer)."""
     instruction, given, output = row.get("instruction"), row.get("input") or "", row.get("output")
     history = row.get("history") or []
@@ -68,18 +60,4 @@ def alpaca_of(row: dict[str, Any]) -> Dialogue | Reason:
     question = f"{instruction}\n{given}" if str(given).strip() else str(instruction)
     if not str(output).strip():
         return Reason.NO_ANSWER
-    return dialogue_of([*turns, {"role": "user", "content": question}, {"role": "assistant", "content": output}])
-
-
-def _rendered(parts: list[tuple[str, str]]) -> Dialogue:
-    """`<s>role\\ncontent</s>\\n` a turn: MiniMind's chat template."""
-    text = ""
-    spans = []
-    for name, content in parts:
-        text += f"<s>{name}\n"
-        start = len(text)
-        text += f"{content}</s>"
-        if name == "assistant":
-            spans.append((start, len(text)))
-        text += "\n"
-    return Dialogue(text[:-1], spans)
+    return turns_of([*turns, {"role": "user", "content": question}, {"role": "assistant", "content": output}])

@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
+from data_pipeline.chat_template import OUR_CHAT, ChatTemplate
 from data_pipeline.corpus_config import CorpusConfig
 from data_pipeline.file_formats import FileKind
 from data_pipeline.parcels import Piece, describe, pieces_of, rebuild
@@ -30,6 +31,8 @@ class Corpus:
 
     config: CorpusConfig
     files: tuple[FileKind, ...]
+    template: ChatTemplate = OUR_CHAT
+    """Writes conversations."""
 
     @property
     def num_plain_bytes(self) -> int:
@@ -39,7 +42,7 @@ class Corpus:
     @property
     def has_dialogues(self) -> bool:
         """Whether some file holds conversations, so that not every token is predicted."""
-        return any(file.text_column in ("conversations", "alpaca") for file in self.files)
+        return any(file.has_dialogues for file in self.files)
 
     @property
     def parcel_bytes(self) -> int:

@@ -95,14 +95,21 @@ class TokenizerConfig(Settings):
 class PackingConfig(Settings):
     """How documents become rows of equal length."""
 
-    rows: Literal["packed", "one_per_row"] = "packed"
-    """packed: documents one after another, no padding but in the last row. one_per_row: padded."""
+    rows: Literal["packed", "one_per_row", "conversations"] = "packed"
+    """packed: documents one after another, no padding but in the last row. one_per_row: padded. conversations: as many
+    whole ones as a row holds, none of which sees another; a sweep file with objective: sft has this as its default."""
 
     too_long: Literal["split", "truncate"] = "split"
-    """one_per_row: what becomes of a document longer than a row."""
+    """one_per_row, conversations: what becomes of a document longer than a row. Conversations are split behind answers,
+    or end with the last answer that fits."""
 
     attention: Literal["across_documents", "within_documents"] = "across_documents"
     """packed: whether a token sees other documents of its row; within: positions restart at each document."""
 
     sequence_length: Count = Field(default=128, ge=8)
     """Tokens in a row, special tokens included. A sweep file says it as model.sequence_length."""
+
+    @property
+    def confines_attention(self) -> bool:
+        """Whether a row may hold several documents of which none sees another."""
+        return self.rows == "conversations" or (self.rows == "packed" and self.attention == "within_documents")

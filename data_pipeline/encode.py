@@ -95,6 +95,10 @@ def encode_documents(
     """A block with one record a text, `<s> .. </s>` each, and what to count of it.
 
     A text that already begins or ends with that token (MiniMind's corpora write them out) does not get it twice.
+
+    Args:
+        target_spans: For each text the characters that are predicted: texts are conversations, and stay as their
+            template wrote them. A token counts as predicted if it begins inside a span. None: all is predicted.
     """
     dtype = token_dtype(vocabulary.size)
     pieces: list[NDArray[Any]] = []
@@ -102,7 +106,8 @@ def encode_documents(
     targets: list[NDArray[np.uint8]] = []
     for start, stop in _portions(texts):
         ids, is_target = _encode(texts[start:stop], target_spans[start:stop] if target_spans else None, tokenizer)
-        framed = frame(ids, vocabulary, dtype, is_target)
+        # A chat template writes the tokens that begin and end a turn itself.
+        framed = frame(ids, vocabulary, dtype) if is_target is None else as_written(ids, dtype, is_target)
         pieces.append(framed.tokens)
         lengths.append(framed.lengths)
         targets.append(framed.is_target)
@@ -135,12 +140,16 @@ class FramedDocuments:
     is_target: NDArray[np.uint8]
 
 
-def frame(
-    ids: Sequence[Sequence[int]],
-    vocabulary: Vocabulary,
-    dtype: np.dtype[Any],
-    is_target: list[NDArray[np.bool_]] | None = None,
+def as_written(
+    ids: Sequence[Sequence[int]], dtype: np.dtype[Any], is_target: Sequence[NDArray[np.bool_]]
 ) -> FramedDocuments:
+    """Documents as they are."""
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    tokens = np.fromiter(chain.from_iterable(ids), dtype, int(lengths.sum()))
+    return FramedDocuments(tokens, lengths, np.concatenate(is_target).astype(np.uint8))
+
+
+def frame(ids: Sequence[Sequence[int]], vocabulary: Vocabulary, dtype: np.dtype[Any]) -> FramedDocuments:
     """Put `<s>` before and `</s>` behind every document that has not got them."""
     bare_lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     bare = np.fromiter(chain.from_iterable(ids), dtype, int(bare_lengths.sum()))
@@ -156,10 +165,7 @@ def frame(
         tokens[places] = token
         is_own[places] = False
     tokens[is_own] = bare
-    target = np.zeros(len(tokens), np.uint8)
-    if is_target is not None and len(is_target):
-        target[is_own] = np.concatenate(is_target)
-    return FramedDocuments(tokens, lengths, target)
+    return FramedDocuments(tokens, lengths, np.ones(len(tokens), np.uint8))
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype[Any]:

@@ -51,6 +51,11 @@ class FileKind:
     """Where decompression ended before the file did."""
 
     @property
+    def has_dialogues(self) -> bool:
+        """Whether its rows are conversations."""
+        return self.text_column in ("conversations", "alpaca")
+
+    @property
     def format_in_words(self) -> str:
         """Format with what tells tables apart."""
         return {",": "csv", "\t": "tsv", ";": "csv with ;"}[self.delimiter] if self.format == "csv" else self.format
@@ -222,6 +227,8 @@ def choose_column(columns: tuple[str, ...], wanted: str | None, text_like: list[
     if wanted is not None:
         if wanted in columns:
             return wanted, None
+        if any(name in columns for name in TURN_NAMES) or set(ALPACA_NAMES) <= set(columns):
+            return None, f"it holds conversations and no column {wanted!r}; for objective: sft leave corpus.text out"
         return None, f"it has no column {wanted!r}; its columns are {', '.join(columns) or 'none'}"
     for name in (*TEXT_NAMES[:1], *TURN_NAMES):
         if name in columns:

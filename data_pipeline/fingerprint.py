@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def stream_fingerprint(corpus: Corpus, tokenizer: TokenizerConfig) -> str:
         for file in corpus.files
     ]
     settings = corpus.config.model_dump(include={"documents", "holdout", "drop_duplicates"})
+    if corpus.has_dialogues:
+        settings["template"] = asdict(corpus.template)
     learnt: dict[str, Any] = tokenizer.model_dump(exclude={"path"})
     if tokenizer.path is not None:
         learnt = {"file": hashlib.blake2b(Path(tokenizer.path).expanduser().read_bytes()).hexdigest()}

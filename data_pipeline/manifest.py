@@ -89,7 +89,15 @@ class RowReport(Record):
     num_truncated_tokens: int
     """Tokens that are in no row."""
     row_table: BlockReport | None = None
-    """one_per_row: where rows start. Packed rows follow from the sequence length."""
+    """Where rows start. Packed rows follow from the sequence length."""
+    num_answer_tokens: int | None = None
+    """Conversations: real tokens that are predicted."""
+    num_split: int = 0
+    """Conversations longer than a row, split behind answers; each goes on in rows that do not see what was before."""
+    num_cut_answers: int = 0
+    """Answers that a row could not hold with their question, cut at its end."""
+    num_lost_answers: int = 0
+    """Answers in no row: their question alone fills one, or the conversation was truncated before them."""
 
 
 class TokenizerReport(Record):
@@ -125,6 +133,8 @@ class StreamReport(Record):
     token_dtype: Literal["uint16", "uint32"]
     has_targets: bool
     """Conversations: only the assistant's tokens are predicted."""
+    chat_template: str | None = None
+    """Conversations: what wrote them as texts, as Jinja."""
     splits: dict[SplitName, SplitReport]
     seconds: dict[str, float]
     """Wall-clock seconds of each phase."""

@@ -6,8 +6,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+from data_pipeline.chat_template import template_beside
 from data_pipeline.corpus import Corpus, RunParcels, for_each_parcel
 from data_pipeline.corpus_config import CorpusConfig, CorpusError, PackingConfig, TokenizerConfig
 from data_pipeline.corpus_files import find_files
@@ -19,7 +22,7 @@ from data_pipeline.rejects import check_files, check_rejects
 from data_pipeline.row_tables import make_rows
 from data_pipeline.token_blocks import PreparedCorpus, open_prepared, write_whole
 from data_pipeline.token_stream import make_stream
-from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.tokenizer import load_tokenizer, vocabulary_of
 
 __all__ = ["CorpusError", "PrepareProgress", "prepare"]
 
@@ -35,6 +38,7 @@ def prepare(
     on_progress: OnProgress | None = None,
     run: RunParcels = for_each_parcel,
     fetch: Callable[[Path], None] = lambda _: None,
+    wanted: Literal["texts", "conversations"] | None = None,
 ) -> PreparedCorpus:
     """The token blocks of a corpus: found where they have been made before, else made.
 
@@ -44,9 +48,10 @@ def prepare(
     Args:
         run: for_each_parcel_here does without Ray, on one core.
         fetch: Called with the folder before it is made: may get it, whole, from where it was made before.
+        wanted: What the training is for; a corpus of the other kind is refused. None: both are welcome.
 
     Raises:
-        CorpusError: Nothing to read, nothing kept, or more rejected than `max_rejected`.
+        CorpusError: Nothing to read, nothing kept, more rejected than `max_rejected`, or not what is wanted.
         ValueError: The tokenizer cannot be loaded.
     """
     report = on_progress or (lambda _: None)
@@ -58,8 +63,10 @@ def prepare(
     found = find_files(corpus)
     counter = PhaseCounter(report, "reading files", total=sum(file.num_bytes for file in found.files), unit="bytes")
     files = examine_files(found, corpus, memory=prepared_folder / ".examined.json", on_bytes=counter.add)
+    check_kind(files, wanted)
     if tokenizer.path is not None:
-        load_tokenizer(Path(tokenizer.path).expanduser())
+        path = Path(tokenizer.path).expanduser()
+        files = replace(files, template=template_beside(path, load_tokenizer(path)))
     stream = stream_fingerprint(files, tokenizer)
     folder = prepared_folder / row_fingerprint(stream, packing)
     if not folder.is_dir():
@@ -72,6 +79,32 @@ def prepare(
     check_files(prepared.manifest.files, corpus)
     check_rejects(prepared.manifest.rejects, prepared.manifest.rows_read, corpus)
     return prepared
+
+
+def check_kind(corpus: Corpus, wanted: Literal["texts", "conversations"] | None) -> None:
+    """See that a corpus holds what a training is for.
+
+    Raises:
+        CorpusError: It does not, or holds both; names a file.
+    """
+    read = [file for file in corpus.files if file.refused is None]
+    dialogues = [file.path for file in read if file.has_dialogues]
+    texts = [file.path for file in read if not file.has_dialogues]
+    if wanted == "texts" and dialogues:
+        raise CorpusError(
+            f"{dialogues[0]} holds conversations, and this objective trains on texts; write objective: sft, which "
+            "predicts the assistant's tokens, or name the key that holds a text as corpus.text"
+        )
+    if wanted == "conversations" and texts:
+        raise CorpusError(
+            f'{texts[0]} holds texts, and objective: sft trains on conversations, rows {{"conversations": [{{"role": '
+            '"user", "content": ..}, ..]} or {"instruction": .., "output": ..}; write objective: causal_lm for texts'
+        )
+    if texts and dialogues:
+        raise CorpusError(
+            f"{dialogues[0]} holds conversations and {texts[0]} texts: of the one only answers are predicted, of the "
+            "other everything; name files of one kind as corpus.path"
+        )
 
 
 def _make(
@@ -110,12 +143,16 @@ def _make(
         packing=packing,
         versions=library_versions(),
         passed_over=passed_over,
-        rows=make_rows(partial, documents.splits, packing),
+        rows=make_rows(partial, documents.splits, packing, begin_id=_begin_id(partial)),
     )
     write_whole(partial / "manifest.json", manifest.model_dump_json(indent=1).encode())
     partial.rename(folder)
     write_whole(pointer, folder.name.encode())
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _begin_id(folder: Path) -> int:
+    return vocabulary_of(load_tokenizer(folder / "tokenizer.json")).bos_id
 
 
 def _stream(

@@ -33,6 +33,8 @@ class Reason(StrEnum):
     EMPTY_TURN = "turn without text"
     TURN_ORDER = "turns do not alternate"
     NO_ANSWER = "conversation without an answer"
+    MARK_IN_TURN = "token that begins or ends a turn inside one"
+    NOT_OF_TEMPLATE = "conversation that the chat template refuses"
     FILE_REFUSED = "whole file refused"
     FILE_DAMAGED = "compressed file damaged from here on"
 

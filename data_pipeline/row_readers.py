@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipeline.conversations import Dialogue, alpaca_of, dialogue_of
+from data_pipeline.chat_template import ChatTemplate, Dialogue, Turn
+from data_pipeline.conversations import alpaca_turns_of, turns_of
 from data_pipeline.corpus_config import CorpusConfig
 from data_pipeline.csv_records import csv_records
 from data_pipeline.file_formats import TURN_NAMES, FileKind
@@ -15,6 +16,7 @@ from data_pipeline.rejects import Reason, Reject, excerpt_of
 
 _LINE_END = re.compile(rb"\r*\n|\r")
 _Content = str | Dialogue | Reason
+_Read = str | list[Turn] | Reason
 _scan_json: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
@@ -34,9 +36,13 @@ class ReadRows:
         return len(self.texts) + len(self.rejects)
 
 
-def read_piece(piece: Piece, kind: FileKind, corpus: CorpusConfig) -> ReadRows:
-    """All rows of a piece."""
-    rows = ReadRows(target_spans=[] if kind.text_column in ("conversations", "alpaca") else None)
+def read_piece(piece: Piece, kind: FileKind, corpus: CorpusConfig, template: ChatTemplate) -> ReadRows:
+    """All rows of a piece.
+
+    Args:
+        template: Writes conversations.
+    """
+    rows = ReadRows(target_spans=[] if kind.has_dialogues else None)
     if piece.reject is not None:
         rows.rejects.append(Reject(kind.path, piece.first_line, piece.reject, excerpt_of(piece.data)))
         return rows
@@ -44,7 +50,7 @@ def read_piece(piece: Piece, kind: FileKind, corpus: CorpusConfig) -> ReadRows:
         if content is None:
             rows.num_blank_lines += 1
             continue
-        kept = check_text(content)
+        kept = check_text(template.dialogue(content) if isinstance(content, list) else content)
         if isinstance(kept, Reason):
             rows.rejects.append(Reject(kind.path, line, kept, excerpt_of(raw)))
             continue
@@ -74,7 +80,7 @@ def check_text(content: _Content) -> _Content:
     return content
 
 
-def _contents(piece: Piece, kind: FileKind, corpus: CorpusConfig) -> Iterator[tuple[int, bytes, _Content | None]]:
+def _contents(piece: Piece, kind: FileKind, corpus: CorpusConfig) -> Iterator[tuple[int, bytes, _Read | None]]:
     """(line, raw row, its content or None for a blank line)."""
     if kind.format == "csv":
         return _csv_rows(piece, kind)
@@ -101,14 +107,14 @@ def _lines(piece: Piece) -> list[bytes]:
     return lines
 
 
-def _text_lines(piece: Piece, kind: FileKind) -> Iterator[tuple[int, bytes, _Content | None]]:
+def _text_lines(piece: Piece, kind: FileKind) -> Iterator[tuple[int, bytes, _Read | None]]:
     for line, raw in enumerate(_lines(piece), start=piece.first_line):
         text = _decoded(raw, kind)
         is_blank = isinstance(text, str) and (not text or text.isspace())
         yield line, raw, None if is_blank else text
 
 
-def _paragraphs(piece: Piece, kind: FileKind) -> Iterator[tuple[int, bytes, _Content | None]]:
+def _paragraphs(piece: Piece, kind: FileKind) -> Iterator[tuple[int, bytes, _Read | None]]:
     """Lines between blank lines, joined by a line feed each."""
     first_line, gathered = piece.first_line, list[bytes]()
     for line, raw in enumerate([*_lines(piece), b""], start=piece.first_line):
@@ -121,7 +127,7 @@ def _paragraphs(piece: Piece, kind: FileKind) -> Iterator[tuple[int, bytes, _Con
             gathered = []
 
 
-def _json_rows(piece: Piece, kind: FileKind) -> Iterator[tuple[int, bytes, _Content | None]]:
+def _json_rows(piece: Piece, kind: FileKind) -> Iterator[tuple[int, bytes, _Read | None]]:
     lines = piece.data.split(b"\n")
     if piece.lines is None and not lines[-1]:
         lines.pop()
@@ -133,7 +139,7 @@ def _json_rows(piece: Piece, kind: FileKind) -> Iterator[tuple[int, bytes, _Cont
             yield line, raw, _json_content(raw, kind)
 
 
-def _json_content(raw: bytes, kind: FileKind) -> _Content:
+def _json_content(raw: bytes, kind: FileKind) -> _Read:
     text = _decoded(raw.strip(b" \t\r"), kind)
     if isinstance(text, Reason):
         return text
@@ -152,13 +158,13 @@ def _json_content(raw: bytes, kind: FileKind) -> _Content:
         return Reason.NOT_AN_OBJECT
     if kind.text_column == "conversations":
         turns = next((row[name] for name in TURN_NAMES if name in row), None)
-        return Reason.NO_TEXT_KEY if turns is None else dialogue_of(turns)
+        return Reason.NO_TEXT_KEY if turns is None else turns_of(turns)
     if kind.text_column == "alpaca":
-        return alpaca_of(row) if "instruction" in row else Reason.NO_TEXT_KEY
+        return alpaca_turns_of(row) if "instruction" in row else Reason.NO_TEXT_KEY
     return _text_of(row, raw, text, kind.text_column)
 
 
-def _text_of(row: dict[str, Any], raw: bytes, line: str, key: str) -> _Content:
+def _text_of(row: dict[str, Any], raw: bytes, line: str, key: str) -> str | Reason:
     if key not in row:
         return Reason.NO_TEXT_KEY
     value = row[key]
@@ -176,7 +182,7 @@ def _is_given_twice(line: str, key: str) -> bool:
     return keys[-1].count(key) > 1
 
 
-def _csv_rows(piece: Piece, kind: FileKind) -> Iterator[tuple[int, bytes, _Content | None]]:
+def _csv_rows(piece: Piece, kind: FileKind) -> Iterator[tuple[int, bytes, _Read | None]]:
     columns = list(kind.columns)
     wanted = _csv_columns(kind)
     is_header_next = piece.is_first and kind.has_header
@@ -195,7 +201,7 @@ def _csv_rows(piece: Piece, kind: FileKind) -> Iterator[tuple[int, bytes, _Conte
         elif kind.text_column == "alpaca":
             cells = {name: _decoded(record.fields[place], kind) for name, place in wanted.items()}
             undecodable = any(isinstance(cell, Reason) for cell in cells.values())
-            yield record.line, record.raw, Reason.UNDECODABLE if undecodable else alpaca_of(cells)
+            yield record.line, record.raw, Reason.UNDECODABLE if undecodable else alpaca_turns_of(cells)
         else:
             (place,) = wanted.values()
             yield record.line, record.raw, _decoded(record.fields[place], kind)

@@ -158,7 +158,7 @@ def read_parcel(pieces: list[Piece], corpus: Corpus) -> ParcelRows:
     """Every row of a parcel, kept or rejected."""
     rows = ParcelRows()
     for piece in pieces:
-        rows.add(read_piece(piece, corpus.files[piece.file], corpus.config), piece.file)
+        rows.add(read_piece(piece, corpus.files[piece.file], corpus.config, corpus.template), piece.file)
     return rows
 
 

@@ -8,7 +8,7 @@ rows are slices of (packing.py).
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,25 +91,33 @@ class TokenBlocks:
         row_numbers = np.asarray(row_numbers, np.int64)
         if len(row_numbers) and not 0 <= row_numbers.min() <= row_numbers.max() < self.num_rows:
             raise IndexError(f"row numbers {row_numbers.min()}..{row_numbers.max()} outside 0..{self.num_rows - 1}")
-        table = self._row_table(row_numbers)
         shape = (len(row_numbers), self.sequence_length)
         tokens = np.full(shape, self._vocabulary.pad_id, self._dtype)
         is_target = np.zeros(shape, np.bool_) if self._has_targets else None
-        is_confined = self._packing.rows == "packed" and self._packing.attention == "within_documents"
-        document_ids = np.zeros(shape, np.int32) if is_confined else None
-        for row, (start, length) in enumerate(zip(table.starts.tolist(), table.lengths.tolist(), strict=True)):
+        document_ids = np.zeros(shape, np.int32) if self._packing.confines_attention else None
+        num_tokens = np.zeros(len(row_numbers), np.int32)
+        holds_conversations = self._packing.rows == "conversations"
+        slices = self._slices_of_conversations(row_numbers) if holds_conversations else self._slices(row_numbers)
+        for row, start, length, is_cut in slices:
+            first = int(num_tokens[row])
             for place, block, begin, end in self._pieces(start, length):
-                here = slice(place, place + end - begin)
+                here = slice(first + place, first + place + end - begin)
                 tokens[row, here] = block.tokens[begin:end]
                 if is_target is not None and block.is_target is not None:
                     is_target[row, here] = block.is_target[begin:end]
-                if document_ids is not None:
+                if document_ids is not None and not holds_conversations:
                     document_ids[row, place + block.document_starts(begin, end)] = 1
-        tokens[table.is_cut, -1] = self._vocabulary.eos_id
+            if document_ids is not None:
+                document_ids[row, first] = 1
+            num_tokens[row] += length
+            if is_cut:
+                tokens[row, -1] = self._vocabulary.eos_id
+                if is_target is not None:
+                    is_target[row, -1] = False  # nobody said that it ends here
         if document_ids is not None:
             document_ids[:, 0] = 0
             np.cumsum(document_ids, axis=1, out=document_ids)
-        return Rows(tokens, table.lengths, document_ids, is_target)
+        return Rows(tokens, num_tokens, document_ids, is_target)
 
     def block_tokens(self, number: int) -> NDArray[Any]:
         """All tokens of one block, a view of the mapped file: nothing is read until it is looked at."""
@@ -124,13 +132,34 @@ class TokenBlocks:
         """Files that hold the stream."""
         return len(self._report.blocks)
 
-    def _row_table(self, row_numbers: NDArray[np.int64]) -> RowTable:
+    def _slices(self, row_numbers: NDArray[np.int64]) -> Iterator[tuple[int, int, int, bool]]:
+        """(place among the rows asked for, where its slice of the stream starts, tokens, whether it is cut)."""
         if self._rows.row_table is None:
-            return packed_rows(row_numbers, num_tokens=self._report.num_tokens, sequence_length=self.sequence_length)
+            table = packed_rows(row_numbers, num_tokens=self._report.num_tokens, sequence_length=self.sequence_length)
+        else:
+            columns = [_flat(self._row_table.column(name))[row_numbers] for name in ("start", "length", "is_cut")]
+            table = RowTable(columns[0], columns[1], columns[2].astype(np.bool_))
+        facts = (table.starts.tolist(), table.lengths.tolist(), table.is_cut.tolist())
+        for row, (start, length, is_cut) in enumerate(zip(*facts, strict=True)):
+            yield row, start, length, is_cut
+
+    def _slices_of_conversations(self, row_numbers: NDArray[np.int64]) -> Iterator[tuple[int, int, int, bool]]:
+        """The same, several for each row, in their order."""
+        starts, lengths = (self._row_table.column(name) for name in ("starts", "lengths"))
+        offsets = _flat(starts.offsets)
+        for row, number in enumerate(row_numbers.tolist()):
+            here = slice(int(offsets[number]), int(offsets[number + 1]))
+            for start, length in zip(
+                _flat(starts.values)[here].tolist(), _flat(lengths.values)[here].tolist(), strict=True
+            ):
+                yield row, start, length, False
+
+    @property
+    def _row_table(self) -> pa.RecordBatch:
         if self._table is None:
+            assert self._rows.row_table is not None
             self._table = _map_arrow(self._folder / self._rows.row_table.name)
-        columns = [_flat(self._table.column(name))[row_numbers] for name in ("start", "length", "is_cut")]
-        return RowTable(columns[0], columns[1], columns[2].astype(np.bool_))
+        return self._table
 
     def _pieces(self, start: int, length: int) -> list[tuple[int, "_MappedBlock", int, int]]:
         """Slice of the stream as (place in the row, block, begin, end): more than one where it crosses blocks."""

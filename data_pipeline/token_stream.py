@@ -86,6 +86,7 @@ def make_stream(
         ),
         token_dtype="uint16" if token_dtype(vocabulary_of(tokenizer).size).itemsize == 2 else "uint32",
         has_targets=corpus.has_dialogues,
+        chat_template=corpus.template.source if corpus.has_dialogues else None,
         splits=splits,
         seconds=seconds,
     )

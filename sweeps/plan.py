@@ -84,11 +84,10 @@ class SweepPlan:
     @property
     def place(self) -> Place:
         """Where its trials take place."""
-        packing = self.sweep.packing
         return Place(
             num_workers=self.lanes.workers,
             device_type="cuda" if self.lanes.use_gpu else "cpu",
-            has_document_ids=packing.rows == "packed" and packing.attention == "within_documents",
+            has_document_ids=self.sweep.packing.confines_attention,
         )
 
     def frontier(self, *, rows_filled: int = 100, source: str = "") -> MemoryFrontier:

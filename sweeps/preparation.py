@@ -53,6 +53,7 @@ def prepare_with_progress(
             on_progress=show,
             run=_on_ray,
             fetch=fetch,
+            wanted="texts" if sweep.objective.sft is None else "conversations",
         )
 
 

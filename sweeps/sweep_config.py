@@ -200,6 +200,16 @@ class EvaluationConfig(Settings):
     """Evaluations spread evenly over the tokens of a trial."""
 
 
+def _names_objective(values: dict[str, Any], name: str) -> bool:
+    """Whether a raw sweep file has this objective."""
+    objective = values.get("objective")
+    if isinstance(objective, ObjectiveConfig):
+        return getattr(objective, name) is not None
+    return objective == name or (
+        isinstance(objective, dict) and (objective.get(name) is not None or [*objective] == [name])
+    )
+
+
 def _schedules(values: dict[str, Any]) -> set[Any]:
     """Schedules of a raw sweep file, or nothing that is one where it is not well formed."""
     swept = (values.get("search") or {}).get("training.schedule") if isinstance(values.get("search"), dict) else None
@@ -267,13 +277,22 @@ class SweepConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
+    def _conversations_have_rows_of_their_own(cls, value: Any) -> Any:
+        if isinstance(value, dict) and _names_objective(value, "sft"):
+            packing = value.get("packing") or {}
+            if isinstance(packing, dict):
+                value = {**value, "packing": {"rows": "conversations", **packing}}
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
     def _family_of_weights_follows_from_the_objective(cls, value: Any) -> Any:
         # The rest of the shape comes with the weights (sweeps/start.py); the family decides what is valid before.
         if isinstance(value, dict) and isinstance(value.get("start"), dict) and value["start"].get("weights_of"):
-            model, objective = value.get("model") or {}, value.get("objective") or {}
+            model = value.get("model") or {}
             if isinstance(model, dict) and "family" not in model:
-                is_masked = objective == "masked_lm" or (isinstance(objective, dict) and "masked_lm" in objective)
-                value = {**value, "model": {"family": "encoder" if is_masked else "decoder", **model}}
+                family = "encoder" if _names_objective(value, "masked_lm") else "decoder"
+                value = {**value, "model": {"family": family, **model}}
         return value
 
     @model_validator(mode="before")
@@ -301,9 +320,13 @@ class SweepConfig(Settings):
             faults.append("masked_lm needs a <mask> token; use tokenizer.special_tokens: roberta")
         if self.training.tokens is not None or self.training.epochs is not None:
             faults.append("training.tokens and training.epochs are set by budget.tokens_per_trial in a sweep")
-        wanted = "causal_lm" if self.model.is_causal else "masked_lm"
-        if getattr(self.objective, wanted) is None:
-            faults.append(f"model.family={self.model.family} needs objective: {wanted}")
+        wrong_objective = self.objective.fault_for(self.model.family)
+        if wrong_objective is not None:
+            faults.append(wrong_objective)
+        if self.objective.sft is not None and self.packing.rows == "packed":
+            faults.append("packing.rows=packed lets a conversation see the one before; leave packing.rows out")
+        if self.objective.sft is None and self.packing.rows == "conversations":
+            faults.append("packing.rows=conversations is for objective: sft; leave packing.rows out")
         if self.start is None or self.start.weights_of is None:  # else the shape is not known yet
             faults += self.lora_faults(equalized(self.model))
         faults += fault_of_stages(

@@ -1,7 +1,7 @@
 """A trained model, by where it lies: a sweep's results folder, one of its trials, a folder of transformers."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +18,11 @@ from core.precision import choose_precision
 from core.run_config import ModelConfig
 from core.run_start import whole_model
 from core.workers import Workers
+from data_pipeline.chat_template import ChatTemplate, TemplateError, Turn, chat_with_marks, source_in
 from data_pipeline.corpus import for_each_parcel_here
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.corpus_files import find_files
+from data_pipeline.examined_files import examine_files
 from data_pipeline.input_fault import InputFault
 from data_pipeline.prepare import prepare
 from data_pipeline.token_blocks import PreparedCorpus, open_prepared
@@ -41,6 +44,8 @@ class TrainedModel:
     vocabulary: Vocabulary
     prepared: Path | None
     """The corpus that it was trained on; None where that is not known."""
+    chat: ChatTemplate | None = None
+    """How it was told conversations; None: it was not."""
 
     def fill(self, text: str, *, num_candidates: int) -> list[list[tuple[str, float]]]:
         """For each mask of a text its likeliest fillings, as (text, probability).
@@ -71,12 +76,38 @@ class TrainedModel:
         if not isinstance(self.model, LlamaDecoder):
             raise InputFault("this model fills masks and continues no texts; use pretune fill-mask")
         tokens = [self.vocabulary.bos_id, *self._encode(prompt)]
-        end_ids = (self.vocabulary.eos_id,)
+        return self._told(
+            stream(
+                self.model,
+                tokens,
+                max_new_tokens=max_new_tokens,
+                end_ids=(self.vocabulary.eos_id,),
+                sampling=sampling,
+                seed=seed,
+            )
+        )
+
+    def answer(self, turns: Sequence[Turn], *, max_new_tokens: int, sampling: Sampling, seed: int) -> Iterator[str]:
+        """What the assistant says after these turns, piece by piece, up to its end mark.
+
+        Raises:
+            InputFault: A model that was not trained on conversations, or turns that its template cannot write.
+        """
+        if self.chat is None or not isinstance(self.model, LlamaDecoder):
+            raise InputFault("this model has no chat template, so it continues texts; train it with objective: sft")
+        try:
+            tokens = self._encode(self.chat.prompt(turns))
+        except TemplateError as cause:
+            raise InputFault(f"the model's chat template refuses this conversation: {cause}") from cause
+        end_ids = self.chat.end_ids(self.tokenizer)
+        return self._told(
+            stream(self.model, tokens, max_new_tokens=max_new_tokens, end_ids=end_ids, sampling=sampling, seed=seed)
+        )
+
+    def _told(self, tokens: Iterator[int]) -> Iterator[str]:
         new: list[int] = []
         said = ""
-        for token in stream(
-            self.model, tokens, max_new_tokens=max_new_tokens, end_ids=end_ids, sampling=sampling, seed=seed
-        ):
+        for token in tokens:
             new.append(token)
             text = self.tokenizer.decode(new)
             # A character of several tokens is there with the last of them.
@@ -127,14 +158,21 @@ class TrainedModel:
             raise InputFault(foreign)
         partial = target.with_name(f".{target.name}-partial")
         shutil.rmtree(partial, ignore_errors=True)
-        export_huggingface(self.model, self.config, self.tokenizer_path, self.vocabulary, partial)
+        template = None if self.chat is None else self.chat.source
+        export_huggingface(
+            self.model, self.config, self.tokenizer_path, self.vocabulary, partial, chat_template=template
+        )
         partial.rename(target)
 
     def _prepare(self, corpus: Path | None, work_folder: Path) -> PreparedCorpus:
+        config = CorpusConfig(path=str(corpus), holdout=0.0)
+        has_dialogues = examine_files(find_files(config), config, memory=None).has_dialogues
         data = prepare(
-            CorpusConfig(path=str(corpus), holdout=0.0),
+            config,
             TokenizerConfig(kind="file", path=str(self.tokenizer_path)),
-            PackingConfig(sequence_length=self.config.sequence_length),
+            PackingConfig(
+                sequence_length=self.config.sequence_length, rows="conversations" if has_dialogues else "packed"
+            ),
             prepared_folder=work_folder,
             run=for_each_parcel_here,
         )
@@ -170,11 +208,13 @@ def load_trained(place: Path, *, prepared: Path | None = None) -> TrainedModel:
     try:
         loaded = import_huggingface(folder)
         tokenizer = load_tokenizer(folder / "tokenizer.json")
+        source = source_in(folder)
     except (OSError, ValueError) as cause:
         raise ResultsError(f"the model in {folder} cannot be loaded: {cause}") from cause
     vocabulary = vocabulary_of(tokenizer)
     prepared = prepared_of(place) if folder != place else prepared
-    return TrainedModel(loaded.model, loaded.config, tokenizer, folder / "tokenizer.json", vocabulary, prepared)
+    chat = None if source is None else chat_with_marks(source, tokenizer)
+    return TrainedModel(loaded.model, loaded.config, tokenizer, folder / "tokenizer.json", vocabulary, prepared, chat)
 
 
 def _of_adapter(place: Path) -> TrainedModel:
@@ -182,10 +222,12 @@ def _of_adapter(place: Path) -> TrainedModel:
     try:
         loaded, base = import_adapted(place)
         tokenizer = load_tokenizer(base / "tokenizer.json")
+        source = source_in(place) or source_in(base)
     except (OSError, ValueError) as cause:
         raise ResultsError(str(cause)) from cause
     vocabulary = vocabulary_of(tokenizer)
-    return TrainedModel(loaded.model, loaded.config, tokenizer, base / "tokenizer.json", vocabulary, None)
+    chat = None if source is None else chat_with_marks(source, tokenizer)
+    return TrainedModel(loaded.model, loaded.config, tokenizer, base / "tokenizer.json", vocabulary, None, chat)
 
 
 def _of_trial(place: Path) -> TrainedModel:
@@ -198,4 +240,6 @@ def _of_trial(place: Path) -> TrainedModel:
     except (OSError, ValueError) as cause:  # of adapters: the base is gone, or another one
         raise ResultsError(f"the model of {place.name} cannot be put together: {cause}") from cause
     prepared = prepared_of(place.absolute().parents[1])
-    return TrainedModel(model.eval(), found.model, tokenizer, found.tokenizer, vocabulary, prepared)
+    source = None if prepared is None else open_prepared(prepared).manifest.chat_template
+    chat = None if source is None else chat_with_marks(source, tokenizer)
+    return TrainedModel(model.eval(), found.model, tokenizer, found.tokenizer, vocabulary, prepared, chat)

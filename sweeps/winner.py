@@ -9,6 +9,7 @@ from core.checkpoint import newest_checkpoint
 from core.huggingface import export_huggingface, why_not_exportable
 from core.run_config import RunConfig
 from core.run_start import adapted_model, whole_model
+from data_pipeline.chat_template import TEMPLATE_FILE
 from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.samples import Sample, draw_samples
 
@@ -42,7 +43,8 @@ def export_winner(run: RunConfig, data: PreparedCorpus, trial_folder: Path, best
         return Winner(f"{foreign} Its weights are in {checkpoint}.", samples)
     partial = best.with_name(".best-partial")
     shutil.rmtree(partial, ignore_errors=True)
-    export_huggingface(model, run.model, data.tokenizer_path, data.vocabulary, partial)
+    template = data.manifest.chat_template
+    export_huggingface(model, run.model, data.tokenizer_path, data.vocabulary, partial, chat_template=template)
     shutil.rmtree(best, ignore_errors=True)
     partial.rename(best)
     if run.training.lora is not None:
@@ -59,6 +61,9 @@ def _export_adapter(run: RunConfig, data: PreparedCorpus, checkpoint: Path, targ
     partial = target.with_name(f".{target.name}-partial")
     shutil.rmtree(partial, ignore_errors=True)
     save_adapter(adapted_model(run, data.vocabulary, checkpoint), run.model, lora, Path(base), partial)
+    if data.manifest.chat_template is not None:
+        # The base's own files know nothing of the conversations that the adapters have learnt.
+        (partial / TEMPLATE_FILE).write_text(data.manifest.chat_template, encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
 

@@ -37,7 +37,7 @@ def read(*paths: Path, piece_bytes: int = 1 << 20, **settings: Any) -> WhatWasRe
     texts, rejects, spans, num_blank = [], [], [], 0
     for number, kind in enumerate(corpus.files):
         for piece in pieces_of(kind, corpus.config, file=number, piece_bytes=piece_bytes):
-            rows = read_piece(piece, kind, corpus.config)
+            rows = read_piece(piece, kind, corpus.config, corpus.template)
             texts += rows.texts
             rejects += [(reject.line, reject.reason.value) for reject in rows.rejects]
             spans += rows.target_spans or []

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,13 @@ from hypothesis import strategies as st
 from preparing import prepared_from_texts
 
 from data_pipeline.corpus_config import PackingConfig
-from data_pipeline.packing import num_packed_rows, one_document_rows, packed_rows
+from data_pipeline.packing import (
+    conversation_pieces,
+    fitted_rows,
+    num_packed_rows,
+    one_document_rows,
+    packed_rows,
+)
 from data_pipeline.token_blocks import Rows, TokenBlocks
 
 TEXTS = st.lists(
@@ -100,3 +107,48 @@ def test_windows_follow_each_other_without_gap_or_overlap(lengths: list[int], le
     assert table.lengths.sum() == sum(lengths)
     assert table.starts.tolist() == [0, *stops.tolist()][: len(stops)]
     assert set(np.cumsum(lengths).tolist()) <= set(stops.tolist())
+
+
+@given(lengths=st.lists(st.integers(1, 40), max_size=60), spare=st.integers(0, 30))
+def test_fitted_rows_are_never_overfull_and_no_two_of_them_would_fit_in_one(lengths: list[int], spare: int) -> None:
+    capacity = max(lengths, default=1) + spare
+    rows = fitted_rows(np.array(lengths, np.int64), capacity)
+    loads = np.bincount(rows, weights=lengths) if lengths else np.zeros(0)
+    assert len(rows) == len(lengths)
+    assert loads.max(initial=0) <= capacity
+    assert (loads > 0).all(), "a row without a piece"
+    if len(loads) > 1:
+        assert np.sort(loads)[:2].sum() > capacity
+    # Numbered by their first piece.
+    assert list(dict.fromkeys(rows.tolist())) == list(range(len(loads)))
+
+
+EXCHANGES = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=8)
+
+
+@settings(max_examples=200)
+@given(conversations=st.lists(EXCHANGES, min_size=1, max_size=6), longest=st.integers(8, 60))
+def test_every_answer_of_a_conversation_is_in_one_slice_with_its_question_or_counted(
+    conversations: list[list[tuple[int, int]]], longest: int
+) -> None:
+    # A question of q tokens begins with the token that begins a turn; its answer has a tokens.
+    is_begin, is_target, lengths, answers = [], [], [], []
+    for exchanges in conversations:
+        begin = len(is_target)
+        for question, answer in exchanges:
+            answers.append((len(is_target), len(is_target) + question, len(is_target) + question + answer))
+            is_begin += [True] + [False] * (question + answer - 1)
+            is_target += [False] * question + [True] * answer
+        lengths.append(len(is_target) - begin)
+    packing = PackingConfig(rows="conversations", sequence_length=longest)
+    found = conversation_pieces(np.array(lengths), np.array(is_target), np.array(is_begin), packing, first_start=1000)
+    begins = found.starts - 1000
+    slices = list(zip(begins.tolist(), (begins + found.lengths).tolist(), strict=True))
+    assert all(stop - start <= longest for start, stop in slices)
+    assert all(one[1] <= other[0] for one, other in pairwise(slices)), "a token stands twice"
+    whole = [one for one in answers if any(start <= one[0] and one[2] <= stop for start, stop in slices)]
+    cut = [one for one in answers if any(start == one[0] and one[1] < stop < one[2] for start, stop in slices)]
+    lost = [one for one in answers if one[1] - one[0] >= longest]
+    assert (len(cut), len(lost)) == (found.num_cut_answers, found.num_lost_answers)
+    assert sorted(whole + cut + lost) == answers
+    assert all(is_begin[start] for start, _ in slices)
