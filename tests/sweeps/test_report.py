@@ -383,6 +383,9 @@ def test_models_that_differ_stand_side_by_side_with_their_sizes(tmp_path: Path) 
     # The vocabulary's weights are there as well, so what is left of the difference is small.
     assert max(sizes) / min(sizes) < 1.1
     assert rows[2]["layers"] > rows[0]["layers"], "a model without feed-forward has more layers instead"
+    words = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Equal in parameters: geglu ends lowest, at 5.0000 nats a token. moe +0.5000 nats" in words
+    assert "none +1.0000 nats" in words
 
 
 def test_hundred_trials_make_a_page_that_opens_at_once(tmp_path: Path) -> None:
