@@ -96,6 +96,9 @@ def connect() -> None:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     os.environ[MARK] = driver_mark()
     is_job = bool(os.environ.get("RAY_ADDRESS"))
+    if not is_job:
+        # Nobody takes this machine's only node away with notice; the watcher is one process more in every lane's start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if is_job:
         ray.init(log_to_driver=is_verbose(), logging_level=_logging_level())
     else:

@@ -3,6 +3,10 @@
 Tune's own limit of trials side by side is fixed when it starts. Here the searcher holds back while the cluster, as it
 is now, holds no further lane, and idle lanes go where nodes have left: the trial that lost its workers with a node
 waits for just those processors.
+
+Where processors are few, lanes also start one after another: what starts a lane is some seven processes that import
+torch and Ray, so two that start at once on two cores are both ready only when the second would have been, and until
+then nothing is trained.
 """
 
 import time
@@ -17,6 +21,8 @@ from sweeps.cluster import LanePlan
 from sweeps.early_stopping import KeptOutOfPickles, TokenScheduler
 
 _LOOK_EVERY_S = 2.0
+_CORES_OF_A_START = 4
+"""Processors that the start of a lane keeps busy."""
 
 Nodes = Callable[[], Iterable[Mapping[str, float]]]
 """Resources of each node that is alive."""
@@ -44,18 +50,25 @@ class LaneCount:
         """
         self._plan, self._nodes, self._say, self._look_every_s = plan, nodes, say, look_every_s
         self._count = plan.count
+        self._starting = 1
         self._look_at = 0.0
 
     def now(self) -> int:
         """The number, at most some seconds old; 1 at least, for a trial may wait for a node."""
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + self._look_every_s
-            count = max(1, self._plan.held_by(self._nodes()))
+            nodes = list(self._nodes())
+            self._starting = max(1, int(sum(node.get("CPU", 0.0) for node in nodes)) // _CORES_OF_A_START)
+            count = max(1, self._plan.held_by(nodes))
             if count != self._count:
                 what = "joined" if count > self._count else "left"
                 self._say(f"lanes    {self._count} -> {count} at a time: nodes have {what} the cluster")
                 self._count = count
         return self._count
+
+    def with_started(self, num_started: int) -> int:
+        """The number while so many have started: not all the others start at once."""
+        return min(self.now(), num_started + self._starting)
 
 
 class HoldsBack(KeptOutOfPickles, Searcher):
@@ -65,10 +78,12 @@ class HoldsBack(KeptOutOfPickles, Searcher):
         super().__init__(metric=None, mode=None)
         self._searcher, self._lanes = searcher, lanes
         self._running: set[str] = set()
+        self._at_work: set[str] = set()
+        self._num_started = 0
 
     def suggest(self, trial_id: str) -> Any:
         """What the searcher says; None, ask again, while there is no lane for it."""
-        if len(self._running) >= self._lanes.now():
+        if len(self._running) >= self._lanes.with_started(self._num_started):
             return None
         config = self._searcher.suggest(trial_id)
         if isinstance(config, dict):
@@ -76,12 +91,16 @@ class HoldsBack(KeptOutOfPickles, Searcher):
         return config
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Passed on."""
+        """Passed on; its lane has started."""
+        self._at_work.add(trial_id)
+        self._num_started = max(self._num_started, len(self._at_work))
         self._searcher.on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Passed on; its lane is free."""
+        self._num_started = max(self._num_started, len(self._at_work | {trial_id}))
         self._running.discard(trial_id)
+        self._at_work.discard(trial_id)
         self._searcher.on_trial_complete(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:

@@ -56,15 +56,20 @@ class MicroBatches:
     def to_measure(self, run: RunConfig) -> tuple[int, ...]:
         """Sizes whose speed is to be measured before a run; empty where all that matters is known."""
         is_automatic = run.training.micro_batch_size == "auto"
+        if not (is_automatic or self._swept):
+            return ()
+        known = self._known.get(self._shape_of(run))
+        if not is_automatic and known is not None and set(self._swept) <= set(known.asked):
+            return ()
+        # What fits is predicted, which takes longer than the rest of a trial's launch.
         largest = self._largest(run)
-        if largest < 1 or not (is_automatic or self._swept):
+        if largest < 1:
             return ()
         wanted = (
             sizes_to_measure(largest=largest, sequence_length=run.model.sequence_length)
             if is_automatic
             else tuple(size for size in self._swept if size <= largest)
         )
-        known = self._known.get(self._shape_of(run))
         is_known = known is not None and (set(wanted) <= set(known.asked) or max(wanted, default=0) <= max(known.asked))
         return () if is_known else wanted
 

@@ -29,8 +29,11 @@ def test_the_searcher_is_asked_only_while_the_cluster_holds_a_further_lane() -> 
     lanes = LaneCount(plan, nodes=lambda: nodes, say=said.append, look_every_s=0)
     searcher = HoldsBack(Proposing(), lanes)
     assert [searcher.suggest(name) for name in "ab"] == [{"number": 1}, None]
+    searcher.on_trial_result("a", {})
     nodes.append({"CPU": 2.0})
-    assert [searcher.suggest(name) for name in "bcd"] == [{"number": 2}, {"number": 3}, None]
+    assert [searcher.suggest(name) for name in "bc"] == [{"number": 2}, None]
+    searcher.on_trial_result("b", {})
+    assert [searcher.suggest(name) for name in "cd"] == [{"number": 3}, None]
     nodes.clear()
     for name in "abc":
         searcher.on_trial_complete(name)
@@ -40,6 +43,25 @@ def test_the_searcher_is_asked_only_while_the_cluster_holds_a_further_lane() -> 
         "lanes    1 -> 3 at a time: nodes have joined the cluster",
         "lanes    3 -> 1 at a time: nodes have left the cluster",
     ]
+
+
+def test_on_few_processors_a_lane_starts_when_those_before_it_are_at_work() -> None:
+    plan = plan_lanes(ResourcesConfig(), num_trials=9, num_cpus=3, num_gpus=0)
+    searcher = HoldsBack(Proposing(), LaneCount(plan, nodes=lambda: [{"CPU": 3.0}], say=print, look_every_s=0))
+    assert [searcher.suggest(name) for name in "ab"] == [{"number": 1}, None]
+    searcher.on_trial_result("a", {})
+    assert [searcher.suggest(name) for name in "bc"] == [{"number": 2}, None]
+    # A trial that ended without a result has started its lane too.
+    searcher.on_trial_complete("b", error=True)
+    assert [searcher.suggest(name) for name in "cde"] == [{"number": 3}, {"number": 4}, None]
+
+
+def test_on_many_processors_several_lanes_start_at_once() -> None:
+    plan = plan_lanes(ResourcesConfig(), num_trials=20, num_cpus=16, num_gpus=0)
+    searcher = HoldsBack(Proposing(), LaneCount(plan, nodes=lambda: [{"CPU": 16.0}], say=print, look_every_s=0))
+    assert [searcher.suggest(name) is None for name in "abcde"] == [False] * 4 + [True]
+    searcher.on_trial_result("a", {})
+    assert searcher.suggest("e") is not None
 
 
 class Proposing(Searcher):
