@@ -311,7 +311,8 @@ _BEGAN_AT = time.perf_counter()
 def run_peer(arm: str, folder: Path, seed: int, target: float, cap_s: float) -> None:
     """Tune as its guides show it; prints what it came to as JSON."""
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that ran out has no loss to give
-    connect()
+    # With Ray's dashboard, as by default: without it Train never frees the processors of a trial that Tune has stopped.
+    ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=True, log_to_driver=False)
     sweep = load_sweep_file(folder / "sweep.yaml")
     prepared = (folder / "prepared.txt").read_text()
     plan = plan_of(sweep, open_prepared(Path(prepared)))
@@ -360,7 +361,7 @@ def run_peer(arm: str, folder: Path, seed: int, target: float, cap_s: float) -> 
             max_concurrent_trials=os.cpu_count(),
         ),
         run_config=tune.RunConfig(
-            storage_path=str(folder / f"{arm}-{seed}-tune"), stop=until, callbacks=[until], verbose=0
+            storage_path=str(folder / f"{arm}-{seed}-tune"), stop=until, callbacks=[until], verbose=1
         ),
     ).fit()
     ray.shutdown()
