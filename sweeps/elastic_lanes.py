@@ -6,7 +6,8 @@ waits for just those processors.
 
 Where processors are few, lanes also start one after another: what starts a lane is some seven processes that import
 torch and Ray, so two that start at once on two cores are both ready only when the second would have been, and until
-then nothing is trained.
+then nothing is trained. The next one starts when those at work have worked for as long as they took to start, so that a
+sweep that is over by then does not pay for it (the rule of whoever hires skis not knowing for how many days).
 """
 
 import time
@@ -66,42 +67,61 @@ class LaneCount:
                 self._count = count
         return self._count
 
-    def with_started(self, num_started: int) -> int:
-        """The number while so many have started: not all the others start at once."""
-        return min(self.now(), num_started + self._starting)
+    def while_starting(self, num_at_work: int, *, have_worked: bool) -> int:
+        """The number while so many are at work: not all the others start at once.
+
+        Args:
+            have_worked: They have worked for as long as they took to start.
+        """
+        may_start = self._starting if self._starting > 1 or have_worked or not num_at_work else 0
+        return min(self.now(), num_at_work + may_start)
 
 
 class HoldsBack(KeptOutOfPickles, Searcher):
     """A searcher that proposes nothing while all lanes have a trial."""
 
-    def __init__(self, searcher: Searcher, lanes: LaneCount) -> None:
+    def __init__(self, searcher: Searcher, lanes: LaneCount, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(metric=None, mode=None)
-        self._searcher, self._lanes = searcher, lanes
+        self._searcher, self._lanes, self._clock = searcher, lanes, clock
+        self._asked_at: float | None = None
+        """When the last lane was asked to start."""
+        self._next_at = 0.0
+        """When the lanes at work have paid for their start."""
         self._running: set[str] = set()
         self._at_work: set[str] = set()
         self._num_started = 0
 
     def suggest(self, trial_id: str) -> Any:
         """What the searcher says; None, ask again, while there is no lane for it."""
-        if len(self._running) >= self._lanes.with_started(self._num_started):
+        have_worked = self._clock() >= self._next_at
+        if len(self._running) >= self._lanes.while_starting(self._num_started, have_worked=have_worked):
             return None
         config = self._searcher.suggest(trial_id)
         if isinstance(config, dict):
             self._running.add(trial_id)
+            if len(self._running) > self._num_started:
+                self._asked_at = self._clock()
         return config
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Passed on; its lane has started."""
         self._at_work.add(trial_id)
-        self._num_started = max(self._num_started, len(self._at_work))
+        self._note_start()
         self._searcher.on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Passed on; its lane is free."""
-        self._num_started = max(self._num_started, len(self._at_work | {trial_id}))
+        self._at_work.add(trial_id)
+        self._note_start()
         self._running.discard(trial_id)
         self._at_work.discard(trial_id)
         self._searcher.on_trial_complete(trial_id, result, error)
+
+    def _note_start(self) -> None:
+        if len(self._at_work) > self._num_started:
+            self._num_started = len(self._at_work)
+            now = self._clock()
+            self._next_at = now + (now - self._asked_at if self._asked_at is not None else 0.0)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the trial records say everything."""

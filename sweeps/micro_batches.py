@@ -39,6 +39,7 @@ class MicroBatches:
         file: Of the kind of device, `results/memory/<kind>-micro-batches.json`.
         shape_of: A run's shape and the place where it trains, in words.
         largest: The most rows that one worker may hold at once in a run; 0 where none fits.
+        fits: Whether a run with a micro-batch of its own is predicted to fit.
         swept: Values that the sweep file lists; empty where the micro-batch is not swept.
     """
 
@@ -48,29 +49,27 @@ class MicroBatches:
         *,
         shape_of: Callable[[RunConfig], str],
         largest: Callable[[RunConfig], int],
+        fits: Callable[[RunConfig], bool],
         swept: Sequence[int],
     ) -> None:
-        self._file, self._shape_of, self._largest, self._swept = file, shape_of, largest, tuple(swept)
+        self._file, self._shape_of, self._largest, self._fits = file, shape_of, largest, fits
+        self._swept = tuple(swept)
         self._known = {one.shape: one for one in self._read()}
 
     def to_measure(self, run: RunConfig) -> tuple[int, ...]:
         """Sizes whose speed is to be measured before a run; empty where all that matters is known."""
-        is_automatic = run.training.micro_batch_size == "auto"
-        if not (is_automatic or self._swept):
-            return ()
         known = self._known.get(self._shape_of(run))
-        if not is_automatic and known is not None and set(self._swept) <= set(known.asked):
+        asked = () if known is None else known.asked
+        if run.training.micro_batch_size == "auto":
+            largest = self._largest(run)
+            wanted = sizes_to_measure(largest=largest, sequence_length=run.model.sequence_length) if largest else ()
+        elif set(self._swept) <= set(asked):
             return ()
-        # What fits is predicted, which takes longer than the rest of a trial's launch.
-        largest = self._largest(run)
-        if largest < 1:
-            return ()
-        wanted = (
-            sizes_to_measure(largest=largest, sequence_length=run.model.sequence_length)
-            if is_automatic
-            else tuple(size for size in self._swept if size <= largest)
-        )
-        is_known = known is not None and (set(wanted) <= set(known.asked) or max(wanted, default=0) <= max(known.asked))
+        else:
+            # What fits is predicted, which takes longer than all else of a launch: each value, and not the largest.
+            sizes = [size for size in self._swept if size <= run.training.batch_size]
+            wanted = tuple(size for size in sizes if self._fits(run.with_overrides({MICRO_BATCH: size})))
+        is_known = set(wanted) <= set(asked) or max(wanted) <= max(asked, default=0)
         return () if is_known else wanted
 
     def fastest(self, run: RunConfig) -> int | None:

@@ -85,6 +85,7 @@ class SweepRun:
             # On processors the number of threads decides as well.
             shape_of=lambda run: f"{self.frontier.shape(run)}, threads {plan.lanes.threads_per_worker}",
             largest=lambda run: plan.largest_micro_batch(run, self.frontier.capacity(run).num_bytes),
+            fits=lambda run: (plan.predicted_bytes(run) or 0) <= self.frontier.capacity(run).num_bytes,
             swept=swept_micro_batches(sweep),
         )
         self.ledger = Ledger(

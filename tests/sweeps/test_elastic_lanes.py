@@ -27,7 +27,7 @@ def test_the_searcher_is_asked_only_while_the_cluster_holds_a_further_lane() -> 
     nodes, said = [{"CPU": 1.0}], list[str]()
     plan = plan_lanes(ResourcesConfig(), num_trials=9, num_cpus=1, num_gpus=0)
     lanes = LaneCount(plan, nodes=lambda: nodes, say=said.append, look_every_s=0)
-    searcher = HoldsBack(Proposing(), lanes)
+    searcher = HoldsBack(Proposing(), lanes, clock=lambda: 0.0)
     assert [searcher.suggest(name) for name in "ab"] == [{"number": 1}, None]
     searcher.on_trial_result("a", {})
     nodes.append({"CPU": 2.0})
@@ -45,15 +45,26 @@ def test_the_searcher_is_asked_only_while_the_cluster_holds_a_further_lane() -> 
     ]
 
 
-def test_on_few_processors_a_lane_starts_when_those_before_it_are_at_work() -> None:
+def test_on_few_processors_a_lane_starts_when_those_before_it_have_worked_for_as_long_as_they_took_to_start() -> None:
+    clock = 0.0
     plan = plan_lanes(ResourcesConfig(), num_trials=9, num_cpus=3, num_gpus=0)
-    searcher = HoldsBack(Proposing(), LaneCount(plan, nodes=lambda: [{"CPU": 3.0}], say=print, look_every_s=0))
+    lanes = LaneCount(plan, nodes=lambda: [{"CPU": 3.0}], say=print, look_every_s=0)
+    searcher = HoldsBack(Proposing(), lanes, clock=lambda: clock)
     assert [searcher.suggest(name) for name in "ab"] == [{"number": 1}, None]
+    clock = 10.0
     searcher.on_trial_result("a", {})
+    # The lane that has started takes the next trial at once; another lane starts later.
+    searcher.on_trial_complete("a")
     assert [searcher.suggest(name) for name in "bc"] == [{"number": 2}, None]
+    clock = 19.9
+    assert searcher.suggest("c") is None
+    clock = 20.0
+    assert [searcher.suggest(name) for name in "cd"] == [{"number": 3}, None]
+    clock = 25.0
     # A trial that ended without a result has started its lane too.
-    searcher.on_trial_complete("b", error=True)
-    assert [searcher.suggest(name) for name in "cde"] == [{"number": 3}, {"number": 4}, None]
+    searcher.on_trial_complete("b")
+    searcher.on_trial_complete("c", error=True)
+    assert [searcher.suggest(name) for name in "def"] == [{"number": 4}, {"number": 5}, None]
 
 
 def test_on_many_processors_several_lanes_start_at_once() -> None:

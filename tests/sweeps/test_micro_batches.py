@@ -25,6 +25,7 @@ def known(folder: Path, *, largest: int = 16, swept: tuple[int, ...] = (4, 8, 16
         folder / "memory" / "cpu-micro-batches.json",
         shape_of=lambda run: f"width {run.model.width}",
         largest=lambda _: largest,
+        fits=lambda run: isinstance(run.training.micro_batch_size, int) and run.training.micro_batch_size <= largest,
         swept=swept,
     )
 
