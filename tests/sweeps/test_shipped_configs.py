@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaForMaskedLM, RobertaModel
 
 from core.models import build_model
+from core.parameter_counts import parameter_counts
 from core.schedule import StepPlan, learning_rate
 from sweeps.stage_config import steps_of
 from sweeps.sweep_config import SweepConfig
@@ -143,6 +144,24 @@ def test_a_stage_has_the_steps_that_system_a_logged() -> None:
     # Positions of the longest stage from the beginning, so that the second finds them trained or at least there.
     assert first.model.num_positions == second.model.num_positions == 512
     assert sweep.model.sequence_length == 512
+
+
+@pytest.mark.parametrize("size", ["laptop", "full"])
+def test_adapters_of_minimind_load_at_every_size_and_their_resolved_form_means_the_same(size: str) -> None:
+    sweep = load("minimind-lora", size)
+    assert resolve_sweep(read_yaml(dump_sweep(sweep)), source="minimind-lora") == sweep
+    assert sweep.lora_faults(load("minimind-train", size).run_config().model) == []
+
+
+def test_adapters_at_full_size_leave_the_25_829_888_parameters_of_their_base_as_they_are() -> None:
+    base = load("minimind-train").run_config()
+    lora = load("minimind-lora").run_config({"training.lora.rank": 8}).training.lora
+    run = base.model_copy(update={"training": base.training.model_copy(update={"lora": lora})})
+    counts = parameter_counts(run, 6400)
+    assert counts.total - counts.trainable == 25_829_888
+    # Rank x (rows + columns) of queries, keys, values, output, gate, up and down, in eight layers.
+    pairs = [(512, 512), (128, 512), (128, 512), (512, 512), (1408, 512), (1408, 512), (512, 1408)]
+    assert counts.trainable == 8 * 8 * sum(rows + columns for rows, columns in pairs)
 
 
 def test_variants_of_b_are_equal_in_what_they_are_to_be_equal_in() -> None:
