@@ -27,12 +27,17 @@ def new(
 @explains_faults
 def plan(file: File, overrides: Set = None, results: Results = None, as_json: AsJson = False) -> None:
     """Show what a sweep will do, what fits, what it costs."""
+    from sweeps.auto_lanes import auto_lanes
+    from sweeps.cluster import this_machine
     from sweeps.plan import plan_as_json, plan_sweep, print_plan
     from sweeps.start import beginning_with_weights, expected_vocabulary
     from sweeps.sweep_file import load_sweep_file
 
-    sweep = beginning_with_weights(load_sweep_file(file, overrides or ()), results_folder(results))
-    planned = plan_sweep(sweep, vocabulary_size=expected_vocabulary(sweep))
+    folder = results_folder(results)
+    sweep = beginning_with_weights(load_sweep_file(file, overrides or ()), folder)
+    vocabulary_size = expected_vocabulary(sweep)
+    auto = auto_lanes(sweep, cluster=this_machine(), vocabulary_size=vocabulary_size, results_folder=folder)
+    planned = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto)
     if as_json:
         print_json(plan_as_json(planned))
     else:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -77,6 +78,18 @@ class LanePlan:
         )
 
 
+@dataclass(frozen=True)
+class AutoLanes:
+    """How the workers of lanes divide one machine's processors, or one of its GPUs, where the file leaves it open."""
+
+    processes: int
+    """Workers side by side: on the machine, or on a GPU."""
+    threads: int
+    """Of each, on processors."""
+    reason: str
+    """Why, in words; empty where there is nothing to choose."""
+
+
 def connect() -> None:
     """Start Ray on this machine, or join the cluster of RAY_ADDRESS (as in a submitted job)."""
     if ray.is_initialized():
@@ -140,13 +153,16 @@ def plan_lanes(
     num_cpus: int,
     num_gpus: int,
     nodes: Sequence[Mapping[str, float]] = (),
+    auto: AutoLanes | None = None,
 ) -> LanePlan:
     """How many trials run side by side.
 
     A worker gets a GPU of its own, or one or more processor cores; lanes never share a core, so that they do not slow
-    each other down. More lanes than GPUs, which a file may ask for, share them, each with its part of the memory.
+    each other down. More lanes than GPUs, which a file may ask for or `auto` find out, share them, each with its part
+    of the memory.
 
     Args:
+        auto: Used where the file says `concurrent_trials: auto`. None: a lane for every core or GPU.
         nodes: Of each node its cores (`CPU`) and GPUs (`GPU`). Empty: all are on one.
 
     Raises:
@@ -163,7 +179,9 @@ def plan_lanes(
     fitting = max(1, slots // workers)
     asked = resources.concurrent_trials
     most = num_trials if asked == "auto" else min(asked, num_trials)
-    count = min(fitting, most) if asked == "auto" else most
+    count = min(_held_by_auto(auto, nodes, use_gpu=use_gpu, slots=slots, workers=workers), most)
+    if asked != "auto":
+        count = most
     lanes_per_gpu = 1
     if use_gpu and count > fitting:
         if workers > 1:
@@ -192,11 +210,23 @@ def plan_lanes(
         use_gpu,
         threads,
         resources.worker_deadline_s,
-        f"{words}, {details}",
+        f"{words}, {details}" + (f" ({auto.reason})" if auto is not None and auto.reason else ""),
         cpus_per_worker=float(threads) if threads <= share else share,
         gpus_per_worker=_in_steps(1 / lanes_per_gpu),
         most=most,
     )
+
+
+def _held_by_auto(
+    auto: AutoLanes | None, nodes: Sequence[Mapping[str, float]], *, use_gpu: bool, slots: int, workers: int
+) -> int:
+    """Lanes that the cluster holds where each machine, or GPU, is divided as was found best for one; 1 at least."""
+    if auto is None:
+        return max(1, slots // workers)
+    if use_gpu:
+        return max(1, slots * auto.processes // workers)
+    cores = [int(node.get("CPU", 0)) for node in nodes] or [slots]
+    return max(1, sum(count // auto.threads for count in cores) // workers)
 
 
 def _in_steps(share: float) -> float:
@@ -210,6 +240,11 @@ def _threads(rooms: Sequence[tuple[int, int]], *, num_workers: int) -> int:
         (n for n in range(largest, 0, -1) if sum(min(cpus // n, most) for cpus, most in rooms) >= num_workers),
         1,
     )
+
+
+def this_machine() -> dict[str, Any]:
+    """What `plan_lanes` is told of this machine alone."""
+    return {"num_cpus": os.cpu_count() or 1, "num_gpus": torch.cuda.device_count()}
 
 
 def device_kind(lanes: LanePlan) -> str:

@@ -3,30 +3,20 @@
 A trial's own micro-batch follows from it where the file says `auto`; where it is swept, every value is measured.
 """
 
-import fcntl
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from core.micro_batch_speed import MicroBatchSpeed, fastest, sizes_to_measure
 from core.run_config import RunConfig
-from data_pipeline.settings import Settings
+from sweeps.kept_measurements import KeptMeasurements, OfShape
 from sweeps.memory_frontier import MICRO_BATCH
-from sweeps.memory_observations import MemoryStoreError
 from sweeps.sweep_config import SweepConfig
-from sweeps.trial_records import write_atomically
-
-_FORMAT_VERSION = 1
 
 
-class MeasuredShape(Settings):
+class MeasuredShape(OfShape):
     """What was measured of one shape under one memory limit."""
 
-    shape: str
-    """All that speed and memory depend on besides the micro-batch, in words."""
     asked: tuple[int, ...]
     """Sizes that were to be measured; those left out are slower than what was found."""
     speeds: tuple[MicroBatchSpeed, ...]
@@ -52,9 +42,10 @@ class MicroBatches:
         fits: Callable[[RunConfig], bool],
         swept: Sequence[int],
     ) -> None:
-        self._file, self._shape_of, self._largest, self._fits = file, shape_of, largest, fits
+        self._shape_of, self._largest, self._fits = shape_of, largest, fits
         self._swept = tuple(swept)
-        self._known = {one.shape: one for one in self._read()}
+        self._kept = KeptMeasurements(file, MeasuredShape, what="the speed of micro-batches")
+        self._known = self._kept.read()
 
     def to_measure(self, run: RunConfig) -> tuple[int, ...]:
         """Sizes whose speed is to be measured before a run; empty where all that matters is known."""
@@ -87,33 +78,11 @@ class MicroBatches:
         """Keep what was measured."""
         shape = self._shape_of(run)
         self._known[shape] = MeasuredShape(shape=shape, asked=tuple(asked), speeds=tuple(speeds))
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.with_suffix(".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            # Sweeps that run at the same time add to the same file.
-            self._known = {one.shape: one for one in self._read()} | self._known
-            kept = [one.model_dump(mode="json") for one in self._known.values()]
-            write_atomically(
-                self._file, json.dumps({"format_version": _FORMAT_VERSION, "shapes": kept}, indent=1) + "\n"
-            )
+        self._known = self._kept.add(self._known)
 
     def table(self) -> list[dict[str, Any]]:
         """For summary.json: each shape with what its micro-batches came to."""
         return [one.model_dump(mode="json", exclude={"asked"}) for one in self._known.values()]
-
-    def _read(self) -> list[MeasuredShape]:
-        if not self._file.exists():
-            return []
-        try:
-            file = json.loads(self._file.read_text(encoding="utf-8"))
-            if file["format_version"] != _FORMAT_VERSION:
-                raise ValueError(f"format {file['format_version']}; this version reads {_FORMAT_VERSION}")
-            return [MeasuredShape.model_validate(one) for one in file["shapes"]]
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
-            raise MemoryStoreError(
-                f"{self._file}, which holds the speed of micro-batches, cannot be read ({error}). Remove it: they are "
-                "measured again."
-            ) from error
 
 
 def without_micro_batch(settings: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from core.host_memory import memory_share_bytes
 from core.memory_model import Place, how_to_fit, largest_micro_batch, predict_memory
 from core.run_config import RunConfig
 from data_pipeline.settings import format_bytes
-from sweeps.cluster import LanePlan, ResourcesError, plan_lanes, worker_memory_bytes
+from sweeps.cluster import AutoLanes, LanePlan, ResourcesError, plan_lanes, worker_memory_bytes
 from sweeps.early_stopping import rule_in_words, rung_tokens
 from sweeps.fairness import remarks
 from sweeps.informed_start import informed_points
@@ -84,11 +84,7 @@ class SweepPlan:
     @property
     def place(self) -> Place:
         """Where its trials take place."""
-        return Place(
-            num_workers=self.lanes.workers,
-            device_type="cuda" if self.lanes.use_gpu else "cpu",
-            has_document_ids=self.sweep.packing.confines_attention,
-        )
+        return place_of_trials(self.sweep, self.lanes)
 
     def frontier(self, *, rows_filled: int = 100, source: str = "") -> MemoryFrontier:
         """A frontier for this machine that knows nothing yet but the prediction.
@@ -110,10 +106,20 @@ class SweepPlan:
         )
 
 
+def place_of_trials(sweep: SweepConfig, lanes: LanePlan) -> Place:
+    """Where a sweep's trials take place on such lanes."""
+    return Place(
+        num_workers=lanes.workers,
+        device_type="cuda" if lanes.use_gpu else "cpu",
+        has_document_ids=sweep.packing.confines_attention,
+    )
+
+
 def plan_sweep(
     sweep: SweepConfig,
     *,
     vocabulary_size: int,
+    auto: AutoLanes | None = None,
     num_cpus: int | None = None,
     num_gpus: int | None = None,
     nodes: Sequence[Mapping[str, float]] = (),
@@ -121,6 +127,7 @@ def plan_sweep(
     """Decide what depends on the machine.
 
     Args:
+        auto: What `concurrent_trials: auto` comes to on one machine. None: as many lanes as there are cores or GPUs.
         num_cpus: Processor cores of the cluster. None: of this machine; likewise `num_gpus`.
         nodes: Of each node of the cluster its cores (`CPU`) and GPUs (`GPU`).
 
@@ -130,6 +137,7 @@ def plan_sweep(
     lanes = plan_lanes(
         sweep.resources,
         num_trials=sweep.budget.trials,
+        auto=auto,
         num_cpus=num_cpus or os.cpu_count() or 1,
         num_gpus=torch.cuda.device_count() if num_gpus is None else num_gpus,
         nodes=nodes,

@@ -13,6 +13,7 @@ import ray
 from rich.console import Console
 
 from data_pipeline.token_blocks import PreparedCorpus
+from sweeps.auto_lanes import auto_lanes
 from sweeps.changed_sweep import begin
 from sweeps.cluster import connect, log_libraries_to
 from sweeps.early_stopping import rung_tokens
@@ -123,7 +124,9 @@ def _run(
     started_at = time.monotonic()
     wall_s_before = 0.0 if earlier is None else earlier["wall_s"]
     connect()
-    plan = plan_sweep(sweep, vocabulary_size=data.vocabulary.size, **_cluster_size())
+    cluster, vocabulary_size = _cluster_size(), data.vocabulary.size
+    auto = auto_lanes(sweep, cluster=cluster, vocabulary_size=vocabulary_size, results_folder=folder.path.parent)
+    plan = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto, **cluster)
     console.print(f"trials   {plan.lanes.reason}; results in {folder.path}", highlight=False, soft_wrap=True)
 
     def wall_s() -> float:

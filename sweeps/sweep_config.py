@@ -152,7 +152,8 @@ class ResourcesConfig(Settings):
     workers_per_trial: Count = 1
     """Processes that share one trial's batch (data parallel)."""
     concurrent_trials: Count | Literal["auto"] = "auto"
-    """Lanes. auto: as many as the processors (or GPUs) hold, and no more than trials."""
+    """Lanes. auto: as many as train the most tokens a second together, measured once for a model's shape on a kind of
+    machine (`results/memory/`), in memory that holds them all, and no more than trials."""
     worker_deadline_s: Annotated[float, Field(ge=5)] = 600.0
     """A worker that lets the others of its trial wait for so many seconds counts as lost; the trial then goes on from
     its last checkpoint with new workers."""
