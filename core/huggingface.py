@@ -1,6 +1,7 @@
 """To and from folders of Hugging Face transformers, without needing that library."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from core.feed_forward import feed_forward_kind, inner_width
-from core.huggingface_names import ARCHITECTURES, form_of, from_huggingface, to_huggingface
+from core.huggingface_names import ARCHITECTURES, CLASSIFIERS, form_of, from_huggingface, to_huggingface
 from core.language_model import LanguageModel
 from core.models import build_model
 from core.run_config import ModelConfig
@@ -33,6 +34,8 @@ class Loaded:
     config: ModelConfig
     vocabulary_size: int
     pad_id: int
+    classes: tuple[str, ...] = ()
+    """What a classifier tells apart; empty for language models."""
 
 
 def why_not_exportable(config: ModelConfig) -> str | None:
@@ -56,14 +59,17 @@ def export_huggingface(
     folder: Path,
     *,
     chat_template: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> None:
-    """Writes a folder that `AutoModelForMaskedLM` or `AutoModelForCausalLM` and `AutoTokenizer` load as it is.
+    """Writes a folder that `AutoModelForMaskedLM`, `AutoModelForCausalLM` or, of a classifier,
+    `AutoModelForSequenceClassification`, and `AutoTokenizer` load as it is.
 
     Files: config.json, model.safetensors (in the model's type), tokenizer.json, tokenizer_config.json;
     generation_config.json for decoders; chat_template.jinja where the model was trained on conversations.
 
     Args:
         chat_template: What wrote these conversations, as Jinja; `apply_chat_template` then does the same.
+        classes: Names of what a classifier tells apart; None for language models.
 
     Raises:
         ValueError: transformers has no class for this form of model; the message says which part is foreign.
@@ -72,11 +78,12 @@ def export_huggingface(
     if reason is not None:
         raise ValueError(reason)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = to_huggingface(model.state_dict(), config)
+    tensors = to_huggingface(model.state_dict(), config, is_classifier=classes is not None)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     num_embeddings = model.tokens.num_embeddings
-    _write_json(folder / "config.json", huggingface_config(config, vocabulary, num_embeddings) | {"dtype": dtype})
+    theirs = huggingface_config(config, vocabulary, num_embeddings) | {"dtype": dtype}
+    _write_json(folder / "config.json", theirs if classes is None else theirs | _classifier_config(config, classes))
     if config.is_causal:
         ends = [vocabulary.eos_id]
         if chat_template is not None:
@@ -101,13 +108,31 @@ def import_huggingface(folder: Path, *, weights: dict[str, Tensor] | None = None
     pad_id = theirs.get("pad_token_id")
     pad_id = 1 if pad_id is None else pad_id
     # Weights are about to be replaced: the meta device spares drawing them.
+    classes = _classes_of(theirs)
+    num_classes = len(classes) if classes else None
     with torch.device("meta"):
-        model = build_model(config, theirs["vocab_size"], pad_id=pad_id)
-    state = from_huggingface(read_weights(folder) if weights is None else weights, config)
+        model = build_model(config, theirs["vocab_size"], pad_id=pad_id, num_classes=num_classes)
+    theirs_by_name = read_weights(folder) if weights is None else weights
+    state = from_huggingface(theirs_by_name, config, is_classifier=bool(classes))
+    _check_shapes(state, model, folder)
     model.load_state_dict(state, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    return Loaded(model=model.eval(), config=config, vocabulary_size=theirs["vocab_size"], pad_id=pad_id)
+    return Loaded(model.eval(), config, vocabulary_size=theirs["vocab_size"], pad_id=pad_id, classes=classes)
+
+
+def _check_shapes(state: Mapping[str, Tensor], model: LanguageModel, folder: Path) -> None:
+    wanted = model.state_dict()
+    others = [
+        f"{name} is {tuple(tensor.shape)} and should be {tuple(wanted[name].shape)}"
+        for name, tensor in state.items()
+        if tensor.shape != wanted[name].shape
+    ]
+    if others:
+        raise ValueError(
+            f"{folder} holds weights of another shape than its config.json says: {others[0]}"
+            + (f", and {len(others) - 1} more" if len(others) > 1 else "")
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -219,6 +244,27 @@ def huggingface_config(config: ModelConfig, vocabulary: Vocabulary, num_embeddin
     }
 
 
+def _classifier_config(config: ModelConfig, classes: Sequence[str]) -> dict[str, Any]:
+    """What config.json of a classifier has besides."""
+    form = form_of(config)
+    names = {str(number): name for number, name in enumerate(classes)}
+    return {
+        "architectures": [CLASSIFIERS[form]],
+        "id2label": names,
+        "label2id": {name: int(number) for number, name in names.items()},
+        "problem_type": "single_label_classification",
+        "classifier_dropout": config.dropout,
+    } | ({"classifier_pooling": "cls"} if form == "modern" else {})
+
+
+def _classes_of(theirs: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the classes of a classifier's folder, in their order."""
+    if not set(theirs.get("architectures") or ()) & set(CLASSIFIERS.values()):
+        return ()
+    names = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    return tuple(names[number] for number in sorted(names, key=int))
+
+
 def _our_config(theirs: dict[str, Any], folder: Path) -> ModelConfig:
     """Settings of ours that describe their model.
 
@@ -244,6 +290,7 @@ def _our_config(theirs: dict[str, Any], folder: Path) -> ModelConfig:
             ", ".join(sorted({rope.get("rope_type", "default") for rope in ropes})) or "default",
             ("default",),
         ),
+        "classifier_pooling": (theirs.get("classifier_pooling", "cls") if _classes_of(theirs) else "cls", ("cls",)),
         "layer_types": (set(theirs.get("layer_types") or ()) <= {"full_attention"}, (True,)),
         "has a rope_theta": (form == "roberta" or bool(ropes), (True,)),
     }

@@ -4,6 +4,7 @@ Our modules hold what belongs together in one matrix (queries, keys and values; 
 table a form says which of theirs make up each of ours; both directions read it.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -20,7 +21,34 @@ ARCHITECTURES: dict[Form, str] = {
 }
 """Class of transformers for each form of ours."""
 
+CLASSIFIERS: dict[Form, str] = {
+    "roberta": "RobertaForSequenceClassification",
+    "modern": "ModernBertForSequenceClassification",
+}
+"""Class of transformers for each form of ours that tells classes of texts apart."""
+
 _Names = dict[str, str | tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class _ClassifierHead:
+    replaced: str
+    """How tensors of the masked LM's head begin that a classifier has not."""
+    names: _Names
+
+
+_CLASSIFIER_HEADS: dict[Form, _ClassifierHead] = {
+    "roberta": _ClassifierHead(
+        "head_",
+        {
+            "head_dense.weight": "classifier.dense.weight",
+            "head_dense.bias": "classifier.dense.bias",
+            "head_weight": "classifier.out_proj.weight",
+            "head_bias": "classifier.out_proj.bias",
+        },
+    ),
+    "modern": _ClassifierHead("head_bias", {"head_weight": "classifier.weight", "head_bias": "classifier.bias"}),
+}
 
 
 def form_of(config: ModelConfig) -> Form:
@@ -28,10 +56,10 @@ def form_of(config: ModelConfig) -> Form:
     return "llama" if config.is_causal else config.form
 
 
-def to_huggingface(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def to_huggingface(state: dict[str, Tensor], config: ModelConfig, *, is_classifier: bool = False) -> dict[str, Tensor]:
     """A state of our model under their names and in their shapes; copies, so that nothing is shared."""
     tensors: dict[str, Tensor] = {}
-    for ours, theirs in name_table(config).items():
+    for ours, theirs in name_table(config, is_classifier=is_classifier).items():
         parts = torch.split(state[ours].detach().cpu(), _part_sizes(state[ours], theirs, config))
         tensors |= {
             name: part.clone(memory_format=torch.contiguous_format) for name, part in zip(theirs, parts, strict=True)
@@ -42,22 +70,29 @@ def to_huggingface(state: dict[str, Tensor], config: ModelConfig) -> dict[str, T
     return tensors
 
 
-def from_huggingface(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def from_huggingface(
+    tensors: dict[str, Tensor], config: ModelConfig, *, is_classifier: bool = False
+) -> dict[str, Tensor]:
     """Their tensors as a state of our model. Works on gradients as well as on weights.
 
     Raises:
         ValueError: A tensor is missing.
     """
-    table = name_table(config)
+    table = name_table(config, is_classifier=is_classifier)
     missing = [name for names in table.values() for name in names if name not in tensors]
     if missing:
-        raise ValueError(f"{ARCHITECTURES[form_of(config)]}: {len(missing)} tensors are missing, first {missing[:3]}")
+        architecture = (CLASSIFIERS if is_classifier else ARCHITECTURES)[form_of(config)]
+        raise ValueError(f"{architecture}: {len(missing)} tensors are missing, first {missing[:3]}")
     return {ours: torch.cat([tensors[name] for name in theirs]) for ours, theirs in table.items()}
 
 
-def name_table(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+def name_table(config: ModelConfig, *, is_classifier: bool = False) -> dict[str, tuple[str, ...]]:
     """Name of each tensor of ours -> names of theirs that, put one below the other, make it up."""
-    table = {"roberta": _roberta_names, "modern": _modern_names, "llama": _llama_names}[form_of(config)](config)
+    form = form_of(config)
+    table = {"roberta": _roberta_names, "modern": _modern_names, "llama": _llama_names}[form](config)
+    if is_classifier:
+        head = _CLASSIFIER_HEADS[form]
+        table = {ours: theirs for ours, theirs in table.items() if not ours.startswith(head.replaced)} | head.names
     return {ours: (theirs,) if isinstance(theirs, str) else theirs for ours, theirs in table.items()}
 
 

@@ -186,6 +186,8 @@ def _rows_worth_tracing(micro_batch_size: int, rows: int) -> int:
 
 
 def _predicted_per_row(run: RunConfig) -> int:
+    if run.objective.num_classes is not None:
+        return 1
     return max(1, predicted_in_full_row(run.model.sequence_length, run.objective.masking_rate))
 
 

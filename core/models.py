@@ -1,12 +1,15 @@
 """From the settings of a model to the model."""
 
+from core.classifier import build_classifier
 from core.decoder import LlamaDecoder
 from core.encoder import ModernEncoder, RobertaEncoder
 from core.language_model import LanguageModel
 from core.run_config import ModelConfig
 
 
-def build_model(config: ModelConfig, vocabulary_size: int, *, pad_id: int = 1) -> LanguageModel:
+def build_model(
+    config: ModelConfig, vocabulary_size: int, *, pad_id: int = 1, num_classes: int | None = None
+) -> LanguageModel:
     """A model with fresh weights, drawn from torch's global random state: seed it first.
 
     It is built on the current device (`with torch.device(...)`), in fp32, in training mode.
@@ -14,10 +17,13 @@ def build_model(config: ModelConfig, vocabulary_size: int, *, pad_id: int = 1) -
     Args:
         pad_id: Token that stands for nothing. Encoders never attend to it, and RoBERTa's positions start after it.
             Decoders need none: padding comes after all that is real, and nothing before it can see it.
+        num_classes: Of an encoder that tells classes of texts apart; None: tokens are predicted.
     """
     assert config.equal_in is None, "core.equal_size.equalized comes first"
     if config.is_causal:
         return LlamaDecoder(config, vocabulary_size)
+    if num_classes is not None:
+        return build_classifier(config, vocabulary_size, num_classes, pad_id=pad_id)
     if config.form == "roberta":
         return RobertaEncoder(config, vocabulary_size, pad_id=pad_id)
     return ModernEncoder(config, vocabulary_size, pad_id=pad_id)

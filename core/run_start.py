@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from core.adapter_folder import base_hash, import_adapted, is_adapter
 from core.checkpoint import MODEL_FILE, copy_weights, model_tensors, read_progress, restore_weights
+from core.classifier import ModernClassifier, RobertaClassifier, take_encoder
 from core.huggingface import holds_weights, import_huggingface
 from core.language_model import LanguageModel
 from core.lora import add_lora, lora_faults, merge_lora
@@ -43,7 +45,9 @@ def fresh_model(run: RunConfig, data: PreparedCorpus, device: torch.device) -> L
     # Drawn on the CPU, so that a seed means the same weights on every kind of device.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.training.seed)
-        model = build_model(run.model, data.vocabulary.size, pad_id=data.vocabulary.pad_id)
+        model = build_model(
+            run.model, data.vocabulary.size, pad_id=data.vocabulary.pad_id, num_classes=run.objective.num_classes
+        )
         if run.training.initial_weights is not None:
             _take_weights(Path(run.training.initial_weights), model)
         if run.training.lora is not None:
@@ -89,13 +93,16 @@ def hash_of_base(run: RunConfig) -> str | None:
 
 
 def _take_weights(folder: Path, model: LanguageModel) -> None:
-    """Those of a folder that transformers reads, if it is one, else of a checkpoint."""
+    """Those of a folder that transformers reads, if it is one, else of a checkpoint; a classifier the encoder's."""
     if is_adapter(folder) or (folder / "config.json").exists():
         loaded = import_adapted(folder)[0] if is_adapter(folder) else import_huggingface(folder)
-        weights = model_tensors(loaded.model)
-        copy_weights(_without_padding(weights, num_tokens=model.tokens.num_embeddings), model, folder)
+        weights = _without_padding(model_tensors(loaded.model), num_tokens=model.tokens.num_embeddings)
     else:
-        restore_weights(folder / MODEL_FILE, model)
+        weights = load_file(folder / MODEL_FILE)
+    if isinstance(model, RobertaClassifier | ModernClassifier):
+        take_encoder(model, weights)
+    else:
+        copy_weights(weights, model, folder)
 
 
 _ROWS_A_TOKEN = ("tokens.weight", "head_weight", "head_bias")

@@ -25,7 +25,8 @@ class Batch:
     """int64, ascending: flat indices into B x T. The hidden state at positions_P[i] predicts labels_P[i]."""
 
     labels_P: Tensor
-    """int64: the token at the position itself (masked LM) or the one after it (causal)."""
+    """int64: the token at the position itself (masked LM) or the one after it (causal); the class of the row where rows
+    have labels, predicted at their first token."""
 
     document_ids_BT: Tensor | None
     """int32: 0, 1, 2 .. within a row; None where a row is one document or attention goes across documents."""
@@ -123,7 +124,10 @@ class BatchSource:
         row_numbers, epochs = shard.row_numbers[start:stop], shard.epochs[start:stop]
         rows = self.blocks.rows(row_numbers)
         tokens_BT = rows.tokens.astype(np.int64)
-        if self.masking_rate is None:
+        if rows.labels is not None:
+            inputs_BT, labels_P = tokens_BT, rows.labels
+            positions_P = np.arange(len(tokens_BT)) * tokens_BT.shape[1]
+        elif self.masking_rate is None:
             inputs_BT = tokens_BT
             positions_P = np.flatnonzero(next_token_is_target(rows))
             labels_P = tokens_BT.reshape(-1)[positions_P + 1]
@@ -148,7 +152,8 @@ class BatchSource:
             labels_P=torch.from_numpy(labels_P),
             document_ids_BT=None if ids is None else torch.from_numpy(ids),
             num_tokens=int(rows.num_tokens.sum()),
-            most_predicted=len(row_numbers) * predicted_in_full_row(tokens_BT.shape[1], self.masking_rate),
+            most_predicted=len(row_numbers)
+            * (1 if rows.labels is not None else predicted_in_full_row(tokens_BT.shape[1], self.masking_rate)),
         )
 
     @property

@@ -46,6 +46,8 @@ class FileKind:
     has_header: bool = True
     text_column: str | None = None
     """None: a row is its text itself (plain text, an array of strings)."""
+    kept_columns: tuple[str, ...] = ()
+    """Columns that are read beside the text; only Parquet, which is read by column, needs to know."""
     refused: str | None = None
     damage: str | None = None
     """Where decompression ended before the file did."""

@@ -214,7 +214,7 @@ def _read_characters(chunks: Iterator[str], at_least: int) -> str:
 
 
 def _parquet_pieces(kind: FileKind, *, file: int, piece_bytes: int) -> Iterator[Piece]:
-    columns = list(kind.columns) if kind.text_column in ("conversations", "alpaca") else [kind.text_column]
+    columns = list(kind.columns) if kind.has_dialogues else list(dict.fromkeys((kind.text_column, *kind.kept_columns)))
     num_rows = 1
     with open_seekable(kind.path, kind.compression) as stream:
         for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024, columns=columns):

@@ -35,6 +35,7 @@ class Reason(StrEnum):
     NO_ANSWER = "conversation without an answer"
     MARK_IN_TURN = "token that begins or ends a turn inside one"
     NOT_OF_TEMPLATE = "conversation that the chat template refuses"
+    NO_LABEL = "no label"
     FILE_REFUSED = "whole file refused"
     FILE_DAMAGED = "compressed file damaged from here on"
 

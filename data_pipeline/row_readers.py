@@ -46,7 +46,7 @@ def read_piece(piece: Piece, kind: FileKind, corpus: CorpusConfig, template: Cha
     if piece.reject is not None:
         rows.rejects.append(Reject(kind.path, piece.first_line, piece.reject, excerpt_of(piece.data)))
         return rows
-    for line, raw, content in _contents(piece, kind, corpus):
+    for line, raw, content in contents_of(piece, kind, corpus):
         if content is None:
             rows.num_blank_lines += 1
             continue
@@ -80,8 +80,8 @@ def check_text(content: _Content) -> _Content:
     return content
 
 
-def _contents(piece: Piece, kind: FileKind, corpus: CorpusConfig) -> Iterator[tuple[int, bytes, _Read | None]]:
-    """(line, raw row, its content or None for a blank line)."""
+def contents_of(piece: Piece, kind: FileKind, corpus: CorpusConfig) -> Iterator[tuple[int, bytes, _Read | None]]:
+    """(line, raw row, its content or None for a blank line) of every row of a piece."""
     if kind.format == "csv":
         return _csv_rows(piece, kind)
     if kind.format in ("jsonl", "json", "parquet"):

@@ -36,6 +36,8 @@ class Rows:
     attention goes across documents."""
     is_target: NDArray[np.bool_] | None = None
     """(n, T) tokens that may be predicted; None: all real ones."""
+    labels: NDArray[np.int64] | None = None
+    """(n,) the class of each row; None: rows are predicted from themselves."""
 
     def is_real(self) -> NDArray[np.bool_]:
         """(n, T): False for padding."""

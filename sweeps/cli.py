@@ -7,6 +7,7 @@ import typer
 
 from sweeps import cli_after as after
 from sweeps import cli_before as before
+from sweeps import cli_downstream as downstream
 from sweeps import cli_sweep as at_sweep
 from sweeps import cli_train as at_train
 
@@ -33,6 +34,8 @@ app.command(rich_help_panel=_AFTER)(after.report)
 app.command(rich_help_panel=_AFTER)(after.evaluate)
 app.command("fill-mask", rich_help_panel=_AFTER)(after.fill_mask)
 app.command(rich_help_panel=_AFTER)(after.generate)
+app.command(rich_help_panel=_AFTER)(downstream.finetune)
+app.command(rich_help_panel=_AFTER)(downstream.embed)
 app.command(rich_help_panel=_AFTER)(after.export)
 
 

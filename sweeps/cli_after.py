@@ -1,10 +1,12 @@
 """Commands after a sweep: its report and runs, and its models."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from data_pipeline.input_fault import InputFault
 from sweeps.command_frame import AsJson, Results, explains_faults, print_json, results_folder, terminal
 
 Place = Annotated[
@@ -13,6 +15,16 @@ Place = Annotated[
         help="A sweep's folder, a trial's, one of Hugging Face transformers, runs:/ID or models:/NAME of MLflow.",
         show_default=False,
     ),
+]
+
+Source = Annotated[
+    str | None, typer.Option("--input", metavar="FILE", help="Answer all of its texts: CSV, JSONL, Parquet, lines.")
+]
+Output = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="JSON lines, with --input. Default: the standard output.")
+]
+Column = Annotated[
+    str | None, typer.Option("--text", metavar="COLUMN", help="With --input. Default: told by its name.")
 ]
 
 
@@ -60,52 +72,108 @@ def report(
 @explains_faults
 def fill_mask(
     place: Place,
-    text: Annotated[str, typer.Argument(help="Text with masks, as 'the <mask> is red'.", show_default=False)],
+    text: Annotated[
+        str | None, typer.Argument(help="Text with masks, as 'the <mask> is red'. Without: type some.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Candidates for each mask.")] = 5,
+    source: Source = None,
+    output: Output = None,
+    column: Column = None,
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fill the masks of a text with a masked LM."""
+    """Fill the masks of a text with a masked LM.
+
+    Without a text, on a terminal, each line that is typed is filled, until ctrl-d. With --input, all texts of a file:
+    a JSON line each, {row, text, masks}.
+    """
+    from sweeps.asking import answer_file, answer_typed, is_typed
     from sweeps.model_places import model_at
     from sweeps.trained_model import load_trained
 
+    console = terminal()
     with model_at(place, results_folder(results)) as found_at:
-        found = load_trained(found_at.folder, prepared=found_at.prepared).fill(text, num_candidates=top)
-    if as_json:
-        print_json([[{"token": token, "probability": share} for token, share in mask] for mask in found])
-        return
-    for number, mask in enumerate(found, start=1):
-        for token, share in mask:
-            terminal().print(f"mask {number}  {share:6.1%}  {token!r}", markup=False, highlight=False)
+        model = load_trained(found_at.folder, prepared=found_at.prepared)
+
+        def filled(text: str) -> list[list[dict[str, Any]]]:
+            found = model.fill(text, num_candidates=top)
+            return [[{"token": token, "probability": share} for token, share in mask] for mask in found]
+
+        def show(text: str) -> None:
+            for number, mask in enumerate(filled(text), start=1):
+                for one in mask:
+                    words = f"mask {number}  {one['probability']:6.1%}  {one['token']!r}"
+                    console.print(words, markup=False, highlight=False)
+
+        if source is not None:
+            _one_of(text, source)
+            answer_file(source, output, lambda text: {"masks": filled(text)}, text=column, say=_aside)
+        elif text is not None and as_json:
+            print_json(filled(text))
+        elif text is not None:
+            show(text)
+        elif is_typed():
+            answer_typed("text> ", show, say=_aside)
+        else:
+            raise InputFault("nothing to fill: give a text with masks, or --input FILE")
 
 
 @explains_faults
 def generate(
     place: Place,
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue. Without: type some.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the so many likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(min=1e-9, max=1.0, help="Only tokens up to this share.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
+    source: Source = None,
+    output: Output = None,
+    column: Column = None,
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a text with a causal LM."""
+    """Continue a text with a causal LM.
+
+    Without a prompt, on a terminal, each line that is typed is continued, until ctrl-d; elsewhere a text is begun. With
+    --input, all texts of a file: a JSON line each, {row, text, continuation}.
+    """
     from core.generation import Sampling
+    from sweeps.asking import answer_file, answer_typed, is_typed
     from sweeps.model_places import model_at
     from sweeps.trained_model import load_trained
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     with model_at(place, results_folder(results)) as found_at:
         model = load_trained(found_at.folder, prepared=found_at.prepared)
-        pieces = model.continue_text(prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-        if as_json:
-            print_json({"prompt": prompt, "continuation": "".join(pieces)})
-            return
-        for piece in pieces:
-            typer.echo(piece, nl=False)
-    typer.echo()
+
+        def pieces(text: str) -> Iterator[str]:
+            return model.continue_text(text, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+
+        def show(text: str) -> None:
+            for piece in pieces(text):
+                typer.echo(piece, nl=False)
+            typer.echo()
+
+        if source is not None:
+            _one_of(prompt, source)
+            answer_file(source, output, lambda text: {"continuation": "".join(pieces(text))}, text=column, say=_aside)
+        elif as_json:
+            print_json({"prompt": prompt or "", "continuation": "".join(pieces(prompt or ""))})
+        elif prompt is None and is_typed():
+            answer_typed("prompt> ", show, say=_aside)
+        else:
+            show(prompt or "")
+
+
+def _aside(words: str) -> None:
+    """Beside the answers, which a program may read."""
+    typer.echo(words, err=True)
+
+
+def _one_of(text: str | None, source: str) -> None:
+    if text is not None:
+        raise InputFault(f"give a text or --input {source}, not both")
 
 
 @explains_faults

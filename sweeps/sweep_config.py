@@ -324,6 +324,8 @@ class SweepConfig(Settings):
         wrong_objective = self.objective.fault_for(self.model.family)
         if wrong_objective is not None:
             faults.append(wrong_objective)
+        if self.objective.classification is not None:
+            faults.append("objective: classification is what pretune finetune MODEL DATA --classify COLUMN trains")
         if self.objective.sft is not None and self.packing.rows == "packed":
             faults.append("packing.rows=packed lets a conversation see the one before; leave packing.rows out")
         if self.objective.sft is None and self.packing.rows == "conversations":

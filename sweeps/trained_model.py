@@ -46,6 +46,8 @@ class TrainedModel:
     """The corpus that it was trained on; None where that is not known."""
     chat: ChatTemplate | None = None
     """How it was told conversations; None: it was not."""
+    classes: tuple[str, ...] = ()
+    """What a classifier tells apart; empty for language models."""
 
     def fill(self, text: str, *, num_candidates: int) -> list[list[tuple[str, float]]]:
         """For each mask of a text its likeliest fillings, as (text, probability).
@@ -53,6 +55,7 @@ class TrainedModel:
         Raises:
             InputFault: A model that continues texts, or a text without a mask.
         """
+        self._check_is_language_model()
         mask_id = self.vocabulary.mask_id
         if isinstance(self.model, LlamaDecoder) or mask_id is None:
             raise InputFault("this model continues texts and fills no masks; use pretune generate")
@@ -126,6 +129,7 @@ class TrainedModel:
         Raises:
             InputFault: No corpus given, and none known; or one that cannot be read.
         """
+        self._check_is_language_model()
         if corpus is None and self.prepared is None:
             raise InputFault(
                 "which corpus? That which this model was trained on is not known, or not here any more: "
@@ -163,6 +167,13 @@ class TrainedModel:
             self.model, self.config, self.tokenizer_path, self.vocabulary, partial, chat_template=template
         )
         partial.rename(target)
+
+    def _check_is_language_model(self) -> None:
+        if self.classes:
+            raise InputFault(
+                f"this model tells {len(self.classes)} classes of texts apart and predicts no tokens: its figures are "
+                "in the metrics.json beside it; pipeline('text-classification') of transformers applies it"
+            )
 
     def _prepare(self, corpus: Path | None, work_folder: Path) -> PreparedCorpus:
         config = CorpusConfig(path=str(corpus), holdout=0.0)
@@ -214,7 +225,9 @@ def load_trained(place: Path, *, prepared: Path | None = None) -> TrainedModel:
     vocabulary = vocabulary_of(tokenizer)
     prepared = prepared_of(place) if folder != place else prepared
     chat = None if source is None else chat_with_marks(source, tokenizer)
-    return TrainedModel(loaded.model, loaded.config, tokenizer, folder / "tokenizer.json", vocabulary, prepared, chat)
+    return TrainedModel(
+        loaded.model, loaded.config, tokenizer, folder / "tokenizer.json", vocabulary, prepared, chat, loaded.classes
+    )
 
 
 def _of_adapter(place: Path) -> TrainedModel:

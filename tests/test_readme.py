@@ -66,6 +66,10 @@ def test_every_pretune_command_of_the_readme_runs(tmp_path: Path) -> None:
         for number in range(4000)
     )
     (tmp_path / "my-corpus.jsonl").write_text("\n".join(rows))
+    labelled = [
+        f"Row {number} holds {number % 7} {'figs' if number % 2 else 'nuts'},t{number % 2}" for number in range(60)
+    ]
+    (tmp_path / "my-labelled.csv").write_text("\n".join(["text,topic", *labelled]))
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     assert len(HERE) >= 3
     for command in HERE:

@@ -1,0 +1,92 @@
+"""How well classes were told apart on held-out rows: accuracy and its doubt, F1, confusions, what guessing gives."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+_Z_95 = 1.959964
+"""Standard deviations on either side of the mean that hold 95 % of a normal distribution."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class on the holdout."""
+
+    name: str
+    num_trained: int
+    """Rows of it that were trained on."""
+    num_held_out: int
+    precision: float
+    """Share of those taken for it that are; 0 where none was."""
+    recall: float
+    """Share of its rows that were taken for it."""
+    f1: float
+    mistaken_for: str
+    """The class that most of its other rows were taken for; empty where there are none."""
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One way of telling classes apart, on all held-out rows."""
+
+    accuracy: float
+    macro_f1: float
+    """Mean over the classes, whatever their size."""
+    num_rows: int
+    classes: tuple[ClassScore, ...]
+    confusions: NDArray[np.int64]
+    """(C, C): rows of class i that were taken for class j."""
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """Where the accuracy on ever more such rows lies with 95 % (Wilson 1927)."""
+        n, p, z = self.num_rows, self.accuracy, _Z_95
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return middle - half, middle + half
+
+
+def measure(
+    labels: NDArray[np.int64], predicted: NDArray[np.int64], trained: NDArray[np.int64], names: Sequence[str]
+) -> ClassMetrics:
+    """Metrics of predictions on the holdout.
+
+    Args:
+        labels: (n,) true classes.
+        predicted: (n,) classes that the rows were taken for.
+        trained: Labels of the rows that were trained on.
+        names: Of the classes.
+    """
+    numbers = np.arange(len(names))
+    precision, recall, f1, held_out = precision_recall_fscore_support(
+        labels, predicted, labels=numbers, zero_division=0.0
+    )
+    confusions = confusion_matrix(labels, predicted, labels=numbers).astype(np.int64)
+    counts = Counter(trained.tolist())
+    wrong = confusions - np.diag(np.diag(confusions))
+    scores = tuple(
+        ClassScore(
+            name=name,
+            num_trained=counts[number],
+            num_held_out=int(held_out[number]),
+            precision=float(precision[number]),
+            recall=float(recall[number]),
+            f1=float(f1[number]),
+            mistaken_for=names[int(wrong[number].argmax())] if wrong[number].any() else "",
+        )
+        for number, name in enumerate(names)
+    )
+    return ClassMetrics(float((labels == predicted).mean()), float(f1.mean()), len(labels), scores, confusions)
+
+
+def always_the_commonest(
+    labels: NDArray[np.int64], trained: NDArray[np.int64], names: Sequence[str]
+) -> tuple[str, ClassMetrics]:
+    """What comes of taking every row for the class that most of the trained rows have: what a model has to beat."""
+    commonest = int(np.bincount(trained, minlength=len(names)).argmax())
+    return names[commonest], measure(labels, np.full_like(labels, commonest), trained, names)

@@ -1,0 +1,183 @@
+"""Commands that put a trained model to use: fine-tuning for classes, feature vectors."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_pipeline.input_fault import InputFault
+from sweeps.cli_after import Place
+from sweeps.command_frame import AsJson, Results, explains_faults, print_json, results_folder, terminal
+
+Rows = Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet: a file, folder or glob.", show_default=False)]
+TextColumn = Annotated[
+    str | None, typer.Option("--text", metavar="COLUMN", help="Column of the texts. Default: told by its name.")
+]
+
+
+@explains_faults
+def finetune(
+    place: Place,
+    table: Rows,
+    label: Annotated[
+        str, typer.Option("--classify", metavar="COLUMN", help="Column of the classes.", show_default=False)
+    ],
+    text: TextColumn = None,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the rows.")] = 10.0,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Rows a step. May be repeated: each is tried.  [default: 32]")
+    ] = None,
+    learning_rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Peak of a linear schedule. May be repeated: each is tried.  [default: 5e-5 x 768 / the model's width]"
+        ),
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="May be repeated: each is tried.  [default: 0]")] = None,
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="Train the same from random weights, too: what was pretraining worth?"),
+    ] = False,
+    dropout: Annotated[float, typer.Option(min=0.0, max=0.9)] = 0.1,
+    holdout: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the texts held out.")] = 0.2,
+    least_rows: Annotated[int, typer.Option(min=1, help="Leave out classes of fewer rows.")] = 1,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Cut texts to so many tokens. Default: what the model takes.")
+    ] = None,
+    micro_batch_size: Annotated[int | None, typer.Option(min=1, help="Rows at once. Default: chosen.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="For training, as 2GiB; what does not fit goes through in smaller pieces.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="For what comes out. Default: in the results folder.")
+    ] = None,
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Teach an encoder to tell classes of texts apart.
+
+    Writes the model as Hugging Face transformers loads it, metrics.json, predictions.csv, report.html and
+    confusion.svg, and records runs in MLflow. The epoch, and among several settings the run, of the lowest holdout loss
+    is kept. Equal texts stand on one side of the split. The same command again goes on where it stopped.
+    """
+    import io
+    import json
+    import sys
+
+    from rich.console import Console
+
+    from data_pipeline.settings import parse_bytes
+    from sweeps.finetune import drop_checkpoints, plan_finetuning
+    from sweeps.finetune import finetune as carry_out
+    from sweeps.finetune_report import print_data, print_figures, write_page
+    from sweeps.finetune_tracking import record
+    from sweeps.finetuned import METRICS_FILE, FinetuneSettings, write_files
+    from sweeps.mlflow_store import MlflowStore, TrackingError
+    from sweeps.mlflow_tags import source_tags
+    from sweeps.model_places import model_at
+    from sweeps.results_folder import check_writable
+    from sweeps.trained_model import load_trained
+
+    try:
+        memory_bytes = None if memory is None else int(parse_bytes(memory))
+    except ValueError as error:
+        raise InputFault(f"--memory {memory}: {error}") from error
+    settings = FinetuneSettings(
+        label=label,
+        text=text,
+        epochs=epochs,
+        batch_sizes=tuple(batch_size or (32,)),
+        learning_rates=tuple(learning_rate or ()),
+        seeds=tuple(seed or (0,)),
+        from_scratch=from_scratch,
+        dropout=dropout,
+        holdout=holdout,
+        least_rows=least_rows,
+        max_tokens=max_tokens,
+        micro_batch_size=micro_batch_size,
+        memory_bytes=memory_bytes,
+    )
+    console = Console(file=io.StringIO()) if as_json else terminal()
+    folder = results_folder(results)
+    with model_at(place, folder) as found_at:
+        trained = load_trained(found_at.folder)
+        plan = plan_finetuning(trained, settings, place=place, table=table, results_folder=folder, target=out)
+        print_data(plan, console)
+        if plan.is_done:
+            console.print("everything was done already; nothing was trained", style="bold")
+            figures = json.loads((plan.folder / METRICS_FILE).read_text(encoding="utf-8"))
+        else:
+            check_writable(folder)
+            store = MlflowStore(folder)  # fails now rather than after the training
+            end = carry_out(plan, console)
+            write_page(end)
+            figures = write_files(end)
+            drop_checkpoints(end.folder)
+            try:
+                record(store, end, tags=source_tags(" ".join(["pretune", *sys.argv[1:]]), Path.cwd()))
+            except TrackingError as error:
+                console.print(f"not recorded in MLflow: {error}", style="red", markup=False, soft_wrap=True)
+    if as_json:
+        print_json(figures)
+        return
+    print_figures(figures, str(plan.folder), console)
+
+
+@explains_faults
+def embed(
+    place: Place,
+    table: Rows,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Parquet file to write.", show_default=False)],
+    text: TextColumn = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Column that goes along, as an id. May be repeated.")
+    ] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            help="mean: over the text's tokens. first: of <s>, encoders only. last: of its last token.  "
+            "[default: mean; last for decoders]"
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Cut texts to so many tokens. Default: what the model takes.")
+    ] = None,
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a feature vector for every text to Parquet.
+
+    Columns: row (number in the table, from 0), those of --keep, features (float32, as many as the model is wide).
+    """
+    from dataclasses import asdict
+    from typing import get_args
+
+    from core.decoder import LlamaDecoder
+    from core.features import Pooling
+    from sweeps.embed import embed as carry_out
+    from sweeps.model_places import model_at
+    from sweeps.trained_model import load_trained
+
+    if pool is not None and pool not in get_args(Pooling):
+        raise InputFault(f"--pool {pool}: known are {', '.join(get_args(Pooling))}")
+    with model_at(place, results_folder(results)) as found_at:
+        trained = load_trained(found_at.folder)
+        pooling = pool or ("last" if isinstance(trained.model, LlamaDecoder) else "mean")
+        done = carry_out(
+            trained,
+            table,
+            out,
+            text=text,
+            keep=keep or (),
+            pooling=pooling,  # type: ignore[arg-type]  # one of its words, as checked
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+        )
+    if as_json:
+        print_json({"file": str(out), "pooling": pooling} | asdict(done))
+        return
+    rest = "".join(
+        f", {count:,} {what}" for count, what in ((done.num_rejected, "rejected"), (done.num_cut, "cut")) if count
+    )
+    terminal().print(f"{out}: {done.num_rows:,} rows of {done.width} numbers, {pooling}{rest}", highlight=False)
