@@ -164,7 +164,13 @@ class TrainedModel:
         shutil.rmtree(partial, ignore_errors=True)
         template = None if self.chat is None else self.chat.source
         export_huggingface(
-            self.model, self.config, self.tokenizer_path, self.vocabulary, partial, chat_template=template
+            self.model,
+            self.config,
+            self.tokenizer_path,
+            self.vocabulary,
+            partial,
+            chat_template=template,
+            classes=self.classes or None,
         )
         partial.rename(target)
 
