@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 _Z_95 = 1.959964
 """Standard deviations on either side of the mean that hold 95 % of a normal distribution."""
@@ -62,6 +61,9 @@ def measure(
         trained: Labels of the rows that were trained on.
         names: Of the classes.
     """
+    # Imported here, for it changes the environment of the process.
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     numbers = np.arange(len(names))
     precision, recall, f1, held_out = precision_recall_fscore_support(
         labels, predicted, labels=numbers, zero_division=0.0
