@@ -4,8 +4,8 @@
 
 `make systems` runs all of them, in a quarter of an hour on two processor cores. Chains whose corpus is not there are
 passed over. What is compared: parameter counts of the full size, the arithmetic of steps, the loss of a model that has
-learnt nothing (near ln of the vocabulary), that training lowers it, and what the model then makes of a text. Ends with
-exit code 1 if something of that does not hold.
+learnt nothing (near ln of the vocabulary), that training lowers it, what the model then makes of a text, and what came
+of the steps after that. Ends with exit code 1 if something of that does not hold.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,16 @@ from sweeps.start import finished_sweep
 from sweeps.sweep_file import load_sweep_file
 
 CONFIGS = Path("sweeps/configs")
+FLOWS = "../shared/data/traffic_ndpi/flows_etbert.tsv"
+FLOWS_SETTINGS = ("--epochs", "4", "--max-tokens", "64", "--learning-rate", "1e-3", "--from-scratch")
+"""Both kinds of weights at one learning rate that suits the laptop's width; 64 tokens, for a laptop's patience."""
 SYSTEMS = {"A": "traffic", "B": "minimind", "C": "chinese", "D": "kant", "E": "epoch"}
+STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
+    # Every chain begins with the sweep and the training of its name. What follows them, a command a line: NAME-train in
+    # braces is the folder of that training.
+    "A": (("finetune", "{traffic-train}", FLOWS, "--classify", "label", "--text", "text_a", *FLOWS_SETTINGS),),
+    "B": (("sweep", "minimind-lora.yaml"),),
+}
 FULL_SIZE = {"B": 25_829_888, "C": 25_829_888, "D": 83_504_416, "E": 25_829_888}
 """Parameters as their authors, or transformers for the same shape, count them."""
 STEPS_OF_A = (848, 84, 763, 16, 4_523)
@@ -81,13 +90,40 @@ def run_chain(letter: str, results: Path, console: Console) -> Iterator[Row]:
     if not corpus_is_there(CONFIGS / f"{name}.yaml"):
         yield Row("chain", "passed over: its corpus is not here", "", holds=True)
         return
-    for command in (("sweep", f"{name}.yaml"), ("train", f"{name}-train.yaml")):
-        console.print(f"$ pretune {command[0]} {CONFIGS / command[1]}", style="bold", highlight=False)
-        subprocess.run(
-            [sys.executable, "-m", "sweeps", command[0], str(CONFIGS / command[1]), "--results", str(results)],
-            check=True,
-        )
+    for step in (("sweep", f"{name}.yaml"), ("train", f"{name}-train.yaml")):
+        run_step(step, results, console)
     yield from _of_results(letter, newest(results, f"{name}-train"), newest(results, name))
+    for step in STEPS.get(letter, ()):
+        out = run_step(step, results, console)
+        yield from _of_classes(json.loads(out)) if step[0] == "finetune" else _of_answers(newest(results, _stem(step)))
+
+
+def run_step(step: Sequence[str], results: Path, console: Console) -> str:
+    """Carry out one command of a chain; gives what a fine-tuning prints for scripts.
+
+    Raises:
+        subprocess.CalledProcessError: It failed; its own words stand above.
+    """
+    words = [_place(word, results) for word in step]
+    console.print(f"$ pretune {' '.join(words)}", style="bold", highlight=False, soft_wrap=True)
+    prints_json = step[0] == "finetune"
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeps", *words, "--results", str(results), *(["--json"] if prints_json else [])],
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE if prints_json else None,
+    )
+    return done.stdout or ""
+
+
+def _place(word: str, results: Path) -> str:
+    if word.startswith("{"):
+        return str(newest(results, word.strip("{}")))
+    return str(CONFIGS / word) if word.endswith(".yaml") else word
+
+
+def _stem(step: Sequence[str]) -> str:
+    return Path(step[1]).stem
 
 
 def corpus_is_there(file: Path) -> bool:
@@ -144,6 +180,29 @@ def _of_results(letter: str, trained: Path, swept: Path) -> Iterator[Row]:
     is_causal = "⟦" not in sample["text"]
     what = "goes on with a text" if is_causal else "fills a text"
     yield Row(what, f"{sample['text'][-60:]} | {sample['made'][:80]}", "", bool(sample["made"].strip()))
+
+
+def _of_classes(figures: dict[str, Any]) -> Iterator[Row]:
+    """What telling classes apart came to, beside what costs nothing."""
+    majority, scratch = figures["majority_class"], figures["from_scratch"]
+    low, high = figures["accuracy_95_percent"]
+    beside = f"commonest class {majority['accuracy']:.4f}, from scratch {scratch['accuracy']:.4f}"
+    yield Row(
+        f"accuracy over {figures['num_classes']} classes",
+        f"{figures['accuracy']:.4f} ({low:.3f} to {high:.3f})",
+        beside,
+        figures["accuracy"] > majority["accuracy"],
+    )
+    yield Row(
+        "macro F1 over classes", f"{figures['macro_f1']:.4f}", f"from scratch {scratch['macro_f1']:.4f}", holds=True
+    )
+
+
+def _of_answers(folder: Path) -> Iterator[Row]:
+    """A fine-tuning on conversations."""
+    best: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["best"] or {}
+    loss = best.get("holdout_loss_nats_per_token", math.inf)
+    yield Row(f"loss of answers, {folder.name.rpartition('-')[0]}", f"{loss:.4f}", "", math.isfinite(loss))
 
 
 def untrained_loss(folder: Path) -> float:
