@@ -94,5 +94,7 @@ def format_setting(value: Any) -> str:
 
 
 def short_name(path: str) -> str:
-    """Last part of a dotted path: what a table's column is called."""
-    return path.rsplit(".", 1)[-1]
+    """Last part of a dotted path: what a table's column is called. Of adapters with a word before it, for a rank is
+    something else in a table of trials."""
+    section, _, name = path.rpartition(".")
+    return f"lora_{name}" if section.endswith(".lora") else name

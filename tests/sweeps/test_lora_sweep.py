@@ -18,10 +18,13 @@ from core.run_config import LoraConfig, RunConfig
 from data_pipeline.input_fault import InputFault
 from small_models import TEXTS, exported
 from sweeps.cli import app
+from sweeps.results import trial_row
+from sweeps.search_space import short_name
 from sweeps.start import beginning_with_weights
 from sweeps.sweep_config import SweepConfig
 from sweeps.sweep_file import SweepFileError, resolve_sweep
 from sweeps.trained_model import load_trained
+from sweeps.trial_records import TrialRecord
 from sweeps.yaml_places import read_yaml
 
 FILE = """\
@@ -77,6 +80,12 @@ def test_swept_values_that_no_matrix_of_the_base_allows_are_refused_before_any_t
 ) -> None:
     with pytest.raises(InputFault, match=said):
         beginning_with_weights(asked(base, change), tmp_path)
+
+
+def test_rank_of_adapters_is_told_apart_from_the_rank_of_a_trial() -> None:
+    row = trial_row(TrialRecord(number=1, settings={"training.lora.rank": 4}), rank=1)
+    assert short_name("training.lora.rank") not in row
+    assert short_name("training.learning_rate") == "learning_rate"
 
 
 def test_an_adapter_is_no_base_for_another(base: Path, tmp_path: Path) -> None:
