@@ -45,7 +45,7 @@ def confusion_picture(confusions: NDArray[np.int64], names: Sequence[str]) -> st
         axes.set_xticks(range(count), labels, rotation=90)
         axes.set_yticks(range(count), labels)
         axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), xlabel="taken for", ylabel="is", aspect="equal")
-        axes.grid(linewidth=0.3)
+        axes.grid(visible=False)
         return to_svg(figure, "confusion-matrix")
 
 

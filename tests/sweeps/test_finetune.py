@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +16,11 @@ from mlflow.tracking import MlflowClient
 from transformers import pipeline
 from typer.testing import CliRunner, Result
 
+from command import ROOT
 from small_models import exported
 from sweeps.cli import app
 
+SETTINGS = ("--classify", "animal", "--epochs", "6", "--batch-size", "16", "--learning-rate", "3e-3")
 COLORS, ANIMALS = ("red", "old", "big"), ("cat", "dog")
 
 
@@ -50,22 +56,7 @@ def run(*arguments: object) -> Result:
 
 
 def finetuned(encoder: Path, rows: Path, results: Path, *more: object) -> tuple[dict[str, object], Path]:
-    done = run(
-        encoder,
-        rows,
-        "--classify",
-        "animal",
-        "--epochs",
-        6,
-        "--batch-size",
-        16,
-        "--learning-rate",
-        3e-3,
-        "--results",
-        results,
-        "--json",
-        *more,
-    )
+    done = run(encoder, rows, *SETTINGS, "--results", results, "--json", *more)
     assert done.exit_code == 0, done.output
     (folder,) = results.glob("sightings-animal-*")
     return json.loads(done.output), folder
@@ -168,6 +159,33 @@ def test_same_command_again_trains_nothing_and_says_the_same(
     again, same = finetuned(encoder, rows, folder.parent, "--from-scratch")
     assert (again, same) == (figures, folder)
     assert (folder / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_killed_fine_tuning_goes_on_and_comes_to_the_same(
+    done: tuple[dict[str, object], Path], encoder: Path, rows: Path, tmp_path: Path
+) -> None:
+    figures, _ = done
+    command = [str(encoder), str(rows), *SETTINGS, "--from-scratch", "--results", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "sweeps", "finetune", *command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("run 2 of 2"):
+                process.send_signal(signal.SIGKILL)
+                break
+    assert list(tmp_path.glob("*/metrics.json")) == []
+    again = run(*command)
+    assert again.exit_code == 0, again.output
+    # The first run had come to its end, and is not trained a second time.
+    assert "epoch" not in again.output.split("run 1 of 2")[1].split("run 2 of 2")[0]
+    (found,) = tmp_path.glob("*/metrics.json")
+    runs = json.loads(found.read_text())["runs"]
+    assert [run["loss"] for run in runs] == pytest.approx([run["loss"] for run in figures["runs"]])  # type: ignore[attr-defined]
 
 
 def test_every_mistake_is_one_line_before_any_training(tmp_path: Path, encoder: Path, rows: Path) -> None:
