@@ -12,7 +12,7 @@ from sweeps.command_frame import AsJson, Results, explains_faults, print_json, r
 Place = Annotated[
     str,
     typer.Argument(
-        help="A sweep's folder, a trial's, one of Hugging Face transformers, runs:/ID or models:/NAME of MLflow.",
+        help="A sweep's folder or name, a trial's folder, one of Hugging Face transformers, runs:/ID or models:/NAME.",
         show_default=False,
     ),
 ]

@@ -29,18 +29,31 @@ def model_at(place: str, results_folder: Path) -> Iterator[ModelPlace]:
     """A local folder with the model of `place`, there for as long as the block runs.
 
     Args:
-        place: A folder; `runs:/<run id>` of a sweep or of its best trial; `models:/<name>`, the newest version,
-            `models:/<name>/<version>` or `models:/<name>@<alias>`.
+        place: A folder; the name of a sweep or training, whose newest results with a model are taken; `runs:/<run id>`
+            of a sweep or of its best trial; `models:/<name>`, the newest version, `models:/<name>/<version>` or
+            `models:/<name>@<alias>`.
         results_folder: Beside whose results the MLflow store lies, unless MLFLOW_TRACKING_URI names a server.
 
     Raises:
         ResultsError: MLflow has no such model, or does not answer.
     """
     if not place.startswith((_RUNS, _MODELS)):
-        yield ModelPlace(Path(place))
+        yield ModelPlace(_named(place, results_folder) or Path(place))
         return
     with tempfile.TemporaryDirectory() as scratch:
         yield _fetched(place, results_folder, scratch)
+
+
+def _named(name: str, results_folder: Path) -> Path | None:
+    """The newest results of a sweep or training of this name with a model; None where there are none, or of a path."""
+    if Path(name).exists() or Path(name).name != name:
+        return None
+    finished = []
+    for summary in results_folder.glob(f"{name}-*/{_SUMMARY}"):
+        values = json.loads(summary.read_text(encoding="utf-8"))
+        if values.get("name") == name and (summary.parent / "best" / "config.json").is_file():
+            finished.append((summary.stat().st_mtime, summary.parent))
+    return max(finished)[1] if finished else None
 
 
 def _fetched(place: str, results_folder: Path, scratch: str) -> ModelPlace:

@@ -40,9 +40,8 @@ FLOWS_SETTINGS = ("--epochs", "4", "--max-tokens", "64", "--learning-rate", "1e-
 """Both kinds of weights at one learning rate that suits the laptop's width; 64 tokens, for a laptop's patience."""
 SYSTEMS = {"A": "traffic", "B": "minimind", "C": "chinese", "D": "kant", "E": "epoch"}
 STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
-    # Every chain begins with the sweep and the training of its name. What follows them, a command a line: NAME-train in
-    # braces is the folder of that training.
-    "A": (("finetune", "{traffic-train}", FLOWS, "--classify", "label", "--text", "text_a", *FLOWS_SETTINGS),),
+    # Every chain begins with the sweep and the training of its name; what follows them, a command a line.
+    "A": (("finetune", "traffic-train", FLOWS, "--classify", "label", "--text", "text_a", *FLOWS_SETTINGS),),
     "B": (("sweep", "minimind-lora.yaml"),),
 }
 FULL_SIZE = {"B": 25_829_888, "C": 25_829_888, "D": 83_504_416, "E": 25_829_888}
@@ -104,7 +103,7 @@ def run_step(step: Sequence[str], results: Path, console: Console) -> str:
     Raises:
         subprocess.CalledProcessError: It failed; its own words stand above.
     """
-    words = [_place(word, results) for word in step]
+    words = [str(CONFIGS / word) if word.endswith(".yaml") else word for word in step]
     console.print(f"$ pretune {' '.join(words)}", style="bold", highlight=False, soft_wrap=True)
     prints_json = step[0] == "finetune"
     done = subprocess.run(
@@ -114,12 +113,6 @@ def run_step(step: Sequence[str], results: Path, console: Console) -> str:
         stdout=subprocess.PIPE if prints_json else None,
     )
     return done.stdout or ""
-
-
-def _place(word: str, results: Path) -> str:
-    if word.startswith("{"):
-        return str(newest(results, word.strip("{}")))
-    return str(CONFIGS / word) if word.endswith(".yaml") else word
 
 
 def _stem(step: Sequence[str]) -> str:

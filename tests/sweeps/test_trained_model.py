@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +111,18 @@ def test_command_for_the_other_kind_of_model_is_named(encoder: Path, decoder: Pa
 
 def test_text_without_a_mask_says_how_to_write_one(encoder: Path) -> None:
     assert "has no <mask>" in run("fill-mask", encoder, "the cat", fails=True)
+
+
+def test_name_of_a_sweep_is_its_newest_results_with_a_model(tmp_path: Path, encoder: Path, decoder: Path) -> None:
+    for number, (folder, model) in enumerate({"mine-1": encoder, "mine-2": decoder, "mine-3": None}.items()):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "summary.json").write_text('{"name": "mine", "data": {"folder": "gone"}}')
+        os.utime(tmp_path / folder / "summary.json", (number, number))
+        if model is not None:
+            (tmp_path / folder / "best").symlink_to(model)
+    said = run("generate", "mine", "the red cat", "--max-new-tokens", 5, "--results", tmp_path)
+    assert said == run("generate", decoder, "the red cat", "--max-new-tokens", 5)
+    assert "holds no trained model" in run("generate", "min", "the", "--results", tmp_path, fails=True)
 
 
 def test_folder_without_a_model_says_what_to_give(tmp_path: Path) -> None:
