@@ -16,6 +16,7 @@ from sweeps.noise_floor import verdict, winner_in_words
 from sweeps.outcomes import Outcome
 from sweeps.progress import STYLES, clock, leaders_table, settings_in_words
 from sweeps.rankings import disagreement, equal_budgets
+from sweeps.report_comparison import after_the_sweep
 from sweeps.results import ranked
 from sweeps.search_space import format_setting
 from sweeps.sweep import SweepEnd
@@ -95,6 +96,7 @@ def _warnings(end: SweepEnd) -> Iterator[tuple[str, str]]:
     findings = gather(end.folder.path, end.folder.sweep, end.records, end.summary)
     yield from (("edge", sentence) for sentence in best_on_an_edge(findings))
     yield from (("ranking", sentence) for sentence in disagreement(findings, equal_budgets(findings)))
+    yield from (("holdout", str(remark)) for remark in after_the_sweep(findings))
 
 
 def _print_others(end: SweepEnd, console: Console) -> None:

@@ -21,6 +21,8 @@ _WIDE_BATCH_RANGE = 16
 """Over which one beta2 averages over 16 times as many tokens at one end as at the other."""
 _FEWEST_PREDICTED = 2_000
 """Positions of the holdout below which a loss of a few nats has a standard error above a twentieth of a nat."""
+_Z = 1.96
+"""Standard errors of a 95 % interval."""
 _DECAYING = ("cosine", "linear")
 _SCHEDULE = "training.schedule"
 _PRECISION = "training.precision"
@@ -59,6 +61,30 @@ def remarks(sweep: SweepConfig, *, rungs: tuple[int, ...], num_predicted: int | 
     if num_predicted is not None:
         found += _holdout(sweep, num_predicted)
     return sorted(found, key=lambda remark: ("refused", "warning", "fair").index(remark.verdict))
+
+
+def holdout_remark(*, loss: float, margin_nats: float | None, num_predicted: int) -> Remark | None:
+    """After a sweep: whether its holdout can tell the winner from the next settings; None if it can.
+
+    The losses of single tokens spread about as wide as their mean, as those of an exponential distribution do. Of the
+    same tokens under the same masks a difference is surer than that, so this is the cautious side.
+
+    Args:
+        loss: Of the winner, in nats per predicted token.
+        margin_nats: By which it leads; None where nobody follows.
+    """
+    if not margin_nats or margin_nats <= 0 or not math.isfinite(margin_nats):
+        return None
+    error = loss / math.sqrt(max(num_predicted, 1))
+    if margin_nats >= _Z * error:
+        return None
+    return Remark(
+        "warning",
+        f"the winner leads by {margin_nats:.4f} nats, and the holdout's {num_predicted:,} predicted tokens know a loss "
+        f"of {loss:.2f} to within {_Z * error:.4f} (95 %)",
+        f"To tell these settings apart by their losses on other text give a holdout that predicts "
+        f"{math.ceil((_Z * loss / margin_nats) ** 2):,} tokens, or take them for tied",
+    )
 
 
 def num_predicted_positions(sweep: SweepConfig, num_holdout_tokens: int) -> int:

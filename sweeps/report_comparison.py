@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from sweeps.early_stopping import rung_tokens
-from sweeps.fairness import num_predicted_positions, remarks
+from sweeps.fairness import Remark, holdout_remark, num_predicted_positions, remarks
 from sweeps.findings import Findings
 from sweeps.noise_floor import seed_groups, standings, verdict, winner_in_words
 from sweeps.progress import settings_in_words
@@ -119,6 +119,17 @@ def fairness_section(findings: Findings) -> Section:
     num_predicted = None if holdout is None else num_predicted_positions(sweep, holdout)
     rungs = rung_tokens(sweep.early_stopping, sweep.budget.tokens_per_trial)
     found = remarks(sweep, rungs=rungs, num_predicted=num_predicted)
+    found += after_the_sweep(findings)
     words = [f"{remark.verdict}: {remark}" for remark in found]
     nothing = "Nothing in the sweep file makes its trials incomparable."
     return Section("Fairness", [Bullets(words) if words else Paragraph(nothing)])
+
+
+def after_the_sweep(findings: Findings) -> list[Remark]:
+    """What only the results show of the comparisons: differences too small for the holdout."""
+    found = verdict(findings.records)
+    if found is None or findings.manifest is None:
+        return []
+    num_predicted = num_predicted_positions(findings.sweep, findings.manifest.splits["holdout"].num_tokens)
+    remark = holdout_remark(loss=found.best.mean, margin_nats=found.margin_nats, num_predicted=num_predicted)
+    return [] if remark is None else [remark]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from scipy.stats import spearmanr
 
-from sweeps.early_stopping import Rungs, rung_tokens
+from sweeps.early_stopping import Rungs, StoppingRule, rung_tokens
 from sweeps.findings import Findings, finite_loss
+from sweeps.median_stopping import MedianRule
 from sweeps.rankings import loss_at
 from sweeps.sweep_budget import REPEAT
 from sweeps.sweep_config import EarlyStoppingConfig
@@ -23,13 +24,13 @@ FEWEST_TRIALS = 4
 """With fewer trials that reached the end a replay says nothing."""
 
 _RULES = (
-    ("asha", 2, 0.1),
-    ("asha", 3, 0.1),
-    ("asha", 4, 0.1),
-    ("asha", 3, 0.03),
-    ("asha", 3, 0.3),
+    EarlyStoppingConfig(method="asha", reduction_factor=2, first_rung=0.1),
+    EarlyStoppingConfig(method="asha", reduction_factor=3, first_rung=0.1),
+    EarlyStoppingConfig(method="asha", reduction_factor=4, first_rung=0.1),
+    EarlyStoppingConfig(method="asha", reduction_factor=3, first_rung=0.03),
+    EarlyStoppingConfig(method="asha", reduction_factor=3, first_rung=0.3),
+    EarlyStoppingConfig(method="median", first_rung=0.1),
 )
-"""Method, reduction factor, first rung."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,7 @@ def replay(findings: Findings) -> Replay | None:
         return None
     total = findings.sweep.budget.tokens_per_trial
     curves = {record.number: findings.curves[record.number].holdout for record in chosen}
-    rules = [
-        _replayed(chosen, curves, EarlyStoppingConfig(method="asha", reduction_factor=factor, first_rung=first), total)
-        for _, factor, first in _RULES
-    ]
+    rules = [_replayed(chosen, curves, config, total) for config in _RULES]
     rungs = rung_tokens(findings.sweep.early_stopping, total) or rung_tokens(EarlyStoppingConfig(method="asha"), total)
     return Replay(
         tuple(chosen),
@@ -86,23 +84,29 @@ def replay(findings: Findings) -> Replay | None:
 def _replayed(
     records: Sequence[TrialRecord], curves: dict[int, Curve], config: EarlyStoppingConfig, total: int
 ) -> ReplayedRule:
-    rungs = Rungs(rung_tokens(config, total), config.reduction_factor)
-    used = {record.number: _end_of(record, rungs, curves[record.number], total) for record in records}
+    rungs = rung_tokens(config, total)
+    rule = MedianRule(rungs) if config.method == "median" else Rungs(rungs, config.reduction_factor)
+    used = {record.number: _end_of(record, rule, rungs, curves[record.number], total) for record in records}
     let_through = [record for record in records if used[record.number] >= total]
     best = min(_loss(record) for record in records)
     best_left = min((_loss(record) for record in let_through), default=math.inf)
     return ReplayedRule(
-        f"asha, best 1/{config.reduction_factor} from {config.first_rung:.0%} of the tokens on",
+        _in_words(config),
         len(records) - len(let_through),
         1 - sum(used.values()) / (total * len(records)),
         best_left - best,
     )
 
 
-def _end_of(record: TrialRecord, rungs: Rungs, curve: Curve, total: int) -> int:
+def _in_words(config: EarlyStoppingConfig) -> str:
+    best = "" if config.method == "median" else f", best 1/{config.reduction_factor}"
+    return f"{config.method}{best} from {config.first_rung:.0%} of the tokens on"
+
+
+def _end_of(record: TrialRecord, rule: StoppingRule, rungs: Sequence[int], curve: Curve, total: int) -> int:
     """Tokens at which the rule ends a trial."""
-    for rung in rungs.tokens:
-        if not rungs.judge(record.number, rung, _loss_at_rung(curve, rung)).goes_on:
+    for rung in rungs:
+        if not rule.judge(record.number, rung, _loss_at_rung(curve, rung)).goes_on:
             return rung
     return total
 

@@ -40,15 +40,17 @@ class SweepBudget:
         Args:
             num_waiting: Trials that are sure to start later.
         """
-        known = [record for record in records if record.outcome is not Outcome.INFEASIBLE]
-        searched = sum(record.chosen_by != REPEAT for record in known)
+        known = list(records)
+        # One that does not fit uses up no trial; what it has trained until it ran out is spent.
+        fitting = [record for record in known if record.outcome is not Outcome.INFEASIBLE]
+        searched = sum(record.chosen_by != REPEAT for record in fitting)
         if searched + num_waiting >= self.limits.trials:
             return "no", f"all {self.limits.trials} trials of the budget"
-        return self._room(known, kept=max(0, self.num_repeats - (len(known) - searched)))
+        return self._room(known, kept=max(0, self.num_repeats - (len(fitting) - searched)))
 
     def room_for_repeat(self, records: Iterable[TrialRecord]) -> tuple[Room, str]:
         """The same of a repeat."""
-        return self._room([record for record in records if record.outcome is not Outcome.INFEASIBLE], kept=0)
+        return self._room(list(records), kept=0)
 
     def has_room_to_go_on(self, records: Iterable[TrialRecord], promoted: TrialRecord) -> bool:
         """Whether a trial that waits may go on to its end besides those that run."""

@@ -1,12 +1,13 @@
 """Comparisons that would mislead are named before a sweep, each with its remedy; fair ones pass."""
 
+import re
 from typing import Any
 
 import pytest
 
 from sweep_examples import tiny_sweep
 from sweeps.early_stopping import rung_tokens
-from sweeps.fairness import Remark, UnfairSweepError, refuse_unfair, remarks
+from sweeps.fairness import Remark, UnfairSweepError, holdout_remark, refuse_unfair, remarks
 from sweeps.sweep_config import SweepConfig
 
 
@@ -91,3 +92,15 @@ def test_a_small_holdout_is_warned_of_with_a_share_that_would_do() -> None:
 def test_a_swept_precision_is_warned_of_for_trials_are_evaluated_in_their_own() -> None:
     found = remarks_on({"training.precision": {"choice": ["fp32", "bf16"]}})
     assert [verdict for verdict, _ in found] == ["warning"]
+
+
+def test_a_lead_within_the_error_of_the_holdout_is_warned_of_with_the_tokens_that_would_do() -> None:
+    remark = holdout_remark(loss=3.0, margin_nats=0.01, num_predicted=10_000)
+    assert remark is not None
+    assert remark.verdict == "warning"
+    # 1.96 standard errors of 3 nats over so many tokens are the lead itself.
+    (needed,) = re.findall(r"predicts ([\d,]+) tokens", str(remark))
+    enough = int(needed.replace(",", ""))
+    assert enough == pytest.approx((1.96 * 3.0 / 0.01) ** 2, abs=1)
+    assert holdout_remark(loss=3.0, margin_nats=0.01, num_predicted=enough + 1) is None
+    assert holdout_remark(loss=3.0, margin_nats=None, num_predicted=10) is None

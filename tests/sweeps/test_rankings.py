@@ -104,3 +104,13 @@ def test_a_rule_that_stops_the_best_says_what_that_costs(tmp_path: Path) -> None
 
 def test_too_few_curves_are_not_replayed(tmp_path: Path) -> None:
     assert replay(swept(tmp_path, [{"end": 3.0, "seconds": 1.0}] * 3)) is None
+
+
+def test_the_median_rule_is_replayed_beside_halving_and_stops_those_that_stay_behind(tmp_path: Path) -> None:
+    good = [{"end": 3.0, "seconds": 1.0}] * 5
+    found = replay(swept(tmp_path, [*good, {"end": 9.0, "seconds": 1.0}]))
+    assert found is not None
+    (median,) = [rule for rule in found.rules if rule.name.startswith("median")]
+    assert (median.num_stopped, median.lost_nats) == (1, 0.0)
+    # The sixth trial's tokens but for the tenth up to the first rung.
+    assert median.saved == pytest.approx(0.9 / 6)
