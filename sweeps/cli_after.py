@@ -1,6 +1,6 @@
 """Commands after a sweep: its report and runs, and its models."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,7 +121,9 @@ def fill_mask(
 @explains_faults
 def generate(
     place: Place,
-    prompt: Annotated[str | None, typer.Argument(help="Text to continue. Without: type some.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="Text to continue, or question to answer. Without: type some.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the so many likeliest tokens.")] = None,
@@ -130,38 +132,50 @@ def generate(
     source: Source = None,
     output: Output = None,
     column: Column = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Talk with it, a line a turn, also where none types.")] = False,
+    system: Annotated[str | None, typer.Option(help="What it is told before a conversation.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Continue texts as they are, without chat template.")] = False,
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a text with a causal LM.
+    """Continue a text, or answer, with a causal LM.
 
-    Without a prompt, on a terminal, each line that is typed is continued, until ctrl-d; elsewhere a text is begun. With
-    --input, all texts of a file: a JSON line each, {row, text, continuation}.
+    A model that was trained on conversations answers, by the chat template in its folder. Without a prompt, on a
+    terminal, each line that is typed is continued or answered, until ctrl-d; elsewhere a text is begun. With --input,
+    all texts of a file: a JSON line each, {row, text, continuation}.
     """
     from core.generation import Sampling
     from sweeps.asking import answer_file, answer_typed, is_typed
+    from sweeps.chat import Conversation, Speaker
     from sweeps.model_places import model_at
     from sweeps.trained_model import load_trained
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     with model_at(place, results_folder(results)) as found_at:
         model = load_trained(found_at.folder, prepared=found_at.prepared)
+        speaker = Speaker(model, sampling, max_new_tokens, seed, system, plain)
+        pieces = speaker.says
 
-        def pieces(text: str) -> Iterator[str]:
-            return model.continue_text(text, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-
-        def show(text: str) -> None:
-            for piece in pieces(text):
+        def show(text: str, said: Callable[[str], Iterator[str]] = pieces) -> None:
+            for piece in said(text):
                 typer.echo(piece, nl=False)
             typer.echo()
 
+        if chat and (prompt is not None or source is not None or as_json):
+            raise InputFault("--chat reads what is said from its input; leave the prompt, --input and --json out")
         if source is not None:
             _one_of(prompt, source)
             answer_file(source, output, lambda text: {"continuation": "".join(pieces(text))}, text=column, say=_aside)
         elif as_json:
             print_json({"prompt": prompt or "", "continuation": "".join(pieces(prompt or ""))})
         elif prompt is None and is_typed():
-            answer_typed("prompt> ", show, say=_aside)
+            said = Conversation(speaker).reply if speaker.answers else pieces
+            answer_typed("prompt> ", lambda text: show(text, said), say=_aside)
+        elif chat:
+            said = Conversation(speaker).reply
+            for line in typer.get_text_stream("stdin"):
+                if line.strip():
+                    show(line.strip(), said)
         else:
             show(prompt or "")
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from data_pipeline.check import CheckReport
 from data_pipeline.corpus import Corpus, ParcelWork, for_each_parcel
-from data_pipeline.manifest import FileReport, PassedOver
+from data_pipeline.manifest import FileReport, Manifest, PassedOver
 from data_pipeline.prepare import PrepareProgress, prepare
 from data_pipeline.settings import format_bytes
 from data_pipeline.token_blocks import PreparedCorpus
@@ -86,7 +86,36 @@ def data_figures(data: PreparedCorpus) -> dict[str, Any]:
         "train_tokens": data.train.num_tokens,
         "holdout_rows": data.holdout.num_rows,
         "holdout_tokens": data.holdout.num_tokens,
+    } | _answer_figures(manifest)
+
+
+def _answer_figures(manifest: Manifest) -> dict[str, Any]:
+    """Figures that only conversations have."""
+    rows = manifest.rows.values()
+    if not manifest.has_targets:
+        return {}
+    return {
+        "train_answer_tokens": manifest.rows["train"].num_answer_tokens,
+        "holdout_answer_tokens": manifest.rows["holdout"].num_answer_tokens,
+        "conversations_split": sum(one.num_split for one in rows),
+        "answers_cut": sum(one.num_cut_answers for one in rows),
+        "answers_lost": sum(one.num_lost_answers for one in rows),
+        "chat_template": manifest.chat_template,
     }
+
+
+def _long_conversations(manifest: Manifest) -> str:
+    """What became of conversations longer than a row, in words; empty where none was."""
+    rows = manifest.rows.values()
+    longest = manifest.packing.sequence_length
+    parts = {
+        f"conversations are longer than a row of {longest} tokens and were split behind answers": [
+            one.num_split for one in rows
+        ],
+        "answers are cut at the end of a row": [one.num_cut_answers for one in rows],
+        "answers are in no row": [one.num_lost_answers for one in rows],
+    }
+    return ", ".join(f"{sum(counts):,} {what}" for what, counts in parts.items() if sum(counts))
 
 
 def print_preparation(data: PreparedCorpus, console: Console) -> None:
@@ -104,6 +133,9 @@ def print_preparation(data: PreparedCorpus, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    long = _long_conversations(manifest)
+    if long:
+        console.print(f"too long     {long}", highlight=False, soft_wrap=True)
     tokens = sum(split.num_tokens for split in manifest.splits.values())
     facts = {
         "tokens": f"{tokens:,}: {data.train.num_tokens:,} to train on, {data.holdout.num_tokens:,} held out",
@@ -178,8 +210,13 @@ def corpus_in_words(data: PreparedCorpus) -> str:
     manifest = data.manifest
     rejects = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejects.items()))
     rejected = f", {manifest.rows_rejected:,} rejected ({rejects})" if manifest.rows_rejected else ""
+    of_answers = {
+        name: "" if rows.num_answer_tokens is None else f" ({rows.num_answer_tokens:,} of answers)"
+        for name, rows in manifest.rows.items()
+    }
+    long = _long_conversations(manifest)
     return (
         f"{manifest.rows_kept:,} of {manifest.rows_read:,} documents kept{rejected}; "
-        f"{data.train.num_tokens:,} tokens to train on, {data.holdout.num_tokens:,} held out, "
-        f"vocabulary {data.vocabulary.size:,}"
+        f"{data.train.num_tokens:,} tokens{of_answers['train']} to train on, {data.holdout.num_tokens:,}"
+        f"{of_answers['holdout']} held out, vocabulary {data.vocabulary.size:,}" + (f"; {long}" if long else "")
     )

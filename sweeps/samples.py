@@ -58,7 +58,7 @@ def _sample(model: LanguageModel, batch: Batch, tokenizer: Tokenizer, data: Prep
     loss = float(F.cross_entropy(logits_PV, batch.labels_P))
     row = batch.inputs_BT.view(-1)[: batch.num_tokens].tolist()
     if isinstance(model, LlamaDecoder):
-        prompt = row[: max(1, min(len(row) // 2, _MAX_TOKENS - _MAX_NEW_TOKENS))]
+        prompt = row[: _prompt_length(batch, len(row))]
         new = generate(model, prompt, max_new_tokens=_MAX_NEW_TOKENS, end_ids=(data.vocabulary.eos_id,))
         return Sample(text=_decoded(tokenizer, prompt), made=_decoded(tokenizer, new), loss_nats_per_token=loss)
     hidden, guessed = (_by_place(batch.positions_P, tokens_P) for tokens_P in (batch.labels_P, logits_PV.argmax(-1)))
@@ -67,6 +67,14 @@ def _sample(model: LanguageModel, batch: Batch, tokenizer: Tokenizer, data: Prep
         made=with_brackets(tokenizer, row[:_MAX_TOKENS], guessed),
         loss_nats_per_token=loss,
     )
+
+
+def _prompt_length(batch: Batch, num_tokens: int) -> int:
+    """Half the row, or, where a conversation begins it, all before its first answer."""
+    first = int(batch.positions_P[0]) + 1
+    if first > 1:
+        return first
+    return max(1, min(num_tokens // 2, _MAX_TOKENS - _MAX_NEW_TOKENS))
 
 
 def _by_place(positions_P: Tensor, tokens_P: Tensor) -> dict[int, int]:

@@ -18,6 +18,7 @@ from sweeps.changed_sweep import begin
 from sweeps.cluster import connect, log_libraries_to
 from sweeps.early_stopping import rung_tokens
 from sweeps.elastic_lanes import nodes_now
+from sweeps.epochs import with_tokens_of_epochs
 from sweeps.fairness import num_predicted_positions, refuse_unfair, remarks
 from sweeps.final_results import summary_of, write_final_results
 from sweeps.interrupts import terminated_like_interrupted, uninterrupted
@@ -65,7 +66,9 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console, kep
     Raises:
         ResultsError, TrackingError, CorpusError, ResourcesError: Something the user can mend, found before training.
     """
-    refuse_unfair(remarks(sweep, rungs=rung_tokens(sweep.early_stopping, sweep.budget.tokens_per_trial)))
+    has_epochs = sweep.budget.epochs_per_trial is not None
+    if not has_epochs:
+        _refuse_unfair(sweep)
     check_writable(results_folder)
     log_libraries_to(results_folder / LOG_FILE)
 
@@ -81,6 +84,10 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console, kep
         sweep, results_folder, console, fetch=at_uri.fetch_prepared if at_uri else lambda _: None
     )
     console.print(f"corpus   {corpus_in_words(data)}", highlight=False, soft_wrap=True)
+    if has_epochs:
+        epochs, sweep = sweep.budget.epochs_per_trial, with_tokens_of_epochs(sweep, data)
+        say(f"budget   {epochs:g} epochs are {sweep.budget.tokens_per_trial:,} tokens a trial")
+        _refuse_unfair(sweep)
     stages = prepare_stages(sweep, results_folder, console)
     sweep = with_tokens_of_stages(sweep, stages)
     for words in stages_in_words(stages, num_workers=sweep.resources.workers_per_trial):
@@ -111,6 +118,10 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console, kep
         return _run(sweep, data, folder, tracking, console, earlier, say, at_uri)
 
 
+def _refuse_unfair(sweep: SweepConfig) -> None:
+    refuse_unfair(remarks(sweep, rungs=rung_tokens(sweep.early_stopping, sweep.budget.tokens_per_trial)))
+
+
 def _run(
     sweep: SweepConfig,
     data: PreparedCorpus,
@@ -133,7 +144,9 @@ def _run(
         return wall_s_before + time.monotonic() - started_at
 
     run = SweepRun(plan, data, folder, wall_s=wall_s, say=say, at_uri=at_uri)
-    num_predicted = num_predicted_positions(sweep, data.holdout.num_tokens)
+    # Of conversations only the answers are predicted.
+    answers = data.manifest.rows["holdout"].num_answer_tokens
+    num_predicted = num_predicted_positions(sweep, answers or data.holdout.num_tokens)
     for remark in remarks(sweep, rungs=plan.rungs, num_predicted=num_predicted):
         if remark.verdict != "fair":
             console.print(f"{remark.verdict:<8} {remark}", highlight=False, markup=False, soft_wrap=True)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveFloat, model_validator
 
 from core.equal_size import equalized
 from core.lora import lora_faults
@@ -84,6 +84,10 @@ def _duration(value: Any) -> Any:
     return f"{match[1]}{match[2]}"
 
 
+_NOT_COUNTED_YET = 1
+"""Stands for the tokens of some epochs, until the corpus is prepared (sweeps/epochs.py)."""
+
+
 class BudgetConfig(Settings):
     """How much is spent. The sweep ends when any limit that is given is reached."""
 
@@ -92,6 +96,8 @@ class BudgetConfig(Settings):
     is given and this is not: 1,000."""
     tokens_per_trial: Count
     """Tokens of training that a trial gets unless it is stopped; padding does not count."""
+    epochs_per_trial: PositiveFloat | None = None
+    """The same in passes over the training rows, instead: what that is in tokens, the prepared corpus says."""
     tokens: Count | None = None
     """Tokens of training of all trials together. No trial starts that could exceed them."""
     flops: Annotated[float, Field(gt=0)] | None = None
@@ -122,8 +128,17 @@ class BudgetConfig(Settings):
             return {**value, "trials": 1000}
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_take_the_place_of_tokens(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("epochs_per_trial") and "tokens_per_trial" not in value:
+            return {**value, "tokens_per_trial": _NOT_COUNTED_YET}
+        return value
+
     @model_validator(mode="after")
     def _holds_one_trial(self) -> Self:
+        if self.epochs_per_trial is not None and self.tokens_per_trial != _NOT_COUNTED_YET:
+            raise ValueError("give tokens_per_trial or epochs_per_trial, not both")
         if self.tokens is not None and self.tokens < self.tokens_per_trial:
             raise ValueError(f"tokens={self.tokens} is below tokens_per_trial={self.tokens_per_trial}: no trial fits")
         return self
@@ -226,7 +241,7 @@ UNSWEEPABLE = {
     "model.sequence_length": "rows are packed once, before the trials",
     "model.family": "it decides the objective",
     "training.tokens": "trials are compared at equal tokens; set budget.tokens_per_trial",
-    "training.epochs": "trials are compared at equal tokens; set budget.tokens_per_trial",
+    "training.epochs": "trials are compared at equal tokens; set budget.epochs_per_trial",
 }
 """Settings that cannot differ between the trials of a sweep, with the reason."""
 

@@ -16,6 +16,7 @@ from core.run_start import check_trunk
 from core.staged_run import Stage
 from data_pipeline.input_fault import InputFault
 from data_pipeline.token_blocks import PreparedCorpus
+from sweeps.epochs import with_tokens_of_epochs
 from sweeps.learning_rate_rule import TRUNK_SCHEDULES, scaled_learning_rate
 from sweeps.memory_frontier import MICRO_BATCH
 from sweeps.preparation import prepare_with_progress
@@ -82,11 +83,14 @@ def plan_training(
     file = place if folder is None else place / "sweep.yaml"
     if folder is not None:
         finished_sweep(folder)  # says what is wrong with a folder of another kind
-    given = list(overrides) + ([] if tokens is None else [f"budget.tokens_per_trial={tokens}"])
+    length = [] if tokens is None else [f"budget.tokens_per_trial={tokens}", "budget.epochs_per_trial=null"]
+    given = [*overrides, *length]
     asked = load_sweep_file(file, given)
     source = _source(asked, folder, chosen, results_folder)
     _check_length(asked, source, tokens, is_file=folder is None)
     begun = beginning_with_weights(asked, results_folder)
+    if begun.budget.epochs_per_trial is not None:
+        begun = with_tokens_of_epochs(begun, prepare_with_progress(begun, results_folder, console))
     sweep = with_notes(_one_configuration(begun), *notes_of(begun)[len(notes_of(asked)) :])
     if source is None:
         return sweep

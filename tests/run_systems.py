@@ -43,6 +43,7 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
     # Every chain begins with the sweep and the training of its name; what follows them, a command a line.
     "A": (("finetune", "traffic-train", FLOWS, "--classify", "label", "--text", "text_a", *FLOWS_SETTINGS),),
     "B": (("sweep", "minimind-lora.yaml"),),
+    "C": (("sweep", "chinese-sft.yaml"), ("train", "chinese-sft-train.yaml")),
 }
 FULL_SIZE = {"B": 25_829_888, "C": 25_829_888, "D": 83_504_416, "E": 25_829_888}
 """Parameters as their authors, or transformers for the same shape, count them."""

@@ -22,7 +22,9 @@ CHAINS = {
     "D": ("kant", "kant-train"),
     "E": ("epoch", "epoch-train"),
 }
-FILES = [name for chain in CHAINS.values() for name in chain]
+SFT = ("chinese-sft", "chinese-sft-train")
+"""What begins with a model says neither its shape nor its tokenizer."""
+FILES = [*(name for chain in CHAINS.values() for name in chain), *SFT]
 
 
 def load(name: str, size: str = "full", *overrides: str) -> SweepConfig:
@@ -132,6 +134,20 @@ stages:
   - {sequence_length: 256, batch_size: 64, micro_batch_size: 4, epochs: 3}
   - {sequence_length: 512, batch_size: 32, micro_batch_size: 2, epochs: 3}
 """
+
+
+def test_fine_tuning_of_c_begins_with_its_own_pretrained_model_and_repeats_nothing_of_it() -> None:
+    for size in ("laptop", "full"):
+        sweep, training = (load(name, size) for name in SFT)
+        assert sweep.corpus == training.corpus
+        for one in (sweep, training):
+            assert one.start is not None
+            assert one.start.weights_of == CHAINS["C"][-1]
+            assert one.model.model_fields_set <= {"family", "sequence_length"}
+            assert "tokenizer" not in one.model_fields_set
+            assert (one.packing.rows, one.objective.sft is not None) == ("conversations", True)
+        assert training.start is not None
+        assert training.start.settings_of == sweep.name
 
 
 def test_a_stage_has_the_steps_that_system_a_logged() -> None:
