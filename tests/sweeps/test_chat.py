@@ -16,12 +16,14 @@ from core.models import build_model
 from core.run_config import RunConfig
 from core.training_run import run_training
 from core.workers import Workers
+from data_pipeline.corpus_config import TokenizerConfig
+from data_pipeline.tokenizer import train_tokenizer
 from small_models import exported
 from sweeps.cli import app
 
 CONVERSATIONS: list[Turns] = [
-    [("user", f"say {n}"), ("assistant", f"{n}!"), ("user", "again"), ("assistant", f"{n}!")] for n in range(10)
-] * 3
+    [("user", f"say {n}"), ("assistant", "yes!"), ("user", "again"), ("assistant", "no, no")] for n in range(30)
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +38,8 @@ def one_thread() -> Iterator[None]:
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was trained on conversations for some seconds, and ends its answers."""
     folder = tmp_path_factory.mktemp("talker")
-    data = prepared_conversations(folder, CONVERSATIONS, sequence_length=128)
+    tokenizer = train_tokenizer(TokenizerConfig(vocabulary=300, special_tokens="minimind"), ["yes!", "no, no"])
+    data = prepared_conversations(folder, CONVERSATIONS, tokenizer=tokenizer, sequence_length=128)
     run = RunConfig.model_validate(
         {
             "model": {"family": "decoder", "layers": 2, "width": 64, "heads": 4, "sequence_length": 128},
@@ -45,7 +48,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "batch_size": 4,
                 "micro_batch_size": 4,
                 "learning_rate": 5e-3,
-                "epochs": 60,
+                "epochs": 20,
                 "precision": "fp32",
             },
         }
@@ -54,8 +57,8 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run, data, workers=Workers(), folder=folder / "run", report=lambda _: True, evaluate_at_tokens=[]
     )
     assert end.outcome == "completed"
-    # Of the answers alone, which are short and few: a model of everything would have to guess the questions too.
-    assert end.metrics["holdout/loss_nats_per_token"] < 0.7
+    # Of the answers alone, which are always the same: with the questions, that nobody can guess, it would be far more.
+    assert end.metrics["holdout/loss_nats_per_token"] < 0.1
     model = build_model(run.model, data.vocabulary.size)
     checkpoint = newest_checkpoint(folder / "run")
     assert checkpoint is not None
@@ -97,7 +100,7 @@ def test_a_chat_goes_on_with_the_turns_before(talker: Path) -> None:
     first = of_transformers(talker, [("user", "say 3")])
     second = of_transformers(talker, [("user", "say 3"), ("assistant", first), ("user", "again")])
     assert run("generate", talker, "--chat", "--max-new-tokens", 20, typed=typed) == f"{first}\n{second}\n"
-    assert second != of_transformers(talker, [("user", "again")]), "it does not look at them"
+    assert (first, second) == ("yes!", "no, no"), "it has learnt that the second answer is another one"
 
 
 def test_texts_of_a_file_are_answered_one_by_one(talker: Path, tmp_path: Path) -> None:
@@ -127,7 +130,7 @@ def test_an_exported_copy_keeps_the_template(talker: Path, tmp_path: Path) -> No
 
 def test_evaluation_of_conversations_counts_answers_alone(talker: Path) -> None:
     metrics = json.loads(run("evaluate", talker, "--corpus", talker.parent / "conversations.jsonl", "--json"))
-    assert metrics["holdout/loss_nats_per_token"] < 0.7
+    assert metrics["holdout/loss_nats_per_token"] < 0.1
 
 
 def test_what_does_not_go_together_is_told(talker: Path, tmp_path: Path) -> None:
