@@ -232,7 +232,7 @@ class _Run:
             goes_on = self._publish(metrics, is_last=is_last, checkpoint_every_s=checkpoint_every_s)
             if not goes_on and not is_last:
                 return self._end("stopped", f"stopped by the caller at {self.progress.tokens} tokens")
-        done = f"trained on {self.progress.tokens} tokens in {self.progress.step} steps"
+        done = f"trained on {self.progress.tokens:,} tokens in {self.progress.step:,} steps"
         return self._end("completed", done + self._survived_in_words())
 
     def stopped(self) -> RunEnd:

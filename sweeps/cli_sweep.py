@@ -1,11 +1,15 @@
 """The command that runs a sweep."""
 
-import os
-from typing import Annotated
-
-import typer
-
-from sweeps.command_frame import VERBOSE, File, Results, Set, explains_faults, results_place, terminal
+from sweeps.command_frame import (
+    File,
+    Results,
+    Set,
+    Verbose,
+    explains_faults,
+    let_ray_speak,
+    results_place,
+    terminal,
+)
 
 
 @explains_faults
@@ -13,14 +17,13 @@ def sweep(
     file: File,
     overrides: Set = None,
     results: Results = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print what Ray and its workers say.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run a sweep; the same command again goes on with it.
 
     On a terminal a table shows how it goes; piped, each event is a line.
     """
-    if verbose:
-        os.environ[VERBOSE] = "1"
+    let_ray_speak(verbose)
     from sweeps.sweep_file import load_sweep_file
 
     config = load_sweep_file(file, overrides or ())

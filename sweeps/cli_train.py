@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from data_pipeline.input_fault import InputFault
-from sweeps.command_frame import Results, Set, explains_faults, results_place, terminal
+from sweeps.command_frame import Results, Set, Verbose, explains_faults, let_ray_speak, results_place, terminal
 
 
 @explains_faults
@@ -22,11 +22,13 @@ def train(
     ] = False,
     overrides: Set = None,
     results: Results = None,
+    verbose: Verbose = False,
 ) -> None:
     """Train one configuration in full; again: goes on with it.
 
     By default with the settings of the sweep's best trial, going on from its checkpoint before the cooldown.
     """
+    let_ray_speak(verbose)
     from data_pipeline.settings import parse_count
     from sweeps.closing import close
     from sweeps.sweep import run_sweep

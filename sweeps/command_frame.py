@@ -42,6 +42,7 @@ Results = Annotated[
         help="Where results go, also s3://... Default: $PRETUNE_RESULTS, else results; ~/pretune/results in a Ray job.",
     ),
 ]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print what Ray and its workers say.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -65,6 +66,12 @@ def explains_faults(command: Callable[..., None]) -> Callable[..., None]:
 def terminal() -> Console:
     """Where a command prints. Piped or in a log nothing folds: tables are wide, and a reader greps lines."""
     return Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
+
+
+def let_ray_speak(verbose: bool) -> None:
+    """Before anything of Ray is imported: whether it and its workers print on the terminal."""
+    if verbose:
+        os.environ[VERBOSE] = "1"
 
 
 def print_json(value: Any) -> None:

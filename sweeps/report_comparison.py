@@ -60,9 +60,14 @@ def budgets_section(findings: Findings) -> Section:
         columns += [f"place at {in_words(budget)}", "loss there"]
     missing = [axis for axis in AXES if axis not in {budget.axis for budget in budgets}]
     warned = disagreement(findings, budgets)
-    agreed = "The best trial is the same at equal tokens, training time and operations."
-    blocks: list[Block] = [Bullets(warned) if warned else Paragraph(agreed if not missing else "")]
-    blocks = [block for block in blocks if not (isinstance(block, Paragraph) and not block.text)]
+    blocks: list[Block] = [Bullets(warned)] if warned else []
+    if not warned and len({budget.losses[0][0].number for budget in budgets}) > 1:
+        words = (
+            "Which trial is first is not the same for all of them, but their losses differ by no more than luck may."
+        )
+        blocks.append(Paragraph(words))
+    elif not warned and not missing:
+        blocks.append(Paragraph("The best trial is the same at equal tokens, training time and operations."))
     blocks.append(without_empty_columns(Table(columns, rows, "equal-budgets")))
     blocks.append(Paragraph(_what_compares(findings)))
     return Section("Equal tokens, time, operations", blocks)

@@ -9,7 +9,6 @@ from sweeps.report_blocks import Block, Bullets, Cell, Code, Facts, Long, Number
 
 _SHORT = 24
 """Characters up to which the text of a table cell stays on one line."""
-_SHORT_CLASS = ' class="short"'
 
 
 def html_page(*, title: str, subtitle: str, summary: Sequence[Block], sections: Sequence[Section]) -> str:
@@ -48,20 +47,21 @@ def _block(block: Block) -> str:
         case Code(text, title):
             return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
         case Picture(svg, caption):
-            return f"<figure>{svg}<figcaption>{_inline(caption)}</figcaption></figure>"
+            return f'<figure><div class="picture">{svg}</div><figcaption>{_inline(caption)}</figcaption></figure>'
 
 
 def _table(table: Table) -> Iterator[str]:
-    sides = [' class="number"' if table.is_numeric(index) else "" for index in range(len(table.columns))]
+    sides = ["number" if table.is_numeric(index) else "" for index in range(len(table.columns))]
     yield f'<div class="wide"><table data-name="{escape(table.name)}"><thead><tr>'
     for name, side in zip(table.columns, sides, strict=True):
-        yield f"<th{side}>{escape(name).replace('_', '_<wbr>')}</th>"
+        in_class = f' class="{side}"' if side else ""
+        yield f"<th{in_class}>{escape(name).replace('_', '_<wbr>')}</th>"
     yield "</tr></thead>\n<tbody>"
     for row in table.rows:
         yield "<tr>"
         for cell, side in zip(row, sides, strict=True):
-            short = isinstance(cell, str) and len(cell) < _SHORT
-            yield f"<td{side or (_SHORT_CLASS if short else '')}>{_cell(cell)}</td>"
+            words = "short" if isinstance(cell, str) and len(cell) < _SHORT else "long"
+            yield f'<td class="{side or words}">{_cell(cell)}</td>'
         yield "</tr>\n"
     yield "</tbody></table></div>"
 
@@ -116,6 +116,7 @@ table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabu
 th { text-align: left; font-weight: 600; color: var(--muted); vertical-align: bottom; line-height: 1.3; }
 th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); }
 td { vertical-align: top; } .number { text-align: right; } td.number, td.short { white-space: nowrap; }
+td.long { min-width: 14rem; }
 .outcome { font-size: .76rem; font-weight: 600; letter-spacing: .02em; }
 .completed { color: var(--completed); } .stopped { color: var(--stopped); } .infeasible { color: var(--infeasible); }
 .diverged { color: var(--diverged); } .interrupted { color: var(--interrupted); } .failed { color: var(--failed); }
@@ -128,7 +129,9 @@ pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px;
   white-space: pre-wrap; overflow-wrap: anywhere; }
 details { margin: .5rem 0; } td details { margin: 0; } summary { cursor: pointer; }
 td pre { max-width: 60rem; }
-figure { margin: 1.1rem 0 1.6rem; } figcaption { font-size: .87rem; max-width: 50rem; }
+figure { margin: 1.1rem 0 1.6rem; } .picture { overflow-x: auto; } figcaption { font-size: .87rem; max-width: 50rem; }
 svg { display: block; max-width: 100%; height: auto; } svg text { font-family: inherit !important; }
+@media (max-width: 48rem) { main { padding: 1.5rem 1rem 3rem; } svg { max-width: none; zoom: .7; }
+  dl { grid-template-columns: minmax(0, 1fr); } dd { margin-bottom: .4rem; } }
 @media print { main { max-width: none; padding: 0; } nav { display: none; } section { break-inside: auto; } }
 """

@@ -39,6 +39,12 @@ _METRICS = {
 }
 
 
+_BY_SETTINGS = (
+    " Settings that were trained with several seeds stand together, by the mean of their losses plus one standard "
+    "error of it, so the lowest loss of the table need not come first."
+)
+
+
 def summary_box(findings: Findings) -> list[Block]:
     """What a reader wants first: the best settings, their loss, where the model is."""
     best = findings.best
@@ -87,6 +93,7 @@ def ranking_section(findings: Findings) -> Section:
             "Losses are in nats per predicted token on the same holdout for every trial"
             + (", under the same masks at 15\u00a0%." if findings.sweep.objective.masked_lm else ".")
             + " Stopped trials stand behind completed ones, by how far they came: their final loss is not known."
+            + (_BY_SETTINGS if findings.repeats else "")
         )
     )
     noise = noise_floor(findings.records)

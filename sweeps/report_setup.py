@@ -3,7 +3,8 @@
 import os
 import platform
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def environment_section(findings: Findings) -> Section:
 def _environment(findings: Findings) -> Iterator[Block]:
     command = findings.summary.get("command")
     if command:
-        yield Code(command if isinstance(command, str) else shlex.join(map(str, command)))
+        yield Code(command if isinstance(command, str) else _as_typed(command))
     else:
         yield Paragraph("The command was not recorded.")
     recorded = findings.summary.get("git")
@@ -83,6 +84,13 @@ def _environment(findings: Findings) -> Iterator[Block]:
     else:
         yield Paragraph("Git state: the working directory was no git checkout.")
     yield Facts([*_machine(findings), *_versions(findings)])
+
+
+def _as_typed(arguments: Sequence[str]) -> str:
+    """The command without the folder of its program, which a shell looks up."""
+    program, *rest = map(str, arguments)
+    typed = ["python", "-m", "sweeps"] if Path(program).name == "__main__.py" else [Path(program).name]
+    return shlex.join([*typed, *rest])
 
 
 def _machine(findings: Findings) -> Iterator[tuple[str, str]]:
@@ -120,9 +128,8 @@ def data_section(findings: Findings) -> Section:
 def _from_manifest(manifest: Manifest) -> Iterator[Block]:
     read = max(manifest.rows_read, 1)
     counts = f"{manifest.rows_kept:,} of {manifest.rows_read:,} rows kept, {manifest.rows_rejected:,} rejected"
-    if manifest.rows_duplicate:
-        counts += f", {manifest.rows_duplicate:,} with a text seen before"
-    yield Paragraph(f"{counts} ({manifest.rows_rejected / read:.2%}).")
+    again = f", {manifest.rows_duplicate:,} with a text seen before" if manifest.rows_duplicate else ""
+    yield Paragraph(f"{counts} ({manifest.rows_rejected / read:.2%}){again}.")
     if manifest.rejects:
         by_count = sorted(manifest.rejects.items(), key=lambda item: -item[1])
         yield Table(
@@ -189,9 +196,9 @@ def timeline_section(findings: Findings) -> Section:
     ended = sorted(record.ended_at for record in findings.records if record.ended_at)
     facts = []
     if started:
-        facts.append(("first trial began", started[0]))
+        facts.append(("first trial began", _moment(started[0])))
     if ended:
-        facts.append(("last trial ended", ended[-1]))
+        facts.append(("last trial ended", _moment(ended[-1])))
     if findings.summary.get("wall_s") is not None:
         facts.append(("whole sweep", f"{clock(findings.summary['wall_s'])}, preparation of the corpus not counted"))
     facts.append(("training in all trials", clock(sum(record.training_s for record in findings.records))))
@@ -200,6 +207,10 @@ def timeline_section(findings: Findings) -> Section:
     if picture is not None:
         blocks.append(Picture(picture, "When each trial ran, coloured by how it ended."))
     return Section("Timeline", blocks)
+
+
+def _moment(iso: str) -> str:
+    return f"{datetime.fromisoformat(iso):%Y-%m-%d %H:%M:%S %Z}"
 
 
 def _in_words(settings: dict[str, Any]) -> str:

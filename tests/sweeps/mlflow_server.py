@@ -1,4 +1,4 @@
-"""A real MLflow server on SQLite, on a free port of this machine, that can be stopped and started again."""
+"""A real MLflow server, on a free port of this machine, that can be stopped and started again."""
 
 import os
 import signal
@@ -20,14 +20,19 @@ def free_port() -> int:
 class MlflowServer:
     """One server process and its folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, store: str | None = None) -> None:
+        """
+        Args:
+            store: URI of its database; a SQLite file in its folder if not given.
+        """
         self._folder, self._port = folder, free_port()
+        self._store = store or f"sqlite:///{folder / 'server.db'}"
         self.uri = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start, and wait until it answers."""
-        store = ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}"]
+        store = ["--backend-store-uri", self._store]
         artifacts = ["--artifacts-destination", str(self._folder / "artifacts")]
         where = ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
         self._process = subprocess.Popen(

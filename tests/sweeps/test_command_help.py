@@ -1,8 +1,10 @@
-"""What `pretune --help` says."""
+"""What `pretune --help` says, what a shell completes, and where colours are."""
 
 import os
+import pty
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +49,43 @@ def test_the_help_tells_the_exit_codes(page: list[str]) -> None:
     text = " ".join(" ".join(page).split())
     for meaning in ("0 done", "2 fault", "3 no trial completed", "4 trials given up", "130 interrupted"):
         assert meaning in text
+
+
+ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def completed(*words: str) -> list[str]:
+    """What bash offers for the last of the words, with the completion that `pretune` shows for it."""
+    script = (
+        f'eval "$(pretune --show-completion)"; COMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words) - 1}; '
+        '_pretune_completion pretune; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.split()
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    assert completed("pretune", "e") == ["estimate", "evaluate", "export"]
+    assert completed("pretune", "sweep", "my-sweep.yaml", "--res") == ["--results"]
+
+
+def test_a_shell_completes_the_paths_of_sweep_files_itself() -> None:
+    script = 'eval "$(pretune --show-completion)"; complete -p pretune'
+    done = subprocess.run(["bash", "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    # With this option bash looks for files where the program offers nothing.
+    assert "-o default" in done.stdout
+    assert completed("pretune", "sweep", "sweeps/configs/quick") == []
+
+
+def test_a_fault_is_red_on_a_terminal_and_plain_in_a_file(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sweeps", "plan", str(tmp_path / "missing.yaml")]
+    ours, theirs = pty.openpty()
+    shown = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | {"TERM": "xterm"}, stdout=theirs, stderr=theirs)
+    coloured = os.read(ours, 10_000).decode()
+    piped = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert shown.returncode == piped.returncode == 2
+    assert "\x1b[31m" in coloured
+    assert "\x1b" not in piped.stdout + piped.stderr
+    assert piped.stderr.startswith("pretune: ")

@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sweeps.cli import app
-from sweeps.new_sweep import CorpusFacts, look_at, sweep_text
+from sweeps.new_sweep import CorpusFacts, look_at, sweep_text, write_new_sweep
 from sweeps.sweep_config import SweepConfig
 from sweeps.sweep_file import load_sweep_file, resolve_sweep
 from sweeps.yaml_places import read_yaml
@@ -69,3 +69,22 @@ def test_corpus_that_a_sweep_would_refuse_is_refused_with_the_reasons(tmp_path: 
 def test_packets_are_known_by_their_hex_words_and_prose_is_not() -> None:
     assert look_at(str(REAL_DATA / "traffic_ndpi/packets.csv")).is_hex
     assert not look_at(str(REAL_DATA / "kant/kant.txt")).is_hex
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real corpora are not here")
+@pytest.mark.parametrize(
+    "corpus",
+    [
+        *("chinese/poems_minimind.jsonl", "chinese/tf_docs_zh.jsonl", "english/books", "english/tinyshakespeare.txt"),
+        *("english/ulysses_latin1_crlf_raw.txt", "kant/kant.txt", "kant/gbk_crcrlf_book.txt"),
+        *("sft_en/self_instruct_conversations.jsonl", "sft_zh/kdconv_conversations.jsonl"),
+        *("traffic_ndpi/packets.csv", "traffic_ndpi/payloads_with_empty_cells.csv", "traffic_ndpi/flows_etbert.tsv"),
+    ],
+)
+def test_file_for_a_real_corpus_plans(corpus: str, tmp_path: Path) -> None:
+    target = tmp_path / "sweep.yaml"
+    text = write_new_sweep(str(REAL_DATA / corpus), target, is_causal=False, training_flops_per_s=1e10)
+    assert text.startswith("# ")
+    planned = CliRunner().invoke(app, ["plan", str(target), "--json"])
+    assert planned.exit_code == 0, planned.output
+    assert json.loads(planned.output)["largest_micro_batch"]

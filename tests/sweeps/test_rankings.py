@@ -10,6 +10,7 @@ from swept_folder import TOKENS, example_sweep
 from sweeps.findings import Findings, gather
 from sweeps.outcomes import Outcome
 from sweeps.rankings import comparable_curve, disagreement, equal_budgets
+from sweeps.report_comparison import budgets_section
 from sweeps.stopping_replay import replay
 from sweeps.sweep_config import SweepConfig
 from sweeps.trial_records import LOSS, TrialRecord, TrialStore
@@ -114,3 +115,16 @@ def test_the_median_rule_is_replayed_beside_halving_and_stops_those_that_stay_be
     assert (median.num_stopped, median.lost_nats) == (1, 0.0)
     # The sixth trial's tokens but for the tenth up to the first rung.
     assert median.saved == pytest.approx(0.9 / 6)
+
+
+def test_a_first_place_that_changes_within_the_noise_is_not_called_the_same(tmp_path: Path) -> None:
+    findings = swept(tmp_path, [{"end": 3.0, "seconds": 400.0}, {"end": 3.0001, "seconds": 100.0}])
+    seeds = [
+        TrialRecord(number=n, settings={RATE: 5e-3, "training.seed": n}, outcome=Outcome.COMPLETED, metrics={LOSS: end})
+        for n, end in ((3, 3.5), (4, 3.9))
+    ]
+    noisy = gather(tmp_path, findings.sweep, [*findings.records, *seeds], {"status": "finished"})
+    assert disagreement(noisy, equal_budgets(noisy)) == []
+    text = str(budgets_section(noisy))
+    assert "their losses differ by no more than luck may" in text
+    assert "is the same" not in text

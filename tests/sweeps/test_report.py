@@ -3,6 +3,7 @@ import json
 import math
 import re
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,23 @@ from sweeps.trial_records import LOSS, TrialRecord, TrialStore
 
 
 class Page(HTMLParser):
-    """Tables by name, each a list of rows from column name to shown text or exact number; tags must balance."""
+    """Tables by name, each a list of rows from column name to shown text or exact number; tags must balance.
+
+    `shown` has the same tables as a reader sees them: head and rows.
+    """
 
     _VOID = frozenset({"meta", "br", "wbr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tables: dict[str, list[dict[str, str]]] = {}
+        self.shown: dict[str, list[list[str]]] = {}
         self.links: list[str] = []
         self.ids: list[str] = []
         self.text = ""
         self._open: list[str] = []
         self._rows: list[list[str]] = []
+        self._seen: list[list[str]] = []
         self.feed(text)
         self.close()
         assert not self._open, f"never closed: {self._open}"
@@ -43,11 +49,13 @@ class Page(HTMLParser):
         if tag not in self._VOID:
             self._open.append(tag)
         if tag == "table":
-            self._name, self._rows = given.get("data-name") or "", []
+            self._name, self._rows, self._seen = given.get("data-name") or "", [], []
         elif tag == "tr":
             self._rows.append([])
+            self._seen.append([])
         elif tag in ("td", "th"):
             self._rows[-1].append("")
+            self._seen[-1].append("")
         elif tag == "data":
             self._rows[-1][-1] = given["value"] or ""
 
@@ -60,12 +68,14 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
         if tag == "table":
             head, *rows = self._rows
+            self.shown[self._name] = self._seen
             self.tables[self._name] = [dict(zip(head, row, strict=True)) for row in rows]
 
     def handle_data(self, data: str) -> None:
         self.text += data
-        if {"td", "th"} & set(self._open) and "data" not in self._open:
-            self._rows[-1][-1] += data
+        if {"td", "th"} & set(self._open):
+            self._seen[-1][-1] += "" if "pre" in self._open else data
+            self._rows[-1][-1] += "" if "data" in self._open else data
 
 
 @pytest.fixture(scope="module")
@@ -130,15 +140,24 @@ def report_of(
         ("trials", "outcome", "outcome"),
         ("trials", "tokens", "tokens"),
         ("trials", "training, s", "training_s"),
+        ("ranking", "micro_batch_size", "training.micro_batch_size"),
+        ("trials", "rank", "rank"),
+        ("trials", "chosen by", "chosen_by"),
+        ("memory", "outcome", "outcome"),
         ("time", "tokens/s", "tokens_per_s"),
+        ("time", "training, s", "training_s"),
+        ("noise", "batch size, rows", "training.batch_size"),
+        ("ties", "seeds", "seeds"),
+        ("ties", "mean loss", "mean_holdout_loss_over_seeds_nats_per_token"),
+        ("comparison", "holdout loss", "holdout_loss_nats_per_token"),
     ],
 )
 def test_numbers_of_the_page_equal_those_of_trials_csv(
     reported: Path, page: Page, table: str, column: str, csv_column: str
 ) -> None:
     expected = trials_csv(reported)
-    rows = page.tables[table]
-    assert len(rows) >= 14
+    rows = [{"trial": row.get("trial") or row["trial of start_with"]} | row for row in page.tables[table]]
+    assert len(rows) == {"ties": 8, "comparison": 1, "ranking": 14, "time": 14, "noise": 14}.get(table, 18)
     for row in rows:
         assert row[column] == expected[row["trial"]][csv_column], f"{row['trial']}, {column}"
 
@@ -157,15 +176,30 @@ def test_seconds_by_outcome_equal_those_of_the_summary(reported: Path, page: Pag
     assert {row["outcome"]: int(row["trials"]) for row in page.tables["waste"]} == summary["outcomes"]
 
 
-def test_losses_of_the_record_equal_those_of_trials_csv_as_far_as_they_are_shown(reported: Path) -> None:
-    record = (reported / "EXPERIMENT.md").read_text(encoding="utf-8")
-    ranking = record[record.index("## Ranking") : record.index("## Settings")]
-    shown = re.findall(r"^\| (\d+) \| (trial-\d+) \| \w+ \| ([\d.]+) \|", ranking, flags=re.MULTILINE)
-    expected = trials_csv(reported)
-    assert len(shown) == 14
-    for rank, trial, loss in shown:
-        assert rank == expected[trial]["rank"]
-        assert loss == f"{float(expected[trial]['holdout_loss_nats_per_token']):.4f}"
+def test_every_table_of_the_record_is_a_table_of_the_page_with_the_same_cells(reported: Path, page: Page) -> None:
+    tables = tables_of_markdown((reported / "EXPERIMENT.md").read_text(encoding="utf-8"))
+    shown = {name: [[" ".join(cell.split()) for cell in row] for row in table] for name, table in page.shown.items()}
+    assert len(tables) >= 14
+    assert [table for table in shown.values() if table not in tables] == []
+    # Errors have a table of their own in the record; the page has them among the trials.
+    (errors,) = [table for table in tables if table not in shown.values()]
+    reasons = {row[1]: row[-1] for row in shown["trials"]}
+    assert len(errors) > 3
+    assert [(name, reason) for name, *_, reason in errors[1:]] == [(name, reasons[name]) for name, *_ in errors[1:]]
+
+
+def tables_of_markdown(text: str) -> list[list[list[str]]]:
+    """Tables as lists of rows, the head first, without their marks."""
+    found: list[list[list[str]]] = []
+    for line in [*text.splitlines(), ""]:
+        if not line.startswith("| "):
+            found += [[]] if not found or found[-1] else []
+            continue
+        if set(line) <= set("|-: "):
+            continue
+        cells = re.split(r"(?<!\\)\|", line)[1:-1]
+        found[-1].append([unescape(cell.strip().replace("\\|", "|")) for cell in cells])
+    return [table for table in found if table]
 
 
 def test_record_has_the_sections_of_a_laboratory_record_in_order(reported: Path) -> None:
@@ -211,6 +245,13 @@ def test_page_says_what_was_read_kept_and_rejected(page: Page) -> None:
 
 def test_command_is_shown_as_a_shell_takes_it(page: Page) -> None:
     assert "pretune sweep 'my file.yaml'" in page.text
+
+
+def test_a_command_is_shown_without_the_folder_of_its_program(tmp_path: Path) -> None:
+    for place, typed in (("/opt/venv/bin/pretune", "pretune sweep a.yaml"), ("/w/sweeps/__main__.py", "-m sweeps")):
+        summary = write_results(tmp_path, [], command=[place, "sweep", "a.yaml"])
+        assert typed in report_of(tmp_path, [], summary=summary)
+        assert place not in report_of(tmp_path, [], summary=summary)
 
 
 def test_calibration_of_the_page_is_that_of_the_summary(reported: Path, page: Page) -> None:

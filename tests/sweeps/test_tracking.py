@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from data_pipeline.corpus import for_each_parcel_here
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.prepare import prepare
 from mlflow_server import MlflowServer, free_port
+from postgres import postgres
 from sweep_examples import record
 from sweeps.mlflow_dataset import dataset_inputs
 from sweeps.mlflow_store import EXPERIMENT, TrackingError
@@ -120,12 +122,13 @@ def sweep(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) ->
     return Sweep(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def started_server(empty_store: Path) -> Iterator[MlflowServer]:
-    server = MlflowServer(empty_store.parent)
-    server.start()
-    yield server
-    server.kill()
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def started_server(empty_store: Path, request: pytest.FixtureRequest) -> Iterator[MlflowServer]:
+    with postgres() if request.param == "postgresql" else nullcontext() as store:
+        server = MlflowServer(empty_store.parent, store=store)
+        server.start()
+        yield server
+        server.kill()
 
 
 @pytest.fixture

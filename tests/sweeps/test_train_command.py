@@ -13,7 +13,7 @@ from command import press_ctrl_c, run, start
 from sweeps.mlflow_store import EXPERIMENT
 from sweeps.trial_records import TrialStore
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SWEEP = """\
 name: small
@@ -94,7 +94,6 @@ def reports_of(results: Path) -> list[dict[str, float]]:
     return list(store.reports(store.load_all()[0]))
 
 
-@pytest.mark.slow
 def test_a_training_interrupted_in_its_second_stage_goes_on_and_ends_at_the_tokens_of_both(
     staged: tuple[str, str, list[float]], results: Path
 ) -> None:
@@ -112,7 +111,6 @@ def test_a_training_interrupted_in_its_second_stage_goes_on_and_ends_at_the_toke
     assert 0 <= best["tokens"] - first_stage - 300_000 < 32 * 32
 
 
-@pytest.mark.slow
 def test_sequence_length_and_learning_rate_are_curves_in_mlflow_and_tensorboard(
     staged: tuple[str, str, list[float]], results: Path
 ) -> None:
@@ -128,7 +126,6 @@ def test_sequence_length_and_learning_rate_are_curves_in_mlflow_and_tensorboard(
     assert list(only_folder(results, "small-staged").glob("trials/trial-0001/tensorboard/events*"))
 
 
-@pytest.mark.slow
 def test_the_model_of_a_staged_training_has_positions_for_its_longest_stage(
     staged: tuple[str, str, list[float]], results: Path
 ) -> None:
@@ -137,14 +134,13 @@ def test_the_model_of_a_staged_training_has_positions_for_its_longest_stage(
     assert summary_of(results, "small-staged")["start"][0].startswith("settings of trial-0001 in ")
 
 
-@pytest.mark.slow
 def test_the_same_command_again_trains_nothing(staged: tuple[str, str, list[float]], results: Path) -> None:
     code, output = run("train", results / "small-staged.yaml", "--results", results)
     assert code == 0
     assert "everything was done already" in output
 
 
-def test_a_winner_goes_on_from_its_own_trunk_so_that_nothing_is_trained_twice(results: Path) -> None:
+def test_the_folder_of_a_sweep_says_what_to_train_and_where_to_go_on(results: Path) -> None:
     swept = only_folder(results, "small")
     code, output = run("train", swept, "--tokens", "80k")
     assert code == 0, output
