@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import secrets
 import shutil
 import socket
 import subprocess
@@ -42,12 +41,11 @@ def cluster() -> Iterator[Cluster]:
     # Ray puts sockets there, and a socket's path has at most 107 characters: pytest's own folders are too deep.
     folder = Path(tempfile.mkdtemp(prefix="ray-job-"))
     mark = folder.name
-    token = folder / "auth_token"
-    token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PRETUNE_"))}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "HOME": str(folder)}
+    environment |= {"RAY_AUTH_MODE": "token", "HOME": str(folder)}
     environment |= {"PATH": f"{_RAY.parent}:{os.environ['PATH']}", "PRETUNE_TEST_MARK": mark}
+    # Into ~/.ray/auth_token of that home.
+    subprocess.run([_RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     # Ports of its own, so that it does not meet another cluster on this machine.
     names = ("port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port", "dashboard-port")
     ports = dict(zip(names, _free_ports(len(names)), strict=True))
