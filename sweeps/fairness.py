@@ -12,6 +12,7 @@ from typing import Literal
 
 from core.evaluation import MASKING_RATE
 from data_pipeline.input_fault import InputFault
+from data_pipeline.manifest import Manifest
 from sweeps.informed_start import BATCH, BETA2, HALF_LIFE, MASKING, half_life_tokens
 from sweeps.sweep_config import SweepConfig
 
@@ -87,9 +88,12 @@ def holdout_remark(*, loss: float, margin_nats: float | None, num_predicted: int
     )
 
 
-def num_predicted_positions(sweep: SweepConfig, num_holdout_tokens: int) -> int:
-    """Positions of a holdout of so many tokens that an evaluation predicts, nearly."""
-    return round(num_holdout_tokens * (MASKING_RATE if sweep.objective.masked_lm else 1.0))
+def num_predicted_positions(sweep: SweepConfig, manifest: Manifest) -> int:
+    """Positions of the holdout that an evaluation predicts, nearly; of conversations the answers alone."""
+    rows = manifest.rows["holdout"]
+    if rows.num_answer_tokens is not None:
+        return rows.num_answer_tokens
+    return round(rows.num_tokens * (MASKING_RATE if sweep.objective.masked_lm else 1.0))
 
 
 def refuse_unfair(found: list[Remark]) -> None:

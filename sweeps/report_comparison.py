@@ -120,8 +120,7 @@ def _replay_in_words(found: Replay) -> Iterator[str]:
 def fairness_section(findings: Findings) -> Section:
     """Comparisons that hold, and those that mislead."""
     sweep = findings.sweep
-    holdout = None if findings.manifest is None else findings.manifest.splits["holdout"].num_tokens
-    num_predicted = None if holdout is None else num_predicted_positions(sweep, holdout)
+    num_predicted = None if findings.manifest is None else num_predicted_positions(sweep, findings.manifest)
     rungs = rung_tokens(sweep.early_stopping, sweep.budget.tokens_per_trial)
     found = remarks(sweep, rungs=rungs, num_predicted=num_predicted)
     found += after_the_sweep(findings)
@@ -135,6 +134,6 @@ def after_the_sweep(findings: Findings) -> list[Remark]:
     found = verdict(findings.records)
     if found is None or findings.manifest is None:
         return []
-    num_predicted = num_predicted_positions(findings.sweep, findings.manifest.splits["holdout"].num_tokens)
+    num_predicted = num_predicted_positions(findings.sweep, findings.manifest)
     remark = holdout_remark(loss=found.best.mean, margin_nats=found.margin_nats, num_predicted=num_predicted)
     return [] if remark is None else [remark]

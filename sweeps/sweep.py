@@ -144,9 +144,7 @@ def _run(
         return wall_s_before + time.monotonic() - started_at
 
     run = SweepRun(plan, data, folder, wall_s=wall_s, say=say, at_uri=at_uri)
-    # Of conversations only the answers are predicted.
-    answers = data.manifest.rows["holdout"].num_answer_tokens
-    num_predicted = num_predicted_positions(sweep, answers or data.holdout.num_tokens)
+    num_predicted = num_predicted_positions(sweep, data.manifest)
     for remark in remarks(sweep, rungs=plan.rungs, num_predicted=num_predicted):
         if remark.verdict != "fair":
             console.print(f"{remark.verdict:<8} {remark}", highlight=False, markup=False, soft_wrap=True)

@@ -1,13 +1,16 @@
 """Comparisons that would mislead are named before a sweep, each with its remedy; fair ones pass."""
 
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from conversing import prepared_conversations
 from sweep_examples import tiny_sweep
 from sweeps.early_stopping import rung_tokens
-from sweeps.fairness import Remark, UnfairSweepError, holdout_remark, refuse_unfair, remarks
+from sweeps.fairness import Remark, UnfairSweepError, holdout_remark, num_predicted_positions, refuse_unfair, remarks
 from sweeps.sweep_config import SweepConfig
 
 
@@ -92,6 +95,15 @@ def test_a_small_holdout_is_warned_of_with_a_share_that_would_do() -> None:
 def test_a_swept_precision_is_warned_of_for_trials_are_evaluated_in_their_own() -> None:
     found = remarks_on({"training.precision": {"choice": ["fp32", "bf16"]}})
     assert [verdict for verdict, _ in found] == ["warning"]
+
+
+def test_of_conversations_the_holdout_predicts_the_answers_alone(tmp_path: Path) -> None:
+    data = prepared_conversations(tmp_path, [[("user", f"what is {n}"), ("assistant", f"{n}")] for n in range(40)])
+    is_target = data.holdout.rows(np.arange(data.holdout.num_rows)).is_target
+    assert is_target is not None
+    answers = int(is_target.sum())
+    assert 0 < answers < data.holdout.num_tokens
+    assert num_predicted_positions(tiny_sweep(), data.manifest) == answers
 
 
 def test_a_lead_within_the_error_of_the_holdout_is_warned_of_with_the_tokens_that_would_do() -> None:
