@@ -1,6 +1,5 @@
 """Classifiers: the logits, losses and gradients of transformers, and the one loop that trains everything."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +33,6 @@ CONFIGS = {
 }
 CLASSES = ("dns", "http", "tls")
 FP32 = Precision("fp32", "cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from finished_sweep import TinySweep, run_tiny_sweep
 
@@ -7,3 +10,12 @@ from finished_sweep import TinySweep, run_tiny_sweep
 def tiny_sweep(tmp_path_factory: pytest.TempPathFactory) -> TinySweep:
     """Run by the first test of all modules that asks for it."""
     return run_tiny_sweep(tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tests of tiny models in this process, which gain nothing from threads that wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,11 +1,12 @@
 """Talking with a model: by the chat template in its folder, to its end mark, as transformers does."""
 
 import json
-from collections.abc import Iterator
+import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -21,17 +22,11 @@ from data_pipeline.tokenizer import train_tokenizer
 from small_models import exported
 from sweeps.cli import app
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONVERSATIONS: list[Turns] = [
     [("user", f"say {n}"), ("assistant", "yes!"), ("user", "again"), ("assistant", "no, no")] for n in range(30)
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +135,11 @@ def test_what_does_not_go_together_is_told(talker: Path, tmp_path: Path) -> None
     )
     assert "--system is a turn of a conversation" in run("generate", without, "x", "--system", "y", fails=True)
     assert "--chat reads what is said from its input" in run("generate", talker, "x", "--chat", fails=True)
+
+
+def test_a_chat_is_refused_on_a_terminal_too_where_the_model_has_no_template(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sweeps", "generate", str(exported(tmp_path, "decoder")), "--chat"]
+    _, terminal = pty.openpty()
+    done = subprocess.run(command, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "--chat goes with a model that was trained on conversations" in " ".join(done.stderr.split())

@@ -1,7 +1,6 @@
 """Feature vectors: those of transformers, in the table's order, whatever the batch."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,8 @@ from typer.testing import CliRunner
 from small_models import exported
 from sweeps.cli import app
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TEXTS = [
     "the red cat",
     "a house",
@@ -23,14 +24,6 @@ TEXTS = [
     "x " * 200,
     "the",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,9 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from mlflow.tracking import MlflowClient
 from transformers import pipeline
 from typer.testing import CliRunner, Result
@@ -20,16 +18,10 @@ from command import ROOT
 from small_models import exported
 from sweeps.cli import app
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = ("--classify", "animal", "--epochs", "6", "--batch-size", "16", "--learning-rate", "3e-3")
 COLORS, ANIMALS = ("red", "old", "big"), ("cat", "dog")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

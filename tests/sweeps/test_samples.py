@@ -16,6 +16,8 @@ from data_pipeline.token_blocks import PreparedCorpus, Rows, TokenBlocks
 from data_pipeline.tokenizer import train_tokenizer, vocabulary_of
 from sweeps.samples import draw_samples, with_brackets
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TEXTS = [f"the {color} {animal} sees a {color} house" for color in ("red", "old", "big") for animal in ("cat", "dog")]
 
 
@@ -29,11 +31,6 @@ class RowsInMemory:
 
     def rows(self, row_numbers: NDArray[np.int64]) -> Rows:
         return Rows(self._tokens[row_numbers], np.full(len(row_numbers), self.sequence_length, np.int32), None)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def test_white_space_in_brackets_can_be_seen() -> None:
