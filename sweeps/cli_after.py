@@ -169,7 +169,7 @@ def generate(
         elif as_json:
             print_json({"prompt": prompt or "", "continuation": "".join(pieces(prompt or ""))})
         elif prompt is None and is_typed():
-            said = Conversation(speaker).reply if speaker.answers else pieces
+            said = Conversation(speaker).reply if chat or speaker.answers else pieces
             answer_typed("prompt> ", lambda text: show(text, said), say=_aside)
         elif chat:
             said = Conversation(speaker).reply
