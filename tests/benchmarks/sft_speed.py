@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from training_speed import BETA2, LEARNING_RATE, WEIGHT_DECAY, clock, trainer_arguments, wait_for
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -49,9 +50,6 @@ from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerCo
 from data_pipeline.prepare import prepare
 from data_pipeline.token_blocks import PreparedCorpus
 
-LEARNING_RATE = 5e-4
-WEIGHT_DECAY = 0.01
-BETA2 = 0.98
 TARGET = 2.0
 MODEL = ModelConfig(
     family="decoder", layers=8, width=512, heads=32, kv_heads=8, feed_forward_width=1408, sequence_length=512
@@ -146,10 +144,10 @@ class Ours:
     def take(self) -> None:
         """One step, timed and counted."""
         number = len(self.counted.seconds)
-        began_at = _clock()
+        began_at = clock()
         result = self.step.take(step=number, position=number * BATCH, learning_rate=lambda _: LEARNING_RATE)
-        _wait(self.workers.device)
-        self.counted.seconds.append(_clock() - began_at)
+        wait_for(self.workers.device)
+        self.counted.seconds.append(clock() - began_at)
         assert isinstance(result, StepResult)
         shard = self.source.shard(position=number * BATCH, batch_size=BATCH, rank=0, num_workers=1)
         batch = self.source.batch(shard, 0, BATCH)
@@ -196,11 +194,11 @@ class InTurn(TrainerCallback):
         self._began_at = 0.0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._began_at = _clock()
+        self._began_at = clock()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        _wait(self.ours.workers.device)
-        self.counted.seconds.append(_clock() - self._began_at)
+        wait_for(self.ours.workers.device)
+        self.counted.seconds.append(clock() - self._began_at)
         answers, real, places = self.collator.take_counts()
         self.counted.answers.append(answers)
         self.counted.real.append(real)
@@ -208,7 +206,7 @@ class InTurn(TrainerCallback):
         keep_freed_memory(True)
         self.ours.take()
         keep_freed_memory(False)
-        self._began_at = _clock()
+        self._began_at = clock()
 
 
 def as_their_rows(conversations: Sequence[Conversation]) -> list[dict[str, Any]]:
@@ -234,25 +232,8 @@ def their_trainer(
     model: Any, rows: list[dict[str, Any]], collator: Callable[..., Any], callback: TrainerCallback, num_steps: int
 ) -> Trainer:
     """`Trainer` as its documentation would have it for this job."""
-    device = next(model.parameters()).device
-    arguments = TrainingArguments(
-        output_dir="/tmp/unused",
-        per_device_train_batch_size=MICRO_BATCH,
-        gradient_accumulation_steps=BATCH // MICRO_BATCH,
-        max_steps=num_steps,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        weight_decay=WEIGHT_DECAY,
-        adam_beta2=BETA2,
-        max_grad_norm=1.0,
-        optim="adamw_torch_fused",
-        bf16=choose_precision("auto", device).name == "bf16",
-        use_cpu=device.type == "cpu",
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        seed=0,
+    arguments = trainer_arguments(
+        next(model.parameters()).device, batch_size=BATCH, micro_batch_size=MICRO_BATCH, num_steps=num_steps
     )
     return Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[callback])  # type: ignore[arg-type]
 
@@ -309,16 +290,6 @@ def _rates(counted: Counted) -> list[float]:
 
 def _rate(tokens: Sequence[int], counted: Counted) -> float:
     return sum(tokens[1:]) / sum(counted.seconds[1:])
-
-
-def _clock() -> float:
-    """Seconds; with one thread the processor's own, which do not run while others have the core."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def report(found: Sequence[Measured]) -> None:

@@ -244,21 +244,21 @@ class InTurn(TrainerCallback):
 
     def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
         self._note_losses(model)
-        self._theirs_began_at = _clock()
+        self._theirs_began_at = clock()
 
     def on_step_end(self, *_: Any, model: Any, **__: Any) -> None:
-        _wait(self.ours.workers.device)
-        theirs_s = _clock() - self._theirs_began_at
+        wait_for(self.ours.workers.device)
+        theirs_s = clock() - self._theirs_began_at
         keep_freed_memory(True)
-        began_at = _clock()
+        began_at = clock()
         self.ours.take()
-        _wait(self.ours.workers.device)
-        self.times.append((theirs_s, _clock() - began_at))
+        wait_for(self.ours.workers.device)
+        self.times.append((theirs_s, clock() - began_at))
         keep_freed_memory(False)
         self.matmul_rates.append(_matmul_flops_per_s(self.ours.workers.device, self.ours.precision.dtype))
         if self.evaluate_every and len(self.times) % self.evaluate_every == 0:
             self._note_losses(model)
-        self._theirs_began_at = _clock()
+        self._theirs_began_at = clock()
 
     def _note_losses(self, theirs: Any) -> None:
         if self.evaluate_every is None:
@@ -299,6 +299,31 @@ def their_model(system: System, corpus: Corpus, ours: LanguageModel, device: tor
     return model.to(device)
 
 
+def trainer_arguments(
+    device: torch.device, *, batch_size: int, micro_batch_size: int, num_steps: int
+) -> TrainingArguments:
+    """Of `Trainer`, as its documentation would have them, with our optimizer and learning rate."""
+    return TrainingArguments(
+        output_dir="/tmp/unused",
+        per_device_train_batch_size=micro_batch_size,
+        gradient_accumulation_steps=batch_size // micro_batch_size,
+        max_steps=num_steps,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        weight_decay=WEIGHT_DECAY,
+        adam_beta2=BETA2,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        bf16=choose_precision("auto", device).name == "bf16",
+        use_cpu=device.type == "cpu",
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        seed=0,
+    )
+
+
 def their_trainer(
     system: System,
     corpus: Corpus,
@@ -318,26 +343,11 @@ def their_trainer(
         pad_token="<unk>" if system.model.is_causal else "<pad>",
         mask_token=None if system.model.is_causal else "<mask>",
     )
-    micro_batch_size = min(system.micro_batch_size, batch_size)
-    is_cpu = next(model.parameters()).device.type == "cpu"
-    arguments = TrainingArguments(
-        output_dir="/tmp/unused",
-        per_device_train_batch_size=micro_batch_size,
-        gradient_accumulation_steps=batch_size // micro_batch_size,
-        max_steps=num_steps,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        weight_decay=WEIGHT_DECAY,
-        adam_beta2=BETA2,
-        max_grad_norm=1.0,
-        optim="adamw_torch_fused",
-        bf16=choose_precision("auto", next(model.parameters()).device).name == "bf16",
-        use_cpu=is_cpu,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        seed=0,
+    arguments = trainer_arguments(
+        next(model.parameters()).device,
+        batch_size=batch_size,
+        micro_batch_size=min(system.micro_batch_size, batch_size),
+        num_steps=num_steps,
     )
     collator = CountingCollator(tokenizer, mlm=not system.model.is_causal, mlm_probability=MASKING_RATE)
     num_rows = num_steps * batch_size
@@ -408,9 +418,9 @@ def _noise_share(ours: Ours, *, tokens_per_step: int, step_s: float) -> float:
     parameters = list(ours.model.parameters())
     seconds = []
     for _ in range(3):
-        began_at = _clock()
+        began_at = clock()
         gradient_norm(parameters).item()
-        seconds.append(_clock() - began_at)
+        seconds.append(clock() - began_at)
     every = steps_between_measurements(tokens_per_step=tokens_per_step, needs_extra_pass=False)
     return statistics.median(seconds) / (every * step_s)
 
@@ -469,20 +479,20 @@ def _matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     times = []
     for _ in range(4):
-        _wait(device)
-        began_at = _clock()
+        wait_for(device)
+        began_at = clock()
         left @ right
-        _wait(device)
-        times.append(_clock() - began_at)
+        wait_for(device)
+        times.append(clock() - began_at)
     return 2.0 * size**3 / min(times)
 
 
-def _clock() -> float:
+def clock() -> float:
     """Seconds; with one thread the processor's own, which do not run while others have the core."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
