@@ -33,6 +33,8 @@ def make_quick() -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # That transformers is not here, which serves a registered model and trains none, is no news to who sweeps.
+    logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
     # MLflow's own default is to try each request for many minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
