@@ -23,6 +23,7 @@ from core.side_by_side import Way, measure_side_by_side
 from core.training_flops import training_flops_a_token
 from data_pipeline.settings import Settings
 from sweeps.cluster import AutoLanes, LanePlan, device_kind, plan_lanes, worker_memory_bytes
+from sweeps.informed_start import middle_run
 from sweeps.kept_measurements import KeptMeasurements, OfShape
 from sweeps.memory_observations import file_of_device
 from sweeps.plan import place_of_trials
@@ -78,7 +79,8 @@ def auto_lanes(
     all_ways = _ways(sweep, is_on_gpu=alone.use_gpu)
     if len(all_ways) == 1:
         return AutoLanes(all_ways[0].processes, all_ways[0].threads, "")
-    run = sweep.run_config()
+    # Not the file's own settings: those that are swept may lie outside the space, a model that no trial has.
+    run = middle_run(sweep)
 
     def needed_bytes(rows: int) -> int:
         place = place_of_trials(sweep, alone)
@@ -124,7 +126,7 @@ def auto_lanes(
 
 
 def _rows(run: RunConfig, *, num_workers: int) -> int:
-    """Of a micro-batch of the file's own settings."""
+    """Of a micro-batch."""
     asked, batch_size = run.training.micro_batch_size, run.training.batch_size
     if asked != "auto":
         return min(asked, math.ceil(batch_size / num_workers))

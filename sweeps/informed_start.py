@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from core.run_config import RunConfig
 from sweeps.memory_frontier import MICRO_BATCH
 from sweeps.search_space import Distribution
 from sweeps.settings_sampler import holds
@@ -55,6 +56,15 @@ def informed_points(sweep: SweepConfig) -> list[InformedPoint]:
         if settings not in known and _is_possible(sweep, settings):
             points.append(InformedPoint(settings, reasons))
     return points[:most]
+
+
+def middle_run(sweep: SweepConfig) -> RunConfig:
+    """A run with settings in the middle of the space, for what depends on how large trials are on the whole.
+
+    What the file says where that lies in the space; and as it stands where the middle is no valid run.
+    """
+    settings, _ = _settings_at(sweep, _batch_sizes(sweep)[0])
+    return sweep.run_config(settings if _is_possible(sweep, settings) else {})
 
 
 def with_smaller_micro_batch(sweep: SweepConfig, settings: dict[str, Any]) -> dict[str, Any] | None:

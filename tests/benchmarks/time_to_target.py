@@ -285,6 +285,8 @@ def pretune(sweep: SweepConfig, data: PreparedCorpus, seed: int, targets: dict[s
     process = subprocess.Popen(
         [sys.executable, "-m", "sweeps", "sweep", str(file), "--results", str(results)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True,
+        # Ignored in the background jobs of a shell, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
     reached_s: dict[str, float] = {}

@@ -10,6 +10,7 @@ from sweep_examples import tiny_sweep
 from sweeps import auto_lanes as room
 from sweeps.auto_lanes import LanePace, LanePaces, auto_lanes
 from sweeps.cluster import AutoLanes, plan_lanes, this_machine
+from sweeps.informed_start import middle_run
 from sweeps.kept_measurements import KeptMeasurements
 from sweeps.plan import plan_sweep
 from sweeps.sweep_config import ResourcesConfig, SweepConfig
@@ -24,7 +25,7 @@ def choice(sweep: SweepConfig, results: Path) -> AutoLanes | None:
 
 
 def keep(sweep: SweepConfig, results: Path, rates: dict[Way, float | None]) -> None:
-    shape = room._shape(sweep.run_config(), 1000)
+    shape = room._shape(middle_run(sweep), 1000)
     paces = tuple(LanePace(processes=w.processes, threads=w.threads, tokens_per_s=r) for w, r in rates.items())
     file = results / "memory" / "cpu-lanes.json"
     KeptMeasurements(file, LanePaces, what="lanes").add({shape: LanePaces(shape=shape, paces=paces)})
@@ -76,6 +77,18 @@ def test_lanes_that_memory_does_not_hold_are_no_choice(tmp_path: Path) -> None:
     # Of one worker: more than half of what there is, so that two do not fit.
     found = choice(tiny_sweep(*LONG, f"resources.memory={machine * 2 // 2**20}MiB"), tmp_path)
     assert found == AutoLanes(1, CORES, "memory holds no more")
+
+
+@needs_two_cores
+def test_a_model_in_the_file_that_no_trial_has_does_not_count(tmp_path: Path) -> None:
+    large = "model.width=1024"
+    alone = tiny_sweep(*LONG, large, "resources.memory=20MiB")
+    assert choice(alone, tmp_path) == AutoLanes(1, CORES, "memory holds no more")
+    swept = tiny_sweep(*LONG, large, "resources.memory=20MiB", "search={model.width: {choice: [32, 48, 64]}}")
+    assert middle_run(swept).model.width == 48
+    found = choice(swept, tmp_path)
+    assert found is not None
+    assert "measured" in found.reason
 
 
 def test_one_trial_or_a_number_in_the_file_leaves_nothing_to_measure(tmp_path: Path) -> None:
