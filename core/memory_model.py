@@ -81,6 +81,7 @@ def predict_memory(
     shape = RunShape(
         model=_without_numbers(run.model),
         vocabulary_size=vocabulary_size,
+        num_classes=run.objective.num_classes,
         precision=predicted_precision(run, place.device_type),
         is_checkpointed=run.training.activation_checkpointing,
         lora=_lora_without_numbers(run.training.lora),
@@ -204,7 +205,9 @@ def _lora_without_numbers(lora: LoraConfig | None) -> LoraConfig | None:
 
 def _stretches(run: RunConfig, vocabulary_size: int, first: int, last: int) -> list[Stretch]:
     """The micro-batch sizes from first to last, parted where the vocabulary head goes through in more chunks."""
-    model = _model_without_memory(run.model, vocabulary_size, is_frozen=run.training.lora is not None)
+    model = _model_without_memory(
+        run.model, vocabulary_size, run.objective.num_classes, is_frozen=run.training.lora is not None
+    )
     found: list[Stretch] = []
     most = 0
     for size in range(first, last + 1):
@@ -226,6 +229,8 @@ def _num_chunks(model: LanguageModel, num_rows: int, *, row_length: int, predict
 
 
 @lru_cache(maxsize=16)
-def _model_without_memory(config: ModelConfig, vocabulary_size: int, *, is_frozen: bool) -> LanguageModel:
+def _model_without_memory(
+    config: ModelConfig, vocabulary_size: int, num_classes: int | None, *, is_frozen: bool
+) -> LanguageModel:
     with torch.device("meta"):
-        return build_model(config, vocabulary_size).requires_grad_(not is_frozen)
+        return build_model(config, vocabulary_size, num_classes=num_classes).requires_grad_(not is_frozen)

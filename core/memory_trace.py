@@ -41,6 +41,8 @@ class RunShape:
 
     model: ModelConfig
     vocabulary_size: int
+    num_classes: int | None
+    """Of an encoder that tells classes of texts apart; None: tokens are predicted."""
     precision: Literal["fp32", "bf16", "fp16"]
     is_checkpointed: bool
     lora: LoraConfig | None
@@ -65,12 +67,12 @@ class _Allocation:
 class MemoryTrace:
     """Allocations in order, each with the part of the run that it belongs to."""
 
-    def __init__(self, vocabulary_size: int) -> None:
+    def __init__(self, num_logits: int) -> None:
         self.events: list[AllocationEvent] = []
         self._allocations: list[_Allocation] = []
         self._living: dict[int, int] = {}  # storage key to allocation number
         self._part: Part = "temporaries"
-        self._vocabulary_size = vocabulary_size
+        self._num_logits = num_logits  # of a position: one for each token, or for each class
         self._parameter_shapes: set[torch.Size] = set()
 
     def note(self, key: int, num_bytes: int, tensor: Tensor | None) -> None:
@@ -139,7 +141,7 @@ class MemoryTrace:
             return "temporaries" if tensor.dtype == torch.float32 else "cast parameters"
         # (D, V) is the gradient of a head's matrix, transposed.
         is_matrix = tensor.shape[::-1] in self._parameter_shapes
-        return "logits" if tensor.shape[-1:] == (self._vocabulary_size,) and not is_matrix else "temporaries"
+        return "logits" if tensor.shape[-1:] == (self._num_logits,) and not is_matrix else "temporaries"
 
     def _note_gradients(self, parameters: Sequence[Tensor], _arrived: Tensor) -> None:
         for parameter in parameters:
@@ -154,14 +156,14 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
 
     Takes up to a second, no memory to speak of, no device, and leaves the random state alone.
     """
-    trace = MemoryTrace(shape.vocabulary_size)
+    trace = MemoryTrace(shape.num_classes or shape.vocabulary_size)
     meter = StorageMeter(
         of_fakes=True, kernels_of=shape.device_type, on_change=trace.note, on_scratch=trace.note_scratch
     )
     with ExitStack() as modes:
         modes.enter_context(torch.random.fork_rng(devices=[]))
         modes.enter_context(FakeTensorMode())
-        model = build_model(shape.model, shape.vocabulary_size)
+        model = build_model(shape.model, shape.vocabulary_size, num_classes=shape.num_classes)
         precision = Precision(shape.precision, "cpu")
         if shape.lora is not None:
             add_lora(model, shape.model, shape.lora, frozen_dtype=precision.dtype)

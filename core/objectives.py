@@ -125,8 +125,9 @@ def num_chunks(model: LanguageModel, batch: Batch) -> int:
 
     Of a frozen matrix they are small: it has no gradient, for which a chunk would cost a pass over it.
     """
-    vocabulary_size, width = model.tokens.weight.shape
-    if not model.vocabulary_matrix().requires_grad:
+    matrix_VD = model.vocabulary_matrix()
+    vocabulary_size, width = matrix_VD.shape
+    if not matrix_VD.requires_grad:
         return max(1, math.ceil(batch.most_predicted / max(1, _MIN_LOGITS_AT_ONCE // vocabulary_size)))
     num_layers = sum(isinstance(module, Attention) for module in model.modules())
     activation_bytes = _SAVED_BYTES_A_LAYER * batch.inputs_BT.numel() * width * num_layers
