@@ -15,7 +15,7 @@ from data_pipeline.corpus_config import CorpusError
 from data_pipeline.encode import frame, token_dtype
 from data_pipeline.rejects import Reason, Reject, excerpt_of
 from data_pipeline.survey import hash_texts, holdout_threshold, is_below
-from data_pipeline.table_rows import columns_of, missing_column, table_rows
+from data_pipeline.table_rows import ON_THE_COMMAND_LINE, SettingNames, columns_of, missing_column, table_rows
 from data_pipeline.token_blocks import PreparedCorpus, Rows, TokenBlocks
 from data_pipeline.tokenizer import Vocabulary
 
@@ -54,7 +54,9 @@ def _order_of_class(name: str) -> tuple[bool, int, str]:
     return (False, int(name), name) if name.isdecimal() else (True, 0, name)
 
 
-def read_labelled(table: Corpus, label: str, *, least_rows: int = 1) -> LabelledTexts:
+def read_labelled(
+    table: Corpus, label: str, *, least_rows: int = 1, names: SettingNames = ON_THE_COMMAND_LINE
+) -> LabelledTexts:
     """Every row that has a text and a label; labels are what stands in their column, white space around it apart.
 
     Args:
@@ -66,11 +68,12 @@ def read_labelled(table: Corpus, label: str, *, least_rows: int = 1) -> Labelled
     """
     for kind in table.files:
         if label not in kind.columns:
-            raise CorpusError(f"{kind.path} {missing_column(label, kind.columns, option='--classify')}")
+            option = names.label + names.before_value
+            raise CorpusError(f"{kind.path} {missing_column(label, kind.columns, option=option)}")
         if label == kind.text_column:
             raise CorpusError(
                 f"{kind.path}: the texts are read from {label!r}, so it cannot be the label as well; name "
-                f"the column of the texts with --text, one of {', '.join(columns_of(table))}"
+                f"the column of the texts with {names.text}, one of {', '.join(columns_of(table))}"
             )
     found = LabelledTexts(label)
     for row in table_rows(table, [label], on_reject=found.rejects.append):
@@ -82,7 +85,7 @@ def read_labelled(table: Corpus, label: str, *, least_rows: int = 1) -> Labelled
         else:
             found.rejects.append(Reject(row.file, row.line, Reason.NO_LABEL, excerpt_of(row.text)))
     found = _without_rare(found, least_rows)
-    _check_classes(found, table)
+    _check_classes(found, table, names)
     return found
 
 
@@ -100,13 +103,13 @@ def _without_rare(found: LabelledTexts, least_rows: int) -> LabelledTexts:
     )
 
 
-def _check_classes(found: LabelledTexts, table: Corpus) -> None:
+def _check_classes(found: LabelledTexts, table: Corpus, names: SettingNames) -> None:
     where = ", ".join(kind.path for kind in table.files[:_SHOWN])
     counts = Counter(found.labels)
     if not counts:
         reasons = Counter(reject.reason.value for reject in found.rejects)
         why = "; ".join(f"{count:,} times {reason}" for reason, count in reasons.most_common(_SHOWN))
-        why = why or f"all {found.left_out.total():,} are of classes below --least-rows"
+        why = why or f"all {found.left_out.total():,} are of classes below {names.least_rows}"
         raise CorpusError(f"{where} has no row with a text and a label in {found.label_column!r}: {why}")
     if len(counts) == 1:
         raise CorpusError(
@@ -116,16 +119,18 @@ def _check_classes(found: LabelledTexts, table: Corpus) -> None:
         )
     single = sorted(name for name, count in counts.items() if count == 1)
     if single:
-        names = ", ".join(map(repr, single[:_SHOWN])) + (", .." if len(single) > _SHOWN else "")
+        shown = ", ".join(map(repr, single[:_SHOWN])) + (", .." if len(single) > _SHOWN else "")
         have = "have" if len(single) > 1 else "has"
         raise CorpusError(
             f"{where}: {len(single)} of {len(counts)} classes in {found.label_column!r} {have} "
-            f"a single row ({names}), which cannot be both trained on and held out; leave such classes out with "
-            "--least-rows 2 (or more), or give them more rows"
+            f"a single row ({shown}), which cannot be both trained on and held out; leave such classes out with "
+            f"{names.least_rows}{names.before_value}2 (or more), or give them more rows"
         )
 
 
-def hold_out(texts: Sequence[str], labels: Sequence[str], share: float) -> NDArray[np.bool_]:
+def hold_out(
+    texts: Sequence[str], labels: Sequence[str], share: float, *, names: SettingNames = ON_THE_COMMAND_LINE
+) -> NDArray[np.bool_]:
     """(n,) which rows are held out: by a hash of the text, as a corpus is split, so equal texts stand on one side.
 
     A class of few texts may fall on one side whole. Then one text of it goes to the other: that with the lowest hash
@@ -152,8 +157,8 @@ def hold_out(texts: Sequence[str], labels: Sequence[str], share: float) -> NDArr
         own = of_class[one_sided[0]]
         raise CorpusError(
             f"the {len(own)} rows of class {one_sided[0]!r} have too few different texts ({len(set(own))}) to be both "
-            "trained on and held out, for equal texts stand on one side; leave such classes out with --least-rows "
-            f"{len(own) + 1}, or give them more texts"
+            "trained on and held out, for equal texts stand on one side; leave such classes out with "
+            f"{names.least_rows}{names.before_value}{len(own) + 1}, or give them more texts"
         )
     return np.array([side[text] for text in texts], np.bool_)
 

@@ -36,7 +36,22 @@ class TableRow:
     """By column, those that were asked for; empty where the row has none."""
 
 
-def open_table(path: str, *, text: str | None) -> Corpus:
+@dataclass(frozen=True)
+class SettingNames:
+    """What the settings of a reading are called where they are given, for words that say what to change."""
+
+    text: str = "--text"
+    label: str = "--classify"
+    least_rows: str = "--least-rows"
+    max_tokens: str = "--max-tokens"
+    before_value: str = " "
+    """Stands between a name and its value."""
+
+
+ON_THE_COMMAND_LINE = SettingNames()
+
+
+def open_table(path: str, *, text: str | None, names: SettingNames = ON_THE_COMMAND_LINE) -> Corpus:
     """The table in a file, folder or glob, examined; nothing of its rows is judged yet.
 
     Args:
@@ -49,11 +64,12 @@ def open_table(path: str, *, text: str | None) -> Corpus:
     table = examine_files(find_files(config), config, memory=None)
     for kind in table.files:
         if text is not None and kind.columns and text not in kind.columns:
-            raise CorpusError(f"{kind.path} {missing_column(text, kind.columns, option='--text')}")
+            option = names.text + names.before_value
+            raise CorpusError(f"{kind.path} {missing_column(text, kind.columns, option=option)}")
         if kind.refused is not None:
-            raise CorpusError(f"{kind.path}: {kind.refused.replace('corpus.text', '--text')}")
+            raise CorpusError(f"{kind.path}: {kind.refused.replace('corpus.text', names.text)}")
         if kind.has_dialogues:
-            raise CorpusError(f"{kind.path} holds conversations, not texts; name a column of texts with --text")
+            raise CorpusError(f"{kind.path} holds conversations, not texts; name a column of texts with {names.text}")
     return table
 
 
@@ -63,13 +79,17 @@ def columns_of(table: Corpus) -> tuple[str, ...]:
 
 
 def missing_column(wanted: str, columns: Sequence[str], *, option: str) -> str:
-    """What to say of a column that is not there: `has no column 'labl'; did you mean --classify label?`."""
+    """What to say of a column that is not there: `has no column 'labl'; did you mean --classify label?`.
+
+    Args:
+        option: What gives a column, up to its name.
+    """
     if not columns:
         return f"has no columns, so no {wanted!r}: it is plain text; give CSV, JSONL or Parquet"
     near = difflib.get_close_matches(wanted.lower(), [name.lower() for name in columns], n=1, cutoff=0.5)
     meant = next((name for name in columns if near and name.lower() == near[0]), None)
     return f"has no column {wanted!r}; " + (
-        f"did you mean {option} {meant}?" if meant is not None else f"its columns are {', '.join(columns)}"
+        f"did you mean {option}{meant}?" if meant is not None else f"its columns are {', '.join(columns)}"
     )
 
 

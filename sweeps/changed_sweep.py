@@ -19,8 +19,9 @@ from core.run_config import RunConfig
 from sweeps.outcomes import Outcome
 from sweeps.results_folder import SweepFolder, folder_name, sweep_identity
 from sweeps.search_space import Distribution
+from sweeps.settings_file import SettingsFileError
 from sweeps.sweep_config import SweepConfig
-from sweeps.sweep_file import SweepFileError, load_sweep_file
+from sweeps.sweep_file import load_sweep_file
 from sweeps.trial_records import TrialRecord, TrialStore, write_atomically
 
 CHANGES_FILE = "changes.json"
@@ -92,7 +93,7 @@ def find_earlier(mine: Path, name: str, data_fingerprint: str) -> EarlierSweep |
     for file in sorted(files, key=lambda one: one.stat().st_mtime, reverse=True):
         try:
             sweep = load_sweep_file(file)
-        except SweepFileError:
+        except SettingsFileError:
             continue  # Of a version with other settings: nothing to compare with.
         if sweep.name == name:
             # An identity is made of the file and the data: with ours it comes out only if theirs are the same.

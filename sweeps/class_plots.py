@@ -73,7 +73,7 @@ def curves_picture(runs: Sequence[FinetuneRun]) -> str | None:
 
 
 def _line_name(run: FinetuneRun) -> str:
-    return f"{run.start}, {run.learning_rate:g}, batch {run.batch_size}, seed {run.seed}"
+    return f"{run.start}, {run.learning_rate:g}, batch {run.batch_size}, {run.epochs:g} epochs, seed {run.seed}"
 
 
 def _commonest_first(confusions: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:

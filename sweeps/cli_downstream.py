@@ -7,23 +7,43 @@ import typer
 
 from data_pipeline.input_fault import InputFault
 from sweeps.cli_after import Place
-from sweeps.command_frame import AsJson, Results, explains_faults, print_json, results_folder, terminal
+from sweeps.command_frame import AsJson, Results, Set, explains_faults, print_json, results_folder, terminal
 
 Rows = Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet: a file, folder or glob.", show_default=False)]
 TextColumn = Annotated[
     str | None, typer.Option("--text", metavar="COLUMN", help="Column of the texts. Default: told by its name.")
 ]
+_WITH_A_FILE = ("place", "overrides", "out", "results", "as_json")
+"""Parameters of `finetune` that a file does not take the place of."""
 
 
 @explains_faults
 def finetune(
-    place: Place,
-    table: Rows,
-    label: Annotated[
-        str, typer.Option("--classify", metavar="COLUMN", help="Column of the classes.", show_default=False)
+    context: typer.Context,
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|MODEL",
+            help="File of a fine-tuning (YAML), which says all the rest; or a model, as the other commands take it.",
+            show_default=False,
+        ),
     ],
+    table: Annotated[
+        str | None,
+        typer.Argument(
+            help="With a model: labelled rows, as CSV, TSV, JSONL or Parquet: a file, folder or glob.",
+            show_default=False,
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option("--classify", metavar="COLUMN", help="With a model: column of the classes.", show_default=False),
+    ] = None,
     text: TextColumn = None,
-    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the rows.")] = 10.0,
+    epochs: Annotated[
+        list[float] | None,
+        typer.Option(min=0.01, help="Passes over the rows. May be repeated: each is tried.  [default: 10]"),
+    ] = None,
     batch_size: Annotated[
         list[int] | None, typer.Option(min=1, help="Rows a step. May be repeated: each is tried.  [default: 32]")
     ] = None,
@@ -48,6 +68,7 @@ def finetune(
     memory: Annotated[
         str | None, typer.Option(help="For training, as 2GiB; what does not fit goes through in smaller pieces.")
     ] = None,
+    overrides: Set = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="For what comes out. Default: in the results folder.")
     ] = None,
@@ -69,39 +90,63 @@ def finetune(
     from data_pipeline.settings import parse_bytes
     from sweeps.finetune import drop_checkpoints, plan_finetuning
     from sweeps.finetune import finetune as carry_out
+    from sweeps.finetune_file import RESOLVED_FILE
     from sweeps.finetune_report import print_data, print_figures, write_page
+    from sweeps.finetune_request import FinetuneRequest, model_and_rows, request_of_file
     from sweeps.finetune_tracking import record
     from sweeps.finetuned import METRICS_FILE, FinetuneSettings, write_files
     from sweeps.mlflow_store import MlflowStore, TrackingError
     from sweeps.mlflow_tags import source_tags
-    from sweeps.model_places import model_at
     from sweeps.results_folder import check_writable
-    from sweeps.trained_model import load_trained
+    from sweeps.trial_records import write_atomically
 
-    try:
-        memory_bytes = None if memory is None else int(parse_bytes(memory))
-    except ValueError as error:
-        raise InputFault(f"--memory {memory}: {error}") from error
-    settings = FinetuneSettings(
-        label=label,
-        text=text,
-        epochs=epochs,
-        batch_sizes=tuple(batch_size or (32,)),
-        learning_rates=tuple(learning_rate or ()),
-        seeds=tuple(seed or (0,)),
-        from_scratch=from_scratch,
-        dropout=dropout,
-        holdout=holdout,
-        least_rows=least_rows,
-        max_tokens=max_tokens,
-        micro_batch_size=micro_batch_size,
-        memory_bytes=memory_bytes,
-    )
+    if Path(place).suffix in (".yaml", ".yml"):
+        _refuse_beside_a_file(context, place)
+        request = request_of_file(place, overrides or [])
+    else:
+        if table is None or label is None:
+            raise InputFault(
+                f"{place} is no file of a fine-tuning (.yaml), so it is taken for a model; give the labelled rows and "
+                "the column of their classes as well: pretune finetune MODEL ROWS.csv --classify COLUMN"
+            )
+        if overrides:
+            raise InputFault(f"--set {overrides[0]}: overrides a setting of a file, and {place} is none")
+        try:
+            memory_bytes = None if memory is None else int(parse_bytes(memory))
+        except ValueError as error:
+            raise InputFault(f"--memory {memory}: {error}") from error
+        settings = FinetuneSettings(
+            label=label,
+            text=text,
+            epochs=tuple(epochs or (10.0,)),
+            batch_sizes=tuple(batch_size or (32,)),
+            learning_rates=tuple(learning_rate or ()),
+            seeds=tuple(seed or (0,)),
+            from_scratch=from_scratch,
+            dropout=dropout,
+            holdout=holdout,
+            least_rows=least_rows,
+            max_tokens=max_tokens,
+            micro_batch_size=micro_batch_size,
+            memory_bytes=memory_bytes,
+        )
+        request = FinetuneRequest(settings=settings, place=place, table=table)
     console = Console(file=io.StringIO()) if as_json else terminal()
     folder = results_folder(results)
-    with model_at(place, folder) as found_at:
-        trained = load_trained(found_at.folder)
-        plan = plan_finetuning(trained, settings, place=place, table=table, results_folder=folder, target=out)
+    with model_and_rows(request, folder) as (trained, found):
+        plan = plan_finetuning(
+            trained,
+            request.settings,
+            found,
+            place=request.place,
+            table=request.table,
+            results_folder=folder,
+            name=request.name,
+            target=out,
+            names=request.names,
+        )
+        if request.resolved is not None:
+            write_atomically(plan.folder / RESOLVED_FILE, request.resolved)
         print_data(plan, console)
         if plan.is_done:
             console.print("everything was done already; nothing was trained", style="bold")
@@ -121,6 +166,22 @@ def finetune(
         print_json(figures)
         return
     print_figures(figures, str(plan.folder), console)
+
+
+def _refuse_beside_a_file(context: typer.Context, file: str) -> None:
+    """Name every option that says what the file says."""
+    from click.core import ParameterSource
+
+    given = [
+        parameter.opts[-1] if parameter.param_type_name == "option" else str(context.params[name])
+        for parameter in context.command.params
+        if (name := parameter.name or "") not in _WITH_A_FILE
+        and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise InputFault(
+            f"{', '.join(given)}: {file} says all of that; change it there, or with --set, as --set training.epochs=4"
+        )
 
 
 @explains_faults

@@ -65,7 +65,7 @@ def embed(
     found = open_table(table, text=text)
     for name in keep:
         if name not in columns_of(found):
-            raise InputFault(f"{table} {missing_column(name, columns_of(found), option='--keep')}")
+            raise InputFault(f"{table} {missing_column(name, columns_of(found), option='--keep ')}")
         if name in (ROW, FEATURES):
             raise InputFault(f"--keep {name}: the output has a column of its own of this name")
     rejects: list[Reject] = []

@@ -39,7 +39,7 @@ from data_pipeline.labelled_rows import (
     read_labelled,
 )
 from data_pipeline.survey import hash_texts
-from data_pipeline.table_rows import open_table
+from data_pipeline.table_rows import ON_THE_COMMAND_LINE, SettingNames, open_table
 from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.class_metrics import always_the_commonest, measure
 from sweeps.finetuned import (
@@ -60,6 +60,8 @@ _RATE_AT_768 = 5e-5
 _WARMUP, _WEIGHT_DECAY = 0.06, 0.1
 """RoBERTa's for fine-tuning, with a linear decay (arXiv:1907.11692, table 10)."""
 _ROWS_AT_ONCE = 64
+_DECIDES_NOTHING = ("memory_bytes", "micro_batch_size", "purpose")
+"""Settings that leave what is learnt as it is."""
 _LOSS, _ACCURACY, _F1 = "holdout/loss_nats_per_token", "holdout/accuracy", "holdout/macro_f1"
 
 
@@ -83,36 +85,55 @@ class FinetunePlan:
         return (self.folder / METRICS_FILE).is_file()
 
 
+def read_rows(settings: FinetuneSettings, table: str, *, names: SettingNames = ON_THE_COMMAND_LINE) -> LabelledTexts:
+    """The labelled rows of a file, folder or glob.
+
+    Args:
+        names: Of the settings, where they were given.
+
+    Raises:
+        CorpusError: A fault in the table, or no such columns, with what to do.
+    """
+    opened = open_table(table, text=settings.text, names=names)
+    return read_labelled(opened, settings.label, least_rows=settings.least_rows, names=names)
+
+
 def plan_finetuning(
     trained: TrainedModel,
     settings: FinetuneSettings,
+    found: LabelledTexts,
     *,
     place: str,
     table: str,
     results_folder: Path,
+    name: str | None = None,
     target: Path | None = None,
+    names: SettingNames = ON_THE_COMMAND_LINE,
 ) -> FinetunePlan:
-    """Read, check and split the rows.
+    """Check that model and rows go together, and split the rows.
 
     Args:
+        found: The rows, as `read_rows` gives them.
         place: What the model was called.
-        table: File, folder or glob with the labelled rows.
+        table: What their file, folder or glob was called.
+        name: Of the fine-tuning. None: that of the table and the label.
         target: Folder for what comes out. None: one in the results folder, named by what decides it, so that the same
             again goes on.
+        names: Of the settings, where they were given.
 
     Raises:
         InputFault: A fault in any of these, with what to do.
     """
     if isinstance(trained.model, LlamaDecoder):
         raise InputFault(
-            f"{place} is a decoder: it continues texts, and --classify needs an encoder, which sees the whole text at "
-            "once; give a model trained with model.family: encoder"
+            f"{place} is a decoder: it continues texts, and {names.label} needs an encoder, which sees the whole text "
+            "at once; give a model trained with model.family: encoder"
         )
     longest = trained.config.num_positions
     if settings.max_tokens is not None and not 3 <= settings.max_tokens <= longest:
-        raise InputFault(f"--max-tokens {settings.max_tokens}: the model takes 3 to {longest}")
-    found = read_labelled(open_table(table, text=settings.text), settings.label, least_rows=settings.least_rows)
-    is_held_out = hold_out(found.texts, found.labels, settings.holdout)
+        given = f"{names.max_tokens}{names.before_value}{settings.max_tokens}"
+        raise InputFault(f"{given}: the model takes 3 to {longest}")
+    is_held_out = hold_out(found.texts, found.labels, settings.holdout, names=names)
     # Folders of other libraries may have more rows in the embeddings than the tokenizer has tokens.
     vocabulary = replace(trained.vocabulary, size=trained.model.tokens.num_embeddings)
     encoded = encode_texts(
@@ -127,7 +148,7 @@ def plan_finetuning(
         fingerprint=_fingerprint(found, encoded.tokens, is_held_out),
     )
     identity = _identity(trained, settings, data)
-    folder = target or results_folder / f"{Path(table).stem}-{settings.label}-{identity[:8]}"
+    folder = target or results_folder / f"{name or f'{Path(table).stem}-{settings.label}'}-{identity[:8]}"
     check_writable(folder)
     _claim(folder, identity)
     return FinetunePlan(settings, trained, place, table, found, is_held_out, encoded.num_cut, data, folder.absolute())
@@ -201,7 +222,7 @@ def _identity(trained: TrainedModel, settings: FinetuneSettings, data: PreparedC
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model_tensors(trained.model).items()):
         digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    decides = {k: v for k, v in asdict(settings).items() if k not in ("memory_bytes", "micro_batch_size")}
+    decides = {k: v for k, v in asdict(settings).items() if k not in _DECIDES_NOTHING}
     digest.update(json.dumps([decides, data.fingerprint], sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -229,11 +250,12 @@ def _runs_of(plan: FinetunePlan, start: Path) -> Iterator[tuple[FinetuneRun, Run
             "dropout": settings.dropout,
         }
     )
-    for begin, rate, batch_size, seed in itertools.product(starts, rates, settings.batch_sizes, settings.seeds):
+    combinations = itertools.product(starts, rates, settings.batch_sizes, settings.epochs, settings.seeds)
+    for begin, rate, batch_size, epochs, seed in combinations:
         training = {
             "batch_size": batch_size,
             "micro_batch_size": settings.micro_batch_size or "auto",
-            "epochs": settings.epochs,
+            "epochs": epochs,
             "initial_weights": str(start) if begin == "pretrained" else None,
             "learning_rate": rate,
             "schedule": "linear",
@@ -244,7 +266,8 @@ def _runs_of(plan: FinetunePlan, start: Path) -> Iterator[tuple[FinetuneRun, Run
         run = RunConfig.model_validate(
             {"model": model, "objective": {"classification": {"classes": plan.found.classes}}, "training": training}
         )
-        yield FinetuneRun(start=begin, learning_rate=rate, batch_size=batch_size, seed=seed), run
+        run_of = FinetuneRun(start=begin, learning_rate=rate, batch_size=batch_size, epochs=epochs, seed=seed)
+        yield run_of, run
 
 
 def _train(run: FinetuneRun, config: RunConfig, plan: FinetunePlan, workers: Workers, console: Console) -> FinetuneRun:
@@ -270,7 +293,7 @@ def _train(run: FinetuneRun, config: RunConfig, plan: FinetunePlan, workers: Wor
         workers=workers,
         folder=folder,
         report=report,
-        evaluate_at_tokens=[epoch * num_tokens for epoch in range(1, int(plan.settings.epochs) + 1)],
+        evaluate_at_tokens=[epoch * num_tokens for epoch in range(1, int(run.epochs) + 1)],
         memory_limit_bytes=plan.settings.memory_bytes,
     )
     if end.outcome != "completed" or end.shortages:

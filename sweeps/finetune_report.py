@@ -153,6 +153,8 @@ def _result(name: str, metrics: ClassMetrics, run: FinetuneRun | None) -> list[C
 
 def _facts(end: Finetuned) -> Iterator[tuple[str, str]]:
     found, settings = end.found, end.settings
+    if settings.purpose:
+        yield "purpose", settings.purpose
     yield "pretrained model", f"`{end.place}`, {end.num_parameters:,} parameters with its new head"
     yield "rows", f"{len(found.texts):,} of `{end.table}` with a text and a label in `{settings.label}`"
     if found.rejects:
@@ -179,7 +181,7 @@ def _facts(end: Finetuned) -> Iterator[tuple[str, str]]:
         "the epoch of the lowest holdout loss, and the run of the lowest. Chosen so, these figures are a little better "
         "than those of rows that nothing was chosen by",
     )
-    yield "schedule", f"{settings.epochs:g} epochs, linear, dropout {settings.dropout:g}"
+    yield "schedule", f"{', '.join(f'{one:g}' for one in settings.epochs)} epochs, linear, dropout {settings.dropout:g}"
     yield "model", f"`{end.model}`"
 
 
@@ -209,6 +211,7 @@ def _runs(end: Finetuned) -> Iterator[Block]:
             run.start,
             number(run.learning_rate, "g"),
             number(run.batch_size, "d"),
+            number(run.epochs, "g"),
             number(run.seed, "d"),
             run.outcome,
             number(run.loss if run.evaluations else None),
@@ -220,5 +223,16 @@ def _runs(end: Finetuned) -> Iterator[Block]:
         ]
         for run in sorted(end.runs, key=lambda run: run.loss)
     ]
-    columns = ["start", "learning rate", "batch", "seed", "outcome", "loss", "accuracy", "macro F1", "best epoch"]
+    columns = [
+        "start",
+        "learning rate",
+        "batch",
+        "epochs",
+        "seed",
+        "outcome",
+        "loss",
+        "accuracy",
+        "macro F1",
+        "best epoch",
+    ]
     yield Table([*columns, "seconds", "peak memory"], rows, "runs")

@@ -8,10 +8,11 @@ from typing import Any
 
 from mlflow.entities import Metric, Param
 
+from sweeps.finetune_file import RESOLVED_FILE
 from sweeps.finetuned import METRICS_FILE, MODEL_FOLDER, Finetuned, FinetuneRun
 from sweeps.mlflow_store import MlflowStore
 
-_FILES = (METRICS_FILE, "predictions.csv", "report.html", "confusion.svg", "rejects.jsonl")
+_FILES = (METRICS_FILE, "predictions.csv", "report.html", "confusion.svg", "rejects.jsonl", RESOLVED_FILE)
 _MOST_CHARACTERS = 6000
 """MLflow's limit for the value of a parameter."""
 
@@ -27,15 +28,16 @@ def record(store: MlflowStore, end: Finetuned, *, tags: Mapping[str, str]) -> st
     """
     with store.explained():
         parent = _create(store, end.folder.name, {**tags, "pretune.kind": "finetune"})
-        settings = {name: value for name, value in asdict(end.settings).items() if value not in (None, ())}
+        settings = {name: value for name, value in asdict(end.settings).items() if value not in (None, (), "")}
         _log(store, parent, settings | {"pretrained_model": end.place, "table": end.table}, _final(end))
         for run in end.runs:
             child = _create(store, run.name, {**tags, "pretune.kind": "finetune-run", "mlflow.parentRunId": parent})
-            chosen = {name: getattr(run, name) for name in ("start", "learning_rate", "batch_size", "seed")}
+            chosen = {name: getattr(run, name) for name in ("start", "learning_rate", "batch_size", "epochs", "seed")}
             _log(store, child, chosen, _of_run(run))
             store.client.set_terminated(child, "FINISHED" if run.outcome == "completed" else "FAILED")
         for name in _FILES:
-            store.client.log_artifact(parent, str(end.folder / name))
+            if (end.folder / name).is_file():
+                store.client.log_artifact(parent, str(end.folder / name))
         if (end.folder / MODEL_FOLDER).is_dir():
             store.client.log_artifacts(parent, str(end.folder / MODEL_FOLDER), artifact_path="model")
         store.client.set_terminated(parent, "FINISHED")

@@ -24,13 +24,16 @@ MODEL_FOLDER = "best"
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """What a fine-tuning is asked for. Several learning rates, batch sizes or seeds: every combination is trained."""
+    """What a fine-tuning is asked for. Several epochs, batch sizes, learning rates or seeds: every combination
+    is trained."""
 
     label: str
     """Column of the classes."""
+    purpose: str = ""
+    """What it is to find out; stands in the report."""
     text: str | None = None
     """Column of the texts. None: told by its name."""
-    epochs: float = 10.0
+    epochs: tuple[float, ...] = (10.0,)
     batch_sizes: tuple[int, ...] = (32,)
     learning_rates: tuple[float, ...] = ()
     """Peaks of a linear schedule. None given: 5e-5 at a width of 768, and more for narrower models, in proportion."""
@@ -56,6 +59,7 @@ class FinetuneRun:
     start: Start
     learning_rate: float
     batch_size: int
+    epochs: float
     seed: int
     outcome: str = ""
     reason: str = ""
@@ -75,7 +79,7 @@ class FinetuneRun:
     def name(self) -> str:
         """Tells runs of one fine-tuning apart; fit for a folder."""
         start = self.start.replace(" ", "-")
-        return f"{start}-rate-{self.learning_rate:g}-batch-{self.batch_size}-seed-{self.seed}"
+        return f"{start}-rate-{self.learning_rate:g}-batch-{self.batch_size}-epochs-{self.epochs:g}-seed-{self.seed}"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,11 @@ class ModelPlace:
     """The prepared corpus that MLflow names; None for a folder, which says it itself, and where it is not here."""
 
 
+def is_of_mlflow(place: str) -> bool:
+    """Whether a model is called by its address in MLflow."""
+    return place.startswith((_RUNS, _MODELS))
+
+
 @contextmanager
 def model_at(place: str, results_folder: Path) -> Iterator[ModelPlace]:
     """A local folder with the model of `place`, there for as long as the block runs.
@@ -37,7 +42,7 @@ def model_at(place: str, results_folder: Path) -> Iterator[ModelPlace]:
     Raises:
         ResultsError: MLflow has no such model, or does not answer.
     """
-    if not place.startswith((_RUNS, _MODELS)):
+    if not is_of_mlflow(place):
         yield ModelPlace(_named(place, results_folder) or Path(place))
         return
     with tempfile.TemporaryDirectory() as scratch:

@@ -61,11 +61,14 @@ def finished_sweep(folder: Path) -> FinishedSweep:
     return FinishedSweep(folder.absolute(), load_sweep_file(folder / "sweep.yaml"), tuple(records))
 
 
-def find_finished(name: str, *, size: str, results_folder: Path, what_for: str) -> FinishedSweep:
+def find_finished(
+    name: str, *, size: str, results_folder: Path, what_for: str, is_needed: bool = False
+) -> FinishedSweep:
     """The newest finished sweep or training of a name and size, or the one in the folder that the name is.
 
     Args:
         what_for: The setting that asks, for the message.
+        is_needed: Whether nothing can be done without it.
 
     Raises:
         ResultsError: There is none; says what to run first.
@@ -81,10 +84,11 @@ def find_finished(name: str, *, size: str, results_folder: Path, what_for: str) 
         found = finished_sweep(folder)
         if found.sweep.size == size:
             return found
+    without = "or leave it out (pretune train ... --from file trains with the file's own settings)"
+    others = "or name another one or its folder" if is_needed else f"name another one or its folder, {without}"
     raise ResultsError(
         f"{what_for}: {results_folder} holds no finished sweep or training called {name} of size {size}. Run that "
-        "first, name another one or its folder, or leave it out (pretune train ... --from file trains with the file's "
-        "own settings)."
+        f"first, {others}."
     )
 
 
@@ -113,7 +117,7 @@ def beginning_with_weights(sweep: SweepConfig, results_folder: Path) -> SweepCon
     if sweep.start is None or sweep.start.weights_of is None:
         return sweep
     name = sweep.start.weights_of
-    place, earlier = _place_of_model(name, sweep.size, results_folder)
+    place, earlier = place_of_model(name, sweep.size, results_folder)
     folder = model_folder(place)
     shape, faults = merged_shape(sweep.model, folder)
     faults += [
@@ -137,14 +141,25 @@ def beginning_with_weights(sweep: SweepConfig, results_folder: Path) -> SweepCon
     return with_notes(SweepConfig.model_validate(values), f"weights, shape and tokenizer of {folder.weights}")
 
 
-def _place_of_model(name: str, size: str, results_folder: Path) -> tuple[Path, SweepConfig | None]:
-    """Where the model of that name lies, and the sweep that it came of, if it is one's."""
+def place_of_model(
+    name: str, size: str, results_folder: Path, *, is_needed: bool = False
+) -> tuple[Path, SweepConfig | None]:
+    """Where the model that `start.weights_of` names lies, and the sweep that it came of, if it is one's.
+
+    Args:
+        is_needed: Whether nothing can be done without it.
+
+    Raises:
+        ResultsError: There is none; says what to do first.
+    """
     place = Path(name).expanduser()
     if (place / "config.json").is_file() or (place / "trial.json").is_file():
         return place, None
     if place.is_dir() and not (place / "sweep.yaml").is_file():
         model_folder(place)  # says what it lacks
-    found = find_finished(name, size=size, results_folder=results_folder, what_for="start.weights_of")
+    found = find_finished(
+        name, size=size, results_folder=results_folder, what_for="start.weights_of", is_needed=is_needed
+    )
     best = found.folder / "best"
     # A model that transformers has no class for is in no best/; its trial has the weights.
     return (best if (best / "config.json").is_file() else found.folder_of(found.trial(BEST))), found.sweep

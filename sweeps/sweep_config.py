@@ -19,7 +19,8 @@ from sweeps.sizes import LAPTOP
 from sweeps.stage_config import StageConfig, fault_of_stages, with_lengths_of_stages
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """A name that a folder may have, as it was given."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise ValueError("may hold letters, digits, dot, dash and underscore, and starts with a letter or digit")
     return name
@@ -249,7 +250,7 @@ UNSWEEPABLE = {
 class SweepConfig(Settings):
     """One sweep file, resolved: every default written out."""
 
-    name: Annotated[str, AfterValidator(_file_name)]
+    name: Annotated[str, AfterValidator(file_name)]
     """Names the results folder and the MLflow run: letters, digits, dot, dash and underscore."""
     purpose: str = ""
     """What the sweep is to find out; stands in the report."""
@@ -340,7 +341,7 @@ class SweepConfig(Settings):
         if wrong_objective is not None:
             faults.append(wrong_objective)
         if self.objective.classification is not None:
-            faults.append("objective: classification is what pretune finetune MODEL DATA --classify COLUMN trains")
+            faults.append("objective: classification is for pretune finetune, with a file of its own")
         if self.objective.sft is not None and self.packing.rows == "packed":
             faults.append("packing.rows=packed lets a conversation see the one before; leave packing.rows out")
         if self.objective.sft is None and self.packing.rows == "conversations":

@@ -1,143 +1,39 @@
 """YAML to a sweep, with all faults of the file at once."""
 
-import difflib
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from core.run_config import RunConfig
-from data_pipeline.input_fault import InputFault
 from sweeps.search_space import Distribution
-from sweeps.sizes import LAPTOP, lines_of_size, with_size
+from sweeps.settings_file import (
+    Fault,
+    SettingsKind,
+    faults_of_value,
+    load_settings,
+    models_in,
+    nearest,
+    resolve_settings,
+)
 from sweeps.sweep_config import UNSWEEPABLE, SweepConfig
-from sweeps.yaml_places import YamlDocument, parse_value, read_yaml
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing wrong with a sweep file."""
-
-    place: str
-    """Dotted path of the setting, or the file."""
-    line: int | None
-    value: Any
-    rule: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        where = f"line {self.line}: " if self.line else ""
-        shown = "" if self.value is None or isinstance(self.value, dict | list) else f" = {self.value!r}"
-        return f"{where}{self.place}{shown}: {self.rule}" + (f"; {self.remedy}" if self.remedy else "") + "."
-
-
-class SweepFileError(InputFault):
-    """A sweep file that cannot be carried out, with every fault that was found."""
-
-    def __init__(self, source: str, faults: Sequence[Fault]) -> None:
-        self.source, self.faults = source, tuple(faults)
-        count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
-        super().__init__(f"{source} has {count}:\n" + "\n".join(f"  {fault}" for fault in faults))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.source, self.faults)
+from sweeps.yaml_places import YamlDocument
 
 
 def load_sweep_file(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """The sweep that a file describes, after `key=value` overrides on dotted keys.
 
     Raises:
-        SweepFileError: The file cannot be read, or anything in it breaks a rule; lists every fault.
+        SettingsFileError: The file cannot be read, or anything in it breaks a rule; lists every fault.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        remedy = f"did you mean {path.parent / near[0]}?" if near else "give the path of a sweep file"
-        raise SweepFileError(str(path), [Fault("file", None, None, f"cannot be read ({error})", remedy)]) from error
-    try:
-        document = read_yaml(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error)
-        line = mark.line + 1 if mark else None
-        raise SweepFileError(str(path), [Fault("file", line, None, f"is not YAML: {problem}")]) from error
-    return resolve_sweep(document, overrides, source=str(path))
+    return load_settings(path, _SWEEP, overrides)
 
 
 def resolve_sweep(document: YamlDocument, overrides: Sequence[str] = (), *, source: str) -> SweepConfig:
     """The sweep that a YAML document describes; see `load_sweep_file`."""
-    values = document.values
-    if not isinstance(values, dict):
-        rule = "holds no settings; it starts with `name: my-sweep` (see sweeps/configs/quickstart.yaml)"
-        raise SweepFileError(source, [Fault("file", None, None, rule)])
-    faults = [Fault(key, line, None, "is given twice", "keep one of them") for key, line in document.duplicate_keys]
-    as_it_stands = {key: value for key, value in values.items() if key != "sizes"}
-    sizes, size, size_faults = _sizes(values, overrides, document)
-    values = with_size(as_it_stands, sizes.get(size, {}))
-    faults += size_faults + _apply_overrides(values, [one for one in overrides if not _is_size(one)])
-    values["size"] = size
-    sweep, found = _checked(values, lines_of_size(document, size))
-    faults += found
-    if not faults:
-        # The sizes that are not asked for now are wrong now, and not on the day when they are.
-        for name, differences in sizes.items():
-            faults += _faults_of_size(name, as_it_stands, differences, document) if name != size else []
-    if faults or sweep is None:
-        raise SweepFileError(source, sorted(faults, key=lambda fault: fault.line or 0))
-    return sweep
-
-
-def _checked(values: dict[str, Any], document: YamlDocument) -> tuple[SweepConfig | None, list[Fault]]:
-    """The sweep, or all that keeps the values from being one."""
-    sweep, faults = None, []
-    try:
-        sweep = SweepConfig.model_validate(values)
-    except ValidationError as error:
-        faults = [_fault_of(detail, document) for detail in _without_union_noise(error)]
-    return sweep, [*faults, *_search_faults(values, document)]
-
-
-def _is_size(override: str) -> bool:
-    return override.partition("=")[0].strip() == "size"
-
-
-def _sizes(
-    values: dict[str, Any], overrides: Sequence[str], document: YamlDocument
-) -> tuple[dict[str, dict[str, Any]], str, list[Fault]]:
-    """What differs in each size that the file has, and which one is asked for."""
-    faults = []
-    asked = [override.partition("=")[2].strip() for override in overrides if _is_size(override)]
-    stands_as = str(values.get("size", LAPTOP))
-    size = asked[-1] if asked else stands_as
-    given = values.get("sizes", {})
-    is_a_mapping = isinstance(given, dict) and all(isinstance(one, dict) for one in given.values())
-    if not is_a_mapping:
-        rule, remedy = "is not sizes by name, each with what differs", "write sizes: {full: {model: {layers: 6}}}"
-        faults.append(Fault("sizes", document.line_of("sizes"), None, rule, remedy))
-        given = {}
-    # Without `sizes` a size is only a label: that of a resolved file, in which it has been laid over already.
-    known = list(dict.fromkeys([LAPTOP, *given])) if "sizes" in values else [stands_as]
-    if size not in known and is_a_mapping:
-        place = f"--set size={size}" if asked else "size"
-        line = None if asked else document.line_of("size")
-        remedy = _nearest(size, known, listed=True) or f"it has {', '.join(known)}"
-        faults.append(Fault(place, line, None, "is not a size of this file", remedy))
-    return given, size, faults
-
-
-def _faults_of_size(
-    name: str, as_it_stands: dict[str, Any], differences: dict[str, Any], document: YamlDocument
-) -> Iterator[Fault]:
-    own_lines = lines_of_size(document, name)
-    known = {fault.place for fault in _checked(as_it_stands, document)[1]}
-    for fault in _checked(with_size(as_it_stands, differences) | {"size": name}, own_lines)[1]:
-        if fault.place not in known:
-            yield replace(fault, place=f"sizes.{name}.{fault.place}")
+    return resolve_settings(document, _SWEEP, overrides, source=source)
 
 
 def dump_sweep(sweep: SweepConfig) -> str:
@@ -152,129 +48,6 @@ def dump_sweep(sweep: SweepConfig) -> str:
         if not plain[name]:
             del plain[name]
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
-
-
-def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[Fault]:
-    faults = []
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            faults.append(Fault(f"--set {override}", None, None, "is not key=value", "write --set corpus.path=my.csv"))
-            continue
-        place: Any = values
-        *parents, leaf = _override_path(key.strip())
-        for name in parents:
-            if not isinstance(place.get(name), dict):
-                place[name] = {}
-            place = place[name]
-        try:
-            place[leaf] = parse_value(text)
-        except yaml.YAMLError:
-            faults.append(Fault(f"--set {override}", None, None, "its value is not YAML", "put it in quotes"))
-        # A corpus has one source: naming a path on the command line replaces a builtin corpus of the file.
-        if key.strip() in ("corpus.path", "corpus.builtin"):
-            place.pop("builtin" if leaf == "path" else "path", None)
-    return faults
-
-
-def _override_path(key: str) -> list[str]:
-    # Keys of `search` are dotted themselves: search.training.batch_size.choice is two levels, not four.
-    if key.startswith("search."):
-        setting, _, kind = key.removeprefix("search.").rpartition(".")
-        if kind in Distribution.model_fields:
-            return ["search", setting, kind]
-        return ["search", key.removeprefix("search.")]
-    return key.split(".")
-
-
-def _without_union_noise(error: ValidationError) -> Iterator[Any]:
-    """One detail for each place: a union reports a fault for every member that did not fit."""
-    by_place: dict[str, list[Any]] = {}
-    for detail in error.errors(include_url=False):
-        by_place.setdefault(_place(detail["loc"]), []).append(detail)
-    for details in by_place.values():
-        if len(details) > 1 and {"literal_error"} & {detail["type"] for detail in details}:
-            literal = next(detail for detail in details if detail["type"] == "literal_error")
-            other = next(detail for detail in details if detail["type"] != "literal_error")
-            literal["msg"] = f"{_rule_of(other)}, or {literal['ctx']['expected']}"
-            literal["type"] = "union"
-            yield literal
-        else:
-            yield details[0]
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    # pydantic names the union member it tried (`constrained-int`, `literal['auto']`, `function-before[...]`).
-    parts = [
-        str(part)
-        for part in location
-        if not re.search(r"^(constrained-|literal\[|function-|int$|float$|str$|bool$)", str(part))
-    ]
-    return ".".join(parts)
-
-
-def _fault_of(detail: Any, document: YamlDocument) -> Fault:
-    place = _place(detail["loc"])
-    remedy = ""
-    value = detail.get("input")
-    match detail["type"]:
-        case "extra_forbidden":
-            parent, _, key = place.rpartition(".")
-            rule = "is not a setting"
-            remedy = _nearest(key, _fields_at(parent))
-            value = None
-        case "missing":
-            rule, value = "is missing", None
-            description = _description(place)
-            remedy = f"give it: {description}" if description else "give it"
-        case "literal_error":
-            rule = f"is not one of {detail['ctx']['expected']}"
-            remedy = _nearest(str(value), re.findall(r"'([^']*)'", detail["ctx"]["expected"]), listed=True)
-        case _:
-            rule = _rule_of(detail)
-    return Fault(place or "file", document.line_of(place), value, rule, remedy)
-
-
-def _rule_of(detail: Any) -> str:
-    message = str(detail["msg"])
-    for prefix, plain in (("Value error, ", ""), ("Input should be a valid ", "is not a "), ("Input should", "should")):
-        if message.startswith(prefix):
-            return plain + message.removeprefix(prefix)
-    return message
-
-
-def _nearest(word: str, known: Sequence[str], *, listed: bool = False) -> str:
-    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if matches:
-        return f"did you mean {matches[0]}?"
-    return "" if listed else f"known here: {', '.join(known)}"
-
-
-def _model_at(path: str) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = SweepConfig
-    for part in path.split(".") if path else []:
-        field = model.model_fields.get(part) if model else None
-        model = next(iter(_models_in(field.annotation)), None) if field else None
-    return model
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
-
-
-def _fields_at(path: str) -> list[str]:
-    model = _model_at(path)
-    return list(model.model_fields) if model else []
-
-
-def _description(path: str) -> str:
-    parent, _, key = path.rpartition(".")
-    model = _model_at(parent)
-    description = (model.model_fields[key].description or "") if model and key in model.model_fields else ""
-    return description.split("\n")[0].rstrip(".")
 
 
 def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[Fault]:
@@ -298,7 +71,7 @@ def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[F
         for path, value in settings.items():
             line = document.line_of(f"{place}.{path}")
             if not isinstance(search, dict) or path not in search:
-                remedy = _nearest(path, list(search) if isinstance(search, dict) else [])
+                remedy = nearest(path, list(search) if isinstance(search, dict) else [])
                 yield Fault(f"{place}.{path}", line, value, "is not a swept setting", remedy)
             else:
                 yield from _value_faults(path, value, f"{place}.{path}", line)
@@ -309,27 +82,17 @@ def _key_faults(path: str, place: str, line: int | None) -> Iterator[Fault]:
     if path in UNSWEEPABLE:
         yield Fault(place, line, None, "cannot be swept", UNSWEEPABLE[path])
     elif path not in known:
-        yield Fault(place, line, None, "is not a setting that can be swept", _nearest(path, known))
+        yield Fault(place, line, None, "is not a setting that can be swept", nearest(path, known))
 
 
 def _value_faults(path: str, value: Any, place: str, line: int | None) -> Iterator[Fault]:
     if path not in sweepable_paths():
         return
-    # Checked in a run that is valid but for this value: only faults of the value itself are named here.
     section, _, rest = path.partition(".")
     model = RunConfig.model_fields[section].annotation
-    nested: Any = value
-    for part in reversed(rest.split(".")):
-        nested = {part: nested}
     assert isinstance(model, type)
     assert issubclass(model, BaseModel)
-    try:
-        model.model_validate(nested)
-    except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            if _place(detail["loc"]) == rest:
-                yield Fault(place, line, value, _rule_of(detail))
-                return
+    yield from faults_of_value(model, rest, value, Fault(place, line, value, ""))
 
 
 def sweepable_paths() -> Iterator[str]:
@@ -341,9 +104,18 @@ def sweepable_paths() -> Iterator[str]:
 
 
 def _leaves(prefix: str, annotation: Any) -> Iterator[str]:
-    models = list(_models_in(annotation))
+    models = list(models_in(annotation))
     if not models:
         yield prefix
     for model in models:
         for name, field in model.model_fields.items():
             yield from _leaves(f"{prefix}.{name}", field.annotation)
+
+
+def _is_another(values: dict[str, Any]) -> str | None:
+    objective = values.get("objective")
+    name = next(iter(objective), None) if isinstance(objective, dict) else objective
+    return "pretune finetune" if name == "classification" else None
+
+
+_SWEEP = SettingsKind(SweepConfig, "a sweep file", "sweeps/configs/quickstart.yaml", _is_another, _search_faults)

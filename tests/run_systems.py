@@ -35,13 +35,10 @@ from sweeps.start import finished_sweep
 from sweeps.sweep_file import load_sweep_file
 
 CONFIGS = Path("sweeps/configs")
-FLOWS = "../shared/data/traffic_ndpi/flows_etbert.tsv"
-FLOWS_SETTINGS = ("--epochs", "4", "--max-tokens", "64", "--learning-rate", "1e-3", "--from-scratch")
-"""Both kinds of weights at one learning rate that suits the laptop's width; 64 tokens, for a laptop's patience."""
 SYSTEMS = {"A": "traffic", "B": "minimind", "C": "chinese", "D": "kant", "E": "epoch"}
 STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
     # Every chain begins with the sweep and the training of its name; what follows them, a command a line.
-    "A": (("finetune", "traffic-train", FLOWS, "--classify", "label", "--text", "text_a", *FLOWS_SETTINGS),),
+    "A": (("finetune", "traffic-classify.yaml"),),
     "B": (("sweep", "minimind-lora.yaml"),),
     "C": (("sweep", "chinese-sft.yaml"), ("train", "chinese-sft-train.yaml")),
 }

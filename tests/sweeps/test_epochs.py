@@ -8,8 +8,9 @@ from conversing import prepared_conversations
 from data_pipeline.input_fault import InputFault
 from sweep_examples import tiny_sweep
 from sweeps.epochs import with_expected_tokens, with_tokens_of_epochs
+from sweeps.settings_file import SettingsFileError
 from sweeps.sweep_config import SweepConfig
-from sweeps.sweep_file import SweepFileError, dump_sweep, resolve_sweep
+from sweeps.sweep_file import dump_sweep, resolve_sweep
 from sweeps.yaml_places import read_yaml
 
 
@@ -36,5 +37,5 @@ def test_a_plan_expects_about_as_many_tokens_for_each_epoch() -> None:
 
 
 def test_epochs_and_tokens_together_are_a_fault() -> None:
-    with pytest.raises(SweepFileError, match="give tokens_per_trial or epochs_per_trial, not both"):
+    with pytest.raises(SettingsFileError, match="give tokens_per_trial or epochs_per_trial, not both"):
         tiny_sweep("budget.epochs_per_trial=2")

@@ -20,9 +20,10 @@ from small_models import TEXTS, exported
 from sweeps.cli import app
 from sweeps.results import trial_row
 from sweeps.search_space import short_name
+from sweeps.settings_file import SettingsFileError
 from sweeps.start import beginning_with_weights
 from sweeps.sweep_config import SweepConfig
-from sweeps.sweep_file import SweepFileError, resolve_sweep
+from sweeps.sweep_file import resolve_sweep
 from sweeps.trained_model import load_trained
 from sweeps.trial_records import TrialRecord
 from sweeps.yaml_places import read_yaml
@@ -61,7 +62,7 @@ def test_adapters_need_not_be_in_the_file_to_be_swept(base: Path) -> None:
 
 def test_adapters_without_a_base_are_a_fault_of_the_file_with_the_remedy(base: Path) -> None:
     text = FILE.replace("start: {weights_of: FOLDER}\n", "model: {family: decoder}\n")
-    with pytest.raises(SweepFileError, match=r"give one as training.initial_weights \(its folder\) or start."):
+    with pytest.raises(SettingsFileError, match=r"give one as training.initial_weights \(its folder\) or start."):
         resolve_sweep(read_yaml(text), source="adapters.yaml")
 
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sweeps.settings_file import SettingsFileError
 from sweeps.sizes import with_size
 from sweeps.sweep_config import SweepConfig
-from sweeps.sweep_file import SweepFileError, dump_sweep, resolve_sweep
+from sweeps.sweep_file import dump_sweep, resolve_sweep
 from sweeps.yaml_places import read_yaml
 
 FILE = """\
@@ -33,7 +34,7 @@ def resolve(text: str, *overrides: str) -> SweepConfig:
 
 
 def faults_of(text: str, *overrides: str) -> str:
-    with pytest.raises(SweepFileError) as caught:
+    with pytest.raises(SettingsFileError) as caught:
         resolve(text, *overrides)
     return str(caught.value)
 

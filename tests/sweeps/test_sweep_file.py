@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeps.search_space import Distribution
+from sweeps.settings_file import SettingsFileError
 from sweeps.sweep_config import SweepConfig
 from sweeps.sweep_file import (
-    SweepFileError,
     dump_sweep,
     load_sweep_file,
     resolve_sweep,
@@ -38,7 +38,7 @@ def resolve(text: str, *overrides: str) -> SweepConfig:
 
 
 def faults_of(text: str, *overrides: str) -> str:
-    with pytest.raises(SweepFileError) as caught:
+    with pytest.raises(SettingsFileError) as caught:
         resolve(text, *overrides)
     return str(caught.value)
 
@@ -126,13 +126,13 @@ def test_an_override_without_a_value_is_a_fault_and_not_a_crash() -> None:
 def test_text_that_is_not_yaml_says_on_which_line(tmp_path: Path) -> None:
     file = tmp_path / "broken.yaml"
     file.write_text("name: x\ncorpus: [unclosed\n")
-    with pytest.raises(SweepFileError, match=r"line 3: file: is not YAML"):
+    with pytest.raises(SettingsFileError, match=r"line 3: file: is not YAML"):
         load_sweep_file(file)
 
 
 def test_a_file_that_is_not_there_suggests_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "traffic.yaml").write_text(WHOLE)
-    with pytest.raises(SweepFileError, match=r"did you mean .*traffic\.yaml"):
+    with pytest.raises(SettingsFileError, match=r"did you mean .*traffic\.yaml"):
         load_sweep_file(tmp_path / "trafic.yaml")
 
 

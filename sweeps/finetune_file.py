@@ -1,0 +1,65 @@
+"""YAML to a fine-tuning for classes, with all faults of the file at once."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from sweeps.finetune_config import SWEEPABLE, ClassifierTrainingConfig, FinetuneConfig
+from sweeps.search_space import Distribution
+from sweeps.settings_file import Fault, SettingsKind, faults_of_value, load_settings, nearest, resolve_settings
+from sweeps.yaml_places import YamlDocument
+
+RESOLVED_FILE = "finetune.yaml"
+"""In the folder of what came out: the file with every default written out, which means the same again."""
+
+
+def load_finetune_file(path: Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
+    """The fine-tuning that a file describes, after `key=value` overrides on dotted keys.
+
+    Raises:
+        SettingsFileError: The file cannot be read, or anything in it breaks a rule; lists every fault.
+    """
+    return load_settings(path, _FINETUNING, overrides)
+
+
+def resolve_finetuning(document: YamlDocument, overrides: Sequence[str] = (), *, source: str) -> FinetuneConfig:
+    """The fine-tuning that a YAML document describes; see `load_finetune_file`."""
+    return resolve_settings(document, _FINETUNING, overrides, source=source)
+
+
+def dump_finetuning(config: FinetuneConfig) -> str:
+    """YAML with every default written out; loading it gives an equal fine-tuning."""
+    plain = config.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[Fault]:
+    search = values.get("search")
+    for path, raw in search.items() if isinstance(search, dict) else ():
+        place = f"search.{path}"
+        line = document.line_of(place)
+        if path not in SWEEPABLE:
+            yield Fault(place, line, None, "is not a setting that can be tried", nearest(path, SWEEPABLE))
+            continue
+        try:
+            extremes = Distribution.model_validate(raw).extremes()
+        except ValidationError:
+            continue  # Said already, with its place, by the check of the whole file.
+        for value in extremes:
+            where = Fault(place, line, value, "")
+            yield from faults_of_value(ClassifierTrainingConfig, path.removeprefix("training."), value, where)
+
+
+def _is_another(values: dict[str, Any]) -> str | None:
+    objective = values.get("objective", "classification")
+    if objective == "classification":
+        return None
+    return "pretune train" if values.get("stages") or not values.get("search") else "pretune sweep"
+
+
+_FINETUNING = SettingsKind(
+    FinetuneConfig, "a file of a fine-tuning", "sweeps/configs/traffic-classify.yaml", _is_another, _search_faults
+)
