@@ -170,13 +170,12 @@ def finetune(
 
 def _refuse_beside_a_file(context: typer.Context, file: str) -> None:
     """Name every option that says what the file says."""
-    from click.core import ParameterSource
-
     given = [
         parameter.opts[-1] if parameter.param_type_name == "option" else str(context.params[name])
         for parameter in context.command.params
         if (name := parameter.name or "") not in _WITH_A_FILE
-        and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        and (source := context.get_parameter_source(name)) is not None
+        and source.name == "COMMANDLINE"
     ]
     if given:
         raise InputFault(

@@ -28,8 +28,8 @@ class PretrainedConfig(Settings):
     """Whose weights the runs begin with."""
 
     weights_of: str
-    """A sweep or training, by name or results folder; a folder of Hugging Face transformers; runs:/ or models:/ of
-    MLflow. An encoder."""
+    """An encoder: a sweep's or training's, by name or results folder, or a folder of Hugging Face transformers.
+    Also runs:/ or models:/ of MLflow."""
     from_scratch: bool = False
     """Train the same from random weights as well: what was pretraining worth?"""
 

@@ -75,8 +75,9 @@ def model_and_rows(request: FinetuneRequest, results_folder: Path) -> Iterator[t
         except InputFault as fault:
             faults.append(str(fault))
         if trained is None or found is None:
-            asked_by = "" if request.file is None else f"{request.file}: "
-            raise InputFault("\n".join(f"{asked_by}{fault}" for fault in faults))
+            separator = "\n  " if len(faults) > 1 else " "
+            asked_by = [] if request.file is None else [f"{request.file}:"]
+            raise InputFault(separator.join([*asked_by, *faults]))
         yield trained, found
 
 

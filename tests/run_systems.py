@@ -104,12 +104,14 @@ def run_step(step: Sequence[str], results: Path, console: Console) -> str:
     words = [str(CONFIGS / word) if word.endswith(".yaml") else word for word in step]
     console.print(f"$ pretune {' '.join(words)}", style="bold", highlight=False, soft_wrap=True)
     prints_json = step[0] == "finetune"
+    started_at = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "sweeps", *words, "--results", str(results), *(["--json"] if prints_json else [])],
         check=True,
         text=True,
         stdout=subprocess.PIPE if prints_json else None,
     )
+    console.print(f"took {time.monotonic() - started_at:.0f} s", style="bold", highlight=False)
     return done.stdout or ""
 
 

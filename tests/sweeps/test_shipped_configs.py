@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaFo
 from core.models import build_model
 from core.parameter_counts import parameter_counts
 from core.schedule import StepPlan, learning_rate
+from sweeps.finetune_file import dump_finetuning, load_finetune_file, resolve_finetuning
 from sweeps.stage_config import steps_of
 from sweeps.sweep_config import SweepConfig
 from sweeps.sweep_file import dump_sweep, load_sweep_file, resolve_sweep
@@ -24,6 +25,8 @@ CHAINS = {
 }
 SFT = ("chinese-sft", "chinese-sft-train")
 """What begins with a model says neither its shape nor its tokenizer."""
+CLASSES = "traffic-classify"
+"""The last step of A is a file of another kind."""
 FILES = [*(name for chain in CHAINS.values() for name in chain), *SFT]
 
 
@@ -41,7 +44,7 @@ def numbers_in(model: torch.nn.Module) -> int:
 
 
 def test_every_file_belongs_to_a_chain_and_every_chain_is_there() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} >= {*FILES, "quickstart"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*FILES, CLASSES, "minimind-lora", "quickstart"}
 
 
 @pytest.mark.parametrize("size", ["laptop", "full"])
@@ -148,6 +151,17 @@ def test_fine_tuning_of_c_begins_with_its_own_pretrained_model_and_repeats_nothi
             assert (one.packing.rows, one.objective.sft is not None) == ("conversations", True)
         assert training.start is not None
         assert training.start.settings_of == sweep.name
+
+
+@pytest.mark.parametrize("size", ["laptop", "full"])
+def test_telling_classes_apart_begins_with_the_model_of_a_and_takes_rows_that_this_can_read(size: str) -> None:
+    config = load_finetune_file(CONFIGS / f"{CLASSES}.yaml", [f"size={size}"])
+    assert resolve_finetuning(read_yaml(dump_finetuning(config)), source=CLASSES) == config
+    assert config.size == size
+    assert config.start.weights_of == CHAINS["A"][-1]
+    assert config.corpus.max_tokens is not None
+    assert config.corpus.max_tokens <= load(CHAINS["A"][-1], size).model.num_positions
+    assert len(config.settings().learning_rates) > 1  # A step that is swept.
 
 
 def test_a_stage_has_the_steps_that_system_a_logged() -> None:
