@@ -64,8 +64,10 @@ def model_and_rows(request: FinetuneRequest, results_folder: Path) -> Iterator[t
     Raises:
         InputFault: A fault in one of them, or in both, with what to do.
     """
+    trained: TrainedModel | None = None
+    found: LabelledTexts | None = None
+    faults = []
     with ExitStack() as stack:
-        trained, found, faults = None, None, []
         try:
             trained = load_trained(_folder(request, results_folder, stack))
         except InputFault as fault:

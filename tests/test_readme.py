@@ -31,6 +31,7 @@ ELSEWHERE = {
     "pretune train sweeps/configs/chinese-train.yaml": "tests/run_systems.py",
     "pretune sweep sweeps/configs/chinese-sft.yaml": "tests/run_systems.py",
     "pretune train sweeps/configs/chinese-sft-train.yaml": "tests/run_systems.py",
+    "pretune finetune sweeps/configs/traffic-classify.yaml": "tests/run_systems.py",
     "pretune generate results/chinese-sft-train-": "tests/sweeps/test_chat.py",
     "mlflow models predict --env-manager local": "tests/sweeps/test_mlflow_model.py",
     "ray job submit --working-dir .": "tests/sweeps/test_ray_job.py",

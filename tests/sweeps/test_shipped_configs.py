@@ -9,6 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaFo
 from core.models import build_model
 from core.parameter_counts import parameter_counts
 from core.schedule import StepPlan, learning_rate
+from sweeps.early_stopping import rung_tokens
+from sweeps.fairness import remarks
 from sweeps.finetune_file import dump_finetuning, load_finetune_file, resolve_finetuning
 from sweeps.stage_config import steps_of
 from sweeps.sweep_config import SweepConfig
@@ -53,6 +55,14 @@ def test_each_size_loads_and_its_resolved_form_means_the_same(name: str, size: s
     sweep = load(name, size)
     assert sweep.size == size
     assert resolve_sweep(read_yaml(dump_sweep(sweep)), source=name) == sweep
+
+
+@pytest.mark.parametrize("size", ["laptop", "full"])
+@pytest.mark.parametrize("name", FILES)
+def test_no_shipped_sweep_makes_a_comparison_that_would_mislead(name: str, size: str) -> None:
+    sweep = load(name, size)
+    rungs = rung_tokens(sweep.early_stopping, sweep.budget.tokens_per_trial) if sweep.search else ()
+    assert [remark for remark in remarks(sweep, rungs=rungs) if remark.verdict != "fair"] == []
 
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
