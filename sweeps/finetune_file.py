@@ -9,7 +9,15 @@ from pydantic import ValidationError
 
 from sweeps.finetune_config import SWEEPABLE, ClassifierTrainingConfig, FinetuneConfig
 from sweeps.search_space import Distribution
-from sweeps.settings_file import Fault, SettingsKind, faults_of_value, load_settings, nearest, resolve_settings
+from sweeps.settings_file import (
+    Fault,
+    SettingsKind,
+    faults_of_value,
+    load_settings,
+    nearest,
+    objective_of,
+    resolve_settings,
+)
 from sweeps.yaml_places import YamlDocument
 
 RESOLVED_FILE = "finetune.yaml"
@@ -54,8 +62,7 @@ def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[F
 
 
 def _is_another(values: dict[str, Any]) -> str | None:
-    objective = values.get("objective", "classification")
-    if objective == "classification":
+    if objective_of(values) in (None, "classification"):
         return None
     return "pretune train" if values.get("stages") or not values.get("search") else "pretune sweep"
 

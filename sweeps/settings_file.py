@@ -276,6 +276,12 @@ def faults_of_value(section: type[BaseModel], path: str, value: Any, where: Faul
                 return
 
 
+def objective_of(values: dict[str, Any]) -> Any:
+    """The name of the objective in the values of a file; None where there is none."""
+    objective = values.get("objective")
+    return next(iter(objective), None) if isinstance(objective, dict) else objective
+
+
 def nearest(word: str, known: Sequence[str], *, listed: bool = False) -> str:
     """What to say of a word that is not known: the one that was meant, or else all there are.
 

@@ -16,6 +16,7 @@ from sweeps.settings_file import (
     load_settings,
     models_in,
     nearest,
+    objective_of,
     resolve_settings,
 )
 from sweeps.sweep_config import UNSWEEPABLE, SweepConfig
@@ -113,9 +114,7 @@ def _leaves(prefix: str, annotation: Any) -> Iterator[str]:
 
 
 def _is_another(values: dict[str, Any]) -> str | None:
-    objective = values.get("objective")
-    name = next(iter(objective), None) if isinstance(objective, dict) else objective
-    return "pretune finetune" if name == "classification" else None
+    return "pretune finetune" if objective_of(values) == "classification" else None
 
 
 _SWEEP = SettingsKind(SweepConfig, "a sweep file", "sweeps/configs/quickstart.yaml", _is_another, _search_faults)

@@ -174,7 +174,7 @@ def test_killed_fine_tuning_goes_on_and_comes_to_the_same(
     again = run(*command)
     assert again.exit_code == 0, again.output
     # The first run had come to its end, and is not trained a second time.
-    assert "epoch" not in again.output.split("run 1 of 2")[1].split("run 2 of 2")[0]
+    assert "holdout loss" not in again.output.split("run 1 of 2")[1].split("run 2 of 2")[0]
     (found,) = tmp_path.glob("*/metrics.json")
     runs = json.loads(found.read_text())["runs"]
     assert [run["loss"] for run in runs] == pytest.approx([run["loss"] for run in figures["runs"]])  # type: ignore[attr-defined]
