@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+import torch
 from ray.exceptions import ActorDiedError
 from ray.exceptions import OutOfMemoryError as NodeOutOfMemoryError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
@@ -16,12 +17,15 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from command import processes_marked, read_until, start
 from command import run as run_command
 from core.branch import Pause
+from core.live_tensors import SLACK_BYTES
 from core.memory_model import Place, predict_memory
 from core.optimizer_step import UpdateOutOfMemoryError
 from core.out_of_memory import OomFacts, classify, corroborated
+from core.run_end import RunEnd
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.prepare import prepare
 from sweep_examples import TINY
+from sweeps import lane_worker
 from sweeps.cluster import connect
 from sweeps.lane import (
     Lane,
@@ -32,6 +36,7 @@ from sweeps.lane import (
     WorkersLostError,
     _ending,
 )
+from sweeps.lane_worker import train_assignments
 from sweeps.mailbox import Assignment, Message
 from sweeps.outcomes import Outcome
 from sweeps.sweep_file import load_sweep_file
@@ -213,6 +218,14 @@ def assignment(prepared: Path, folder: Path, number: int, pause: Pause | None = 
     )  # fmt: skip
 
 
+def one_worker(folder: Path) -> LaneSpec:
+    return LaneSpec(
+        workers=1, use_gpu=False, threads_per_worker=1, cpus_per_worker=1, gpus_per_worker=0.0,
+        storage_folder=str(folder / "lane"),
+        environment={}, worker_deadline_s=600.0,
+    )  # fmt: skip
+
+
 def end_of(lane: Lane) -> Message:
     while (message := lane.next_message()).kind != "end":
         pass
@@ -221,12 +234,7 @@ def end_of(lane: Lane) -> Message:
 
 @pytest.mark.ray
 def test_lane_is_free_while_a_step_still_runs_and_clean_after_a_bad_end(prepared: Path, tmp_path: Path) -> None:
-    spec = LaneSpec(
-        workers=1, use_gpu=False, threads_per_worker=1, cpus_per_worker=1, gpus_per_worker=0.0,
-        storage_folder=str(tmp_path / "lane"),
-        environment={}, worker_deadline_s=600.0,
-    )  # fmt: skip
-    lane = Lane(spec, name="lane")
+    lane = Lane(one_worker(tmp_path), name="lane")
     # One step of this trial takes minutes: 400,000 rows, four at a time.
     lane.begin(assignment(prepared, tmp_path, 1, batch_size=400_000, tokens=10**9))
     log = tmp_path / "trial-1" / "log.txt"
@@ -253,3 +261,36 @@ def test_lane_is_free_while_a_step_still_runs_and_clean_after_a_bad_end(prepared
         assert end.outcome == outcome
     assert lane._group is group
     lane.close()
+
+
+@pytest.mark.ray
+def test_workers_that_a_bad_end_leaves_with_less_memory_are_replaced_and_the_lane_goes_on(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgetful(config: dict[str, Any]) -> None:
+        """A worker as it is, but that something holds a tensor of each of its trials."""
+        held = []
+        train = lane_worker._train
+
+        def train_and_hold(*arguments: Any) -> RunEnd:
+            held.append(torch.zeros(2 * SLACK_BYTES, dtype=torch.uint8))
+            return train(*arguments)
+
+        lane_worker._train = train_and_hold
+        train_assignments(config)
+
+    monkeypatch.setattr("sweeps.lane.train_assignments", forgetful)
+    lane = Lane(one_worker(tmp_path), name="forgetful")
+    # A trial that ends well has nothing to be suspected of.
+    lane.begin(assignment(prepared, tmp_path, 1))
+    first = end_of(lane)
+    group = lane._group
+    lane.begin(assignment(prepared, tmp_path, 2, learning_rate=1e4, schedule="constant", clip=None))
+    assert lane._group is group
+    diverged = end_of(lane)
+    assert lane._group is None
+    lane.begin(assignment(prepared, tmp_path, 3))
+    last = end_of(lane)
+    lane.close()
+    outcomes = [(one.end.outcome, one.is_last) for one in (first, diverged, last) if one.end is not None]
+    assert outcomes == [("completed", False), ("diverged", True), ("completed", False)]

@@ -344,7 +344,9 @@ def check_winner(folder: Path, expected: type[Any]) -> None:
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_two_workers_survive_the_loss_of_one_and_the_winning_decoder_loads(results: Path) -> None:
+def test_a_sweep_survives_the_loss_of_a_worker_and_of_a_lanes_own_process_and_the_winning_decoder_loads(
+    results: Path,
+) -> None:
     file = results / "causal.yaml"
     file.write_text(CAUSAL)
     mark = f"causal-{time.time_ns()}"
@@ -353,9 +355,15 @@ def test_two_workers_survive_the_loss_of_one_and_the_winning_decoder_loads(resul
     workers = [worker for worker in processes_marked(mark) if "RayTrainWorker" in " ".join(worker.cmdline())]
     assert len(workers) == 2, [worker.cmdline() for worker in processes_marked(mark)]
     workers[1].send_signal(signal.SIGKILL)
+    read_until(process, "trial-0002   1")
+    # With it goes the process of Train that asked for the processors: they must come back, or nothing trains again.
+    (lane,) = [one for one in processes_marked(mark) if "ResourceTrainable" in " ".join(one.cmdline())]
+    lane.send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
-    records = TrialStore(sweep_folder(results, "causal") / "trials").load_all()
+    trials = TrialStore(sweep_folder(results, "causal") / "trials")
+    records = trials.load_all()
+    assert (trials.folder / "trial-0002" / "log.txt").read_text().count("starts: ") == 2
     assert [record.outcome for record in records] == [Outcome.COMPLETED, Outcome.COMPLETED]
     assert [record.interruptions for record in records] == [1, 0]
     check_winner(sweep_folder(results, "causal"), transformers.LlamaForCausalLM)
