@@ -99,6 +99,8 @@ def connect() -> None:
     # Tune's own handling of Ctrl-C waits for every trial to save itself; ours ends in seconds and resumes from records.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # Tune's record of all its trials, which nothing here reads back, is written at the end and not every ten seconds.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     # Lanes start side by side; how many there are our own searcher says.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")

@@ -12,12 +12,12 @@ one of the shapes, and not about the memory.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
 from core.run_config import RunConfig
 from data_pipeline.settings import format_bytes
-from sweeps.memory_observations import MemoryObservation, without_repetitions
+from sweeps.memory_observations import MemoryObservation
 from sweeps.outcomes import Outcome
 from sweeps.trial_records import MemoryVerdict, TrialRecord
 
@@ -91,16 +91,23 @@ class MemoryFrontier:
     """Share of its prediction that a run must leave free until a trial has shown that it need not."""
     source: str = ""
     """Folder of the sweep, before the names of its trials."""
-    _seen: list[MemoryObservation] = field(default_factory=list)
+    _seen: dict[Hashable, MemoryObservation] = field(default_factory=dict)
+    """The last one of those that say the same."""
+    _standing_now: list[MemoryObservation] | None = None
+    """None: to be found out anew."""
 
     @property
     def observations(self) -> tuple[MemoryObservation, ...]:
         """What is known, oldest first, as it was seen: in this sweep and in earlier ones."""
-        return tuple(self._seen)
+        return tuple(sorted(self._seen.values(), key=lambda one: one.age))
 
     def learn(self, observations: Iterable[MemoryObservation]) -> None:
         """Take over what was seen, here or in earlier sweeps."""
-        self._seen = without_repetitions([*self._seen, *observations])
+        for one in observations:
+            known = self._seen.get(one.said)
+            if known is None or known.age < one.age:
+                self._seen[one.said] = one
+                self._standing_now = None
 
     def learn_trial(self, record: TrialRecord, run: RunConfig) -> list[MemoryObservation]:
         """Learn from a trial: from each micro-batch that ran out, and from the one that ran to the end, if it ended.
@@ -200,15 +207,22 @@ class MemoryFrontier:
 
     def _standing(self) -> list[MemoryObservation]:
         """What the observations say of this limit, without those that a later one of their shape contradicts."""
-        here = [
-            seen
-            for one in self._seen
-            if one.rows_filled == self.rows_filled and (seen := one.under(self.limit_bytes)) is not None
-        ]
-        alike: dict[str, list[MemoryObservation]] = {}
-        for one in here:
-            alike.setdefault(one.shape, []).append(one)
-        return [one for one in here if not any(_contradicts(other, one) for other in alike[one.shape])]
+        # Asked several times for each proposal, and changed once by each trial's end.
+        if self._standing_now is None:
+            here = [
+                seen
+                for one in self.observations
+                if one.rows_filled == self.rows_filled and (seen := one.under(self.limit_bytes)) is not None
+            ]
+            alike: dict[tuple[str, bool], list[MemoryObservation]] = {}
+            for one in here:
+                alike.setdefault((one.shape, one.fits), []).append(one)
+            self._standing_now = [
+                one
+                for one in here
+                if not any(_contradicts(other, one) for other in alike.get((one.shape, not one.fits), ()))
+            ]
+        return self._standing_now
 
     def _observation(self, run: RunConfig, *, fits: bool, trial: str = "", at: str = "") -> MemoryObservation:
         micro_batch = micro_batch_of(run, self.num_workers)
@@ -235,6 +249,7 @@ class MemoryFrontier:
 
 
 def _contradicts(later: MemoryObservation, earlier: MemoryObservation) -> bool:
-    if later.fits == earlier.fits or (later.at, later.fits) < (earlier.at, earlier.fits):
+    """Of two of the same shape, of which one fits and the other does not."""
+    if (later.at, later.fits) < (earlier.at, earlier.fits):
         return False
     return later.asks_as_much(earlier) if later.fits else earlier.asks_as_much(later)

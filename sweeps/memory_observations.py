@@ -7,7 +7,7 @@ version of torch or another border between the two may then draw its own conclus
 import fcntl
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from data_pipeline.input_fault import InputFault
 from data_pipeline.settings import Settings
+from sweeps.pace import Pace
 from sweeps.trial_records import write_atomically
 
 _FORMAT_VERSION = 1
@@ -46,6 +47,25 @@ class MemoryObservation(Settings):
     """Folder of the sweep and name of the trial."""
     at: str
     """When it was seen: ISO 8601, UTC."""
+
+    @property
+    def said(self) -> tuple[object, ...]:
+        """All of it but who saw it and when: of two that say the same one is enough."""
+        return (
+            self.shape,
+            self.micro_batch_size,
+            self.accumulates,
+            self.masking_rate,
+            self.rows_filled,
+            self.predicted_bytes,
+            self.limit_bytes,
+            self.fits,
+        )
+
+    @property
+    def age(self) -> tuple[str, str]:
+        """Sorts the oldest first."""
+        return (self.at, self.trial)
 
     @property
     def demand(self) -> tuple[float, float]:
@@ -81,11 +101,8 @@ class MemoryObservation(Settings):
 
 def without_repetitions(observations: Iterable[MemoryObservation]) -> list[MemoryObservation]:
     """Of observations that differ only in trial and time the last one; oldest first."""
-    last: dict[tuple[object, ...], MemoryObservation] = {}
-    for seen in sorted(observations, key=lambda one: (one.at, one.trial)):
-        said = seen.model_dump(exclude={"trial", "at"})
-        last[tuple(said.values())] = seen
-    return sorted(last.values(), key=lambda one: (one.at, one.trial))
+    last = {seen.said: seen for seen in sorted(observations, key=lambda one: one.age)}
+    return sorted(last.values(), key=lambda one: one.age)
 
 
 def file_of_device(results_folder: Path, device_kind: str, suffix: str = "") -> Path:
@@ -158,3 +175,41 @@ class MemoryStore:
             "torch": {version: [one.model_dump() for one in seen] for version, seen in known.items()},
         }
         return json.dumps(file, indent=1, ensure_ascii=False) + "\n"
+
+
+class Remembering:
+    """Brings what a sweep sees into the store, and what others have seen meanwhile back.
+
+    The file is read and written whole, so what fits, of which there is one a trial, goes there some at a time. What
+    runs out goes there at once: it may spare another sweep, which runs beside this one, the same shortage.
+
+    Args:
+        learn: Told all that is known then, by other sweeps as well.
+    """
+
+    def __init__(
+        self,
+        store: MemoryStore,
+        torch_version: str,
+        *,
+        learn: Callable[[list[MemoryObservation]], None],
+        pace: Pace | None = None,
+    ) -> None:
+        self._store, self._torch_version, self._learn = store, torch_version, learn
+        self._pace = pace or Pace()
+        self._waiting: list[MemoryObservation] = []
+
+    def add(self, seen: Sequence[MemoryObservation]) -> None:
+        """Keep this, now or with what comes later."""
+        self._waiting += seen
+        if not all(one.fits for one in seen) or self._pace.is_due():
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if not self._waiting:
+            return
+        done = self._pace.start()
+        self._learn(self._store.add(self._waiting, self._torch_version))
+        self._waiting = []
+        done()

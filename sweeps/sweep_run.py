@@ -18,8 +18,10 @@ from data_pipeline.node_copies import all_nodes_see, serve_copies
 from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.baseline import read_baseline
 from sweeps.cluster import device_kind
+from sweeps.dead_lanes import FreesDeadLanes
 from sweeps.early_stopping import KeptOutOfPickles, Rungs, StoppingRule
-from sweeps.elastic_lanes import HoldsBack, LaneCount, LetsIdleLanesGo, nodes_now
+from sweeps.elastic_lanes import HoldsBack, LaneCount, nodes_now
+from sweeps.forgotten_trials import ForgetsEndedTrials
 from sweeps.git_state import git_state
 from sweeps.hardware import hardware
 from sweeps.kept_checkpoints import KeptCheckpoints
@@ -27,7 +29,7 @@ from sweeps.ledger import Ledger
 from sweeps.mailbox import Assignment
 from sweeps.median_stopping import MedianRule
 from sweeps.memory_frontier import MICRO_BATCH
-from sweeps.memory_observations import MemoryStore, file_of_device
+from sweeps.memory_observations import MemoryStore, Remembering, file_of_device
 from sweeps.micro_batches import MicroBatches, swept_micro_batches
 from sweeps.nothing_fits import check_that_something_fits
 from sweeps.plan import SweepPlan
@@ -72,13 +74,14 @@ class SweepRun:
             rule = Rungs(plan.rungs, stopping.reduction_factor)
         elif stopping.method == "median":
             rule = MedianRule(plan.rungs)
-        self._scheduler = LetsIdleLanesGo(rule, lambda number: self.ledger.records[number].run_to_end)
+        self._scheduler = ForgetsEndedTrials(rule, lambda number: self.ledger.records[number].run_to_end)
         self._scheduler.lanes = self._lanes
         self.baseline = None if sweep.baseline is None else read_baseline(sweep.baseline, folder.path.parent)
         self.device_kind = device_kind(plan.lanes)
-        self._memory = MemoryStore(folder.path.parent, self.device_kind)
+        memory = MemoryStore(folder.path.parent, self.device_kind)
         self.frontier = plan.frontier(rows_filled=_rows_filled(data), source=folder.path.name)
-        self.frontier.learn(self._memory.load(torch.__version__))
+        self.frontier.learn(memory.load(torch.__version__))
+        self._remembering = Remembering(memory, torch.__version__, learn=self.frontier.learn)
         self._store = TrialStore(folder.trials)
         self.micro_batches = MicroBatches(
             file_of_device(folder.path.parent, self.device_kind, "-micro-batches"),
@@ -95,14 +98,14 @@ class SweepRun:
             run_of=self.run_of,
             rungs=() if plan.promotions else plan.rungs,
             run_to_end=drawn_to_run_to_the_end(stopping, num_trials=sweep.budget.trials, seed=sweep.searcher.seed),
-            # What another sweep has learnt meanwhile comes back with it.
-            remember=lambda seen: self.frontier.learn(self._memory.add(seen, torch.__version__)),
+            remember=self._remembering.add,
             size_of=lambda run: _size_of(run, data.vocabulary.size),
         )
         self.checkpoints = KeptCheckpoints(sweep, self._store, lambda: self.ledger.records.values(), at_uri=at_uri)
         rule.restore(self.ledger.records.values())
+        # What an earlier driver learnt last, before it was killed, may not have come to the store.
         for record in self.ledger.records.values():
-            self.frontier.learn_trial(record, self.run_of(record))
+            self._remembering.add(self.frontier.learn_trial(record, self.run_of(record)))
         if not sweep.start_with and not self.ledger.records:
             check_that_something_fits(plan, self.frontier)
         self._searcher = SweepSearcher(
@@ -142,7 +145,7 @@ class SweepRun:
                 name=f"tune-{os.getpid()}",
                 stop=self._searcher.is_cut_off,
                 storage_path=str(self.folder.ray_state),
-                callbacks=[LedgerCallback(self.ledger, self._learn_speeds)],
+                callbacks=[LedgerCallback(self.ledger, self._learn_speeds), FreesDeadLanes()],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=_MAX_LOST_LANES),
                 verbose=0,
@@ -192,6 +195,7 @@ class SweepRun:
         for record in self.ledger.unfinished():
             if record.started_at and not record.ended_at and record.paused_at is None:
                 self.ledger.settle(record.number, None)
+        self._remembering.flush()
 
     def _trial_config(self, record: TrialRecord, run: RunConfig) -> dict[str, Any]:
         promotions = self.plan.promotions

@@ -29,10 +29,8 @@ FINAL_LOSS = "final/holdout_loss_nats_per_token"
 
 _LOSS = "loss_nats_per_token"
 """Ends the names of losses."""
-_MAX_METRICS = 1000
-"""MLflow's limits for one batch and one parameter value."""
-_MAX_PARAMS = 100
 _MAX_PARAM_CHARACTERS = 6000
+"""MLflow's limit for one parameter value."""
 
 _THE_END = "the end of the sweep"
 """Key in the outbox, besides trial numbers."""
@@ -82,6 +80,10 @@ class Tracking:
         self._say, self._retry_s = say, retry_s
         self._parent_id = ""
         self._runs: dict[int, str] = {}
+        self._described: set[int] = set()
+        """Trials whose runs have their settings and say what they read."""
+        self._maybe_made: set[int] = set()
+        """Trials whose runs were to be made when the store went away: it may have made them all the same."""
         self._lock = threading.Lock()
         self._unsent: dict[int, _Unsent] = {}
         self._shown_running: set[int] = set()
@@ -120,15 +122,17 @@ class Tracking:
         with self._store.explained():
             found = self._find(f"tags.`pretune.sweep` = '{identity}' and tags.`pretune.kind` = 'sweep'")
             self._parent_id = found[0].info.run_id if found else self._create(name, "sweep")
-            self._log_params(self._parent_id, params)
-            self._client.log_batch(self._parent_id, tags=_as_tags({**self._source, **tags}))
+            self._log(self._parent_id, params=params, tags={**self._source, **tags})
             self._log_datasets(self._parent_id)
             outcomes = {}
             for run in self._find(self._children()):
                 number = int(run.data.tags["pretune.trial"])
                 self._runs[number] = run.info.run_id
-                outcomes[number] = run.data.tags.get("pretune.outcome")
-            # A running trial may have reports that MLflow never got; the tag of one that ended says that all is there.
+                if run.data.params:
+                    self._described.add(number)
+                if run.info.status != "RUNNING":
+                    outcomes[number] = run.data.tags.get("pretune.outcome")
+            # A running trial may have reports that MLflow never got; of one that has ended there all is there.
             missed = [r for r in store.load_all() if r.outcome is None or outcomes.get(r.number) != str(r.outcome)]
             self.is_complete = bool(found) and found[0].info.status == "FINISHED" and not missed
             if found and not self.is_complete:
@@ -191,12 +195,21 @@ class Tracking:
             unsent = self._unsent[key]
             record, reports = unsent.record, list(unsent.reports)
         run_id = self._child(record)
-        self._log_metrics(run_id, [metric for report in reports for metric in _report_metrics(record, report)])
+        metrics = [metric for report in reports for metric in _report_metrics(record, report)]
+        tags: dict[str, str] = {}
         if record.ended_at:
-            self._send_outcome(run_id, record)
-            self._shown_running.discard(record.number)
+            metrics += _final_metrics(record)
+            tags = _final_tags(record)
         elif record.number not in self._shown_running:
-            self._client.set_tag(run_id, "pretune.outcome", "RUNNING")
+            tags = {"pretune.outcome": "RUNNING"}
+        # Requests are what a trial costs: all that is known goes in one. The status comes after it: a run that has
+        # ended, with the outcome of its record, lacks nothing.
+        self._log(run_id, metrics=metrics, params=self._undescribed(record, run_id), tags=tags)
+        self._described.add(record.number)
+        if record.ended_at:
+            self._client.set_terminated(run_id, _STATUS[record.outcome or Outcome.INTERRUPTED])
+            self._shown_running.discard(record.number)
+        elif tags:
             self._client.update_run(run_id, status="RUNNING")
             self._shown_running.add(record.number)
         with self._lock:
@@ -209,9 +222,9 @@ class Tracking:
         best = end.records[0] if end.records and end.records[0].outcome is Outcome.COMPLETED else None
         if best is not None and best.loss is not None:
             values = {FINAL_LOSS: best.loss} | best.metrics
-            self._log_metrics(self._parent_id, _metrics(values, step=best.tokens, at_ms=_now_ms()))
+            self._client.log_batch(self._parent_id, metrics=_metrics(values, step=best.tokens, at_ms=_now_ms()))
             self._client.set_tag(self._parent_id, "pretune.best_trial", best.name)
-        self._log_metrics(self._parent_id, _metrics(_memory_figures(end), step=0, at_ms=_now_ms()))
+        self._client.log_batch(self._parent_id, metrics=_metrics(_memory_figures(end), step=0, at_ms=_now_ms()))
         for name in ("sweep.yaml", "trials.csv", "summary.json", "report.html", "EXPERIMENT.md", MAP_FILE):
             if (end.folder / name).exists():
                 self._client.log_artifact(self._parent_id, str(end.folder / name))
@@ -248,62 +261,73 @@ class Tracking:
         return str(run.info.run_id)
 
     def _child(self, record: TrialRecord) -> str:
-        if record.number not in self._runs:
-            # Looked for first: the server may have made the run and gone away before it could say so.
-            found = self._find(f"{self._children()} and tags.`pretune.trial` = '{record.number}'")
-            tags = {"mlflow.parentRunId": self._parent_id, "pretune.trial": str(record.number)}
-            tags |= {"pretune.chosen_by": record.chosen_by, **self._source}
+        """The run of a trial; made where there is none."""
+        number = record.number
+        if number not in self._runs:
+            # The server may have made the run and gone away before it could say so.
+            query = f"{self._children()} and tags.`pretune.trial` = '{number}'"
+            found = self._find(query) if number in self._maybe_made else []
+            tags = {"mlflow.parentRunId": self._parent_id, "pretune.trial": str(number)}
+            tags |= {"pretune.chosen_by": record.chosen_by, "pretune.outcome": "RUNNING", **self._source}
             if record.taken_over_from:
                 tags["pretune.taken_over_from"] = record.taken_over_from
-            run_id = found[0].info.run_id if found else self._create(record.name, "trial", tags)
-            self._log_params(run_id, record.settings)
-            self._log_datasets(run_id)
-            self._runs[record.number] = run_id
-        return self._runs[record.number]
+            self._maybe_made.add(number)
+            self._runs[number] = found[0].info.run_id if found else self._create(record.name, "trial", tags)
+            self._maybe_made.discard(number)
+            self._shown_running.add(number)
+        return self._runs[number]
 
-    def _send_outcome(self, run_id: str, record: TrialRecord) -> None:
-        outcome = record.outcome or Outcome.INTERRUPTED
-        final = {
-            FINAL_LOSS: record.loss,
-            "final/best_holdout_loss_nats_per_token": record.best_loss,
-            "final/tokens": float(record.tokens),
-            "final/training_s": record.training_s,
-            "final/tokens_per_s": record.tokens_per_s,
-            "model/parameters": record.parameters,
-            "model/trainable_parameters": record.trainable_parameters,
-            "memory/predicted_peak_bytes": record.predicted_peak_memory_bytes,
-            "memory/measured_peak_bytes": record.peak_memory_bytes,
-            "memory/predicted_margin": memory_margin(record.predicted_peak_memory_bytes, record),
-            "memory/measured_margin": memory_margin(record.peak_memory_bytes, record),
-            "memory/prediction_error": record.prediction_error,
-            "memory/out_of_memory_events": float(record.out_of_memory_events),
-        }
-        known = {name: float(value) for name, value in final.items() if value is not None}
-        self._log_metrics(run_id, _metrics(known, step=record.tokens, at_ms=_as_ms(record.ended_at)))
-        tags = {
-            "pretune.reason": record.reason[:4000],
-            "pretune.memory_verdict": record.memory_verdict or "",
-            "pretune.micro_batch_size_asked": str(record.micro_batch_size_asked),
-            "pretune.micro_batch_size_used": str(record.micro_batch_size_used or ""),
-            "mlflow.note.content": f"**{outcome}**: {record.reason}",
-        }
-        self._client.log_batch(run_id, tags=_as_tags(tags))
-        self._client.set_terminated(run_id, _STATUS[outcome])
-        # Last: a run with the outcome of its record lacks nothing.
-        self._client.set_tag(run_id, "pretune.outcome", str(outcome))
+    def _undescribed(self, record: TrialRecord, run_id: str) -> Mapping[str, Any]:
+        """What the trial's run does not say yet of its settings, once it says what it reads."""
+        if record.number in self._described:
+            return {}
+        self._log_datasets(run_id)
+        return record.settings
 
-    def _log_metrics(self, run_id: str, metrics: Sequence[Metric]) -> None:
-        for start in range(0, len(metrics), _MAX_METRICS):
-            self._client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
+    def _log(
+        self, run_id: str, *, metrics: Sequence[Metric] = (), params: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> None:
+        """All of it in as few requests as MLflow's limits allow, which its client sees to."""
+        settings = [Param(name, str(value)[:_MAX_PARAM_CHARACTERS]) for name, value in params.items()]
+        self._client.log_batch(run_id, metrics=metrics, params=settings, tags=_as_tags(tags))
 
     def _log_datasets(self, run_id: str) -> None:
         if self._datasets:
             self._client.log_inputs(run_id, self._datasets)
 
-    def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
-        params = [Param(name, str(value)[:_MAX_PARAM_CHARACTERS]) for name, value in values.items()]
-        for start in range(0, len(params), _MAX_PARAMS):
-            self._client.log_batch(run_id, params=params[start : start + _MAX_PARAMS])
+
+def _final_metrics(record: TrialRecord) -> list[Metric]:
+    """What a trial has come to."""
+    final = {
+        FINAL_LOSS: record.loss,
+        "final/best_holdout_loss_nats_per_token": record.best_loss,
+        "final/tokens": float(record.tokens),
+        "final/training_s": record.training_s,
+        "final/tokens_per_s": record.tokens_per_s,
+        "model/parameters": record.parameters,
+        "model/trainable_parameters": record.trainable_parameters,
+        "memory/predicted_peak_bytes": record.predicted_peak_memory_bytes,
+        "memory/measured_peak_bytes": record.peak_memory_bytes,
+        "memory/predicted_margin": memory_margin(record.predicted_peak_memory_bytes, record),
+        "memory/measured_margin": memory_margin(record.peak_memory_bytes, record),
+        "memory/prediction_error": record.prediction_error,
+        "memory/out_of_memory_events": float(record.out_of_memory_events),
+    }
+    known = {name: float(value) for name, value in final.items() if value is not None}
+    return _metrics(known, step=record.tokens, at_ms=_as_ms(record.ended_at))
+
+
+def _final_tags(record: TrialRecord) -> dict[str, str]:
+    """How it ended, and why."""
+    outcome = record.outcome or Outcome.INTERRUPTED
+    return {
+        "pretune.outcome": str(outcome),
+        "pretune.reason": record.reason[:4000],
+        "pretune.memory_verdict": record.memory_verdict or "",
+        "pretune.micro_batch_size_asked": str(record.micro_batch_size_asked),
+        "pretune.micro_batch_size_used": str(record.micro_batch_size_used or ""),
+        "mlflow.note.content": f"**{outcome}**: {record.reason}",
+    }
 
 
 def _memory_figures(end: _End) -> dict[str, float]:

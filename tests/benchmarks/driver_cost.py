@@ -6,7 +6,10 @@ the first hundred trials and the last, part by part, and how much memory the dri
 
     python tests/benchmarks/driver_cost.py [--quick]
 
-The searcher's own time is a column of its own: TPE looks at all trials there are for each proposal, by its nature.
+"all" is everything in the driver's process, Ray's own threads included; "rest" is all but two columns. The
+searcher: TPE looks at all trials there are for each proposal, by its nature. Predicting: the memory of a model's shape
+and masking rate is traced once, which takes some tenths of a second however short the trials are. With trunk-and-branch
+a trial comes in several legs, each of which Tune takes for a trial.
 """
 
 import argparse
@@ -25,9 +28,13 @@ import psutil
 from ray import tune
 from rich.console import Console
 
+from core.branch import Branch
+from core.run_end import RunEnd
 from sweeps import sweep_run as sweep_room
 from sweeps.early_stopping import TokenScheduler
 from sweeps.ledger import Ledger
+from sweeps.mailbox import Assignment
+from sweeps.plan import SweepPlan
 from sweeps.running_results import RunningResults
 from sweeps.searchers import SettingsSampler
 from sweeps.sweep import run_sweep
@@ -37,9 +44,13 @@ from sweeps.trial_records import LOSS, TrialStore
 
 TRIALS = 1000
 QUICK_TRIALS = 60
-_METHODS = ("random", "tpe")
+TOKENS = 1_000_000
+"""Of each trial."""
+_SWEEPS = (("random", "asha"), ("tpe", "asha"), ("random", "trunk-and-branch"))
+"""Searcher and early stopping."""
 _PARTS: dict[str, list[tuple[type, str]]] = {
     "searcher": [(SettingsSampler, "propose"), (SettingsSampler, "ended")],
+    "predicting": [(SweepPlan, "_predict")],
     "MLflow": [(Tracking, "_send")],
     "tables": [(RunningResults, "_write")],
     "records": [(TrialStore, "save"), (TrialStore, "append_report")],
@@ -47,11 +58,11 @@ _PARTS: dict[str, list[tuple[type, str]]] = {
 }
 
 
-def sweep_of(method: str, num_trials: int) -> SweepConfig:
+def sweep_of(method: str, stopping: str, num_trials: int) -> SweepConfig:
     """A space in which no two proposals are equal."""
     return SweepConfig.model_validate(
         {
-            "name": f"driver-{method}",
+            "name": f"driver-{method}-{stopping}",
             "corpus": {"builtin": "python-docs", "holdout": "5%"},
             "tokenizer": {"kind": "byte-bpe", "vocabulary": 1000},
             "model": {"layers": 1, "width": 32, "heads": 2, "sequence_length": 32},
@@ -59,43 +70,53 @@ def sweep_of(method: str, num_trials: int) -> SweepConfig:
             "search": {
                 "training.learning_rate": {"log_uniform": [1e-4, 1e-2]},
                 "training.weight_decay": {"uniform": [0.0, 0.3]},
+                "objective.masked_lm.masking_rate": {"uniform": [0.1, 0.5]},
                 "training.batch_size": {"choice": [16, 32]},
             },
             "training": {"micro_batch_size": 8},
             "searcher": {"method": method},
-            "early_stopping": {"method": "asha"},
-            "budget": {"trials": num_trials, "tokens_per_trial": "1M"},
+            "early_stopping": {"method": stopping},
+            "repeats": {"trials": 0},
+            "budget": {"trials": num_trials, "tokens_per_trial": TOKENS},
             "resources": {"concurrent_trials": 1},
         }
     )
 
 
 class AnswersAtOnce(tune.Trainable):
-    """A lane in Tune's terms whose workers take no time: three evaluations, then the end."""
+    """A lane in Tune's terms whose workers take no time: three evaluations on the way, pauses, then the end."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """The first trial."""
+        self._reached: dict[int, int] = {}
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next trial."""
-        run = new_config["assignment"].run
-        self._loss = 3.0 + abs(run["training"]["learning_rate"] - 2e-3) * 100 + run["training"]["weight_decay"]
-        self._tokens = 0
+        assignment: Assignment = new_config["assignment"]
+        training = assignment.run["training"]
+        self._loss = 3.0 + abs(training["learning_rate"] - 2e-3) * 100 + training["weight_decay"]
+        self._number, self._pause = assignment.number, assignment.pause
         return True
 
     def step(self) -> dict[str, Any]:
-        """The next evaluation, or the end."""
-        if self._tokens >= 1_000_000:
+        """The next evaluation, the pause, or the end."""
+        tokens = self._reached.get(self._number, 0)
+        if self._pause is not None and tokens >= self._pause.at_tokens:
+            metrics = {LOSS: self._loss + 1e5 / tokens}
+            branch = Branch(metrics, self._pause.cooldown_tokens, 0.1)
+            end = RunEnd("paused", "paused", metrics, tokens, 8, 1000, branch=branch)
+            return {"done": True, "paused_at": self._pause.at_tokens, "end": end, "interruptions": 0}
+        if tokens >= TOKENS:
             return {"done": True, "outcome": "COMPLETED", "reason": "trained", "end": None, "interruptions": 0}
-        self._tokens += 333_334
-        report = {"tokens": self._tokens, LOSS: self._loss + 1e5 / self._tokens, "training_s": 1.0, "step": 1}
+        tokens = self._reached[self._number] = tokens + TOKENS // 3 + 1
+        report = {"tokens": tokens, LOSS: self._loss + 1e5 / tokens, "training_s": 1.0, "step": 1}
         return {"report": report, "done": False} | report
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The driver as a trial ends."""
+    """The driver as it opens a trial."""
 
     cpu_s: float
     wall_s: float
@@ -103,33 +124,30 @@ class Snapshot:
     parts_s: Counter[str]
 
 
-def measure(method: str, num_trials: int, results: Path) -> list[Snapshot]:
-    """Run a sweep; the driver at the end of each trial."""
+def measure(sweep: SweepConfig, results: Path) -> list[Snapshot]:
+    """Run a sweep; the driver at the beginning of each trial."""
     spent: Counter[str] = Counter()
     snapshots: list[Snapshot] = []
     process = psutil.Process()
     undo = [_timed(owner, name, spent, part) for part, functions in _PARTS.items() for owner, name in functions]
-    settle = Ledger.settle
+    begin = Ledger.open
 
-    def settle_and_look(self: Ledger, number: int, *arguments: Any, **more: Any) -> Any:
-        had_ended = bool(self.records[number].ended_at)
-        record = settle(self, number, *arguments, **more)
-        if record.ended_at and not had_ended:
-            rss = process.memory_info().rss
-            snapshots.append(Snapshot(time.process_time(), time.perf_counter(), rss, Counter(spent)))
-        return record
+    def look_and_open(self: Ledger, *arguments: Any, **more: Any) -> Any:
+        rss = process.memory_info().rss
+        snapshots.append(Snapshot(time.process_time(), time.perf_counter(), rss, Counter(spent)))
+        return begin(self, *arguments, **more)
 
-    Ledger.settle = settle_and_look  # type: ignore[method-assign]
+    Ledger.open = look_and_open  # type: ignore[method-assign]
     lane = sweep_room.LaneTrainable
     sweep_room.LaneTrainable = AnswersAtOnce  # type: ignore[misc, assignment]
     try:
-        run_sweep(sweep_of(method, num_trials), results_folder=results, console=Console(file=io.StringIO(), width=160))
+        run_sweep(sweep, results_folder=results, console=Console(file=io.StringIO(), width=160))
     finally:
         sweep_room.LaneTrainable = lane  # type: ignore[misc]
-        Ledger.settle = settle  # type: ignore[method-assign]
+        Ledger.open = begin  # type: ignore[method-assign]
         for restore in undo:
             restore()
-    assert len(snapshots) == num_trials
+    assert len(snapshots) == sweep.budget.trials
     return snapshots
 
 
@@ -149,12 +167,12 @@ def _timed(owner: type, name: str, spent: Counter[str], part: str) -> Callable[[
 
 
 def ms_per_trial(snapshots: list[Snapshot], start: int, stop: int) -> dict[str, float]:
-    """Processor time of the driver a trial between the ends of two trials, in all and by part, and time on the wall."""
+    """Processor time of the driver a trial from one trial to a later one, in all and by part, and time on the wall."""
     first, last, count = snapshots[start], snapshots[stop], stop - start
     cost = {"all": 1000 * (last.cpu_s - first.cpu_s) / count}
     for part in _PARTS:
         cost[part] = 1000 * (last.parts_s[part] - first.parts_s[part]) / count
-    cost["ours"] = cost["all"] - cost["searcher"] - cost["MLflow"]
+    cost["rest"] = cost["all"] - cost["searcher"] - cost["predicting"]
     cost["wall"] = 1000 * (last.wall_s - first.wall_s) / count
     return cost
 
@@ -169,24 +187,23 @@ def main() -> None:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}
-    columns = ("all", "ours", "searcher", "MLflow", *(part for part in _PARTS if part not in ("searcher", "MLflow")))
+    columns = ("all", "rest", *_PARTS, "wall")
     print(f"driver's processor time, ms a trial, of {num_trials} trials")
-    print(f"{'':<8}{'trials':<14}" + "".join(f"{name:>10}" for name in (*columns, "wall")))
+    print(f"{'':<26}{'trials':<12}" + "".join(f"{name:>10}" for name in columns))
     with tempfile.TemporaryDirectory(prefix="driver-cost-") as folder:
-        for method in _METHODS:
-            snapshots = measure(method, num_trials, Path(folder))
+        for method, stopping in _SWEEPS:
+            name = f"{method}, {stopping}"
+            snapshots = measure(sweep_of(method, stopping, num_trials), Path(folder))
             # The first trial waits for the first lane's process.
             windows = {"first": (0, window), "last": (num_trials - 1 - window, num_trials - 1)}
-            costs = {name: ms_per_trial(snapshots, *bounds) for name, bounds in windows.items()}
-            for name, cost in costs.items():
-                print(
-                    f"{method:<8}{name + f' {window}':<14}" + "".join(f"{cost[c]:>10.2f}" for c in (*columns, "wall"))
-                )
-                figures |= {f"{method}_{name}_{column}_ms": round(cost[column], 2) for column in (*columns, "wall")}
+            costs = {when: ms_per_trial(snapshots, *bounds) for when, bounds in windows.items()}
+            for when, cost in costs.items():
+                print(f"{name:<26}{when + f' {window}':<12}" + "".join(f"{cost[c]:>10.2f}" for c in columns))
+                figures |= {f"{name}, {when}: {column}_ms": round(cost[column], 2) for column in columns}
             grown = (snapshots[-1].rss_bytes - snapshots[window].rss_bytes) / 2**20
-            print(f"{method:<8}memory {snapshots[window].rss_bytes / 2**20:.0f} MiB, grown by {grown:.1f} MiB since")
-            ratios[f"{method}_last_to_first"] = round(costs["last"]["ours"] / costs["first"]["ours"], 2)
-            figures[f"{method}_grown_mib"] = round(grown, 1)
+            print(f"{name:<26}memory {snapshots[window].rss_bytes / 2**20:.0f} MiB, grown by {grown:.1f} MiB since")
+            ratios[f"{name}, last_to_first"] = round(costs["last"]["rest"] / costs["first"]["rest"], 2)
+            figures[f"{name}: grown_mib"] = round(grown, 1)
     print(json.dumps({"benchmark": "driver_cost", "ratios": ratios, "figures": figures, "quick": arguments.quick}))
 
 

@@ -344,7 +344,7 @@ def test_neither_repetitions_nor_the_order_of_merging_change_a_decision(
         (success if fits else shortage)(one, run(size, rate=rate, width=width), number)
         every += one.observations
     whole, merged = new_frontier(), new_frontier()
-    whole._seen = list(every)
+    whole._seen = dict(enumerate(every))
     rng.shuffle(every)
     half = len(every) // 2
     merged.learn(without_repetitions(every[:half]))

@@ -1,11 +1,14 @@
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from sweeps.memory_observations import MemoryObservation, MemoryStore, MemoryStoreError
+from sweeps.memory_observations import MemoryObservation, MemoryStore, MemoryStoreError, Remembering
+from sweeps.pace import Pace
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,6 +26,20 @@ def seen(number: int, *, sweep: str = "a", micro_batch: int | None = None) -> Me
         trial=f"{sweep}/trial-{number:04d}",
         at=f"2026-01-01T00:{number // 60:02}:{number % 60:02}+00:00",
     )
+
+
+class CountingStore(MemoryStore):
+    """Says how often it has been written."""
+
+    def __init__(self, folder: Path, device_kind: str, *, took: Callable[[], None]) -> None:
+        super().__init__(folder, device_kind)
+        self._took = took
+        self.num_writings = 0
+
+    def add(self, observations: Sequence[MemoryObservation], torch_version: str) -> list[MemoryObservation]:
+        self.num_writings += 1
+        self._took()
+        return super().add(observations, torch_version)
 
 
 def test_what_one_sweep_adds_another_one_reads(tmp_path: Path) -> None:
@@ -69,6 +86,40 @@ def test_sweeps_that_run_at_the_same_time_lose_nothing_of_each_others(tmp_path: 
     kept = MemoryStore(tmp_path, "cpu").load("2.13.0")
     assert [one.micro_batch_size for one in kept] == list(range(1, 81))
     assert sorted(path.name for path in (tmp_path / "memory").iterdir()) == ["cpu.json", "cpu.lock"]
+
+
+def test_a_thousand_trials_that_fit_write_the_file_a_few_times_and_in_the_end_all_of_them_stand_in_it(
+    tmp_path: Path,
+) -> None:
+    clock = 0.0
+    learnt: list[MemoryObservation] = []
+    store = CountingStore(tmp_path, "cpu", took=lambda: advance(0.5))
+
+    def advance(seconds: float) -> None:
+        nonlocal clock
+        clock += seconds
+
+    pace = Pace(times_as_long=60, clock=lambda: clock)
+    remembering = Remembering(store, "2.13.0", learn=learnt.extend, pace=pace)
+    for number in range(1, 1001):
+        advance(1.0)
+        remembering.add([seen(number)])
+    # Half a second of writing, then thirty of none.
+    assert store.num_writings <= 1 + clock / 30
+    remembering.flush()
+    assert len(store.load("2.13.0")) == 1000
+    assert {one.micro_batch_size for one in learnt} == set(range(1, 1001))
+
+
+def test_a_shortage_is_written_at_once_with_what_waited(tmp_path: Path) -> None:
+    store = MemoryStore(tmp_path, "cpu")
+    remembering = Remembering(store, "2.13.0", learn=lambda _: None, pace=Pace(clock=time.monotonic, times_as_long=1e9))
+    for number in (1, 2):
+        remembering.add([seen(number)])
+    assert store.load("2.13.0") == [seen(1)]
+    shortage = seen(3).model_copy(update={"fits": False})
+    remembering.add([shortage])
+    assert store.load("2.13.0") == [seen(1), seen(2), shortage]
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"format_version": 1}', '{"format_version": 9, "torch": {}}', "[1]"])
