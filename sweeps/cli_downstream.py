@@ -42,18 +42,18 @@ def finetune(
     text: TextColumn = None,
     epochs: Annotated[
         list[float] | None,
-        typer.Option(min=0.01, help="Passes over the rows. May be repeated: each is tried.  [default: 10]"),
+        typer.Option(min=0.01, help="Passes over the rows. May be repeated: each is tried. Default: 10."),
     ] = None,
     batch_size: Annotated[
-        list[int] | None, typer.Option(min=1, help="Rows a step. May be repeated: each is tried.  [default: 32]")
+        list[int] | None, typer.Option(min=1, help="Rows a step. May be repeated: each is tried. Default: 32.")
     ] = None,
     learning_rate: Annotated[
         list[float] | None,
         typer.Option(
-            help="Peak of a linear schedule. May be repeated: each is tried.  [default: 5e-5 x 768 / the model's width]"
+            help="Peak of a linear schedule. May be repeated: each is tried. Default: 5e-5 x 768 / the model's width."
         ),
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(min=0, help="May be repeated: each is tried.  [default: 0]")] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="May be repeated: each is tried. Default: 0.")] = None,
     from_scratch: Annotated[
         bool,
         typer.Option("--from-scratch", help="Train the same from random weights, too: what was pretraining worth?"),
@@ -195,8 +195,8 @@ def embed(
     pool: Annotated[
         str | None,
         typer.Option(
-            help="mean: over the text's tokens. first: of <s>, encoders only. last: of its last token.  "
-            "[default: mean; last for decoders]"
+            help="mean: over the text's tokens. first: of <s>, encoders only. last: of its last token. "
+            "Default: mean; last for decoders."
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
