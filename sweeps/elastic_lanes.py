@@ -131,15 +131,22 @@ class HoldsBack(KeptOutOfPickles, Searcher):
 
 
 class LetsIdleLanesGo(TokenScheduler):
-    """A scheduler that ends idle lanes while there are more, busy ones included, than the cluster holds."""
+    """A scheduler that ends idle lanes while there are more, busy ones included, than the cluster holds.
+
+    And one that lets lanes start in peace. Tune would give a lane that becomes free to the trial that another lane is
+    starting for, end that half-started lane, and start a new one for the next trial: where trials are shorter than the
+    start of a lane, for ever.
+    """
 
     lanes: LaneCount | None = None
     """None: the number never changes."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Look, then choose."""
+        """Look; which trial is next is clear: Tune stages what is pending in its order."""
         # Tune keeps a lane warm for the next trial, which is right until another trial waits for its processors.
         num_idle = tune_controller._actor_cache.num_cached_objects
         if self.lanes and num_idle and num_idle + len(tune_controller._running_trials) > self.lanes.now():
             tune_controller._cleanup_cached_actors(force_all=True)
-        return super().choose_trial_to_run(tune_controller)
+        for pending in tune_controller._resources_to_pending_trials.values():
+            pending.difference_update([trial for trial in pending if trial in tune_controller._trial_to_actor])
+        return None

@@ -1,5 +1,6 @@
 """Lanes that come and go with nodes: real raylets that join and are stopped while a sweep runs."""
 
+import math
 import os
 import re
 import signal
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray import tune
 from ray.cluster_utils import Cluster
 from ray.tune.search import Searcher
 
 from command import ROOT
 from sweep_examples import TINY
 from sweeps.cluster import plan_lanes
-from sweeps.elastic_lanes import HoldsBack, LaneCount
+from sweeps.early_stopping import Rungs
+from sweeps.elastic_lanes import HoldsBack, LaneCount, LetsIdleLanesGo
 from sweeps.outcomes import Outcome
 from sweeps.sweep_config import ResourcesConfig
 from sweeps.trial_records import TrialRecord, TrialStore
@@ -76,16 +80,19 @@ def test_on_many_processors_several_lanes_start_at_once() -> None:
 
 
 class Proposing(Searcher):
-    """Proposes as often as it is asked."""
+    """Proposes as often as it is asked, or as many as it may."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: dict[str, Any] | None = None, *, most: float = math.inf) -> None:
         super().__init__(metric=None, mode=None)
+        self._settings, self._most = settings or {}, most
         self._count = 0
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
+    def suggest(self, trial_id: str) -> Any:
         del trial_id
+        if self._count == self._most:
+            return Searcher.FINISHED
         self._count += 1
-        return {"number": self._count}
+        return {"number": self._count} | self._settings
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         pass
@@ -95,6 +102,54 @@ class Proposing(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         pass
+
+
+@pytest.mark.ray
+def test_a_lane_that_starts_is_not_ended_when_another_becomes_free(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    class SlowToStart(tune.Trainable):  # Defined in here, for Ray's workers cannot import tests.
+        def setup(self, config: dict[str, Any]) -> None:
+            with Path(config["log"]).open("a") as file:
+                file.write(f"{os.getpid()} starts\n")
+            time.sleep(3)
+            self._log = config["log"]
+
+        def step(self) -> dict[str, Any]:
+            time.sleep(0.1)
+            with Path(self._log).open("a") as file:
+                file.write(f"{os.getpid()} trains\n")
+            return {"done": True, "tokens": 1}
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return bool(new_config)
+
+    plan = plan_lanes(ResourcesConfig(), num_trials=60, num_cpus=2, num_gpus=0)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        lanes = LaneCount(plan, say=print)
+        scheduler = LetsIdleLanesGo(Rungs((), 3))
+        scheduler.lanes = lanes
+        tune.Tuner(
+            tune.with_resources(SlowToStart, tune.PlacementGroupFactory([{"memory": 1}])),
+            tune_config=tune.TuneConfig(
+                search_alg=HoldsBack(Proposing({"log": str(log)}, most=60), lanes),
+                scheduler=scheduler,
+                num_samples=-1,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=str(tmp_path),
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
+    finally:
+        ray.shutdown()
+    did = [line.split() for line in log.read_text().splitlines()]
+    started, trained = ([pid for pid, what in did if what == which] for which in ("starts", "trains"))
+    assert len(started) == plan.count == 2
+    assert set(trained) == set(started), "the second lane was ended before it trained anything"
 
 
 @pytest.fixture
