@@ -138,10 +138,16 @@ def time_section(findings: Findings) -> Section:
         )
     columns = ["trial", *(f"{stretch}, ms" for stretch in stretches), "tokens/s", "of matmul rate", "training, s"]
     blocks.append(without_empty_columns(Table(columns, rows, "time")))
+    rated = any(findings.curves[record.number].share_of_matmul_rate is not None for record in timed)
     blocks.append(
         Paragraph(
-            "Milliseconds are means a step over the whole trial. The rate is that of the model's own floating-point "
-            "operations, beside that of large matrix products measured on the same device."
+            "Milliseconds are means a step over the whole trial. "
+            + (
+                "The rate is that of the model's own floating-point operations, beside that of large matrix products "
+                "measured on the same device."
+                if rated
+                else "No trial trained for long enough to set its rate beside that of the hardware."
+            )
         )
     )
     return Section("Time", blocks)
