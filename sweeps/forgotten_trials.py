@@ -3,7 +3,9 @@
 from typing import Any
 
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 
+from sweeps.early_stopping import KeptOutOfPickles
 from sweeps.elastic_lanes import LetsIdleLanesGo
 
 _ENDED_TRIALS_KEPT = 50
@@ -25,3 +27,16 @@ class ForgetsEndedTrials(LetsIdleLanesGo):
             tune_controller._stopped_trials.difference_update(ended)
             tune_controller._trials_to_cache.difference_update(ended)
         return super().choose_trial_to_run(tune_controller)
+
+
+class RemembersNoTrials(KeptOutOfPickles, TrialProgressCallback):
+    """Stands where Tune would put a callback of its own, which is told to print nothing and keeps all trials."""
+
+    def on_trial_result(self, *_: Any, **__: Any) -> None:
+        """Nothing to print."""
+
+    def on_trial_complete(self, *_: Any, **__: Any) -> None:
+        """Nothing to print."""
+
+    def on_trial_error(self, *_: Any, **__: Any) -> None:
+        """Nothing to print; the ledger has it."""

@@ -56,19 +56,20 @@ class SettingsSampler:
         self._file_values = {path: sweep.value_at(path) for path in self._space}
         # A sweep that goes on must not draw the same random numbers again: it would propose the same settings.
         method = _sampler(sweep, self._space, len(known), worst_loss)
-        self._study = optuna.create_study(sampler=method, direction="minimize")
+        self._storage = _Correctable()
+        self._study = optuna.create_study(storage=self._storage, sampler=method, direction="minimize")
         self._grid = _grid(sweep.search, sweep.searcher.grid_points) if sweep.searcher.method == "grid" else None
         self._random = optuna.samplers.RandomSampler(seed=sweep.searcher.seed + len(known))
         self._num_known_in_a_row = 0
         self._asked: dict[int, optuna.Trial] = {}
         self._told: dict[int, list[_Told]] = {}
         """Trial number to what the study was told of it."""
-        self._others: list[_Told] = []
+        self._told_as: dict[int, list[int]] = {}
+        """Trial number to the trials of the study that say so."""
         for record in known:
             self.ended(record)
         for proposal in refused:
-            self._others.append((proposal.settings, _infeasible(proposal)))
-            self._tell(*self._others[-1])
+            self._tell(self._as_trial(proposal.settings, _infeasible(proposal)))
 
     def keep(self, is_wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Of a grid propose only these settings."""
@@ -95,8 +96,6 @@ class SettingsSampler:
         """
         if handle is not None:
             handle.set_constraint("memory", excess)
-            known = {"state": TrialState.PRUNED, "constraints": {"memory": excess}}
-            self._others.append((handle.params, known))
             self._study.tell(handle, state=TrialState.PRUNED)
         self._num_known_in_a_row = 0
 
@@ -126,18 +125,14 @@ class SettingsSampler:
         if told == before:
             return
         self._told[record.number] = told
-        if before:
-            self._start_again()
-        else:
-            for settings, known in told:
-                self._tell(settings, known)
-
-    def _start_again(self) -> None:
-        """A study keeps what it was told: another one takes its place, with the same sampler."""
-        self._study = optuna.create_study(sampler=self._study.sampler, direction="minimize")
-        self._asked.clear()
-        for settings, known in itertools.chain(*self._told.values(), self._others):
-            self._tell(settings, known)
+        trials = [trial for one in told if (trial := self._as_trial(*one)) is not None]
+        ids = self._told_as.setdefault(record.number, [])
+        for told_as, trial in itertools.zip_longest(ids[:], trials):
+            if told_as is None:
+                ids += self._tell(trial)
+            else:
+                # Where there is less to say than before, what was said goes without a trace.
+                self._storage.put_right(told_as, trial or create_trial(state=TrialState.FAIL))
 
     def _as_optuna(self, record: TrialRecord) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """What a trial's end says, as settings and what is known of them."""
@@ -174,12 +169,27 @@ class SettingsSampler:
         sizes = space.choices if isinstance(space, CategoricalDistribution) else (used,)
         return max((size for size in sizes if isinstance(size, int) and size <= used), default=None)
 
-    def _tell(self, settings: dict[str, Any], known: dict[str, Any]) -> None:
+    def _as_trial(self, settings: dict[str, Any], known: dict[str, Any]) -> optuna.trial.FrozenTrial | None:
         # What `start_with` leaves out has the file's value: without it, a trial would shrink the space of them all.
         params = {path: settings.get(path, self._file_values[path]) for path in self._space}
         # A value of `start_with` outside the space: the sampler has no place for it.
-        if all(holds(space, params[path]) for path, space in self._space.items()):
-            self._study.add_trial(create_trial(params=params, distributions=self._space, **known))
+        if not all(holds(space, params[path]) for path, space in self._space.items()):
+            return None
+        return create_trial(params=params, distributions=self._space, **known)
+
+    def _tell(self, trial: optuna.trial.FrozenTrial | None) -> list[int]:
+        """The trial of the study that says so, if there is anything to say."""
+        return [] if trial is None else [self._storage.create_new_trial(self._study._study_id, template_trial=trial)]
+
+
+class _Correctable(optuna.storages.InMemoryStorage):
+    """What a study was told can be put right: telling all of it to a new one takes longer with each trial."""
+
+    def put_right(self, trial_id: int, trial: optuna.trial.FrozenTrial) -> None:
+        """Have a trial that was told say something else."""
+        with self._lock:
+            trial.number, trial._trial_id = self._get_trial(trial_id).number, trial_id
+            self._set_trial(trial_id, trial)
 
 
 def _infeasible(one: TrialRecord | RefusedProposal) -> dict[str, Any]:

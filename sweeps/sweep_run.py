@@ -21,7 +21,7 @@ from sweeps.cluster import device_kind
 from sweeps.dead_lanes import FreesDeadLanes
 from sweeps.early_stopping import KeptOutOfPickles, Rungs, StoppingRule
 from sweeps.elastic_lanes import HoldsBack, LaneCount, nodes_now
-from sweeps.forgotten_trials import ForgetsEndedTrials
+from sweeps.forgotten_trials import ForgetsEndedTrials, RemembersNoTrials
 from sweeps.git_state import git_state
 from sweeps.hardware import hardware
 from sweeps.kept_checkpoints import KeptCheckpoints
@@ -145,7 +145,7 @@ class SweepRun:
                 name=f"tune-{os.getpid()}",
                 stop=self._searcher.is_cut_off,
                 storage_path=str(self.folder.ray_state),
-                callbacks=[LedgerCallback(self.ledger, self._learn_speeds), FreesDeadLanes()],
+                callbacks=[LedgerCallback(self.ledger, self._learn_speeds), FreesDeadLanes(), RemembersNoTrials()],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=_MAX_LOST_LANES),
                 verbose=0,

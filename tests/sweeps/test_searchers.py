@@ -147,6 +147,37 @@ def test_a_survived_shortage_is_told_as_two_truths() -> None:
     assert complete == ("COMPLETE", 3.5, {"memory": -1.0}, settings | {"training.micro_batch_size": 8})
 
 
+def test_what_is_told_of_trials_on_their_way_is_what_is_told_of_them_at_their_last_state() -> None:
+    """Paused, promoted, short of memory, broken: it comes to what a study says that hears only the end."""
+    settings = [
+        {"training.learning_rate": 1e-3 * number, "training.batch_size": 16, "training.micro_batch_size": 16}
+        for number in (1, 2, 3, 4)
+    ]
+    on_the_way, at_the_end = sampler(sweep_with("tpe")), sampler(sweep_with("tpe"))
+    proposal = on_the_way.propose()
+    assert proposal is not None
+    paused = [record(n, None, settings=one, rung_losses={1000: 4.0 + n}) for n, one in enumerate(settings, start=1)]
+    ended = [
+        record(1, loss=3.5, settings=settings[0], rung_losses={1000: 5.0, 3000: 3.9}),
+        # Two truths where there was one.
+        record(2, loss=3.6, settings=settings[1], out_of_memory_micro_batches=(16,), micro_batch_size_used=11),
+        # And nothing at all.
+        record(3, Outcome.FAILED, settings=settings[2]),
+        paused[3],
+    ]
+    for one in (*paused, *ended, *ended):
+        on_the_way.ended(one)
+    for one in ended:
+        at_the_end.ended(one)
+
+    def said(proposing: SettingsSampler) -> list[str]:
+        return sorted(map(str, told(proposing)))
+
+    assert [text for text in said(on_the_way) if "RUNNING" not in text] == said(at_the_end)
+    # What runs is still known as running.
+    assert sum("RUNNING" in text for text in said(on_the_way)) == 1
+
+
 def test_a_sampler_that_goes_on_knows_what_was_refused() -> None:
     settings = {"training.learning_rate": 2e-3, "training.batch_size": 16, "training.micro_batch_size": 16}
     refused = RefusedProposal(
