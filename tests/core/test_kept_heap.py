@@ -1,9 +1,11 @@
 """Freed memory stays in the process while it is wanted, and goes back to the kernel after that; the kernel is asked."""
 
+import multiprocessing
 import os
 import platform
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -16,12 +18,10 @@ NUM_BYTES = 5 * 2**23  # over the 32 MiB from which on glibc takes and gives bac
 NUM_PAGES = NUM_BYTES // os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def in_a_process_of_its_own(check: Callable[[], None]) -> None:
+    """What ran before in a process leaves holes in its heap, in which a large tensor may find room."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        pool.submit(check).result()
 
 
 def faults_of_a_large_tensor() -> int:
@@ -36,6 +36,10 @@ def resident_bytes() -> int:
 
 
 def test_a_tensor_finds_the_pages_of_one_that_was_freed_and_not_before_it_is_wanted() -> None:
+    in_a_process_of_its_own(check_that_pages_are_found_again_while_that_is_wanted)
+
+
+def check_that_pages_are_found_again_while_that_is_wanted() -> None:
     faults_of_a_large_tensor()
     assert faults_of_a_large_tensor() > 0.9 * NUM_PAGES
     with freed_memory_stays():
@@ -54,6 +58,10 @@ def fail_with_memory_kept() -> None:
 
 
 def test_what_stayed_goes_back_at_the_end_also_after_a_failure() -> None:
+    in_a_process_of_its_own(check_that_memory_goes_back)
+
+
+def check_that_memory_goes_back() -> None:
     before = resident_bytes()
     with pytest.raises(RuntimeError, match="a trial failed"):
         fail_with_memory_kept()
