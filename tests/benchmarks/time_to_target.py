@@ -17,7 +17,8 @@ Second table: rank correlation of losses at rungs with final losses over random 
 the way, as with ASHA, and for trunk-and-branch. given up: how much higher than the best final loss is the best one of
 the third that goes on from there.
 
-    python tests/benchmarks/time_to_target.py [--quick] [--seeds 5] [--peer-seeds 1] [--cap-s 200]
+    python tests/benchmarks/time_to_target.py [--quick] [--seeds 5] [--peer-seeds 1] [--cap-s 200] [--settings 24]
+        [--peers documented random]
 
 With its defaults, one seed of each peer, it takes a quarter of an hour; with `--peer-seeds 5` up to three times that.
 """
@@ -111,6 +112,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--peer-seeds", type=int, default=1)
     parser.add_argument("--cap-s", type=float, default=200.0)
+    parser.add_argument("--settings", type=int, default=24, help="random ones that give the targets; more, harder")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
     parser.add_argument("--peer", choices=PEERS, help="used by this script itself: run one search of a peer")
     parser.add_argument("--folder", type=Path, help="with --peer")
     parser.add_argument("--seed", type=int, default=0, help="with --peer")
@@ -120,7 +123,7 @@ def main() -> None:
         run_peer(arguments.peer, arguments.folder, arguments.seed, arguments.targets, arguments.cap_s)
         return
     seeds, peer_seeds, cap_s = arguments.seeds, arguments.peer_seeds, arguments.cap_s
-    num_random, tokens = 24, TOKENS
+    num_random, tokens = arguments.settings, TOKENS
     if arguments.quick:
         seeds, peer_seeds, cap_s, num_random, tokens = 1, 0, 20.0, 6, 20_000
     with tempfile.TemporaryDirectory() as name:
@@ -145,7 +148,7 @@ def main() -> None:
         for seed in range(max(seeds, peer_seeds)):
             if seed < seeds:
                 found["pretune"].append(pretune(sweep, data, seed, targets, folder / f"pretune-{seed}"))
-            for arm in PEERS if seed < peer_seeds else ():
+            for arm in arguments.peers if seed < peer_seeds else ():
                 if sum(not one.is_reached[HARD] for one in found[arm]) <= peer_seeds // 2:
                     found[arm].append(peer(arm, seed, targets, cap_s, folder))
             print(
