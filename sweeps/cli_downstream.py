@@ -82,23 +82,14 @@ def finetune(
     is kept. Equal texts stand on one side of the split. The same command again goes on where it stopped.
     """
     import io
-    import json
-    import sys
 
     from rich.console import Console
 
     from data_pipeline.settings import parse_bytes
-    from sweeps.finetune import drop_checkpoints, plan_finetuning
-    from sweeps.finetune import finetune as carry_out
-    from sweeps.finetune_file import RESOLVED_FILE
-    from sweeps.finetune_report import print_data, print_figures, write_page
-    from sweeps.finetune_request import FinetuneRequest, model_and_rows, request_of_file
-    from sweeps.finetune_tracking import record
-    from sweeps.finetuned import METRICS_FILE, FinetuneSettings, write_files
-    from sweeps.mlflow_store import MlflowStore, TrackingError
-    from sweeps.mlflow_tags import source_tags
-    from sweeps.results_folder import check_writable
-    from sweeps.trial_records import write_atomically
+    from sweeps.finetune_report import print_figures
+    from sweeps.finetune_request import FinetuneRequest, request_of_file
+    from sweeps.finetune_run import carry_out
+    from sweeps.finetuned import FinetuneSettings
 
     if Path(place).suffix in (".yaml", ".yml"):
         _refuse_beside_a_file(context, place)
@@ -132,40 +123,11 @@ def finetune(
         )
         request = FinetuneRequest(settings=settings, place=place, table=table)
     console = Console(file=io.StringIO()) if as_json else terminal()
-    folder = results_folder(results)
-    with model_and_rows(request, folder) as (trained, found):
-        plan = plan_finetuning(
-            trained,
-            request.settings,
-            found,
-            place=request.place,
-            table=request.table,
-            results_folder=folder,
-            name=request.name,
-            target=out,
-            names=request.names,
-        )
-        if request.resolved is not None:
-            write_atomically(plan.folder / RESOLVED_FILE, request.resolved)
-        print_data(plan, console)
-        if plan.is_done:
-            console.print("everything was done already; nothing was trained", style="bold")
-            figures = json.loads((plan.folder / METRICS_FILE).read_text(encoding="utf-8"))
-        else:
-            check_writable(folder)
-            store = MlflowStore(folder)  # fails now rather than after the training
-            end = carry_out(plan, console)
-            write_page(end)
-            figures = write_files(end)
-            drop_checkpoints(end.folder)
-            try:
-                record(store, end, tags=source_tags(" ".join(["pretune", *sys.argv[1:]]), Path.cwd()))
-            except TrackingError as error:
-                console.print(f"not recorded in MLflow: {error}", style="red", markup=False, soft_wrap=True)
+    figures, folder = carry_out(request, results_folder=results_folder(results), target=out, console=console)
     if as_json:
         print_json(figures)
-        return
-    print_figures(figures, str(plan.folder), console)
+    else:
+        print_figures(figures, str(folder), console)
 
 
 def _refuse_beside_a_file(context: typer.Context, file: str) -> None:

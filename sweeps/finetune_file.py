@@ -1,7 +1,6 @@
 """YAML to a fine-tuning for classes, with all faults of the file at once."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -13,29 +12,13 @@ from sweeps.settings_file import (
     Fault,
     SettingsKind,
     faults_of_value,
-    load_settings,
     nearest,
     objective_of,
-    resolve_settings,
 )
 from sweeps.yaml_places import YamlDocument
 
 RESOLVED_FILE = "finetune.yaml"
 """In the folder of what came out: the file with every default written out, which means the same again."""
-
-
-def load_finetune_file(path: Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
-    """The fine-tuning that a file describes, after `key=value` overrides on dotted keys.
-
-    Raises:
-        SettingsFileError: The file cannot be read, or anything in it breaks a rule; lists every fault.
-    """
-    return load_settings(path, _FINETUNING, overrides)
-
-
-def resolve_finetuning(document: YamlDocument, overrides: Sequence[str] = (), *, source: str) -> FinetuneConfig:
-    """The fine-tuning that a YAML document describes; see `load_finetune_file`."""
-    return resolve_settings(document, _FINETUNING, overrides, source=source)
 
 
 def dump_finetuning(config: FinetuneConfig) -> str:
@@ -67,6 +50,6 @@ def _is_another(values: dict[str, Any]) -> str | None:
     return "pretune train" if values.get("stages") or not values.get("search") else "pretune sweep"
 
 
-_FINETUNING = SettingsKind(
+FINETUNING = SettingsKind(
     FinetuneConfig, "a file of a fine-tuning", "sweeps/configs/traffic-classify.yaml", _is_another, _search_faults
 )

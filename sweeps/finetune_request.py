@@ -10,9 +10,10 @@ from data_pipeline.labelled_rows import LabelledTexts
 from data_pipeline.table_rows import ON_THE_COMMAND_LINE, SettingNames
 from sweeps.finetune import read_rows
 from sweeps.finetune_config import IN_A_FILE
-from sweeps.finetune_file import dump_finetuning, load_finetune_file
+from sweeps.finetune_file import FINETUNING, dump_finetuning
 from sweeps.finetuned import FinetuneSettings
 from sweeps.model_places import is_of_mlflow, model_at
+from sweeps.settings_file import load_settings
 from sweeps.start import place_of_model
 from sweeps.trained_model import TrainedModel, load_trained
 
@@ -44,7 +45,7 @@ def request_of_file(file: str, overrides: list[str]) -> FinetuneRequest:
     Raises:
         SettingsFileError: Anything in it breaks a rule; lists every fault.
     """
-    config = load_finetune_file(Path(file), overrides)
+    config = load_settings(Path(file), FINETUNING, overrides)
     return FinetuneRequest(
         settings=config.settings(),
         place=config.start.weights_of,

@@ -11,8 +11,8 @@ from command import ROOT
 from small_models import exported
 from sweeps.cli import app
 from sweeps.finetune_config import FinetuneConfig
-from sweeps.finetune_file import RESOLVED_FILE, dump_finetuning, resolve_finetuning
-from sweeps.settings_file import SettingsFileError
+from sweeps.finetune_file import FINETUNING, RESOLVED_FILE, dump_finetuning
+from sweeps.settings_file import SettingsFileError, resolve_settings
 from sweeps.yaml_places import read_yaml
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,7 +35,7 @@ sizes:
 
 
 def resolve(text: str, *overrides: str) -> FinetuneConfig:
-    return resolve_finetuning(read_yaml(text), overrides, source="animals.yaml")
+    return resolve_settings(read_yaml(text), FINETUNING, overrides, source="animals.yaml")
 
 
 def faults_of(text: str, *overrides: str) -> str:

@@ -11,7 +11,8 @@ from core.parameter_counts import parameter_counts
 from core.schedule import StepPlan, learning_rate
 from sweeps.early_stopping import rung_tokens
 from sweeps.fairness import remarks
-from sweeps.finetune_file import dump_finetuning, load_finetune_file, resolve_finetuning
+from sweeps.finetune_file import FINETUNING, dump_finetuning
+from sweeps.settings_file import load_settings, resolve_settings
 from sweeps.stage_config import steps_of
 from sweeps.sweep_config import SweepConfig
 from sweeps.sweep_file import dump_sweep, load_sweep_file, resolve_sweep
@@ -165,8 +166,8 @@ def test_fine_tuning_of_c_begins_with_its_own_pretrained_model_and_repeats_nothi
 
 @pytest.mark.parametrize("size", ["laptop", "full"])
 def test_telling_classes_apart_begins_with_the_model_of_a_and_takes_rows_that_this_can_read(size: str) -> None:
-    config = load_finetune_file(CONFIGS / f"{CLASSES}.yaml", [f"size={size}"])
-    assert resolve_finetuning(read_yaml(dump_finetuning(config)), source=CLASSES) == config
+    config = load_settings(CONFIGS / f"{CLASSES}.yaml", FINETUNING, [f"size={size}"])
+    assert resolve_settings(read_yaml(dump_finetuning(config)), FINETUNING, source=CLASSES) == config
     assert config.size == size
     assert config.start.weights_of == CHAINS["A"][-1]
     assert config.corpus.max_tokens is not None
