@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_TEST := $(VENV)/.ready-test
 
-.PHONY: quickstart test quick lint types systems benchmarks-quick clean
+.PHONY: quickstart test quick long lint types systems benchmarks-quick clean
 
 quickstart: $(READY)
 	$(BIN)/pretune sweep sweeps/configs/quickstart.yaml
@@ -14,12 +14,18 @@ quickstart: $(READY)
 systems: $(READY)
 	$(BIN)/python tests/run_systems.py
 
-test: lint types quick
+test: lint types quick long
 	$(BIN)/python -m pytest -m "ray and not slow"
 
 # One process a core, each with one thread of torch's; what starts Ray takes all cores and goes one after another.
+# Modules are compiled once, also where the environment says otherwise: every process would do it again.
+A_PROCESS_A_CORE := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
 quick: $(READY_TEST)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and not slow" -n auto --dist loadfile
+	$(A_PROCESS_A_CORE) -m "not ray and not slow and not long"
+
+long: $(READY_TEST)
+	$(A_PROCESS_A_CORE) -m "long and not ray and not slow"
 
 lint: $(READY_TEST)
 	$(BIN)/ruff check .

@@ -27,15 +27,18 @@ def new(
 @explains_faults
 def plan(file: File, overrides: Set = None, results: Results = None, as_json: AsJson = False) -> None:
     """Show what a sweep will do, what fits, what it costs."""
+    from sweeps.sweep_file import load_sweep_file
+
+    asked = load_sweep_file(file, overrides or ())
+    # Ray takes seconds to import: a mistake in the file is told before.
     from sweeps.auto_lanes import auto_lanes
     from sweeps.cluster import this_machine
     from sweeps.epochs import with_expected_tokens
     from sweeps.plan import plan_as_json, plan_sweep, print_plan
     from sweeps.start import beginning_with_weights, expected_vocabulary
-    from sweeps.sweep_file import load_sweep_file
 
     folder = results_folder(results)
-    sweep = with_expected_tokens(beginning_with_weights(load_sweep_file(file, overrides or ()), folder))
+    sweep = with_expected_tokens(beginning_with_weights(asked, folder))
     vocabulary_size = expected_vocabulary(sweep)
     auto = auto_lanes(sweep, cluster=this_machine(), vocabulary_size=vocabulary_size, results_folder=folder)
     planned = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto)

@@ -1,6 +1,7 @@
 """The floors of the house: data_pipeline <- core <- sweeps, no circles, nothing happens on import."""
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -17,6 +18,7 @@ FLOORS = {
 FILES = sorted(path for package in FLOORS for path in (ROOT / package).rglob("*.py"))
 
 
+@functools.cache
 def imported_modules(path: Path) -> set[str]:
     modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -64,6 +66,7 @@ def test_file_names_are_unique_in_the_tree() -> None:
     assert sorted(names) == sorted(set(names))
 
 
+@pytest.mark.long
 def test_importing_everything_prints_nothing_and_starts_nothing() -> None:
     modules = [module_name(path) for path in FILES if path.name != "__main__.py"]
     code = (

@@ -61,6 +61,7 @@ def state_of(checkpoint: Path | None) -> bytes:
     return b"".join((checkpoint / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors"))
 
 
+@pytest.mark.long
 @settings(max_examples=8, deadline=None)
 @given(
     pauses=st.lists(st.integers(1, STEPS * TOKENS_PER_STEP), min_size=1, max_size=3),

@@ -162,6 +162,7 @@ def run_killed_after(seconds: float, run: RunConfig, folder: Path, arguments: di
 POINTS = [number * TOKENS_PER_STEP for number in range(0, 60, 7)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("seed", "num_steps"), [(0, 40), *(pytest.param(seed, 60, marks=pytest.mark.slow) for seed in range(1, 8))]
 )

@@ -175,6 +175,7 @@ def test_peak_memory_of_a_classifier_is_predicted(
     assert predicted == end.peak_memory_bytes
 
 
+@pytest.mark.long
 def test_running_out_of_memory_changes_nothing_in_what_a_classifier_learns(
     tmp_path: Path, data: PreparedCorpus
 ) -> None:

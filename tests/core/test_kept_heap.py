@@ -35,6 +35,7 @@ def resident_bytes() -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.long
 def test_a_tensor_finds_the_pages_of_one_that_was_freed_and_not_before_it_is_wanted() -> None:
     in_a_process_of_its_own(check_that_pages_are_found_again_while_that_is_wanted)
 
@@ -57,6 +58,7 @@ def fail_with_memory_kept() -> None:
         raise RuntimeError("a trial failed")
 
 
+@pytest.mark.long
 def test_what_stayed_goes_back_at_the_end_also_after_a_failure() -> None:
     in_a_process_of_its_own(check_that_memory_goes_back)
 

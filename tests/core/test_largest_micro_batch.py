@@ -45,6 +45,7 @@ def bytes_between(run: RunConfig, micro_batch_size: int, part_of_next: float) ->
     return this + int(part_of_next * (following - this))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "micro_batch_size", "part_of_next"),
     [
@@ -131,6 +132,7 @@ def test_on_a_device_the_largest_micro_batch_fits_and_wastes_little():
 # In words
 
 
+@pytest.mark.long
 def test_words_name_the_need_the_cures_and_the_largest_part():
     run = a_run(batch_size=32, micro_batch_size=32)
     checkpointed = run.with_overrides({"training.activation_checkpointing": True})

@@ -1,7 +1,10 @@
 """Counting what a run leaves behind."""
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 from full_rows import a_run
 from small_corpus import small_corpus
@@ -11,6 +14,15 @@ from core.training_run import run_training
 from core.workers import Workers
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _what_other_tests_left_is_not_looked_through() -> Iterator[None]:
+    """Millions of objects, seconds each time; what is counted here is what comes after."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def test_tensor_that_is_held_counts_once_with_its_views_and_not_when_it_is_gone() -> None:

@@ -239,6 +239,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit_and_keeps_adapters_alo
     assert changed == {name for name in model_tensors(before) if name.endswith(matrices)}
 
 
+@pytest.mark.long
 def test_adapters_learn(tmp_path: Path) -> None:
     base = a_base("llama", tmp_path / "base")
     losses: list[float] = []
@@ -349,6 +350,7 @@ def head_flops(model: LanguageModel) -> float:
     return float(counter.get_total_flops())
 
 
+@pytest.mark.long
 def test_largest_micro_batch_fits_and_no_larger_one_does() -> None:
     run = a_run(family="decoder", lora={}, layers=1, width=64, batch_size=6)
     peaks = {size: predict_memory(run, 900, micro_batch_size=size).peak_bytes for size in range(1, 7)}

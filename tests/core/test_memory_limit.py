@@ -219,6 +219,7 @@ print("free again")
 """
 
 
+@pytest.mark.long
 def test_the_process_limit_makes_the_kernel_refuse_and_ends_with_its_block():
     output = subprocess.run(
         [sys.executable, "-c", KERNEL_REFUSES],

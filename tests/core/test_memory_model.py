@@ -136,6 +136,7 @@ def test_prediction_equals_what_training_really_holds(changes, micro_batch_size,
     assert predicted_bytes == pytest.approx(recorded_bytes, rel=0.01)
 
 
+@pytest.mark.long
 def test_rows_in_which_fewer_positions_predict_need_no_more_than_was_predicted():
     # Two chunks of the vocabulary head for full rows; of the last there are few enough for one, of nearly twice that.
     run = a_run(layers=1, width=64, batch_size=16).with_overrides({"objective.masked_lm.masking_rate": 0.5})

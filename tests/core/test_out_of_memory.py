@@ -276,6 +276,7 @@ print(",".join(kinds))
 """
 
 
+@pytest.mark.long
 def test_real_shortage_in_a_training_step_is_always_recognised():
     # The kernel refuses memory of the process itself (RLIMIT_DATA); nothing is counted or constructed here.
     output = subprocess.run(

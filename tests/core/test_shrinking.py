@@ -43,6 +43,7 @@ def test_half_is_the_next_power_of_two_below(size: int) -> None:
     assert shrunk & (shrunk - 1) == 0
 
 
+@pytest.mark.long
 def test_what_was_known_not_to_fit_shrinks_to_the_largest_that_is_predicted_to() -> None:
     limit = predicted(11) + 10
     smaller = budget(limit).smaller(16, shortage(in_use=limit - 5, asked=1000))
@@ -70,6 +71,7 @@ def test_a_shortage_of_which_nothing_is_known_costs_a_quarter() -> None:
     assert budget(predicted(20)).smaller(16, shortage()) == Smaller(12, is_neighbours=True)
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=50)
 @given(
     st.integers(2, 10),

@@ -1,5 +1,7 @@
 """Processes that train side by side, real ones."""
 
+import pytest
+
 from core.run_config import RunConfig
 from core.side_by_side import Way, measure_side_by_side
 
@@ -12,6 +14,7 @@ RUN = RunConfig.model_validate(
 )
 
 
+@pytest.mark.long
 def test_each_way_is_measured_with_its_own_threads_and_all_its_processes() -> None:
     ways = [Way(2, 1), Way(1, 1)]
     paces = measure_side_by_side(RUN, ways, vocabulary_size=100, rows=4)
@@ -19,6 +22,7 @@ def test_each_way_is_measured_with_its_own_threads_and_all_its_processes() -> No
     assert all(pace.tokens_per_s is not None and pace.tokens_per_s > 0 for pace in paces)
 
 
+@pytest.mark.long
 def test_a_way_for_which_there_is_no_memory_has_no_pace_and_nothing_hangs() -> None:
     (pace,) = measure_side_by_side(RUN, [Way(1, 1)], vocabulary_size=100, rows=2**40)
     assert pace.tokens_per_s is None

@@ -192,6 +192,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("count", "seed"), CASES)
 def test_a_run_that_ran_out_of_memory_once_ends_as_if_it_had_not(count: int, seed: int) -> None:
     injection = an_injection(count, seed)

@@ -252,6 +252,7 @@ def peak_bytes(folder: Path, micro_batch_size: int) -> int:
     return end.peak_memory_bytes
 
 
+@pytest.mark.long
 def test_micro_batch_that_does_not_fit_stops_or_shrinks_as_the_user_wants(tmp_path: Path) -> None:
     small, large = (peak_bytes(tmp_path / str(size), size) for size in (4, 16))
     budget = (small + large) // 2
@@ -288,6 +289,7 @@ def test_checkpoint_for_which_there_is_no_memory_is_reported_and_the_run_goes_on
     assert end.reason.endswith("; memory ran out 2 times on the way")
 
 
+@pytest.mark.long
 def test_micro_batch_that_a_neighbour_made_impossible_comes_back_when_the_neighbour_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

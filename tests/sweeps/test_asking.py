@@ -88,6 +88,7 @@ def test_masks_of_a_file_are_filled_as_by_the_pipeline_and_what_cannot_be_says_w
         assert [one["probability"] for one in mask] == pytest.approx([one["score"] for one in theirs], abs=1e-5)
 
 
+@pytest.mark.long
 def test_what_is_typed_on_a_terminal_is_answered_until_ctrl_d(encoder: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(

@@ -60,6 +60,7 @@ def test_a_way_that_ran_out_of_memory_is_not_chosen(tmp_path: Path) -> None:
     assert "ran out of memory" in found.reason
 
 
+@pytest.mark.long
 @needs_two_cores
 def test_a_long_sweep_is_measured_and_a_short_one_is_not(tmp_path: Path) -> None:
     short = choice(tiny_sweep(), tmp_path)
@@ -79,6 +80,7 @@ def test_lanes_that_memory_does_not_hold_are_no_choice(tmp_path: Path) -> None:
     assert found == AutoLanes(1, CORES, "memory holds no more")
 
 
+@pytest.mark.long
 @needs_two_cores
 def test_a_model_in_the_file_that_no_trial_has_does_not_count(tmp_path: Path) -> None:
     large = "model.width=1024"

@@ -137,6 +137,7 @@ def test_what_does_not_go_together_is_told(talker: Path, tmp_path: Path) -> None
     assert "--chat reads what is said from its input" in run("generate", talker, "x", "--chat", fails=True)
 
 
+@pytest.mark.long
 def test_a_chat_is_refused_on_a_terminal_too_where_the_model_has_no_template(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sweeps", "generate", str(exported(tmp_path, "decoder")), "--chat"]
     _, terminal = pty.openpty()

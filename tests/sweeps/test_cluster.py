@@ -81,14 +81,14 @@ def test_small_models_share_a_gpu_with_their_part_of_its_memory_each() -> None:
 
 def test_a_share_of_a_gpu_that_the_model_does_not_fit_in_is_refused_with_the_numbers() -> None:
     wide = example_sweep(
-        model={"layers": 12, "width": 768, "heads": 12, "sequence_length": 128},
+        model={"layers": 1, "width": 768, "heads": 12, "sequence_length": 128},
         search={"training.learning_rate": {"log_uniform": [1e-4, 1e-2]}},
         start_with=[],
-        training={"micro_batch_size": 64, "batch_size": 64},
+        training={"micro_batch_size": 8, "batch_size": 8},
         resources={"concurrent_trials": 8, "device": "gpu", "memory": "1GiB"},
     )
     with pytest.raises(ResourcesError, match=r"concurrent_trials=8 gives each trial 0.12 of a GPU, which is 1.00 GiB"):
-        plan_sweep(wide, vocabulary_size=30_000, num_cpus=16, num_gpus=1)
+        plan_sweep(wide, vocabulary_size=100_000, num_cpus=16, num_gpus=1)
 
 
 def test_a_trial_with_more_workers_than_gpus_is_refused_with_the_numbers() -> None:

@@ -79,6 +79,7 @@ def test_a_shell_completes_the_paths_of_sweep_files_itself() -> None:
     assert completed("pretune", "sweep", "sweeps/configs/quick") == []
 
 
+@pytest.mark.long
 def test_a_fault_is_red_on_a_terminal_and_plain_in_a_file(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sweeps", "plan", str(tmp_path / "missing.yaml")]
     ours, theirs = pty.openpty()

@@ -38,23 +38,23 @@ def fitting(run: RunConfig, memory_bytes: int, *, checkpointing: bool = False) -
 
 
 def test_parts_add_up_to_the_peak_and_largest_micro_batches_are_named() -> None:
-    plan = planned("training.batch_size=12", "training.micro_batch_size=4")
-    lines, memory_bytes = estimated(plan, "1400KiB"), 1400 * 1024
+    plan = planned("training.batch_size=8", "training.micro_batch_size=4")
+    lines, memory_bytes = estimated(plan, "1300KiB"), 1300 * 1024
     run = plan.sweep.run_config()
     prediction = predict_memory(run, 1000, micro_batch_size=4)
     assert lines[0].startswith("micro-batch 4 ")
     shares = [int(share) for line in lines[1:-4] for share in re.findall(r"(\d+)%$", line)]
     assert len(shares) == len(prediction.parts)
     assert abs(sum(shares) - 100) <= len(shares) / 2
-    assert re.match(rf"peak .*{prediction.peak_bytes / memory_bytes:.0%} of 1400KiB$", lines[-4])
+    assert re.match(rf"peak .*{prediction.peak_bytes / memory_bytes:.0%} of 1300KiB$", lines[-4])
     without, with_it = (fitting(run, memory_bytes, checkpointing=is_on) for is_on in (False, True))
-    assert lines[-2] == f"largest micro-batch: {without}, with activation checkpointing {with_it} (of 12 rows a step)"
+    assert lines[-2] == f"largest micro-batch: {without}, with activation checkpointing {with_it} (of 8 rows a step)"
 
 
 def test_what_does_not_fit_is_told_what_to_change() -> None:
-    plan = planned("training.batch_size=16", "training.micro_batch_size=16")
+    plan = planned("training.batch_size=8", "training.micro_batch_size=8")
     run = plan.sweep.run_config()
-    peak = predict_memory(run, 1000, micro_batch_size=16).peak_bytes
+    peak = predict_memory(run, 1000, micro_batch_size=8).peak_bytes
     (words,) = estimated(plan, str(peak - MEBIBYTE // 4))[-1:]
     assert words.startswith(
         f"needs {peak / MEBIBYTE:.2f} MiB of {(peak - MEBIBYTE // 4) / MEBIBYTE:.2f} MiB; fits with "
@@ -64,9 +64,9 @@ def test_what_does_not_fit_is_told_what_to_change() -> None:
 
 
 def test_an_automatic_micro_batch_is_shown_as_a_run_would_choose_it() -> None:
-    plan = planned("training.batch_size=48")
-    peak_of_16 = predict_memory(plan.sweep.run_config(), 1000, micro_batch_size=16).peak_bytes
-    assert estimated(plan, str(peak_of_16))[0].startswith("micro-batch 16 (auto)")
+    plan = planned("training.batch_size=8")
+    peak_of_4 = predict_memory(plan.sweep.run_config(), 1000, micro_batch_size=4).peak_bytes
+    assert estimated(plan, str(peak_of_4))[0].startswith("micro-batch 4 (auto)")
 
 
 def test_a_gpu_by_name_is_predicted_as_a_gpu_without_its_context() -> None:

@@ -153,6 +153,7 @@ def test_same_command_again_trains_nothing_and_says_the_same(
     assert (folder / "metrics.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.long
 def test_killed_fine_tuning_goes_on_and_comes_to_the_same(
     done: tuple[dict[str, object], Path], encoder: Path, rows: Path, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def test_the_axis_is_the_swept_setting_that_moves_memory_most_and_a_batch_only_f
     assert map_frontier(without, real_plan(without).frontier(), device="cpu").axis in (None, "training.batch_size")
 
 
+@pytest.mark.long
 def test_the_border_of_real_predictions_is_the_largest_micro_batch_to_a_row() -> None:
     widths, sizes = "search.model.width.choice=[16, 64]", "search.training.micro_batch_size.choice=[1, 8, 32, 64]"
     sweep = tiny_sweep(widths, sizes, "search.training.batch_size.choice=[256]", "resources.memory=4MiB")

@@ -157,6 +157,7 @@ def test_a_sweep_registers_its_winner_once_however_often_it_goes_on(registered: 
     assert registered.client.get_run(version.run_id).data.tags["pretune.kind"] == "sweep"
 
 
+@pytest.mark.long
 def test_mlflow_models_predict_restores_masks_with_the_registered_winner(
     registered: Registered, tmp_path: Path
 ) -> None:

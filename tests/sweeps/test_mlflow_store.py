@@ -3,10 +3,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from command import ROOT
 from sweeps.mlflow_store import MlflowStore
 
 
+@pytest.mark.long
 def test_a_store_whose_maker_was_killed_in_the_middle_is_made_anew(tmp_path: Path) -> None:
     script = "import sys, pathlib, sweeps.mlflow_store as m; m.MlflowStore(pathlib.Path(sys.argv[1]))"
     maker = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT)

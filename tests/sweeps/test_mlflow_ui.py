@@ -58,6 +58,7 @@ def names_of_runs(address: str, experiment: str, query: str, order_by: list[str]
     return [run["info"]["run_name"] for run in ask(address, "runs/search", body)["runs"]]
 
 
+@pytest.mark.long
 def test_the_ui_shows_the_runs_to_this_machine_alone_and_ctrl_c_leaves_nothing_behind(results: Path) -> None:
     port = free_port()
     process = start("ui", "--results", results, "--port", str(port), mark=f"ui-{port}")

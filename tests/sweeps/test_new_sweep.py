@@ -85,6 +85,8 @@ def test_file_for_a_real_corpus_plans(corpus: str, tmp_path: Path) -> None:
     target = tmp_path / "sweep.yaml"
     text = write_new_sweep(str(REAL_DATA / corpus), target, is_causal=False, training_flops_per_s=1e10)
     assert text.startswith("# ")
-    planned = CliRunner().invoke(app, ["plan", str(target), "--json"])
+    # Else it is measured how many lanes are fastest, which takes seconds and is proved in test_auto_lanes.py.
+    lanes = ("--set", "resources.concurrent_trials=1", "--results", str(tmp_path))
+    planned = CliRunner().invoke(app, ["plan", str(target), "--json", *lanes])
     assert planned.exit_code == 0, planned.output
     assert json.loads(planned.output)["largest_micro_batch"]

@@ -15,6 +15,8 @@ from sweeps.sweep_config import SweepConfig
 from sweeps.trial_records import TrialRecord
 
 METHODS = ("tpe", "gp", "random", "grid")
+LONG_GP = pytest.param("gp", marks=pytest.mark.long)
+"""Where many trials end: each is a Gaussian process fitted anew."""
 RATE, BATCH, MICRO = "training.learning_rate", "training.batch_size", "training.micro_batch_size"
 
 
@@ -50,7 +52,7 @@ def test_the_budget_of_trials_is_used_up_and_not_exceeded(method: str, tmp_path:
     assert "7 trials" in driven.searcher.ended_by
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["tpe", LONG_GP, "random", "grid"])
 def test_no_settings_are_proposed_twice(method: str, tmp_path: Path) -> None:
     sweep = sweep_with(method, 'search.training.learning_rate={"choice": [1e-3, 3e-3]}')
     driven = DrivenSweep(tmp_path, sweep)
@@ -178,14 +180,14 @@ def test_no_trial_starts_that_the_wall_clock_would_cut_off(method: str, tmp_path
 # Of the last 20 of 40 trials, with these seeds: chance would be 7 near the best rate, and 10 above 0.003.
 
 
-@pytest.mark.parametrize("method", ["tpe", "gp"])
+@pytest.mark.parametrize("method", ["tpe", LONG_GP])
 def test_a_model_learns_where_losses_are_small(method: str, tmp_path: Path) -> None:
     driven = DrivenSweep(tmp_path, sweep_with(method, trials=40))
     rates = [record.settings[RATE] for record in driven.run(completes)][-20:]
     assert sum(2 / 3 < rate / 0.003 < 1.5 for rate in rates) >= 12, rates
 
 
-@pytest.mark.parametrize("method", ["tpe", "gp"])
+@pytest.mark.parametrize("method", ["tpe", LONG_GP])
 def test_a_model_keeps_away_from_where_trials_are_stopped(method: str, tmp_path: Path) -> None:
     """Nothing above 0.003 ever completes: a search that forgot stopped trials would ask for it again and again."""
 
@@ -198,7 +200,7 @@ def test_a_model_keeps_away_from_where_trials_are_stopped(method: str, tmp_path:
     assert sum(rate > 0.003 for rate in rates) <= 7, rates
 
 
-@pytest.mark.parametrize("method", ["tpe", "gp"])
+@pytest.mark.parametrize("method", ["tpe", LONG_GP])
 def test_a_model_keeps_away_from_where_trials_diverge(method: str, tmp_path: Path) -> None:
     def end(record: TrialRecord) -> tuple[Outcome, float | None]:
         return (Outcome.DIVERGED, None) if record.settings[RATE] > 0.003 else (Outcome.COMPLETED, 4.0)
@@ -269,7 +271,7 @@ def test_search_leaves_the_tokens_that_repeats_need(tmp_path: Path) -> None:
     assert [record.chosen_by for record in started] == ["search"] * 3 + ["repeat"] * 2
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["tpe", LONG_GP, "random", "grid"])
 def test_a_best_trial_on_the_edge_widens_the_space_and_the_search_goes_on(method: str, tmp_path: Path) -> None:
     """The loss falls up to a rate of 0.02, and the space ends at 0.01."""
 

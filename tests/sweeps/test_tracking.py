@@ -288,6 +288,7 @@ def test_a_server_that_does_not_answer_is_said_in_one_line_before_anything_start
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_a_server_that_goes_away_and_comes_back_misses_nothing(sweep: Sweep, server: MlflowServer) -> None:
     tracking = sweep.tracking()
     sweep.begin(tracking, 1)
@@ -319,6 +320,7 @@ def test_a_server_that_goes_away_and_comes_back_misses_nothing(sweep: Sweep, ser
     assert runs.parent.info.status == "FINISHED"
 
 
+@pytest.mark.long
 def test_what_a_server_missed_at_the_end_is_sent_when_the_sweep_is_started_again(
     sweep: Sweep, server: MlflowServer
 ) -> None:
