@@ -1,13 +1,19 @@
 """Things to send to a service that may go away: sent in order by a thread of their own, tried again until taken."""
 
+import itertools
+import math
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 RETRY_S = 15.0
 """Pause before a service that went away is asked again."""
 PATIENT_S = 10.0
 """Pause between two sendings of what can wait: it then goes in one."""
+GATHER_S = 1.0
+"""Wait of what cannot wait for what comes right after it: it goes along."""
+MOST_AT_ONCE = 100
+"""Keys sent together."""
 
 
 class Outbox:
@@ -18,23 +24,25 @@ class Outbox:
 
     def __init__(
         self,
-        send: Callable[[Hashable], None],
+        send: Callable[[Sequence[Hashable]], None],
         *,
         answers: Callable[[], bool],
         say: Callable[[str], None],
         retry_s: float = RETRY_S,
         patient_s: float = PATIENT_S,
+        gather_s: float = GATHER_S,
     ) -> None:
         """Start the thread.
 
         Args:
-            send: Sends all that a key stands for. An exception means: not taken. May be called again for the same
-                key after it was taken in part.
+            send: Sends all that these keys stand for. An exception means: not taken. Called again then, for one key
+                after the other where the service is there and so refuses one of them, and it may be that a part was
+                taken.
             answers: Whether the service is there at all; quick.
             say: Told once when the service goes away, and once when it is back.
         """
         self._send, self._answers, self._say = send, answers, say
-        self._retry_s, self._patient_s = retry_s, patient_s
+        self._retry_s, self._patient_s, self._gather_s = retry_s, patient_s, gather_s
         self._changed = threading.Condition()
         # A dict for its order: the keys that are due, each with the number of its last `put`.
         self._due: dict[Hashable, int] = {}
@@ -53,7 +61,8 @@ class Outbox:
         """
         with self._changed:
             if not can_wait:
-                self._not_before.pop(key, None)
+                before = self._not_before.get(key, 0.0) if key in self._due else math.inf
+                self._not_before[key] = min(before, time.monotonic() + self._gather_s)
             self._puts += 1
             self._due[key] = self._puts
             self._refused.pop(key, None)
@@ -73,24 +82,34 @@ class Outbox:
 
     def _work(self) -> None:
         while (due := self._next()) is not None:
-            key, put = due
-            try:
-                self._send(key)
-            except Exception as error:  # Whatever it is, the one who put the key cannot mend it, and must go on.
-                self._not_taken(key, put, error)
-            else:
-                self._taken(key, put)
+            self._deliver(due)
 
-    def _next(self) -> tuple[Hashable, int] | None:
-        """The key to send now; waits for one, and for the service. None: there is nothing more to do."""
+    def _deliver(self, due: dict[Hashable, int]) -> None:
+        try:
+            self._send(list(due))
+        except Exception as error:  # Whatever it is, the one who put the keys cannot mend it, and must go on.
+            if not self._answers():
+                self._is_away = True
+                self._say("does not answer; the work goes on, and what it misses is sent when it is back")
+            elif len(due) == 1:
+                self._not_taken(*due.popitem(), error)
+            else:
+                for key, put in due.items():
+                    if not self._is_away:
+                        self._deliver({key: put})
+        else:
+            self._taken(due)
+
+    def _next(self) -> dict[Hashable, int] | None:
+        """The keys to send now; waits for one, and for the service. None: there is nothing more to do."""
         while True:
             with self._changed:
-                while (key := self._ready()) is None:
+                while not (due := self._ready()):
                     if self._is_closing:
                         return None
                     self._changed.wait(self._until_ready())
                 if not self._is_away:
-                    return key, self._due[key]
+                    return due
                 self._changed.wait_for(lambda: self._is_closing, timeout=self._retry_s)
             if self._answers():
                 self._is_away = False
@@ -98,28 +117,31 @@ class Outbox:
             elif self._is_closing:
                 return None
 
-    def _ready(self) -> Hashable | None:
-        now = time.monotonic()
-        return next((key for key in self._due if self._is_closing or self._not_before.get(key, 0.0) <= now), None)
+    def _ready(self) -> dict[Hashable, int]:
+        """What is due, and with it what is so soon; empty: nothing is due."""
+        due = self._due
+        if not self._is_closing:
+            now = time.monotonic()
+            waits = {key: self._not_before.get(key, 0.0) - now for key in self._due}
+            is_one_ready = any(wait <= 0 for wait in waits.values())
+            due = {key: put for key, put in due.items() if is_one_ready and waits[key] <= self._gather_s}
+        return dict(itertools.islice(due.items(), MOST_AT_ONCE))
 
     def _until_ready(self) -> float | None:
         """Seconds until the first of what is due may go; None: nothing is due."""
         now = time.monotonic()
         return min((max(0.0, self._not_before.get(key, 0.0) - now) for key in self._due), default=None)
 
-    def _taken(self, key: Hashable, put: int) -> None:
+    def _taken(self, due: dict[Hashable, int]) -> None:
         with self._changed:
-            self._not_before[key] = time.monotonic() + self._patient_s
-            # Put again while it was being sent: it stays due.
-            if self._due[key] == put:
-                del self._due[key]
+            for key, put in due.items():
+                self._not_before[key] = time.monotonic() + self._patient_s
+                # Put again while it was being sent: it stays due.
+                if self._due[key] == put:
+                    del self._due[key]
 
     def _not_taken(self, key: Hashable, put: int, error: Exception) -> None:
-        if not self._answers():
-            self._is_away = True
-            self._say("does not answer; the work goes on, and what it misses is sent when it is back")
-            return
-        # The service is there and refuses this one: it must not hold up the others.
+        """The service is there and refuses this one: it must not hold up the others."""
         with self._changed:
             if self._due[key] == put:
                 del self._due[key]

@@ -18,6 +18,7 @@ from mlflow.entities import DatasetInput, Metric, Param, RunTag
 
 from sweeps.frontier_map import MAP_FILE
 from sweeps.mlflow_model import ARTIFACT, example_of, register, save_model
+from sweeps.mlflow_runs import RunChange, run_writer
 from sweeps.mlflow_store import MlflowStore, without_password
 from sweeps.outbox import RETRY_S, Outbox
 from sweeps.outcomes import Outcome
@@ -76,6 +77,7 @@ class Tracking:
         """
         self._store = MlflowStore(results_folder)
         self._client, self._experiment_id = self._store.client, self._store.experiment_id
+        self._writer = run_writer(self._client, self._experiment_id)
         self.uri = self._store.uri
         self._say, self._retry_s = say, retry_s
         self._parent_id = ""
@@ -121,7 +123,7 @@ class Tracking:
         self._source, self._datasets = dict(source or {}), list(datasets)
         with self._store.explained():
             found = self._find(f"tags.`pretune.sweep` = '{identity}' and tags.`pretune.kind` = 'sweep'")
-            self._parent_id = found[0].info.run_id if found else self._create(name, "sweep")
+            self._parent_id = found[0].info.run_id if found else self._create(name)
             self._log(self._parent_id, params=params, tags={**self._source, **tags})
             self._log_datasets(self._parent_id)
             outcomes = {}
@@ -184,41 +186,69 @@ class Tracking:
             what = f"all of {num_trials} trial{'s' if num_trials != 1 else ''}" if num_trials else _THE_END
             self.not_taken = f"{self._store.name} has not got {what}: {without_password(next(iter(missing.values())))}"
 
-    def _send(self, key: Hashable) -> None:
-        """Bring one trial's run, or the end of the sweep, up to date. Sending the same again changes nothing."""
-        if key == _THE_END:
+    def _send(self, keys: Sequence[Hashable]) -> None:
+        """Bring the runs of trials, or the end of the sweep, up to date. Sending the same again changes nothing."""
+        with self._lock:
+            unsent = [self._unsent[key] for key in keys if isinstance(key, int) and key in self._unsent]
+            news = [(one, one.record, list(one.reports)) for one in unsent]
+        self._write({record.number: self._change(record, reports) for _, record, reports in news})
+        for _, record, _ in news:
+            self._described.add(record.number)
+            (self._shown_running.discard if record.ended_at else self._shown_running.add)(record.number)
+        with self._lock:
+            for one, record, reports in news:
+                del one.reports[: len(reports)]
+                if record.ended_at and one.record is record and not one.reports:
+                    self._unsent.pop(record.number, None)
+        if _THE_END in keys:
             assert self._end is not None
             self._send_end(self._end)
-            return
-        assert isinstance(key, int)
-        with self._lock:
-            unsent = self._unsent[key]
-            record, reports = unsent.record, list(unsent.reports)
-        run_id = self._child(record)
-        metrics = [metric for report in reports for metric in _report_metrics(record, report)]
+
+    def _write(self, changes: Mapping[int, RunChange]) -> None:
+        """Changes of trials' runs, by number of the trial."""
+        # The server may make a run and go away before it could say so.
+        self._maybe_made |= {number for number, change in changes.items() if change.run_id is None}
+        try:
+            self._writer.write(list(changes.values()))
+        finally:
+            made = {number: change.run_id for number, change in changes.items() if change.run_id is not None}
+            self._runs |= made
+            self._maybe_made -= made.keys()
+
+    def _change(self, record: TrialRecord, reports: Sequence[Mapping[str, float]]) -> RunChange:
+        """What a trial's run is to get, so that it says all that is known of the trial."""
+        run_id = self._run_of(record.number)
+        is_described = record.number in self._described
+        change = RunChange(
+            run_id,
+            name=record.name,
+            started_ms=_as_ms(record.started_at) or _now_ms(),
+            datasets=() if is_described else self._datasets,
+            params={} if is_described else _as_params(record.settings),
+            metrics=[metric for report in reports for metric in _report_metrics(record, report)],
+        )
         tags: dict[str, str] = {}
+        if run_id is None:
+            tags = self._own_tags("trial") | {"mlflow.parentRunId": self._parent_id}
+            tags |= {"pretune.trial": str(record.number), "pretune.chosen_by": record.chosen_by, **self._source}
+            tags["pretune.taken_over_from"] = record.taken_over_from
         if record.ended_at:
-            metrics += _final_metrics(record)
-            tags = _final_tags(record)
+            change.metrics = [*change.metrics, *_final_metrics(record)]
+            tags |= _final_tags(record)
+            change.status, change.ended_ms = _STATUS[record.outcome or Outcome.INTERRUPTED], _as_ms(record.ended_at)
         elif record.number not in self._shown_running:
-            tags = {"pretune.outcome": "RUNNING"}
-        # Requests are what a trial costs: all that is known goes in one. The status comes after it: a run that has
-        # ended, with the outcome of its record, lacks nothing.
-        self._log(run_id, metrics=metrics, params=self._undescribed(record, run_id), tags=tags)
-        self._described.add(record.number)
-        if record.ended_at:
-            self._client.set_terminated(run_id, _STATUS[record.outcome or Outcome.INTERRUPTED])
-            self._shown_running.discard(record.number)
-        elif tags:
-            self._client.update_run(run_id, status="RUNNING")
-            self._shown_running.add(record.number)
-        with self._lock:
-            del unsent.reports[: len(reports)]
+            tags["pretune.outcome"] = change.status = "RUNNING"
+        change.tags = {name: value for name, value in tags.items() if value}
+        return change
 
     def _send_end(self, end: _End) -> None:
+        ranks: dict[int, RunChange] = {}
         for rank, record in enumerate(end.records, start=1):
             metric = Metric("final/rank", float(rank), _now_ms(), record.tokens)
-            self._client.log_batch(self._child(record), metrics=[metric])
+            run_id = self._run_of(record.number)
+            ranks[record.number] = RunChange(run_id) if run_id else self._change(record, ())
+            ranks[record.number].metrics = [*ranks[record.number].metrics, metric]
+        self._write(ranks)
         best = end.records[0] if end.records and end.records[0].outcome is Outcome.COMPLETED else None
         if best is not None and best.loss is not None:
             values = {FINAL_LOSS: best.loss} | best.metrics
@@ -255,41 +285,26 @@ class Tracking:
     def _children(self) -> str:
         return f"tags.`mlflow.parentRunId` = '{self._parent_id}' and tags.`pretune.kind` = 'trial'"
 
-    def _create(self, name: str, kind: str, tags: Mapping[str, str] | None = None) -> str:
-        all_tags = {"pretune.sweep": self._identity, "pretune.kind": kind, **(tags or {})}
-        run = self._client.create_run(self._experiment_id, run_name=name, tags=all_tags)
+    def _own_tags(self, kind: str) -> dict[str, str]:
+        return {"pretune.sweep": self._identity, "pretune.kind": kind}
+
+    def _run_of(self, number: int) -> str | None:
+        """The run of a trial; None: it is to be made."""
+        if number in self._maybe_made:
+            found = self._find(f"{self._children()} and tags.`pretune.trial` = '{number}'")
+            self._maybe_made.discard(number)
+            if found:
+                self._runs[number] = str(found[0].info.run_id)
+        return self._runs.get(number)
+
+    def _create(self, name: str) -> str:
+        run = self._client.create_run(self._experiment_id, run_name=name, tags=self._own_tags("sweep"))
         return str(run.info.run_id)
 
-    def _child(self, record: TrialRecord) -> str:
-        """The run of a trial; made where there is none."""
-        number = record.number
-        if number not in self._runs:
-            # The server may have made the run and gone away before it could say so.
-            query = f"{self._children()} and tags.`pretune.trial` = '{number}'"
-            found = self._find(query) if number in self._maybe_made else []
-            tags = {"mlflow.parentRunId": self._parent_id, "pretune.trial": str(number)}
-            tags |= {"pretune.chosen_by": record.chosen_by, "pretune.outcome": "RUNNING", **self._source}
-            if record.taken_over_from:
-                tags["pretune.taken_over_from"] = record.taken_over_from
-            self._maybe_made.add(number)
-            self._runs[number] = found[0].info.run_id if found else self._create(record.name, "trial", tags)
-            self._maybe_made.discard(number)
-            self._shown_running.add(number)
-        return self._runs[number]
-
-    def _undescribed(self, record: TrialRecord, run_id: str) -> Mapping[str, Any]:
-        """What the trial's run does not say yet of its settings, once it says what it reads."""
-        if record.number in self._described:
-            return {}
-        self._log_datasets(run_id)
-        return record.settings
-
-    def _log(
-        self, run_id: str, *, metrics: Sequence[Metric] = (), params: Mapping[str, Any], tags: Mapping[str, str]
-    ) -> None:
+    def _log(self, run_id: str, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """All of it in as few requests as MLflow's limits allow, which its client sees to."""
-        settings = [Param(name, str(value)[:_MAX_PARAM_CHARACTERS]) for name, value in params.items()]
-        self._client.log_batch(run_id, metrics=metrics, params=settings, tags=_as_tags(tags))
+        settings = [Param(name, value) for name, value in _as_params(params).items()]
+        self._client.log_batch(run_id, params=settings, tags=_as_tags(tags))
 
     def _log_datasets(self, run_id: str) -> None:
         if self._datasets:
@@ -363,3 +378,7 @@ def _now_ms() -> int:
 
 def _as_tags(values: Mapping[str, str]) -> list[RunTag]:
     return [RunTag(name, value) for name, value in values.items() if value]
+
+
+def _as_params(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value)[:_MAX_PARAM_CHARACTERS] for name, value in settings.items()}

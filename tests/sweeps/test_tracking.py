@@ -22,7 +22,7 @@ from sweep_examples import record
 from sweeps.mlflow_dataset import dataset_inputs
 from sweeps.mlflow_store import EXPERIMENT, TrackingError
 from sweeps.mlflow_tags import source_tags
-from sweeps.outbox import Outbox
+from sweeps.outbox import MOST_AT_ONCE, Outbox
 from sweeps.outcomes import Outcome
 from sweeps.results import ranked
 from sweeps.tracking import FINAL_LOSS, Tracking
@@ -348,10 +348,10 @@ def test_what_a_server_missed_at_the_end_is_sent_when_the_sweep_is_started_again
 def test_one_thing_that_is_refused_does_not_hold_up_the_others() -> None:
     taken: list[object] = []
 
-    def send(key: object) -> None:
-        if key == 2:
+    def send(keys: Sequence[object]) -> None:
+        if 2 in keys:
             raise ValueError("not this one\nmore")
-        taken.append(key)
+        taken.extend(keys)
 
     said: list[str] = []
     outbox = Outbox(send, answers=lambda: True, say=said.append)
@@ -362,12 +362,27 @@ def test_one_thing_that_is_refused_does_not_hold_up_the_others() -> None:
     assert said == []
 
 
+def test_what_comes_in_quick_succession_is_sent_together_in_order() -> None:
+    sent: list[list[object]] = []
+    outbox = Outbox(lambda keys: sent.append(list(keys)), answers=lambda: True, say=print, gather_s=0.3)
+    for key in (3, 1, 2, 1):
+        outbox.put(key)
+    assert sent == []
+    wait_for(lambda: bool(sent), "nothing was sent before the end")
+    for key in range(2 * MOST_AT_ONCE):
+        outbox.put(key)
+    assert outbox.close() == {}
+    assert sent[0] == [3, 1, 2]
+    assert [len(keys) for keys in sent[1:]] == [MOST_AT_ONCE, MOST_AT_ONCE]
+    assert [key for keys in sent[1:] for key in keys] == list(range(2 * MOST_AT_ONCE))
+
+
 def test_what_can_wait_goes_together_and_the_end_of_it_goes_at_once() -> None:
     sent: list[tuple[object, int]] = []
     waiting: list[int] = []
 
-    def send(key: object) -> None:
-        sent.append((key, len(waiting)))
+    def send(keys: Sequence[object]) -> None:
+        sent.extend((key, len(waiting)) for key in keys)
         waiting.clear()
 
     outbox = Outbox(send, answers=lambda: True, say=print, patient_s=60)
