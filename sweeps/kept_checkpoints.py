@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from sweeps.noise_floor import seed_groups
+from sweeps.outcomes import Outcome
 from sweeps.results_at_uri import ResultsAtUri
 from sweeps.sweep_config import SweepConfig
 from sweeps.trial_records import TrialRecord, TrialStore
@@ -31,6 +32,7 @@ class KeptCheckpoints:
         """Those whose order repeats may change, or the best alone."""
         self._beaten: list[TrialRecord] = []
         self._dropped: set[int] = set()
+        self._has_looked = False
 
     def on_event(self, event: str, record: TrialRecord, _: Any) -> None:
         """A ledger listener: of the trials that are done only those keep theirs that may win."""
@@ -38,7 +40,11 @@ class KeptCheckpoints:
             return
         self.drop_beaten()
         # Dropped with the next one: a stopped trial writes its last checkpoint after it was told to stop.
-        self._beaten = self._without_a_chance(self._num_leaders)
+        if record.outcome is Outcome.COMPLETED or not self._has_looked:
+            self._beaten = self._without_a_chance(self._num_leaders)
+            self._has_looked = True
+        else:
+            self._beaten = [record]  # It takes nobody's place.
 
     def drop_beaten(self) -> None:
         """Remove those of trials that were beaten when the last one ended."""

@@ -275,10 +275,12 @@ class Ledger:
 
     def is_hopeless(self) -> bool:
         """Whether the last trials all broke before they trained: the fault is not in their settings."""
-        ended = sorted((r for r in self.records.values() if r.ended_at), key=lambda record: record.ended_at)
-        last = ended[-HOPELESS_AFTER:]
-        broken = (Outcome.FAILED, Outcome.INTERRUPTED)
-        return len(last) == HOPELESS_AFTER and all(r.outcome in broken and r.tokens == 0 for r in last)
+        records = self.records.values()
+        # Asked before every trial: as a rule none has broken, and nothing need be put in order.
+        if sum(map(_broke_at_once, records)) < HOPELESS_AFTER:
+            return False
+        ended = sorted((record for record in records if record.ended_at), key=lambda record: record.ended_at)
+        return all(map(_broke_at_once, ended[-HOPELESS_AFTER:]))
 
     def reopen(self, record: TrialRecord) -> TrialRecord:
         """An interrupted trial is to run again."""
@@ -301,6 +303,10 @@ class Ledger:
     def _say(self, event: str, record: TrialRecord, report: dict[str, float] | None = None) -> None:
         for listener in self.listeners:
             listener(event, record, report)
+
+
+def _broke_at_once(record: TrialRecord) -> bool:
+    return record.outcome in (Outcome.FAILED, Outcome.INTERRUPTED) and record.tokens == 0 and bool(record.ended_at)
 
 
 _WENT_ON: MemoryVerdict = "ran out of memory and went on"

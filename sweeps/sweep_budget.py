@@ -54,6 +54,8 @@ class SweepBudget:
 
     def has_room_to_go_on(self, records: Iterable[TrialRecord], promoted: TrialRecord) -> bool:
         """Whether a trial that waits may go on to its end besides those that run."""
+        if self.limits.tokens is None and self.limits.flops is None:
+            return not self.is_over()
         known = list(records)
         running = [r for r in known if not r.ended_at and r.paused_at is None and r.twin_of is None]
         going_on = [*running, promoted]
@@ -79,6 +81,8 @@ class SweepBudget:
         return sum(record.training_flops or 0.0 for record in records if not record.taken_over_from)
 
     def _room(self, known: list[TrialRecord], *, kept: int) -> tuple[Room, str]:
+        if self.limits.tokens is None and self.limits.flops is None:
+            return self._time_left(known, kept=kept) or ("yes", "")
         a_trial = self.limits.tokens_per_trial
         # Those that wait go on only if there is room; twins are not trained.
         running = [r for r in known if not r.ended_at and r.paused_at is None and r.twin_of is None]
