@@ -58,7 +58,7 @@ def write_a_sweep(client: MlflowClient, experiment: str, writer: RunWriter) -> N
         writer.write(late)
 
 
-def rows(client: MlflowClient, file: Path) -> dict[str, list[str]]:
+def rows(file: Path) -> dict[str, list[str]]:
     """Every row of every table, with names for the ids that are drawn at random."""
     with sqlite3.connect(file) as connection:
 
@@ -87,12 +87,12 @@ def test_what_is_written_at_once_is_row_for_row_what_the_client_would_have_writt
         ("once", run_writer),
         ("client", SendsRequests),
     ]
-    for name, make in makes.items():
+    for name, make in makes:
         client, experiment = opened(begun, tmp_path / name)
         writer = make(client, experiment)
         assert isinstance(writer, SendsRequests) == (name == "client")
         write_a_sweep(client, experiment, writer)
-        found.append(rows(client, tmp_path / name / "mlflow.db"))
+        found.append(rows(tmp_path / name / "mlflow.db"))
     assert found[0] == found[1]
     assert len(found[0]["metrics"]) == 3 + 3 + 3 + 2
     assert len(found[0]["inputs"]) == len(found[0]["input_tags"]) == 2 * 4
@@ -102,13 +102,13 @@ def test_of_changes_one_of_which_is_refused_nothing_is_written(begun: Path, tmp_
     client, experiment = opened(begun, tmp_path / "store")
     writer = run_writer(client, experiment)
     assert isinstance(writer, WritesTables)
-    before = rows(client, tmp_path / "store" / "mlflow.db")
+    before = rows(tmp_path / "store" / "mlflow.db")
     good = RunChange(None, "good", 1000, DATASETS, {"rate": "0.1"}, [Metric("loss", 1.0, 1, 1)])
     bad = RunChange(None, "bad", 1000, status="no status of MLflow's")
     with pytest.raises(MlflowException):
         writer.write([good, bad])
     assert good.run_id is None
-    assert rows(client, tmp_path / "store" / "mlflow.db") == before
+    assert rows(tmp_path / "store" / "mlflow.db") == before
     writer.write([good])
     assert good.run_id is not None
     assert client.get_run(good.run_id).data.metrics == {"loss": 1.0}
