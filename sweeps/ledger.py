@@ -56,10 +56,18 @@ class Ledger:
         self.refused = store.load_refusals()
         self.widenings = [Widening.model_validate(one) for one in store.load_widenings()]
         self.listeners: list[Listener] = []
+        # What is asked for at each event, and as a rule there is nothing of.
+        self._twins = {record.number for record in self.records.values() if record.twin_of is not None}
+        self._has_broken = any(map(_broke_at_once, self.records.values()))
         self._store, self._frontier, self._scheduler = store, frontier, scheduler
         self._run_of, self._rungs, self._remember = run_of, rungs, remember
         self._size_of = size_of
         self._run_to_end = run_to_end
+
+    @property
+    def twins(self) -> list[TrialRecord]:
+        """Trials that are not trained themselves, by number."""
+        return [self.records[number] for number in sorted(self._twins)]
 
     def open(self, settings: dict[str, Any], chosen_by: str) -> TrialRecord:
         """A new trial with the next number."""
@@ -226,7 +234,7 @@ class Ledger:
         """Twins of a trial that has ended have ended as it has."""
         if not record.ended_at or not record.is_done:
             return
-        for twin in [one for one in self.records.values() if one.twin_of == record.number and not one.ended_at]:
+        for twin in [one for one in self.twins if one.twin_of == record.number and not one.ended_at]:
             reason = (
                 f"not trained: {record.name} has the same settings but for the micro-batch, which changes speed and "
                 f"memory only ({twin.micro_batch_size_used} rows measured in a few passes). {record.reason}"
@@ -275,12 +283,11 @@ class Ledger:
 
     def is_hopeless(self) -> bool:
         """Whether the last trials all broke before they trained: the fault is not in their settings."""
-        records = self.records.values()
-        # Asked before every trial: as a rule none has broken, and nothing need be put in order.
-        if sum(map(_broke_at_once, records)) < HOPELESS_AFTER:
+        if not self._has_broken:
             return False
-        ended = sorted((record for record in records if record.ended_at), key=lambda record: record.ended_at)
-        return all(map(_broke_at_once, ended[-HOPELESS_AFTER:]))
+        ended = sorted((r for r in self.records.values() if r.ended_at), key=lambda record: record.ended_at)
+        last = ended[-HOPELESS_AFTER:]
+        return len(last) == HOPELESS_AFTER and all(map(_broke_at_once, last))
 
     def reopen(self, record: TrialRecord) -> TrialRecord:
         """An interrupted trial is to run again."""
@@ -297,6 +304,9 @@ class Ledger:
 
     def _keep(self, record: TrialRecord) -> TrialRecord:
         self.records[record.number] = record
+        if record.twin_of is not None:
+            self._twins.add(record.number)
+        self._has_broken = self._has_broken or _broke_at_once(record)
         self._store.save(record)
         return record
 
@@ -306,7 +316,7 @@ class Ledger:
 
 
 def _broke_at_once(record: TrialRecord) -> bool:
-    return record.outcome in (Outcome.FAILED, Outcome.INTERRUPTED) and record.tokens == 0 and bool(record.ended_at)
+    return record.outcome in (Outcome.FAILED, Outcome.INTERRUPTED) and record.tokens == 0
 
 
 _WENT_ON: MemoryVerdict = "ran out of memory and went on"

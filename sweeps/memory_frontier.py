@@ -95,6 +95,12 @@ class MemoryFrontier:
     """The last one of those that say the same."""
     _standing_now: list[MemoryObservation] | None = None
     """None: to be found out anew."""
+    _kinds: set[tuple[str, bool]] = field(default_factory=set)
+    """Shapes of which something has fitted, or has not."""
+    _newest: tuple[str, str] = ("", "")
+    """Age of the newest that is known."""
+    _evidence_of: dict[str, tuple[list[MemoryObservation], list[MemoryObservation]]] = field(default_factory=dict)
+    """By shape, until more is learnt."""
 
     @property
     def observations(self) -> tuple[MemoryObservation, ...]:
@@ -105,9 +111,18 @@ class MemoryFrontier:
         """Take over what was seen, here or in earlier sweeps."""
         for one in observations:
             known = self._seen.get(one.said)
-            if known is None or known.age < one.age:
-                self._seen[one.said] = one
+            if known is not None and known.age >= one.age:
+                continue
+            self._seen[one.said] = one
+            self._evidence_of.clear()
+            # Each trial's end tells something: as a rule it is the newest and contradicts nothing.
+            joins = known is None and one.age >= self._newest and (one.shape, not one.fits) not in self._kinds
+            if self._standing_now is not None and joins:
+                self._standing_now += self._said_of_this_limit(one)
+            else:
                 self._standing_now = None
+            self._kinds.add((one.shape, one.fits))
+            self._newest = max(self._newest, one.age)
 
     def learn_trial(self, record: TrialRecord, run: RunConfig) -> list[MemoryObservation]:
         """Learn from a trial: from each micro-batch that ran out, and from the one that ran to the end, if it ended.
@@ -198,6 +213,11 @@ class MemoryFrontier:
 
     def _evidence(self, shape: str) -> tuple[list[MemoryObservation], list[MemoryObservation]]:
         """What counts for a shape, fitted and ran out: its own observations, and others' that none contradicts."""
+        if shape not in self._evidence_of:
+            self._evidence_of[shape] = self._find_evidence(shape)
+        return self._evidence_of[shape]
+
+    def _find_evidence(self, shape: str) -> tuple[list[MemoryObservation], list[MemoryObservation]]:
         standing = self._standing()
         highest = max((one.predicted_bytes for one in standing if one.fits), default=-1)
         lowest = min((one.predicted_bytes for one in standing if not one.fits), default=math.inf)
@@ -209,11 +229,7 @@ class MemoryFrontier:
         """What the observations say of this limit, without those that a later one of their shape contradicts."""
         # Asked several times for each proposal, and changed once by each trial's end.
         if self._standing_now is None:
-            here = [
-                seen
-                for one in self.observations
-                if one.rows_filled == self.rows_filled and (seen := one.under(self.limit_bytes)) is not None
-            ]
+            here = [seen for one in self.observations for seen in self._said_of_this_limit(one)]
             alike: dict[tuple[str, bool], list[MemoryObservation]] = {}
             for one in here:
                 alike.setdefault((one.shape, one.fits), []).append(one)
@@ -223,6 +239,11 @@ class MemoryFrontier:
                 if not any(_contradicts(other, one) for other in alike.get((one.shape, not one.fits), ()))
             ]
         return self._standing_now
+
+    def _said_of_this_limit(self, one: MemoryObservation) -> list[MemoryObservation]:
+        """What an observation says of this limit and corpus, if it says anything."""
+        seen = one.under(self.limit_bytes) if one.rows_filled == self.rows_filled else None
+        return [] if seen is None else [seen]
 
     def _observation(self, run: RunConfig, *, fits: bool, trial: str = "", at: str = "") -> MemoryObservation:
         micro_batch = micro_batch_of(run, self.num_workers)

@@ -72,7 +72,14 @@ class Progress:
             self._speed.pop(record.number, None)
         line = self._line(event, record, report)
         if line is not None and (self._live is None or event == "ended"):
+            self._print(line)
+
+    def _print(self, line: Text) -> None:
+        if self._console.is_terminal:
             self._console.print(line, soft_wrap=True)
+        else:  # Nothing to render: rich comes to the same in a hundred times the time.
+            self._console.file.write(f"{line.plain}\n")
+            self._console.file.flush()
 
     def _line(self, event: str, record: TrialRecord, report: Mapping[str, float] | None) -> Text | None:
         line = Text(record.name)

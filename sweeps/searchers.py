@@ -104,8 +104,9 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         if self._promotions is not None:
             for beaten, reason in list(self._promotions.beaten(self._ledger.records.values())):
                 self._sampler.ended(self._ledger.stop_paused(beaten.number, reason))
-        for twin in [one for one in self._ledger.records.values() if one.twin_of is not None and one.is_done]:
-            self._sampler.ended(twin)  # What it is told already changes nothing.
+        for twin in self._ledger.twins:
+            if twin.is_done:
+                self._sampler.ended(twin)  # What it is told already changes nothing.
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing to do: the ledger keeps the losses at rungs."""

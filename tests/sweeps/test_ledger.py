@@ -156,3 +156,21 @@ def test_what_a_neighbour_took_rules_out_nothing(tmp_path: Path) -> None:
     )
     assert (record.out_of_memory_events, record.out_of_memory_micro_batches) == (1, ())
     assert told.seen() == [(16, True)]
+
+
+def test_three_trials_in_a_row_that_break_before_they_train_end_the_search_and_one_that_trains_does_not(
+    tmp_path: Path,
+) -> None:
+    told = Told(tmp_path)
+    broken = {"outcome": "FAILED", "reason": "a fault", "interruptions": 0}
+    told.report(1000, 32)
+    told.ledger.settle(1, broken)
+    for number in (2, 3, 4):
+        assert not told.ledger.is_hopeless()
+        told.ledger.open(SETTINGS, "search")
+        told.ledger.settle(number, broken)
+    # The first had trained.
+    assert told.ledger.is_hopeless()
+    again = Told(tmp_path)
+    assert again.ledger.records[5].outcome is None
+    assert again.ledger.is_hopeless()

@@ -352,3 +352,20 @@ def test_neither_repetitions_nor_the_order_of_merging_change_a_decision(
     for wanted in WANTED:
         theirs, ours = whole.refusal(wanted), merged.refusal(wanted)
         assert (theirs and theirs.verdict) == (ours and ours.verdict), wanted
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(SIZES, st.integers(0, 5)), max_size=12))
+def test_what_is_learnt_between_decisions_counts_as_if_it_had_been_known_from_the_start(
+    trials: list[tuple[tuple[int, float, bool, int], int]],
+) -> None:
+    asked = new_frontier()
+    for number, ((size, rate, fits, width), _) in enumerate(trials, start=1):
+        # Most are the newest; those of other sweeps may be older than what is known.
+        at = number - trials[number - 1][1]
+        (success if fits else shortage)(asked, run(size, rate=rate, width=width), at)
+        fresh = new_frontier()
+        fresh.learn(asked.observations)
+        for wanted in WANTED:
+            assert asked.refusal(wanted) == fresh.refusal(wanted), wanted
+            assert asked.capacity(wanted) == fresh.capacity(wanted), wanted
