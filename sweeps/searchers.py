@@ -16,6 +16,7 @@ from sweeps.memory_frontier import MICRO_BATCH, MemoryFrontier, Refusal, micro_b
 from sweeps.micro_batches import MicroBatches, without_micro_batch
 from sweeps.noise_floor import next_repeat
 from sweeps.outcomes import Outcome
+from sweeps.pace import Pace
 from sweeps.promotion import Promotions
 from sweeps.settings_sampler import SettingsSampler
 from sweeps.sweep_budget import REPEAT, WALL_CLOCK_USED_UP, SweepBudget
@@ -68,6 +69,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         self._new_sampler = partial(SettingsSampler, worst_loss=worst_loss)
         self._sampler = self._new_sampler(self._sweep, known=known, refused=ledger.refused)
         self._num_without_gain = 0
+        self._beaten_pace = Pace()
         self._numbers: dict[str, int] = {}
         self._left_over = deque(record for record in ledger.unfinished() if record.paused_at is None)
         # A trial taken over from an earlier sweep stands for the settings that the file lists.
@@ -101,9 +103,13 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         if record.chosen_by != REPEAT:
             self._sampler.ended(record)
             self._note_gain()
-        if self._promotions is not None:
-            for beaten, reason in list(self._promotions.beaten(self._ledger.records.values())):
-                self._sampler.ended(self._ledger.stop_paused(beaten.number, reason))
+        # It looks through all trials, and changes only how long checkpoints are kept.
+        if self._promotions is not None and self._beaten_pace.is_due():
+            done = self._beaten_pace.start()
+            beaten = list(self._promotions.beaten(self._ledger.records.values()))
+            done()
+            for one, reason in beaten:
+                self._sampler.ended(self._ledger.stop_paused(one.number, reason))
         for twin in self._ledger.twins:
             if twin.is_done:
                 self._sampler.ended(twin)  # What it is told already changes nothing.
