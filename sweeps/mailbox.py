@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import ray
 
@@ -51,6 +51,10 @@ class Assignment:
     """Trained one after another, where there are any, instead of `run` on `prepared_folder`."""
     trunk_folder: str | None = None
     """Of the trial from whose checkpoint before the cooldown this one goes on; rank 0 reads it."""
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
+        """Itself: nobody changes it, and Tune copies what it is given several times a trial."""
+        return self
 
 
 @dataclass(frozen=True)

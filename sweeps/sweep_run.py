@@ -32,6 +32,7 @@ from sweeps.memory_frontier import MICRO_BATCH
 from sweeps.memory_observations import MemoryStore, Remembering, file_of_device
 from sweeps.micro_batches import MicroBatches, swept_micro_batches
 from sweeps.nothing_fits import check_that_something_fits
+from sweeps.old_objects import old_objects_left_alone
 from sweeps.plan import SweepPlan
 from sweeps.progress import settings_in_words
 from sweeps.promotion import drawn_to_run_to_the_end
@@ -127,7 +128,11 @@ class SweepRun:
 
     def train(self) -> None:
         """Let Tune run trials until the searcher has no more."""
-        tune.Tuner(
+        with old_objects_left_alone():
+            self._tuner().fit()
+
+    def _tuner(self) -> tune.Tuner:
+        return tune.Tuner(
             # Lanes hold their own processors through Train; Tune needs a demand that is never short.
             # Their owners stand on the driver's node, so that another node's loss costs a trial's workers alone.
             tune.with_resources(
@@ -150,7 +155,7 @@ class SweepRun:
                 failure_config=tune.FailureConfig(max_failures=_MAX_LOST_LANES),
                 verbose=0,
             ),
-        ).fit()
+        )
 
     @property
     def search_ended_by(self) -> str:

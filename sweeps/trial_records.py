@@ -225,6 +225,8 @@ def _json_lines(path: Path) -> Iterator[Any]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    # Several times a trial, where paths as objects would take longer than the writing.
+    partial = f"{path.parent}/.{path.name}.{os.getpid()}"
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(partial, path)
