@@ -268,9 +268,8 @@ class Ledger:
 
     def _is_to_run_to_the_end(self, number: int) -> bool:
         due = sum(drawn <= number for drawn in self._run_to_end)
-        searched = [record for record in self.records.values() if record.chosen_by != REPEAT]
-        taken = sum(r.run_to_end and r.outcome is not Outcome.INFEASIBLE for r in searched)
-        return taken < due
+        drawn = (record for record in self.records.values() if record.run_to_end and record.chosen_by != REPEAT)
+        return sum(record.outcome is not Outcome.INFEASIBLE for record in drawn) < due
 
     def widen(self, widening: Widening) -> None:
         """The search space is widened."""

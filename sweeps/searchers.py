@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -225,7 +226,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         return None
 
     def _is_known(self, settings: dict[str, Any]) -> bool:
-        return any(record.settings == settings for record in self._ledger.records.values())
+        return settings in map(attrgetter("settings"), self._ledger.records.values())
 
     def _is_in_doubt_beside_another(self, settings: dict[str, Any]) -> bool:
         # One launch against the prediction at a time: the second may be ruled out by what the first one shows. A trial
