@@ -63,6 +63,8 @@ class Ledger:
         self._run_of, self._rungs, self._remember = run_of, rungs, remember
         self._size_of = size_of
         self._run_to_end = run_to_end
+        self._stages: dict[int, float] = {}
+        """Trial number to the stage of its last report."""
 
     @property
     def twins(self) -> list[TrialRecord]:
@@ -131,7 +133,7 @@ class Ledger:
             "tokens": int(report["tokens"]),
             "training_s": report.get("training_s", record.training_s),
             "tokens_per_s": report.get("train/tokens_per_s", record.tokens_per_s),
-            **_shrunk(record, report),
+            **self._shrunk(record, report),
             "peak_memory_bytes": int(report["memory/peak_bytes"]) if report.get("memory/peak_bytes") else None,
         }
         loss = report.get(LOSS)
@@ -298,6 +300,23 @@ class Ledger:
         if learnt:
             self._remember(learnt)
 
+    def _shrunk(self, record: TrialRecord, report: dict[str, float]) -> dict[str, Any]:
+        """What a report's micro-batch says: a trial that early stopping ends tells nothing else of its shortages."""
+        before, now_used = record.micro_batch_size_used, int(report.get("micro_batch_size", 0))
+        stage = report.get("stage", 0.0)
+        is_of_a_new_stage = stage != self._stages.get(record.number, 0.0)
+        self._stages[record.number] = stage
+        if not now_used:
+            return {}
+        if before is None or now_used >= before or is_of_a_new_stage:  # Each stage has a micro-batch of its own.
+            return {"micro_batch_size_used": now_used}
+        return {
+            "micro_batch_size_used": now_used,
+            "out_of_memory_events": record.out_of_memory_events + 1,
+            "out_of_memory_micro_batches": (*record.out_of_memory_micro_batches, before),
+            "memory_verdict": _WENT_ON,
+        }
+
     def _change(self, number: int, **changes: Any) -> TrialRecord:
         return self._keep(self.records[number].model_copy(update=changes))
 
@@ -321,21 +340,6 @@ def _broke_at_once(record: TrialRecord) -> bool:
 _WENT_ON: MemoryVerdict = "ran out of memory and went on"
 _PROPERTIES_OF_THE_RUN = ("device", "host")
 """Kinds of shortage that would come again. A node's may be a neighbour's doing, and a suspected one may be none."""
-
-
-def _shrunk(record: TrialRecord, report: dict[str, float]) -> dict[str, Any]:
-    """What a report's micro-batch says: a trial that early stopping ends tells nothing else of its shortages."""
-    before, now_used = record.micro_batch_size_used, int(report.get("micro_batch_size", 0))
-    if not now_used:
-        return {}
-    if before is None or now_used >= before:
-        return {"micro_batch_size_used": now_used}
-    return {
-        "micro_batch_size_used": now_used,
-        "out_of_memory_events": record.out_of_memory_events + 1,
-        "out_of_memory_micro_batches": (*record.out_of_memory_micro_batches, before),
-        "memory_verdict": _WENT_ON,
-    }
 
 
 def _shortages(end: RunEnd, record: TrialRecord) -> dict[str, Any]:

@@ -39,8 +39,9 @@ class Told:
         asked = self.ledger.open(SETTINGS | settings, "search").micro_batch_size_asked
         self.ledger.start(1, micro_batch_size=None if asked == "auto" else asked)
 
-    def report(self, tokens: int, micro_batch: int) -> None:
-        self.ledger.report(1, {"tokens": tokens, "micro_batch_size": micro_batch, "memory/peak_bytes": 900, LOSS: 5.0})
+    def report(self, tokens: int, micro_batch: int, **more: float) -> None:
+        values = {"tokens": tokens, "micro_batch_size": micro_batch, "memory/peak_bytes": 900, LOSS: 5.0}
+        self.ledger.report(1, values | more)
 
     def end(self, outcome: str, micro_batch: int, *, oom: OomFacts | None = None, **more: Any) -> TrialRecord:
         end = RunEnd(
@@ -98,6 +99,16 @@ def test_a_shortage_of_the_node_rules_out_nothing(tmp_path: Path, kind: OomKind)
     record = told.end("infeasible", 32, oom=shortage(kind))
     assert record.memory_verdict == "ran out of memory"
     assert told.seen() == []
+
+
+def test_a_stage_with_a_smaller_micro_batch_is_no_shortage_but_shrinking_within_it_is(tmp_path: Path) -> None:
+    told = Told(tmp_path)
+    told.report(1000, 16, stage=1.0)
+    told.report(2000, 8, stage=2.0)
+    told.report(3000, 8, stage=2.0)
+    assert told.ledger.records[1].out_of_memory_events == 0
+    told.report(4000, 4, stage=2.0)
+    assert told.ledger.records[1].out_of_memory_micro_batches == (8,)
 
 
 def test_a_trial_that_shrank_and_was_stopped_early_says_so_by_its_reports_alone(tmp_path: Path) -> None:
