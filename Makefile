@@ -10,7 +10,7 @@ READY_TEST := $(VENV)/.ready-test
 quickstart: $(READY)
 	$(BIN)/pretune sweep sweeps/configs/quickstart.yaml
 
-# The chains of sweeps/configs at laptop size, beside what their authors logged; A, B and C took 43 minutes on two cores busy with other work; not part of test.
+# The chains of sweeps/configs at laptop size, beside what their authors logged: 34 minutes on two cores with some other work beside; not part of test.
 systems: $(READY)
 	$(BIN)/python tests/run_systems.py
 

@@ -15,8 +15,9 @@ from core.cache_blocks import has_cache_blocks
 from core.language_model import LanguageModel
 from core.objectives import predicted_hidden
 from core.out_of_memory import OomFacts
+from core.passed_on import Shortage
 from core.precision import Precision
-from core.shrinking import Shortage, half_of
+from core.shrinking import half_of
 from core.workers import Workers
 from data_pipeline.batches import Batch, BatchSource
 from data_pipeline.token_blocks import PreparedCorpus

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_leaves
 
 from core.kernel_scratch import scratch_bytes
+from core.passed_on import LimitBy
 from data_pipeline.settings import format_bytes
 
 OnChange = Callable[[int, int, Tensor | None], None]
@@ -43,10 +44,6 @@ class MemoryMeter(Protocol):
 
     def stop(self) -> None:
         """End watching and limiting now, at no further cost; the figures stay. For when memory is proven flat."""
-
-
-LimitBy = Literal["counting", "rlimit"]
-"""How a limit is enforced on a CPU: tensors are counted, or the kernel refuses the whole process (RLIMIT_DATA)."""
 
 
 @contextmanager

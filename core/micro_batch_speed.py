@@ -5,13 +5,13 @@ The micro-batch is a matter of speed and memory alone, so it is not worth a sear
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from core.attempt import attempt_together
-from core.memory_limit import LimitBy, memory_limit
+from core.memory_limit import memory_limit
 from core.optimizer import build_optimizer
 from core.optimizer_step import OptimizerStep
 from core.out_of_memory import OomFacts
+from core.passed_on import LimitBy, MicroBatchSpeed
 from core.precision import choose_precision
 from core.run_config import RunConfig
 from core.run_start import fresh_model
@@ -26,18 +26,6 @@ _AS_FAST = 0.98
 """From this share of the best speed on a smaller micro-batch is as good, and needs less memory."""
 _FEWEST_TOKENS = 512
 """Of fewer at once no device is busy; smaller sizes are measured only where a batch has no more rows."""
-
-
-@dataclass(frozen=True)
-class MicroBatchSpeed:
-    """What a few passes with one micro-batch showed."""
-
-    rows: int
-    """That one worker held at once."""
-    rows_per_s: float | None
-    """Of one worker, forward and backward; None: it ran out of memory."""
-    peak_bytes: int | None
-    """Most bytes of tensors live in these passes, on this worker; an update may need more."""
 
 
 def sizes_to_measure(*, largest: int, sequence_length: int) -> tuple[int, ...]:

@@ -22,8 +22,9 @@ from core.noise_scale import steps_between_measurements
 from core.objectives import HiddenStates, add_gradients
 from core.optimizer import gradient_norm, update
 from core.out_of_memory import OomFacts, classify
+from core.passed_on import Shortage
 from core.precision import Precision
-from core.shrinking import ChooseSmaller, MicroBatchSize, Shortage
+from core.shrinking import ChooseSmaller, MicroBatchSize
 from core.step_profile import StepProfile
 from core.thrashing import Thrashing, allocator_retries
 from core.workers import Workers

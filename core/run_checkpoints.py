@@ -11,9 +11,9 @@ from core.attempt import attempt_together
 from core.checkpoint import newest_checkpoint, restore, save_best, save_checkpoint, save_trunk
 from core.language_model import LanguageModel
 from core.out_of_memory import OomFacts
+from core.passed_on import Shortage
 from core.run_config import RunConfig
 from core.run_start import Beginning, check_same_run, check_trunk
-from core.shrinking import Shortage
 from core.workers import Workers
 from data_pipeline.token_blocks import PreparedCorpus
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from core.branch import Branch
 from core.out_of_memory import OomFacts
-from core.shrinking import Shortage
+from core.passed_on import Shortage
 
 Outcome = Literal["completed", "paused", "stopped", "infeasible", "diverged"]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from core.attempt import attempt_together
 from core.out_of_memory import OomFacts
+from core.passed_on import Shortage
 from core.workers import Workers
 
 _STEPS_BEFORE_GROWING = 50
@@ -26,21 +27,6 @@ class Smaller:
 
 ChooseSmaller = Callable[[int, OomFacts], Smaller]
 """(rows that ran out, what is known of it) to what they shrink to. Asked on the worker that ran out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shortage:
-    """One shortage of memory that a run survived."""
-
-    facts: OomFacts
-    step: int
-    """Optimizer steps taken before."""
-    size: int
-    """Rows at once with which it happened."""
-    smaller: int
-    """Rows at once from then on; the same as before where there was nothing to shrink."""
-    is_neighbours: bool = False
-    """Somebody else had the memory: it says nothing about what fits."""
 
 
 def half_of(size: int) -> int:

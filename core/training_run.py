@@ -15,13 +15,14 @@ from core.divergence import DivergenceWatch
 from core.evaluation import Evaluation, holdout_source
 from core.kept_heap import freed_memory_stays
 from core.memory_budget import MemoryBudget
-from core.memory_limit import LimitBy, memory_limit
+from core.memory_limit import memory_limit
 from core.memory_proof import MemoryProof
 from core.micro_batch import choose_micro_batch, place_of
 from core.noise_scale import NoiseScale
 from core.optimizer import build_optimizer
 from core.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult
 from core.out_of_memory import OomFacts
+from core.passed_on import LimitBy, Shortage
 from core.precision import allow_tf32, choose_precision
 from core.progress_report import Report, Reporter
 from core.run_checkpoints import RunCheckpoints
@@ -30,7 +31,6 @@ from core.run_end import Outcome, RunEnd
 from core.run_progress import Progress
 from core.run_start import Beginning, check_fit, fresh_model, hash_of_base, settings_that_count
 from core.schedule import RunLength, learning_rate, run_length
-from core.shrinking import Shortage
 from core.step_profile import matmul_flops_per_s, model_flops_a_token
 from core.workers import Workers, check_same_model
 from data_pipeline.batches import BatchSource

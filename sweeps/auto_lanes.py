@@ -23,6 +23,7 @@ from core.side_by_side import Way, measure_side_by_side
 from core.training_flops import training_flops_a_token
 from data_pipeline.settings import Settings
 from sweeps.cluster import AutoLanes, LanePlan, device_kind, plan_lanes, worker_memory_bytes
+from sweeps.early_stopping import rung_tokens
 from sweeps.informed_start import middle_run
 from sweeps.kept_measurements import KeptMeasurements, OfShape
 from sweeps.memory_observations import file_of_device
@@ -31,8 +32,8 @@ from sweeps.sweep_config import SweepConfig
 
 _AS_FAST = 0.95
 """From this share of the best on fewer lanes are as good."""
-_WORTH_MEASURING_S = 60.0
-"""Of training in all, roughly: in a shorter sweep the measurement would cost more than it could win."""
+_WORTH_MEASURING_S = 120.0
+"""Of training in all, roughly: in a shorter sweep the measurement, six seconds, costs more than it can win."""
 _ROUGH_TOKENS_PER_S = 50_000.0
 """Of a model that costs no operations at all, on processors: what a step costs besides."""
 _ROUGH_FLOPS = {"cpu": 3e11, "cuda": 5e13}
@@ -176,12 +177,24 @@ def _shape(run: RunConfig, vocabulary_size: int) -> str:
 
 
 def _expected_s(sweep: SweepConfig, run: RunConfig, vocabulary_size: int, *, device_type: str) -> float:
-    """Roughly the seconds that all tokens of the budget take one machine, as a lower limit."""
-    tokens = sweep.budget.trials * sweep.budget.tokens_per_trial
+    """Roughly the seconds that the tokens that trials come to take one machine, as a lower limit."""
+    tokens = sweep.budget.trials * _tokens_of_a_trial(sweep)
     if sweep.budget.tokens is not None:
         tokens = min(tokens, sweep.budget.tokens)
     by_operations = tokens * training_flops_a_token(run, vocabulary_size) / _ROUGH_FLOPS[device_type]
     return by_operations if device_type == "cuda" else max(by_operations, tokens / _ROUGH_TOKENS_PER_S)
+
+
+def _tokens_of_a_trial(sweep: SweepConfig) -> float:
+    """On average, where each rung lets one in so many go on; all of the budget under other rules."""
+    stopping, whole = sweep.early_stopping, sweep.budget.tokens_per_trial
+    if stopping.method == "median":
+        return whole
+    tokens, before, share = 0.0, 0, 1.0
+    for rung in (*rung_tokens(stopping, whole), whole):
+        tokens += share * (rung - before)
+        before, share = rung, share / stopping.reduction_factor
+    return tokens
 
 
 def _chosen(paces: Sequence[LanePace], sweep: SweepConfig, how: str) -> AutoLanes:

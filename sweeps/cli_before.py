@@ -91,8 +91,8 @@ def prepare(
     from dataclasses import asdict
 
     from data_pipeline.check import check as check_corpus
-    from sweeps.cluster import log_libraries_to
     from sweeps.preparation import data_figures, prepare_with_progress, print_check, print_preparation
+    from sweeps.ray_session import log_libraries_to
     from sweeps.results_folder import LOG_FILE, check_writable
     from sweeps.start import beginning_with_weights
     from sweeps.sweep_file import load_sweep_file

@@ -27,9 +27,16 @@ def sweep(
     from sweeps.sweep_file import load_sweep_file
 
     config = load_sweep_file(file, overrides or ())
+    folder, uri = results_place(results)
+    from sweeps.ray_session import connect_while_importing, log_libraries_to
+    from sweeps.results_folder import LOG_FILE, check_writable, may_be_finished
+
+    if not may_be_finished(folder, config.name):
+        check_writable(folder)
+        log_libraries_to(folder / LOG_FILE)
+        connect_while_importing("sweeps.closing", "sweeps.sweep")
     from sweeps.closing import close
     from sweeps.sweep import run_sweep
 
     console = terminal()
-    folder, uri = results_place(results)
     close(run_sweep(config, results_folder=folder, console=console, kept_at=uri), console)

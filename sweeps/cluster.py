@@ -1,6 +1,5 @@
-"""Ray, and how many lanes its processors and GPUs hold."""
+"""How many lanes the processors and GPUs of a cluster hold."""
 
-import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,10 +11,9 @@ import ray
 import torch
 
 from core.host_memory import host_memory_share
-from core.memory_limit import LimitBy
+from core.passed_on import LimitBy
 from data_pipeline.input_fault import InputFault
 from sweeps.lane import LaneSpec
-from sweeps.leftovers import MARK, driver_mark
 from sweeps.sweep_config import ResourcesConfig
 
 _RESOURCE_STEPS = 10_000
@@ -88,64 +86,6 @@ class AutoLanes:
     """Of each, on processors."""
     reason: str
     """Why, in words; empty where there is nothing to choose."""
-
-
-def connect() -> None:
-    """Start Ray on this machine, or join the cluster of RAY_ADDRESS (as in a submitted job)."""
-    if ray.is_initialized():
-        return
-    # Tune and Train narrate each step on the terminal unless asked not to; the progress table says what matters.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Tune's own handling of Ctrl-C waits for every trial to save itself; ours ends in seconds and resumes from records.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    # Tune's record of all its trials, which nothing here reads back, is written at the end and not every ten seconds.
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    # Lanes start side by side; how many there are our own searcher says.
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
-    # A worker that is stuck cannot take leave of the others, and the lane waits for that.
-    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # A lane takes some seven processes, most of them idle; on two cores Ray would warn of each beyond the eighth.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
-    os.environ[MARK] = driver_mark()
-    is_job = bool(os.environ.get("RAY_ADDRESS"))
-    if not is_job:
-        # Nobody takes this machine's only node away with notice; the watcher is one process more in every lane's start.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    if is_job:
-        ray.init(log_to_driver=is_verbose(), logging_level=_logging_level())
-    else:
-        ray.init(
-            address="local",
-            num_cpus=os.cpu_count(),
-            include_dashboard=False,
-            log_to_driver=is_verbose(),
-            logging_level=_logging_level(),
-        )
-
-
-def is_verbose() -> bool:
-    """Whether Ray and its workers are to speak on the terminal: `pretune sweep -v`."""
-    return bool(os.environ.get("PRETUNE_VERBOSE"))
-
-
-def _logging_level() -> int:
-    return logging.INFO if is_verbose() else logging.ERROR
-
-
-def log_libraries_to(path: Path) -> None:
-    """Send what Ray and other libraries say, warnings included, to a file instead of the terminal."""
-    if is_verbose():
-        return
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.captureWarnings(True)
-    for name in ("ray", "ray.data", "py.warnings"):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.propagate = False
 
 
 def plan_lanes(

@@ -13,6 +13,9 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    get_or_create_autoscaling_coordinator,
+)
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
@@ -182,6 +185,11 @@ class Lane:
         standings = ray.get(self._mailbox.standings.remote()).values()
         before = {standing.node: standing.kernel_kills for standing in standings}
         return sum(max(0, _kernel_kills_on(node, unknown=kills) - kills) for node, kills in before.items())
+
+
+def prepare_for_lanes() -> None:
+    """Start what Train asks for resources whenever a group starts: it would start this one on the way to the first."""
+    get_or_create_autoscaling_coordinator()  # type: ignore[no-untyped-call]
 
 
 def _gpus(spec: LaneSpec) -> dict[str, float]:

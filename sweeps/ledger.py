@@ -4,8 +4,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from core.micro_batch_speed import MicroBatchSpeed
 from core.out_of_memory import OomFacts
+from core.passed_on import MicroBatchSpeed
 from core.run_config import RunConfig
 from core.run_end import RunEnd
 from sweeps.early_stopping import TokenScheduler

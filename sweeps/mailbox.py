@@ -7,9 +7,8 @@ from typing import Any, Literal, Self
 import ray
 
 from core.branch import Pause
-from core.memory_limit import LimitBy
-from core.micro_batch_speed import MicroBatchSpeed
 from core.out_of_memory import OomFacts
+from core.passed_on import LimitBy, MicroBatchSpeed
 from core.run_end import RunEnd
 
 

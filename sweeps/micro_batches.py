@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.micro_batch_speed import MicroBatchSpeed, fastest, sizes_to_measure
+from core.micro_batch_speed import fastest, sizes_to_measure
+from core.passed_on import MicroBatchSpeed
 from core.run_config import RunConfig
 from sweeps.kept_measurements import KeptMeasurements, OfShape
 from sweeps.memory_frontier import MICRO_BATCH

@@ -16,7 +16,7 @@ from data_pipeline.manifest import FileReport, Manifest, PassedOver
 from data_pipeline.prepare import PrepareProgress, prepare
 from data_pipeline.settings import format_bytes
 from data_pipeline.token_blocks import PreparedCorpus
-from sweeps.cluster import connect
+from sweeps.ray_session import connect
 from sweeps.sweep_config import SweepConfig
 
 _SHOWN_FILES = 30

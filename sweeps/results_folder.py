@@ -55,6 +55,12 @@ def folder_name(sweep: SweepConfig, identity: str) -> str:
     return f"{sweep.name}-{identity[:_IDENTITY_CHARACTERS]}"
 
 
+def may_be_finished(results_folder: Path, name: str) -> bool:
+    """Whether a sweep of this name has come to its end here; it may be another one."""
+    summaries = results_folder.glob(f"{name}-*/summary.json")
+    return any(json.loads(summary.read_text())["status"] == "finished" for summary in summaries)
+
+
 class SweepFolder:
     """`results/<name>-<first 8 of the identity>/`."""
 

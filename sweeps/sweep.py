@@ -15,18 +15,19 @@ from rich.console import Console
 from data_pipeline.token_blocks import PreparedCorpus
 from sweeps.auto_lanes import auto_lanes
 from sweeps.changed_sweep import begin
-from sweeps.cluster import connect, log_libraries_to
 from sweeps.early_stopping import rung_tokens
 from sweeps.elastic_lanes import nodes_now
 from sweeps.epochs import with_tokens_of_epochs
 from sweeps.fairness import num_predicted_positions, refuse_unfair, remarks
 from sweeps.final_results import summary_of, write_final_results
 from sweeps.interrupts import terminated_like_interrupted, uninterrupted
+from sweeps.lane import prepare_for_lanes
 from sweeps.mlflow_dataset import dataset_inputs
 from sweeps.mlflow_tags import source_tags
 from sweeps.plan import plan_sweep
 from sweeps.preparation import corpus_in_words, prepare_with_progress
 from sweeps.progress import Progress
+from sweeps.ray_session import connect, log_libraries_to
 from sweeps.results import ranked
 from sweeps.results_at_uri import ResultsAtUri
 from sweeps.results_folder import LOG_FILE, SweepFolder, check_writable, sweep_identity
@@ -137,6 +138,7 @@ def _run(
     connect()
     cluster, vocabulary_size = _cluster_size(), data.vocabulary.size
     auto = auto_lanes(sweep, cluster=cluster, vocabulary_size=vocabulary_size, results_folder=folder.path.parent)
+    prepare_for_lanes()
     plan = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto, **cluster)
     console.print(f"trials   {plan.lanes.reason}; results in {folder.path}", highlight=False, soft_wrap=True)
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, Pos
 
 from core.equal_size import equalized
 from core.lora import lora_faults
-from core.memory_limit import LimitBy
+from core.passed_on import LimitBy
 from core.run_config import LoraConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from core.run_start import WITHOUT_BASE
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig

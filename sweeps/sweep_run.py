@@ -10,8 +10,8 @@ import ray
 import torch
 from ray import tune
 
-from core.micro_batch_speed import MicroBatchSpeed
 from core.parameter_counts import parameter_counts
+from core.passed_on import MicroBatchSpeed
 from core.run_config import RunConfig
 from core.training_flops import training_flops_a_token
 from data_pipeline.node_copies import all_nodes_see, serve_copies

@@ -47,11 +47,11 @@ from core.training_run import run_training
 from core.workers import Workers
 from data_pipeline.prepare import prepare
 from data_pipeline.token_blocks import PreparedCorpus, open_prepared
-from sweeps.cluster import connect
 from sweeps.early_stopping import Rungs, TokenScheduler
 from sweeps.ledger import Ledger
 from sweeps.outcomes import Outcome
 from sweeps.plan import SweepPlan, plan_sweep
+from sweeps.ray_session import connect
 from sweeps.search_space import Distribution
 from sweeps.searchers import SweepSearcher
 from sweeps.sweep_config import SweepConfig

@@ -59,9 +59,9 @@ from core.training_run import run_training
 from core.workers import Workers
 from data_pipeline.prepare import prepare
 from data_pipeline.token_blocks import PreparedCorpus, open_prepared
-from sweeps.cluster import connect
 from sweeps.outcomes import Outcome
 from sweeps.plan import SweepPlan, plan_sweep
+from sweeps.ray_session import connect
 from sweeps.search_space import Distribution
 from sweeps.sweep_config import SweepConfig
 from sweeps.sweep_file import dump_sweep, load_sweep_file

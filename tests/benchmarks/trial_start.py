@@ -37,9 +37,9 @@ from core.workers import Workers
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.prepare import prepare
 from data_pipeline.token_blocks import open_prepared
-from sweeps.cluster import connect
 from sweeps.lane import LaneSpec
 from sweeps.mailbox import Assignment
+from sweeps.ray_session import connect
 from sweeps.trial import LaneTrainable
 
 BATCH_SIZE = 4

@@ -13,8 +13,9 @@ from small_corpus import VOCABULARY, small_corpus
 from two_workers import on_workers
 
 from core.memory_model import predict_memory
-from core.micro_batch_speed import MicroBatchSpeed, fastest, measure_micro_batches, sizes_to_measure
+from core.micro_batch_speed import fastest, measure_micro_batches, sizes_to_measure
 from core.optimizer_step import OptimizerStep
+from core.passed_on import MicroBatchSpeed
 from core.run_config import RunConfig
 from core.workers import Workers
 

@@ -26,7 +26,6 @@ from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerCo
 from data_pipeline.prepare import prepare
 from sweep_examples import TINY
 from sweeps import lane_worker
-from sweeps.cluster import connect
 from sweeps.lane import (
     Lane,
     LaneSpec,
@@ -39,6 +38,7 @@ from sweeps.lane import (
 from sweeps.lane_worker import train_assignments
 from sweeps.mailbox import Assignment, Message
 from sweeps.outcomes import Outcome
+from sweeps.ray_session import connect
 from sweeps.sweep_file import load_sweep_file
 from sweeps.trial import LaneTrainable
 from sweeps.trial_records import TrialRecord, TrialStore

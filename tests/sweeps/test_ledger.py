@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from core.out_of_memory import OomFacts, OomKind, OomPhase
+from core.passed_on import Shortage
 from core.run_config import RunConfig
 from core.run_end import RunEnd
-from core.shrinking import Shortage
 from sweep_examples import tiny_sweep
 from sweeps.early_stopping import Rungs, TokenScheduler
 from sweeps.ledger import Ledger

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from core.micro_batch_speed import MicroBatchSpeed
+from core.passed_on import MicroBatchSpeed
 from core.run_config import RunConfig
 from sweep_examples import record, tiny_sweep
 from sweeps.early_stopping import Rungs, TokenScheduler
