@@ -5,6 +5,8 @@
   critical batch size.
 * Masking rate: 30 %. Wettig et al., arXiv:2202.08005, find rates well above 15 % to train better models.
 * beta2: its half-life in tokens stays the same. Marek et al., arXiv:2507.07101.
+* Of batch sizes the smallest comes first: at equal tokens it takes the most steps, and below the critical batch size it
+  is never worse (Marek et al. again).
 * Anything else: what the file says where that lies in the space, else the middle.
 
 Only what is swept is set, and only inside its space.
@@ -45,12 +47,12 @@ class InformedPoint:
 
 
 def informed_points(sweep: SweepConfig) -> list[InformedPoint]:
-    """First points of a sweep, the middle batch size first; none for a grid, which tries all of its points anyway."""
+    """First points of a sweep, the smallest batch first; none for a grid, which tries all of its points anyway."""
     if sweep.searcher.start == "none" or sweep.searcher.method == "grid" or not sweep.search:
         return []
     most = min(_MOST_POINTS, max(1, sweep.budget.trials // _SHARE_OF_TRIALS))
     points: list[InformedPoint] = []
-    for batch in _batch_sizes(sweep):
+    for batch in _first_batch_sizes(sweep, most):
         settings, reasons = _settings_at(sweep, batch)
         known = [point.settings for point in points] + [dict(listed) for listed in sweep.start_with]
         if settings not in known and _is_possible(sweep, settings):
@@ -63,7 +65,7 @@ def middle_run(sweep: SweepConfig) -> RunConfig:
 
     What the file says where that lies in the space; and as it stands where the middle is no valid run.
     """
-    settings, _ = _settings_at(sweep, _batch_sizes(sweep)[0])
+    settings, _ = _settings_at(sweep, middle_batch_size(sweep))
     return sweep.run_config(settings if _is_possible(sweep, settings) else {})
 
 
@@ -76,9 +78,10 @@ def with_smaller_micro_batch(sweep: SweepConfig, settings: dict[str, Any]) -> di
     return settings | {MICRO_BATCH: max(smaller)} if smaller else None
 
 
-def middle_batch_size(sweep: SweepConfig) -> float:
+def middle_batch_size(sweep: SweepConfig) -> int:
     """The batch size that others are scaled from: the middle of what is swept, else that of the file."""
-    return _batch_sizes(sweep)[0]
+    sizes = _batch_sizes(sweep)
+    return sizes[(len(sizes) - 1) // 2]
 
 
 def half_life_tokens(beta2: float, *, batch_size: float, sequence_length: int) -> float:
@@ -87,12 +90,18 @@ def half_life_tokens(beta2: float, *, batch_size: float, sequence_length: int) -
 
 
 def _batch_sizes(sweep: SweepConfig) -> list[int]:
-    """The middle, the largest, the smallest."""
+    """Ascending."""
     distribution = sweep.search.get(BATCH)
     if distribution is None:
         return [sweep.training.batch_size]
-    sizes = sorted({int(size) for size in distribution.grid(3)})
-    return list(dict.fromkeys((sizes[(len(sizes) - 1) // 2], sizes[-1], sizes[0])))
+    return sorted({int(size) for size in distribution.grid(3)})
+
+
+def _first_batch_sizes(sweep: SweepConfig, most: int) -> list[int]:
+    """Those to try first, the smallest first; where there is one point only, the middle."""
+    sizes = _batch_sizes(sweep)
+    wanted = dict.fromkeys((middle_batch_size(sweep), sizes[0], sizes[-1]))
+    return sorted(list(wanted)[:most])
 
 
 def _settings_at(sweep: SweepConfig, batch: int) -> tuple[dict[str, Any], tuple[str, ...]]:

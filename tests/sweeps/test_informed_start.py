@@ -29,7 +29,8 @@ def with_search(search: dict[str, Any], *overrides: str) -> SweepConfig:
 def test_the_learning_rate_goes_with_the_square_root_of_the_batch_size() -> None:
     sweep = with_search({RATE: {"log_uniform": [1e-4, 1e-2]}, BATCH: {"choice": [32, 128, 512]}})
     rates = {point.settings[BATCH]: point.settings[RATE] for point in informed_points(sweep)}
-    assert rates == {128: pytest.approx(1e-3), 512: pytest.approx(2e-3), 32: pytest.approx(5e-4)}
+    assert rates == {32: pytest.approx(5e-4), 128: pytest.approx(1e-3), 512: pytest.approx(2e-3)}
+    assert list(rates) == [32, 128, 512], "at equal tokens the smallest takes the most steps"
 
 
 def test_beta2_keeps_its_half_life_in_tokens() -> None:
