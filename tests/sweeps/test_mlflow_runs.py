@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.exceptions import MlflowException
@@ -112,3 +113,12 @@ def test_of_changes_one_of_which_is_refused_nothing_is_written(begun: Path, tmp_
     writer.write([good])
     assert good.run_id is not None
     assert client.get_run(good.run_id).data.metrics == {"loss": 1.0}
+
+
+def test_tables_of_another_version_of_mlflow_are_left_to_mlflow(
+    begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, experiment = opened(begun, tmp_path / "store")
+    assert isinstance(run_writer(client, experiment), WritesTables)
+    monkeypatch.setattr(mlflow, "__version__", "4.0.0")
+    assert isinstance(run_writer(client, experiment), SendsRequests)
