@@ -14,6 +14,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from core.branch import Pause
 from sweeps.sweep_budget import REPEAT
@@ -53,11 +54,17 @@ class Promotions:
         """
         known = list(records)
         for rung in reversed(self.rungs):
-            ranked = self._ranked(known, rung)
-            always = [record for record in known if record.run_to_end]
-            found = _first_waiting([*always, *ranked[: self._num_going_on(len(ranked), rung)]], rung)
-            if found is not None:
-                return found
+            waiting = [r for r in known if r.paused_at == rung and math.isfinite(r.rung_losses[rung])]
+            drawn = next((record for record in waiting if record.run_to_end), None)
+            if drawn is not None:
+                return drawn
+            best = min(waiting, key=partial(_order, rung), default=None)
+            if best is not None:
+                # Asked at each leg's end: counted, and not sorted.
+                seen = list(self._seen(known, rung))
+                num_ahead = sum(_order(rung, record) < _order(rung, best) for record in seen)
+                if num_ahead < self._num_going_on(len(seen), rung):
+                    return best
         for rung in self.rungs if is_closing else ():
             if any(_is_on_its_way(record, rung) for record in known):
                 return None
@@ -89,7 +96,7 @@ class Promotions:
         ranked = self._ranked(records, rung)
         num_going_on = min(max(len(ranked) // self.factor, FEWEST_FINALISTS), len(ranked))
         cutoff = ranked[num_going_on - 1].rung_losses[rung]
-        if record in ranked[:num_going_on]:
+        if any(record.number == one.number for one in ranked[:num_going_on]):
             return f"loss {loss:.4f} of the branch at {rung:,} tokens; the budget left nothing for it to go on"
         return (
             f"loss {loss:.4f} of the branch at {rung:,} tokens is not among the best {num_going_on} of {len(ranked)} "
@@ -101,10 +108,10 @@ class Promotions:
         leaders = 1 if num_seen > 1 or rung != self.rungs[0] else 0
         return max(num_seen // self.factor, leaders)
 
-    def _ranked(self, records: Iterable[TrialRecord], rung: int) -> list[TrialRecord]:
-        """Trials seen at a rung, best first. Those that run to the end come to higher rungs without merit: they are
-        compared where everybody is, and take nobody's place above."""
-        seen = (
+    def _seen(self, records: Iterable[TrialRecord], rung: int) -> Iterator[TrialRecord]:
+        """Trials seen at a rung. Those that run to the end come to higher rungs without merit: they are compared where
+        everybody is, and take nobody's place above."""
+        return (
             record
             for record in records
             if rung in record.rung_losses
@@ -112,11 +119,14 @@ class Promotions:
             and (rung == self.rungs[0] or not record.run_to_end)
         )
 
-        def key(record: TrialRecord) -> tuple[float, int]:
-            loss = record.rung_losses[rung]
-            return (loss if math.isfinite(loss) else math.inf, record.number)
+    def _ranked(self, records: Iterable[TrialRecord], rung: int) -> list[TrialRecord]:
+        """Trials seen at a rung, best first."""
+        return sorted(self._seen(records, rung), key=partial(_order, rung))
 
-        return sorted(seen, key=key)
+
+def _order(rung: int, record: TrialRecord) -> tuple[float, int]:
+    loss = record.rung_losses[rung]
+    return (loss if math.isfinite(loss) else math.inf, record.number)
 
 
 def _first_waiting(records: Iterable[TrialRecord], rung: int) -> TrialRecord | None:
