@@ -119,6 +119,7 @@ def save_and_die_at(event_number: int, folder: Path, step: int) -> bool:
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.listdir", "os.scandir", "shutil.rmtree"}
 
 
+@pytest.mark.long
 def test_writer_killed_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, *model_and_optimizer(seed=0), {"step": 0}, step=0)
     last, found = 0, [0]

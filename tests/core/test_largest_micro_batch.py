@@ -76,6 +76,7 @@ def test_the_whole_batch_is_the_largest_where_memory_is_plenty():
     assert largest_micro_batch(a_run(), VOCABULARY_SIZE, memory_bytes=2**40, place=Place(num_workers=3)) == 6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch_size", [48, 3072])
 def test_traces_for_the_largest_micro_batch_are_few_however_large_the_batch(batch_size, monkeypatch):
     traced: list[RunShape] = []

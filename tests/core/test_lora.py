@@ -314,6 +314,7 @@ def adapters_after(workers: Workers, base: Path, folder: Path) -> dict[str, Tens
     return model_tensors(whole_model(run, VOCABULARY, checkpoint))
 
 
+@pytest.mark.long
 def test_two_workers_learn_what_one_does(tmp_path: Path) -> None:
     base = a_base("llama", tmp_path / "base")
     alone = adapters_after(Workers(), base, tmp_path / "alone")

@@ -174,6 +174,7 @@ def test_parts_are_named_and_sum_to_the_peak():
     assert parts["optimizer state"] == pytest.approx(2 * parts["parameters"] + 4 * num_tensors, abs=200)
 
 
+@pytest.mark.long
 def test_each_feature_moves_the_part_that_it_should():
     def parts(**changes: Any) -> dict[str, int]:
         return predict_memory(a_run(**changes), VOCABULARY_SIZE, micro_batch_size=8).parts

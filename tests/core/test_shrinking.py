@@ -51,6 +51,7 @@ def test_what_was_known_not_to_fit_shrinks_to_the_largest_that_is_predicted_to()
     assert smaller == Smaller(11, is_neighbours=False)
 
 
+@pytest.mark.long
 def test_a_prediction_that_misled_is_corrected_by_what_was_in_use() -> None:
     # The limit is that of 20 rows; 16 ran out when twice of what they were predicted to need was in use or asked for.
     limit = predicted(20)

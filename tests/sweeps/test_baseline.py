@@ -1,5 +1,6 @@
 """A baseline that the sweep file names, beside the best trial in the report."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,16 @@ ENDED = {"started_at": "2026-01-01T00:00:00+00:00", "ended_at": "2026-01-01T00:0
 def swept(folder: Path, **more: Any) -> dict[str, Any]:
     """A results folder with its summary, and what the summary says."""
     folder.mkdir()
-    records = example_records(TrialStore(folder / "trials"))
-    summary = write_results(folder, records, **more)
+    summary = write_results(folder, example_records(TrialStore(folder / "trials")), **more)
     write_summary(folder / "summary.json", summary)
-    write_report(folder, example_sweep(), records, summary)
     return summary
+
+
+def reported(folder: Path, **more: Any) -> str:
+    """The report of such a folder."""
+    summary = swept(folder, **more)
+    write_report(folder, example_sweep(), TrialStore(folder / "trials").load_all(), summary)
+    return (folder / "EXPERIMENT.md").read_text()
 
 
 def test_a_results_folder_gives_the_loss_and_settings_of_its_best_trial(tmp_path: Path) -> None:
@@ -37,7 +43,8 @@ def test_a_results_folder_gives_the_loss_and_settings_of_its_best_trial(tmp_path
     assert baseline.settings == {name: value for name, value in best.items() if name in example_sweep().search}
 
 
-def test_a_run_of_mlflow_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_mlflow_gives_the_same(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracking = Tracking(tmp_path, say=print)
     store = TrialStore(tmp_path / "trials")
@@ -58,15 +65,13 @@ def test_the_report_says_by_how_much_the_best_trial_differs(tmp_path: Path) -> N
     swept(tmp_path / "earlier")
     baseline = read_baseline(str(tmp_path / "earlier"), tmp_path)
     higher = baseline.model_copy(update={"loss": baseline.loss + 0.25})
-    swept(tmp_path / "now", baseline=higher.model_dump())
-    text = (tmp_path / "now" / "EXPERIMENT.md").read_text()
+    text = reported(tmp_path / "now", baseline=higher.model_dump())
     assert "The best trial is 0.2500 nats per token" in text
     assert "below the baseline" in text
     assert baseline.name in text
     assert "do not compare exactly" not in text
     other = higher.model_copy(update={"data_fingerprint": "another"})
-    swept(tmp_path / "elsewhere", baseline=other.model_dump())
-    assert "do not compare exactly" in (tmp_path / "elsewhere" / "EXPERIMENT.md").read_text()
+    assert "do not compare exactly" in reported(tmp_path / "elsewhere", baseline=other.model_dump())
 
 
 def test_a_folder_that_is_no_sweep_is_said(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def test_small_models_share_a_gpu_with_their_part_of_its_memory_each() -> None:
     assert 7 * 2**30 < share < alone / 3
 
 
+@pytest.mark.long
 def test_a_share_of_a_gpu_that_the_model_does_not_fit_in_is_refused_with_the_numbers() -> None:
     wide = example_sweep(
         model={"layers": 1, "width": 768, "heads": 12, "sequence_length": 128},

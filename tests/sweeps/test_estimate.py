@@ -37,6 +37,7 @@ def fitting(run: RunConfig, memory_bytes: int, *, checkpointing: bool = False) -
     return largest_micro_batch(changed, 1000, memory_bytes=memory_bytes)
 
 
+@pytest.mark.long
 def test_parts_add_up_to_the_peak_and_largest_micro_batches_are_named() -> None:
     plan = planned("training.batch_size=8", "training.micro_batch_size=4")
     lines, memory_bytes = estimated(plan, "1300KiB"), 1300 * 1024

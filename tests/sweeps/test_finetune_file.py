@@ -89,6 +89,7 @@ def test_every_combination_of_a_search_is_trained_and_the_lowest_holdout_loss_is
     assert 'aria-label="confusion-matrix"' in page
 
 
+@pytest.mark.long
 def test_a_file_comes_to_the_same_as_its_options(figures: dict[str, Any], folder: Path) -> None:
     by_options = figures_of(
         *(folder / "encoder" / "best", folder / "sightings.csv", "--classify", "animal", "--holdout", "0.25"),

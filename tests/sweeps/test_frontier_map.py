@@ -33,6 +33,7 @@ def test_the_border_is_where_the_prediction_meets_the_limit() -> None:
     assert {point.value: point.micro_batch_size for point in found.border} == {16: 32.0, 32: 16.0, 64: 8.0, 128: 4.0}
 
 
+@pytest.mark.long
 def test_the_axis_is_the_swept_setting_that_moves_memory_most_and_a_batch_only_for_want_of_another() -> None:
     masked = tiny_sweep("search.objective.masked_lm.masking_rate.uniform=[0.1, 0.5]")
     plan = real_plan(masked)

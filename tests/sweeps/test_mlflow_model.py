@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import pickletools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,8 +138,10 @@ class Registered:
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
-    sweep = Registered(tmp_path_factory.mktemp("results"))
+def registered(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Registered:
+    results = tmp_path_factory.mktemp("results")
+    shutil.copy(empty_store, results / "mlflow.db")
+    sweep = Registered(results)
     assert sweep.run(status="interrupted") == ""
     assert sweep.run() == "models:/tiny/1"
     return sweep

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 import time
 import urllib.request
@@ -28,9 +29,10 @@ LOSSES = {1: 6.0, 2: 4.0, 3: 5.0}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
     """A results folder whose newest sweep has three trials with a loss and one without."""
     folder = tmp_path_factory.mktemp("results")
+    shutil.copy(empty_store, folder / "mlflow.db")
     for name, losses in (("older", {1: 7.0}), ("newer", LOSSES)):
         (folder / name).mkdir()
         store = TrialStore(folder / name / "trials")

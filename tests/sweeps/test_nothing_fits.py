@@ -9,6 +9,7 @@ def plan(*overrides: str) -> SweepPlan:
     return plan_sweep(tiny_sweep(*overrides), vocabulary_size=1000, num_cpus=2, num_gpus=0)
 
 
+@pytest.mark.long
 def test_a_space_that_is_infeasible_altogether_is_refused_with_the_numbers_and_what_would_fit() -> None:
     hopeless = plan("resources.memory=1200KiB", "search.training.micro_batch_size.choice=[8, 16]")
     with pytest.raises(NothingFitsError) as raised:
@@ -29,6 +30,7 @@ def test_a_space_with_one_corner_that_fits_is_not_refused() -> None:
     check_that_something_fits(narrow, narrow.frontier(), nothing_ran=True)
 
 
+@pytest.mark.long
 def test_a_fixed_micro_batch_that_may_shrink_needs_room_for_one_row() -> None:
     space = "search={training.batch_size: {choice: [16, 32]}}"
     fixed = ("training.micro_batch_size=16", space, "resources.memory=1400KiB")

@@ -429,6 +429,7 @@ def test_models_that_differ_stand_side_by_side_with_their_sizes(tmp_path: Path) 
     assert "none +1.0000 nats" in words
 
 
+@pytest.mark.long
 def test_hundred_trials_make_a_page_that_opens_at_once(tmp_path: Path) -> None:
     records = example_records(TrialStore(tmp_path / "trials"), num_trials=100)
     report_of(tmp_path, records, budget={"trials": 100, "tokens_per_trial": 2_000_000})
@@ -444,6 +445,7 @@ def test_samples_are_shown_with_their_loss(tmp_path: Path) -> None:
     assert row == {"holdout": "the ⟦red⟧ <cat>", "model": "the ⟦old⟧ <cat>", "loss": "2.345678901"}
 
 
+@pytest.mark.long
 def test_pictures_are_written_as_files_that_need_no_page(reported: Path, tmp_path: Path) -> None:
     summary = json.loads((reported / "summary.json").read_text(encoding="utf-8"))
     paths = write_pictures(tmp_path / "pictures", reported, example_sweep(), summary)

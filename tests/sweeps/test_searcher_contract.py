@@ -17,6 +17,7 @@ from sweeps.trial_records import TrialRecord
 METHODS = ("tpe", "gp", "random", "grid")
 LONG_GP = pytest.param("gp", marks=pytest.mark.long)
 """Where many trials end: each is a Gaussian process fitted anew."""
+LONG_WITH_GP = ("tpe", LONG_GP, "random", "grid")
 RATE, BATCH, MICRO = "training.learning_rate", "training.batch_size", "training.micro_batch_size"
 
 
@@ -52,7 +53,7 @@ def test_the_budget_of_trials_is_used_up_and_not_exceeded(method: str, tmp_path:
     assert "7 trials" in driven.searcher.ended_by
 
 
-@pytest.mark.parametrize("method", ["tpe", LONG_GP, "random", "grid"])
+@pytest.mark.parametrize("method", LONG_WITH_GP)
 def test_no_settings_are_proposed_twice(method: str, tmp_path: Path) -> None:
     sweep = sweep_with(method, 'search.training.learning_rate={"choice": [1e-3, 3e-3]}')
     driven = DrivenSweep(tmp_path, sweep)
@@ -60,7 +61,7 @@ def test_no_settings_are_proposed_twice(method: str, tmp_path: Path) -> None:
     assert len({str(record.settings) for record in driven.run(completes)}) == 12
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LONG_WITH_GP)
 def test_what_did_not_fit_is_never_proposed_again_nor_anything_that_needs_more_memory(
     method: str, tmp_path: Path
 ) -> None:
@@ -210,7 +211,7 @@ def test_a_model_keeps_away_from_where_trials_diverge(method: str, tmp_path: Pat
     assert sum(rate > 0.003 for rate in rates) <= 7, rates
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LONG_WITH_GP)
 def test_informed_points_come_after_those_of_the_file_and_once_each(method: str, tmp_path: Path) -> None:
     listed = {RATE: 2e-3, BATCH: 32, MICRO: 8}
     sweep = sweep_with(method, "searcher.start=informed", f"start_with=[{listed}]".replace("'", '"'))
@@ -271,7 +272,7 @@ def test_search_leaves_the_tokens_that_repeats_need(tmp_path: Path) -> None:
     assert [record.chosen_by for record in started] == ["search"] * 3 + ["repeat"] * 2
 
 
-@pytest.mark.parametrize("method", ["tpe", LONG_GP, "random", "grid"])
+@pytest.mark.parametrize("method", LONG_WITH_GP)
 def test_a_best_trial_on_the_edge_widens_the_space_and_the_search_goes_on(method: str, tmp_path: Path) -> None:
     """The loss falls up to a rate of 0.02, and the space ends at 0.01."""
 

@@ -107,14 +107,6 @@ def losses(number: int, reports: int = NUM_REPORTS) -> list[tuple[int, float]]:
     return [(1000 * step, 5.0 + number - 0.5 * step) for step in range(1, reports + 1)]
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite store without runs. MLflow takes a second to make one, and no time to open a copy."""
-    path = tmp_path_factory.mktemp("empty") / "server.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def sweep(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -123,9 +115,13 @@ def sweep(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def started_server(empty_store: Path, request: pytest.FixtureRequest) -> Iterator[MlflowServer]:
+def started_server(
+    empty_store: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[MlflowServer]:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "server.db")
     with postgres() if request.param == "postgresql" else nullcontext() as store:
-        server = MlflowServer(empty_store.parent, store=store)
+        server = MlflowServer(folder, store=store)
         server.start()
         yield server
         server.kill()
