@@ -30,7 +30,7 @@ def connect() -> None:
 
 
 def connect_while_importing(*modules: str) -> None:
-    """The same, and import what comes next meanwhile: Ray's processes take seconds to start, and this one waits."""
+    """As `connect`, and import these modules meanwhile: Ray's processes take seconds to start, and this one waits."""
     _set_environment()  # Before anything is imported that reads it.
 
     def import_all() -> None:

@@ -57,8 +57,14 @@ def folder_name(sweep: SweepConfig, identity: str) -> str:
 
 def may_be_finished(results_folder: Path, name: str) -> bool:
     """Whether a sweep of this name has come to its end here; it may be another one."""
-    summaries = results_folder.glob(f"{name}-*/summary.json")
-    return any(json.loads(summary.read_text())["status"] == "finished" for summary in summaries)
+    return any(map(_is_finished, results_folder.glob(f"{name}-*/summary.json")))
+
+
+def _is_finished(summary: Path) -> bool:
+    try:
+        return bool(json.loads(summary.read_text())["status"] == "finished")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # What is wrong with it is said where it is needed.
 
 
 class SweepFolder:
