@@ -357,7 +357,7 @@ def test_a_sweep_survives_the_loss_of_a_worker_and_of_a_lanes_own_process_and_th
     workers[1].send_signal(signal.SIGKILL)
     read_until(process, "trial-0002   1")
     # With it goes the process of Train that asked for the processors: they must come back, or nothing trains again.
-    lanes = [one for one in processes_marked(mark) if "ResourceTrainable" in " ".join(one.cmdline())]
+    lanes = [one for one in processes_marked(mark) if "Trainable" in " ".join(one.cmdline())]
     assert len(lanes) == 1, [one.cmdline() for one in processes_marked(mark)]
     lanes[0].send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=600)
