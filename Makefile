@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_TEST := $(VENV)/.ready-test
 
-.PHONY: quickstart test quick long lint types systems benchmarks-quick clean
+.PHONY: quickstart test quick long lint types systems
 
 quickstart: $(READY)
 	$(BIN)/pretune sweep sweeps/configs/quickstart.yaml

@@ -23,7 +23,7 @@ from core.side_by_side import Way, measure_side_by_side
 from core.training_flops import training_flops_a_token
 from data_pipeline.settings import Settings
 from sweeps.cluster import AutoLanes, LanePlan, device_kind, plan_lanes, worker_memory_bytes
-from sweeps.early_stopping import rung_tokens
+from sweeps.early_stopping import expected_tokens
 from sweeps.informed_start import middle_run
 from sweeps.kept_measurements import KeptMeasurements, OfShape
 from sweeps.memory_observations import file_of_device
@@ -178,23 +178,11 @@ def _shape(run: RunConfig, vocabulary_size: int) -> str:
 
 def _expected_s(sweep: SweepConfig, run: RunConfig, vocabulary_size: int, *, device_type: str) -> float:
     """Roughly the seconds that the tokens that trials come to take one machine, as a lower limit."""
-    tokens = sweep.budget.trials * _tokens_of_a_trial(sweep)
+    tokens = sweep.budget.trials * expected_tokens(sweep.early_stopping, sweep.budget.tokens_per_trial)
     if sweep.budget.tokens is not None:
         tokens = min(tokens, sweep.budget.tokens)
     by_operations = tokens * training_flops_a_token(run, vocabulary_size) / _ROUGH_FLOPS[device_type]
     return by_operations if device_type == "cuda" else max(by_operations, tokens / _ROUGH_TOKENS_PER_S)
-
-
-def _tokens_of_a_trial(sweep: SweepConfig) -> float:
-    """On average, where each rung lets one in so many go on; all of the budget under other rules."""
-    stopping, whole = sweep.early_stopping, sweep.budget.tokens_per_trial
-    if stopping.method == "median":
-        return whole
-    tokens, before, share = 0.0, 0, 1.0
-    for rung in (*rung_tokens(stopping, whole), whole):
-        tokens += share * (rung - before)
-        before, share = rung, share / stopping.reduction_factor
-    return tokens
 
 
 def _chosen(paces: Sequence[LanePace], sweep: SweepConfig, how: str) -> AutoLanes:

@@ -92,8 +92,7 @@ def prepare(
 
     from data_pipeline.check import check as check_corpus
     from sweeps.preparation import data_figures, prepare_with_progress, print_check, print_preparation
-    from sweeps.ray_session import log_libraries_to
-    from sweeps.results_folder import LOG_FILE, check_writable
+    from sweeps.ray_session import log_libraries_in
     from sweeps.start import beginning_with_weights
     from sweeps.sweep_file import load_sweep_file
 
@@ -110,8 +109,7 @@ def prepare(
         return
     folder = results_folder(results)
     config = beginning_with_weights(config, folder)
-    check_writable(folder)
-    log_libraries_to(folder / LOG_FILE)
+    log_libraries_in(folder)
     # A script reads what is printed: the progress goes where it does not.
     data = prepare_with_progress(config, folder, Console(stderr=True) if as_json else console)
     if as_json:

@@ -28,12 +28,11 @@ def sweep(
 
     config = load_sweep_file(file, overrides or ())
     folder, uri = results_place(results)
-    from sweeps.ray_session import connect_while_importing, log_libraries_to
-    from sweeps.results_folder import LOG_FILE, check_writable, may_be_finished
+    from sweeps.ray_session import connect_while_importing, log_libraries_in
+    from sweeps.results_folder import may_be_finished
 
+    log_libraries_in(folder)
     if not may_be_finished(folder, config.name):
-        check_writable(folder)
-        log_libraries_to(folder / LOG_FILE)
         connect_while_importing("sweeps.closing", "sweeps.sweep")
     from sweeps.closing import close
     from sweeps.sweep import run_sweep

@@ -31,6 +31,7 @@ def train(
     let_ray_speak(verbose)
     from data_pipeline.settings import parse_count
     from sweeps.closing import close
+    from sweeps.ray_session import log_libraries_in
     from sweeps.sweep import run_sweep
     from sweeps.train import plan_training
 
@@ -50,4 +51,5 @@ def train(
         results_folder=folder,
         console=console,
     )
+    log_libraries_in(folder)
     close(run_sweep(sweep, results_folder=folder, console=console, kept_at=uri), console)

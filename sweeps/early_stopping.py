@@ -31,6 +31,17 @@ def rung_tokens(config: EarlyStoppingConfig, tokens_per_trial: int) -> tuple[int
     return tuple(reversed(rungs))
 
 
+def expected_tokens(config: EarlyStoppingConfig, tokens_per_trial: int) -> float:
+    """What a trial trains on average if each rung lets one in so many go on; all, where the rule says no share."""
+    if config.method == "median":
+        return tokens_per_trial
+    tokens, before, share = 0.0, 0, 1.0
+    for rung in (*rung_tokens(config, tokens_per_trial), tokens_per_trial):
+        tokens += share * (rung - before)
+        before, share = rung, share / config.reduction_factor
+    return tokens
+
+
 def rule_in_words(config: EarlyStoppingConfig, rungs: Sequence[int]) -> str:
     """What ends trials early; `nothing` where nothing does."""
     if not rungs:

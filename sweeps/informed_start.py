@@ -6,7 +6,7 @@
 * Masking rate: 30 %. Wettig et al., arXiv:2202.08005, find rates well above 15 % to train better models.
 * beta2: its half-life in tokens stays the same. Marek et al., arXiv:2507.07101.
 * Of batch sizes the smallest comes first: at equal tokens it takes the most steps, and below the critical batch size it
-  is never worse (Marek et al. again).
+  is no worse (Marek et al. again).
 * Anything else: what the file says where that lies in the space, else the middle.
 
 Only what is swept is set, and only inside its space.
@@ -52,12 +52,12 @@ def informed_points(sweep: SweepConfig) -> list[InformedPoint]:
         return []
     most = min(_MOST_POINTS, max(1, sweep.budget.trials // _SHARE_OF_TRIALS))
     points: list[InformedPoint] = []
-    for batch in _first_batch_sizes(sweep, most):
+    for batch in _batch_sizes(sweep):
         settings, reasons = _settings_at(sweep, batch)
         known = [point.settings for point in points] + [dict(listed) for listed in sweep.start_with]
         if settings not in known and _is_possible(sweep, settings):
             points.append(InformedPoint(settings, reasons))
-    return points[:most]
+    return sorted(points[:most], key=lambda point: point.settings.get(BATCH, 0))
 
 
 def middle_run(sweep: SweepConfig) -> RunConfig:
@@ -80,8 +80,7 @@ def with_smaller_micro_batch(sweep: SweepConfig, settings: dict[str, Any]) -> di
 
 def middle_batch_size(sweep: SweepConfig) -> int:
     """The batch size that others are scaled from: the middle of what is swept, else that of the file."""
-    sizes = _batch_sizes(sweep)
-    return sizes[(len(sizes) - 1) // 2]
+    return _batch_sizes(sweep)[0]
 
 
 def half_life_tokens(beta2: float, *, batch_size: float, sequence_length: int) -> float:
@@ -90,18 +89,12 @@ def half_life_tokens(beta2: float, *, batch_size: float, sequence_length: int) -
 
 
 def _batch_sizes(sweep: SweepConfig) -> list[int]:
-    """Ascending."""
+    """The middle, the smallest, the largest: in this order they are wanted among the first points."""
     distribution = sweep.search.get(BATCH)
     if distribution is None:
         return [sweep.training.batch_size]
-    return sorted({int(size) for size in distribution.grid(3)})
-
-
-def _first_batch_sizes(sweep: SweepConfig, most: int) -> list[int]:
-    """Those to try first, the smallest first; where there is one point only, the middle."""
-    sizes = _batch_sizes(sweep)
-    wanted = dict.fromkeys((middle_batch_size(sweep), sizes[0], sizes[-1]))
-    return sorted(list(wanted)[:most])
+    sizes = sorted({int(size) for size in distribution.grid(3)})
+    return list(dict.fromkeys((sizes[(len(sizes) - 1) // 2], sizes[0], sizes[-1])))
 
 
 def _settings_at(sweep: SweepConfig, batch: int) -> tuple[dict[str, Any], tuple[str, ...]]:

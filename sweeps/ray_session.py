@@ -6,27 +6,21 @@ import os
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from sweeps.leftovers import MARK, driver_mark
+from sweeps.results_folder import LOG_FILE, check_writable
 
 
 def connect() -> None:
     """Start Ray on this machine, or join the cluster of RAY_ADDRESS (as in a submitted job)."""
     if ray.is_initialized():
         return
-    is_joining = _set_environment()
-    if is_joining:
-        ray.init(log_to_driver=is_verbose(), logging_level=_logging_level())
-    else:
-        ray.init(
-            address="local",
-            num_cpus=os.cpu_count(),
-            include_dashboard=False,
-            log_to_driver=is_verbose(),
-            logging_level=_logging_level(),
-        )
+    _set_environment()
+    here: dict[str, Any] = {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False}
+    ray.init(**({} if _has_cluster() else here), log_to_driver=is_verbose(), logging_level=_logging_level())
 
 
 def connect_while_importing(*modules: str) -> None:
@@ -47,8 +41,12 @@ def connect_while_importing(*modules: str) -> None:
         importing.join()
 
 
-def _set_environment() -> bool:
-    """Set what Ray reads; whether there is a cluster to join."""
+def _has_cluster() -> bool:
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def _set_environment() -> None:
+    """Of what Ray reads."""
     # Tune and Train narrate each step on the terminal unless asked not to; the progress table says what matters.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune's own handling of Ctrl-C waits for every trial to save itself; ours ends in seconds and resumes from records.
@@ -65,11 +63,9 @@ def _set_environment() -> bool:
     # A lane takes some seven processes, most of them idle; on two cores Ray would warn of each beyond the eighth.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     os.environ[MARK] = driver_mark()
-    is_job = bool(os.environ.get("RAY_ADDRESS"))
-    if not is_job:
+    if not _has_cluster():
         # Nobody takes this machine's only node away with notice; the watcher is one process more in every lane's start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    return is_job
 
 
 def is_verbose() -> bool:
@@ -81,11 +77,16 @@ def _logging_level() -> int:
     return logging.INFO if is_verbose() else logging.ERROR
 
 
-def log_libraries_to(path: Path) -> None:
-    """Send what Ray and other libraries say, warnings included, to a file instead of the terminal."""
+def log_libraries_in(results_folder: Path) -> None:
+    """Make the results folder, and send what Ray and other libraries say to a file there instead of the terminal.
+
+    Raises:
+        ResultsError: It cannot be written.
+    """
+    check_writable(results_folder)
     if is_verbose():
         return
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = logging.FileHandler(results_folder / LOG_FILE, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     for name in ("ray", "ray.data", "py.warnings"):

@@ -27,10 +27,10 @@ from sweeps.mlflow_tags import source_tags
 from sweeps.plan import plan_sweep
 from sweeps.preparation import corpus_in_words, prepare_with_progress
 from sweeps.progress import Progress
-from sweeps.ray_session import connect, log_libraries_to
+from sweeps.ray_session import connect
 from sweeps.results import ranked
 from sweeps.results_at_uri import ResultsAtUri
-from sweeps.results_folder import LOG_FILE, SweepFolder, check_writable, sweep_identity
+from sweeps.results_folder import SweepFolder, sweep_identity
 from sweeps.running_results import RunningResults
 from sweeps.stages import prepare_stages, stages_in_words, with_tokens_of_stages
 from sweeps.start import notes_of, with_initial_weights
@@ -62,6 +62,7 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console, kep
     """Run a sweep to its end, from wherever an earlier run of the same sweep stopped.
 
     Args:
+        results_folder: One that is there and can be written.
         kept_at: URI where the results are kept as well, and whence they come back to a fresh node.
 
     Raises:
@@ -70,8 +71,6 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console, kep
     has_epochs = sweep.budget.epochs_per_trial is not None
     if not has_epochs:
         _refuse_unfair(sweep)
-    check_writable(results_folder)
-    log_libraries_to(results_folder / LOG_FILE)
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -54,7 +54,7 @@ class SweepBudget:
 
     def has_room_to_go_on(self, records: Iterable[TrialRecord], promoted: TrialRecord) -> bool:
         """Whether a trial that waits may go on to its end besides those that run."""
-        if self.limits.tokens is None and self.limits.flops is None:
+        if not self._counts_work():
             return not self.is_over()
         known = list(records)
         running = [r for r in known if not r.ended_at and r.paused_at is None and r.twin_of is None]
@@ -80,8 +80,12 @@ class SweepBudget:
         """Operations of training so far."""
         return sum(record.training_flops or 0.0 for record in records if not record.taken_over_from)
 
+    def _counts_work(self) -> bool:
+        """Whether what trials have trained decides about room; else no pass over them is needed."""
+        return self.limits.tokens is not None or self.limits.flops is not None
+
     def _room(self, known: list[TrialRecord], *, kept: int) -> tuple[Room, str]:
-        if self.limits.tokens is None and self.limits.flops is None:
+        if not self._counts_work():
             return self._time_left(known, kept=kept) or ("yes", "")
         a_trial = self.limits.tokens_per_trial
         # Those that wait go on only if there is room; twins are not trained.

@@ -36,6 +36,7 @@ from sweeps.early_stopping import TokenScheduler
 from sweeps.ledger import Ledger
 from sweeps.mailbox import Assignment
 from sweeps.plan import SweepPlan
+from sweeps.ray_session import log_libraries_in
 from sweeps.running_results import RunningResults
 from sweeps.searchers import SettingsSampler
 from sweeps.sweep import run_sweep
@@ -145,6 +146,7 @@ def measure(sweep: SweepConfig, results: Path) -> list[Snapshot]:
     lane = sweep_room.LaneTrainable
     sweep_room.LaneTrainable = AnswersAtOnce  # type: ignore[misc, assignment]
     try:
+        log_libraries_in(results)
         run_sweep(sweep, results_folder=results, console=Console(file=io.StringIO(), width=160))
     finally:
         sweep_room.LaneTrainable = lane  # type: ignore[misc]

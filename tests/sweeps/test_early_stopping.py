@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.early_stopping import Rungs, rung_tokens
+from sweeps.early_stopping import Rungs, expected_tokens, rung_tokens
 from sweeps.sweep_config import EarlyStoppingConfig
 from sweeps.trial_records import TrialRecord
 
@@ -17,6 +17,14 @@ def test_rungs_are_a_factor_apart_and_end_before_the_trial_does() -> None:
 
 def test_without_early_stopping_there_are_no_rungs() -> None:
     assert rung_tokens(EarlyStoppingConfig(method="none"), 900_000) == ()
+
+
+def test_a_trial_is_expected_to_train_what_rungs_leave_of_its_tokens() -> None:
+    # All come to 1/9, a third of them to 1/3, a ninth to the end.
+    rungs = EarlyStoppingConfig(reduction_factor=3, first_rung=0.1)
+    assert expected_tokens(rungs, 900_000) == pytest.approx(100_000 + 200_000 / 3 + 600_000 / 9)
+    for method in ("none", "median"):
+        assert expected_tokens(EarlyStoppingConfig(method=method), 900_000) == 900_000
 
 
 def test_a_loss_that_is_not_a_number_never_survives_a_rung() -> None:

@@ -78,3 +78,10 @@ def test_points_lie_inside_the_space_and_are_distinct(low: float, factor: float,
     for point in points:
         assert all(holds(space.to_optuna(), point[path]) for path, space in sweep.search.items())
         sweep.run_config(point)
+
+
+def test_a_point_that_the_file_lists_already_leaves_its_place_to_the_next() -> None:
+    sweep = with_search({BATCH: {"choice": [32, 128, 512]}}, "budget.trials=4")
+    assert [point.settings for point in informed_points(sweep)] == [{BATCH: 128}]
+    listed = sweep.model_copy(update={"start_with": [{BATCH: 128}]})
+    assert [point.settings for point in informed_points(listed)] == [{BATCH: 32}]
