@@ -1,6 +1,7 @@
 """In which number format a run computes: bf16 where the hardware does so natively, weights always in fp32."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,5 +56,15 @@ def computes_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         features = torch.cpu.get_capabilities()
-        return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
+        is_native = bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
+        return is_native and _onednn_may_use_bf16()
     return False
+
+
+def _onednn_may_use_bf16() -> bool:
+    """Whether ONEDNN_MAX_CPU_ISA, if it is set, leaves oneDNN the bf16 instructions of a processor.
+
+    Without them oneDNN multiplies bf16 by way of fp32, which is slower than fp32 itself.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return limit in ("", "ALL", "DEFAULT") or "BF16" in limit or "AMX" in limit
