@@ -21,8 +21,6 @@ from core.run_config import RunConfig
 _FOR_S = 0.4
 """Each way is timed for so long, and for two steps at least."""
 _ROUNDS = 2
-_TIMEOUT_S = 20.0
-"""On a machine so busy that this passes nothing would be learnt; what has been measured by then is known."""
 _QUIET = 0.8
 """Share of the time in which a process that has a processor for itself is on it."""
 
@@ -54,6 +52,7 @@ def measure_side_by_side(
     rows: int,
     device: str = "cpu",
     share_device: bool = False,
+    timeout_s: float = 20.0,
 ) -> list[Pace]:
     """Train the shape of a run on random rows in each of these ways, for about half a second each.
 
@@ -62,6 +61,7 @@ def measure_side_by_side(
     Args:
         rows: Of one micro-batch.
         share_device: Each process may take its part of the device's memory and no more.
+        timeout_s: A machine so busy that this passes teaches nothing; what has been measured by then is known.
     """
     most = max(way.processes for way in ways)
     shape = {
@@ -72,7 +72,7 @@ def measure_side_by_side(
         "memory_share": 1 / most if share_device else None,
     }
     paces: dict[Way, Pace] = {}
-    with _processes(most) as processes:
+    with _processes(most, timeout_s) as processes:
         if not all(_tell(process, **shape) for process in processes):
             return [Pace(way, None, True) for way in ways]
         # The most processes last: where they end for want of memory, the others have been measured.
@@ -84,7 +84,7 @@ def measure_side_by_side(
 
 
 @contextmanager
-def _processes(count: int) -> Iterator[list[subprocess.Popen[str]]]:
+def _processes(count: int, timeout_s: float) -> Iterator[list[subprocess.Popen[str]]]:
     places = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
     # Or torch would keep to the number of threads that it is told there.
@@ -107,7 +107,7 @@ def _processes(count: int) -> Iterator[list[subprocess.Popen[str]]]:
             process.kill()
 
     # A process that is stuck would be waited for without end; of one that is killed the pipe breaks.
-    watchdog = threading.Timer(_TIMEOUT_S, end)
+    watchdog = threading.Timer(timeout_s, end)
     watchdog.daemon = True
     watchdog.start()
     try:

@@ -95,7 +95,7 @@ def auto_lanes(
     kept = KeptMeasurements(
         file_of_device(results_folder, device_kind(alone), "-lanes"), LanePaces, what="how fast lanes are side by side"
     )
-    shape = _shape(run, vocabulary_size)
+    shape = speed_shape(run, vocabulary_size)
     known = kept.read().get(shape)
     paces = () if known is None else known.of(ways)
     if len(paces) == len(ways):
@@ -103,7 +103,7 @@ def auto_lanes(
     device_type = "cuda" if alone.use_gpu else "cpu"
     if _expected_s(sweep, run, vocabulary_size, device_type=device_type) < _WORTH_MEASURING_S:
         return AutoLanes(usual.processes, usual.threads, "not measured, for the sweep is short")
-    rows = _rows(run, num_workers=resources.workers_per_trial)
+    rows = rows_of_measurement(run, num_workers=resources.workers_per_trial)
     while rows > 1 and needed_bytes(rows) > _memory_of(sweep, alone, ways[-1]):
         rows //= 2
     found = measure_side_by_side(
@@ -126,8 +126,8 @@ def auto_lanes(
     return _chosen(paces, sweep, "measured")
 
 
-def _rows(run: RunConfig, *, num_workers: int) -> int:
-    """Of a micro-batch."""
+def rows_of_measurement(run: RunConfig, *, num_workers: int) -> int:
+    """Rows of a micro-batch with which speed is measured."""
     asked, batch_size = run.training.micro_batch_size, run.training.batch_size
     if asked != "auto":
         return min(asked, math.ceil(batch_size / num_workers))
@@ -165,7 +165,7 @@ def _memory_of(sweep: SweepConfig, alone: LanePlan, way: Way) -> float:
     return float(share) if asked == "auto" else share * float(asked.rstrip("% ")) / 100
 
 
-def _shape(run: RunConfig, vocabulary_size: int) -> str:
+def speed_shape(run: RunConfig, vocabulary_size: int) -> str:
     """All that the speed of lanes depends on, in words."""
     training = run.training
     return (
@@ -176,11 +176,15 @@ def _shape(run: RunConfig, vocabulary_size: int) -> str:
     )
 
 
+def expected_sweep_tokens(sweep: SweepConfig) -> float:
+    """Roughly the tokens that the trials of a sweep train together, without its repeats."""
+    tokens = sweep.budget.trials * expected_tokens(sweep.early_stopping, sweep.budget.tokens_per_trial)
+    return tokens if sweep.budget.tokens is None else min(tokens, sweep.budget.tokens)
+
+
 def _expected_s(sweep: SweepConfig, run: RunConfig, vocabulary_size: int, *, device_type: str) -> float:
     """Roughly the seconds that the tokens that trials come to take one machine, as a lower limit."""
-    tokens = sweep.budget.trials * expected_tokens(sweep.early_stopping, sweep.budget.tokens_per_trial)
-    if sweep.budget.tokens is not None:
-        tokens = min(tokens, sweep.budget.tokens)
+    tokens = expected_sweep_tokens(sweep)
     by_operations = tokens * training_flops_a_token(run, vocabulary_size) / _ROUGH_FLOPS[device_type]
     return by_operations if device_type == "cuda" else max(by_operations, tokens / _ROUGH_TOKENS_PER_S)
 

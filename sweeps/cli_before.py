@@ -35,11 +35,13 @@ def plan(file: File, overrides: Set = None, results: Results = None, as_json: As
     from sweeps.cluster import this_machine
     from sweeps.epochs import with_expected_tokens
     from sweeps.plan import plan_as_json, plan_sweep, print_plan
+    from sweeps.planning.shortened_budget import with_shortened_trials
     from sweeps.start import beginning_with_weights, expected_vocabulary
 
     folder = results_folder(results)
     sweep = with_expected_tokens(beginning_with_weights(asked, folder))
     vocabulary_size = expected_vocabulary(sweep)
+    sweep, _ = with_shortened_trials(sweep, cluster=None, vocabulary_size=vocabulary_size, results_folder=folder)
     auto = auto_lanes(sweep, cluster=this_machine(), vocabulary_size=vocabulary_size, results_folder=folder)
     planned = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto)
     if as_json:

@@ -266,6 +266,8 @@ def _begins_with(start: StartConfig) -> str:
 def _budget_facts(budget: BudgetConfig) -> Iterator[tuple[str, str]]:
     total = budget.trials * budget.tokens_per_trial
     yield "trials", f"{budget.trials} of up to {budget.tokens_per_trial:,} tokens: {total:,} at most"
+    if budget.shorten_to is not None:
+        yield "shortened to", f"{budget.shorten_to} of training; the sweep first measures how fast this machine is"
     if budget.tokens is not None:
         yield "ends at", f"{budget.tokens:,} tokens of all trials; none starts that could exceed them"
     if budget.flops is not None:

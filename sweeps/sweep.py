@@ -25,6 +25,7 @@ from sweeps.lane import prepare_for_lanes
 from sweeps.mlflow_dataset import dataset_inputs
 from sweeps.mlflow_tags import source_tags
 from sweeps.plan import plan_sweep
+from sweeps.planning.shortened_budget import with_shortened_trials
 from sweeps.preparation import corpus_in_words, prepare_with_progress
 from sweeps.progress import Progress
 from sweeps.ray_session import connect
@@ -92,6 +93,11 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console, kep
     sweep = with_tokens_of_stages(sweep, stages)
     for words in stages_in_words(stages, num_workers=sweep.resources.workers_per_trial):
         say(f"stages   {words}")
+    sweep, words = with_shortened_trials(
+        sweep, cluster=_connected_cluster, vocabulary_size=data.vocabulary.size, results_folder=results_folder
+    )
+    if words:
+        say(f"budget   {words}")
     folder = SweepFolder(results_folder, sweep, sweep_identity(sweep, data.fingerprint))
     if at_uri is not None:
         at_uri.bring_back(folder.path)
@@ -134,8 +140,7 @@ def _run(
 ) -> SweepEnd:
     started_at = time.monotonic()
     wall_s_before = 0.0 if earlier is None else earlier["wall_s"]
-    connect()
-    cluster, vocabulary_size = _cluster_size(), data.vocabulary.size
+    cluster, vocabulary_size = _connected_cluster(), data.vocabulary.size
     auto = auto_lanes(sweep, cluster=cluster, vocabulary_size=vocabulary_size, results_folder=folder.path.parent)
     prepare_for_lanes()
     plan = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto, **cluster)
@@ -207,7 +212,8 @@ def _run(
     )
 
 
-def _cluster_size() -> dict[str, Any]:
+def _connected_cluster() -> dict[str, Any]:
+    connect()
     nodes = list(nodes_now())
     return {
         "num_cpus": max(1, int(sum(node.get("CPU", 0) for node in nodes))),

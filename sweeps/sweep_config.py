@@ -85,6 +85,11 @@ def _duration(value: Any) -> Any:
     return f"{match[1]}{match[2]}"
 
 
+def _seconds(duration: str) -> float:
+    number, unit = re.findall(r"[0-9.]+|[a-z]+", duration)
+    return float(number) * _SECONDS[unit]
+
+
 _NOT_COUNTED_YET = 1
 """Stands for the tokens of some epochs, until the corpus is prepared (sweeps/epochs.py)."""
 
@@ -113,13 +118,19 @@ class BudgetConfig(Settings):
     process over the space, against the standard deviation between seeds, or of what settings do not explain. None: it
     does not, for with the few trials of a usual sweep that is a guess."""
 
+    shorten_to: Annotated[str, BeforeValidator(_duration)] | None = None
+    """Trials get fewer tokens than tokens_per_trial where this machine, at its measured rate, would train all of them
+    for longer than this, as 3min. The first run measures the rate and results/memory/ keeps it. None: never fewer."""
+
     @property
     def wall_clock_s(self) -> float | None:
         """The wall-clock in seconds."""
-        if self.wall_clock is None:
-            return None
-        number, unit = re.findall(r"[0-9.]+|[a-z]+", self.wall_clock)
-        return float(number) * _SECONDS[unit]
+        return None if self.wall_clock is None else _seconds(self.wall_clock)
+
+    @property
+    def shorten_to_s(self) -> float | None:
+        """The time that the sweep is shortened to, in seconds."""
+        return None if self.shorten_to is None else _seconds(self.shorten_to)
 
     @model_validator(mode="before")
     @classmethod
@@ -355,6 +366,8 @@ class SweepConfig(Settings):
             num_workers=self.resources.workers_per_trial,
             is_swept=bool(self.search),
         )
+        if self.stages and self.budget.shorten_to is not None:
+            faults.append("budget.shorten_to: stages say how long the training is; leave shorten_to out")
         smallest_batch = min(self.values_of("training.batch_size"))
         if smallest_batch < self.resources.workers_per_trial:
             faults.append(

@@ -25,7 +25,7 @@ def choice(sweep: SweepConfig, results: Path) -> AutoLanes | None:
 
 
 def keep(sweep: SweepConfig, results: Path, rates: dict[Way, float | None]) -> None:
-    shape = room._shape(middle_run(sweep), 1000)
+    shape = room.speed_shape(middle_run(sweep), 1000)
     paces = tuple(LanePace(processes=w.processes, threads=w.threads, tokens_per_s=r) for w, r in rates.items())
     file = results / "memory" / "cpu-lanes.json"
     KeptMeasurements(file, LanePaces, what="lanes").add({shape: LanePaces(shape=shape, paces=paces)})

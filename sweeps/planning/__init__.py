@@ -1,0 +1,1 @@
+"""Decides what a sweep does before its first trial."""
