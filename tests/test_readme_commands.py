@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from test_readme import ROOT, SWEEP_FILE, commands_to_run
 
+from patience import COMMAND_HANGS_AFTER_S
 from sweeps.trial_records import TrialStore
 
 pytestmark = pytest.mark.ray
@@ -42,7 +43,7 @@ class Folder:
             env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=COMMAND_HANGS_AFTER_S,
             check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"

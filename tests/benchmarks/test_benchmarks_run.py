@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from patience import COMMAND_HANGS_AFTER_S
+
 SCRIPTS = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("test_"))
 
 
@@ -14,7 +16,11 @@ SCRIPTS = sorted(path for path in Path(__file__).parent.glob("*.py") if not path
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_benchmark_prints_ratios_as_its_last_line(script: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(script), "--quick"], capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, str(script), "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_HANGS_AFTER_S,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.strip().splitlines()[-1])

@@ -143,8 +143,18 @@ def test_writer_killed_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path:
     assert len(found) > 15
 
 
-def run_killed_after(seconds: float, run: RunConfig, folder: Path, arguments: dict[str, Any]) -> bool:
-    """Train in a process that is killed after some time; whether it had finished before."""
+def newest_step(folder: Path) -> int:
+    return max((int(path.name.removeprefix("step-")) for path in folder.glob("step-*")), default=0)
+
+
+def run_killed_after(
+    num_checkpoints: int, seconds: float, run: RunConfig, folder: Path, arguments: dict[str, Any]
+) -> bool:
+    """Train in a process that is killed some time after it wrote some checkpoints; whether it had finished before.
+
+    Time alone would leave a slow processor no progress, and a fast one no kill.
+    """
+    before = newest_step(folder)
     child = os.fork()
     if child == 0:
         status = 1
@@ -153,9 +163,14 @@ def run_killed_after(seconds: float, run: RunConfig, folder: Path, arguments: di
             status = 0
         finally:
             os._exit(status)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    ended, status = 0, 0
+    while not ended and newest_step(folder) < before + num_checkpoints:
+        time.sleep(0.001)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
     assert status in (0, signal.SIGKILL), f"the run failed by itself: status {status}"
     return status == 0
 
@@ -176,7 +191,7 @@ def test_run_killed_at_random_moments_ends_bit_for_bit_as_if_it_had_not_been(
     arguments = {"evaluate_at_tokens": POINTS, "checkpoint_every_s": 0.0}
     rng = random.Random(seed)
     num_kills, left_overs = 0, 0
-    while not run_killed_after(rng.uniform(0.05, 0.4), run, tmp_path / "killed", arguments):
+    while not run_killed_after(rng.randint(0, 6), rng.uniform(0.0, 0.05), run, tmp_path / "killed", arguments):
         num_kills += 1
         left_overs += any((tmp_path / "killed").glob(".writing-*"))
         assert num_kills < 100, "no progress between kills"

@@ -19,6 +19,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from core.memory_limit import memory_limit
 from core.out_of_memory import OomFacts, classify, corroborated
+from patience import HANGS_AFTER_S
 
 FAR_TOO_MUCH = 1 << 50
 
@@ -285,7 +286,7 @@ def test_real_shortage_in_a_training_step_is_always_recognised():
         capture_output=True,
         text=True,
         check=True,
-        timeout=100,
+        timeout=HANGS_AFTER_S,
     ).stdout.strip()
     kinds = output.split(",")
     assert len(kinds) == 3
@@ -329,7 +330,7 @@ def test_the_memory_monitor_of_ray_is_a_fact_about_the_node():
         capture_output=True,
         text=True,
         check=False,
-        timeout=180,
+        timeout=HANGS_AFTER_S,
     )
     assert output.stdout.strip().endswith("node True"), output.stdout + output.stderr[-2000:]
 
@@ -341,7 +342,7 @@ import ray
 from core.out_of_memory import classify
 ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 try:
-    ray.get(ray.remote(max_retries=0)(lambda: time.sleep(60)).remote(), timeout=120)
+    ray.get(ray.remote(max_retries=0)(lambda: time.sleep(600)).remote(), timeout=600)
 except Exception as error:
     facts = classify(error)
     print(facts.kind, facts.is_certain)

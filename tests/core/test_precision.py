@@ -1,5 +1,8 @@
 """The number format that a setting means, against what the processor says of itself."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,14 +11,50 @@ import torch
 from core.precision import allow_tf32, choose_precision, computes_bf16
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux says what its processor can do")
-def test_auto_is_bf16_exactly_where_the_processor_multiplies_bf16() -> None:
-    flags = Path("/proc/cpuinfo").read_text().split()
-    is_native = "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo (run on Linux)")
+def test_auto_is_bf16_exactly_where_the_processor_multiplies_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    is_native = _has_bf16()
     assert computes_bf16(CPU) == is_native
     assert choose_precision("auto", CPU).name == ("bf16" if is_native else "fp32")
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo (run on Linux)")
+@pytest.mark.parametrize(
+    ("limit", "leaves_bf16"),
+    [
+        *(("SSE41", False), ("AVX2", False), ("avx2", False), ("AVX512_CORE", False), ("AVX512_CORE_VNNI", False)),
+        *(("AVX512_CORE_BF16", True), ("AVX512_CORE_AMX", True), ("ALL", True), ("DEFAULT", True), ("", True)),
+    ],
+)
+def test_auto_is_fp32_where_onednn_is_told_to_leave_bf16_instructions_alone(
+    limit: str, leaves_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert choose_precision("auto", CPU).name == ("bf16" if leaves_bf16 and _has_bf16() else "fp32")
+
+
+def test_a_process_of_an_older_processor_computes_in_fp32() -> None:
+    """As `make test-older-cpu` sets it; oneDNN reads the variable once, when a process first needs it."""
+    script = (
+        "import torch; from core.precision import choose_precision\n"
+        "print(choose_precision('auto', torch.device('cpu')).name, torch.backends.cpu.get_cpu_capability())"
+    )
+    older = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    output = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=os.environ | older, capture_output=True, text=True, check=True
+    ).stdout
+    precision, capability = output.split()
+    assert precision == "fp32"
+    assert not capability.startswith("AVX512")
+
+
+def _has_bf16() -> bool:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

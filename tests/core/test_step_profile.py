@@ -2,9 +2,9 @@
 
 import time
 
-import pytest
 import torch
 from small_corpus import VOCABULARY, small_corpus
+from torch.utils.flop_counter import FlopCounterMode
 
 from core.models import build_model
 from core.precision import Precision
@@ -17,11 +17,13 @@ torch.set_num_threads(1)
 
 def test_stretches_are_means_a_step_since_the_last_reading() -> None:
     profile = StepProfile(torch.device("cpu"))
+    began_at = time.perf_counter()
     for _ in range(4):
         with profile.span("forward"):
             time.sleep(0.01)
+    took_ms = 1000 * (time.perf_counter() - began_at)
     found = profile.read(num_steps=2)
-    assert 20 <= found["profile/forward_ms"] < 200
+    assert 20 <= found["profile/forward_ms"] <= took_ms / 2
     assert found["profile/backward_ms"] == 0.0
     assert profile.read(num_steps=1)["profile/forward_ms"] == 0.0
 
@@ -40,9 +42,14 @@ def test_model_flops_are_six_a_parameter_and_token_plus_attention() -> None:
 
 
 def test_matmul_rate_is_measured_once() -> None:
+    matmul_flops_per_s.cache_clear()
     began_at = time.perf_counter()
-    rates = {matmul_flops_per_s(torch.device("cpu"), torch.float32) for _ in range(3)}
-    assert len(rates) == 1
-    assert min(rates) == pytest.approx(max(rates))
-    assert min(rates) > 1e8
-    assert time.perf_counter() - began_at < 60
+    with FlopCounterMode(display=False) as first:
+        rate = matmul_flops_per_s(torch.device("cpu"), torch.float32)
+    took_s = time.perf_counter() - began_at
+    with FlopCounterMode(display=False) as later:
+        assert {matmul_flops_per_s(torch.device("cpu"), torch.float32) for _ in range(3)} == {rate}
+    assert later.get_total_flops() == 0
+    # That of the fastest of several products, which take a slow processor seconds.
+    assert first.get_total_flops() / took_s <= rate
+    assert first.get_total_flops() < 1e11

@@ -17,12 +17,13 @@ import torch
 import torch.distributed as dist
 
 from core.workers import Workers
+from patience import HANGS_AFTER_S
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _GROUPS: dict[tuple[int, float], "_Group"] = {}
 
 
-def on_workers(count: int, function: Callable[..., Any], *args: Any, deadline_s: float = 60) -> list[Any]:
+def on_workers(count: int, function: Callable[..., Any], *args: Any, deadline_s: float = HANGS_AFTER_S) -> list[Any]:
     """function(workers, *args) on each of `count` workers; their results by rank.
 
     Args:
@@ -63,8 +64,8 @@ class _Group:
             parent.send((function, args))
         answers = []
         for rank, parent in enumerate(self.parents):
-            has_answered = parent.poll(120)
-            answers.append(parent.recv() if has_answered else (False, f"rank {rank} gave no answer in 120 s"))
+            has_answered = parent.poll(2 * HANGS_AFTER_S)
+            answers.append(parent.recv() if has_answered else (False, f"rank {rank} gave no answer"))
         return answers
 
     def close(self) -> None:

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from data_pipeline.corpus import for_each_parcel_here
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.node_copies import all_nodes_see, open_on_this_node, serve_copies
 from data_pipeline.prepare import prepare
+from patience import HANGS_AFTER_S, wait_until
 
 TEXTS = [f"text number {n}" for n in range(300)]
 pytestmark = pytest.mark.ray
@@ -27,7 +27,7 @@ def folder_of_one_node(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
-        pytest.skip("needs the right to mount")
+        pytest.skip("no right to mount (run as root)")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     join = 'mount -t tmpfs none "$1" && exec "$2" start "--address=$3" --num-cpus=1 --block'
     ray_command = Path(sys.executable).with_name("ray")
@@ -37,13 +37,11 @@ def folder_of_one_node(tmp_path: Path) -> Iterator[Path]:
         stderr=subprocess.DEVNULL,
     )
     ray.init(address=cluster.address, log_to_driver=False)
-    deadline = time.monotonic() + 60
-    while len(ray.nodes()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: len(ray.nodes()) == 2, "the second node never joined")
     yield folder
     ray.shutdown()
     elsewhere.terminate()
-    elsewhere.wait(30)
+    elsewhere.wait(HANGS_AFTER_S)
     cluster.shutdown()
 
 

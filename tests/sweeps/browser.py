@@ -14,8 +14,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-_START_S = 60.0
-_LOAD_S = 90.0
+from patience import HANGS_AFTER_S
+
 _FLAGS = (
     *("--headless=new", "--no-first-run", "--disable-extensions", "--disable-background-networking"),
     # Plots draw with WebGL, which a machine without a GPU computes.
@@ -46,7 +46,7 @@ class Page:
         call = self._calls
         await self._socket.send_json({"id": call, "method": method, "params": params})
         while True:
-            message = await self._socket.receive_json(timeout=_LOAD_S)
+            message = await self._socket.receive_json(timeout=HANGS_AFTER_S)
             if message.get("id") == call:
                 assert "error" not in message, message
                 return dict(message["result"])
@@ -73,7 +73,7 @@ class Page:
 
     async def wait(self, until: str) -> None:
         """Until an expression is true of the page."""
-        give_up_at = time.monotonic() + _LOAD_S
+        give_up_at = time.monotonic() + HANGS_AFTER_S
         while not await self.evaluate(f"Boolean({until})"):
             if time.monotonic() > give_up_at:
                 text = await self.evaluate("document.body.innerText")
@@ -109,11 +109,11 @@ async def open_browser(profile: Path) -> AsyncIterator[Page]:
                 yield page
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=HANGS_AFTER_S)
 
 
 async def _port(file: Path) -> int:
-    give_up_at = time.monotonic() + _START_S
+    give_up_at = time.monotonic() + HANGS_AFTER_S
     while not file.exists() or not file.read_text().strip():
         assert time.monotonic() < give_up_at, "chromium never listened"
         await asyncio.sleep(0.1)

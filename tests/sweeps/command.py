@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from patience import COMMAND_HANGS_AFTER_S
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,7 +35,7 @@ def listen_to_ctrl_c() -> None:
 def run(*arguments: str | Path) -> tuple[int, str]:
     """Run a command to its end: exit code, and what it printed."""
     process = start(*arguments)
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate(timeout=COMMAND_HANGS_AFTER_S)
     return process.returncode, output
 
 

@@ -5,9 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
+
+from patience import wait_until
 
 
 def free_port() -> int:
@@ -42,15 +43,21 @@ class MlflowServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        give_up_at = time.monotonic() + 120
-        while time.monotonic() < give_up_at:
-            assert self._process.poll() is None, "the server ended"
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                    return
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError("the server never answered")
+        wait_until(self._answers, "the server never answered")
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, "the server ended"
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def stand_still(self) -> None:
+        """It takes connections, and answers none of them until it is killed."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
 
     def kill(self) -> None:
         """End it without warning, as a machine that goes down."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_server import free_port
+from patience import HANGS_AFTER_S
 
 
 def _program(name: str) -> str:
@@ -38,7 +39,9 @@ def postgres() -> Iterator[str]:
 
         def run(program: str, *arguments: str) -> None:
             command = [_program(program), "-D", str(folder), *arguments]
-            subprocess.run(command, user=user, cwd=scratch, check=True, stdout=subprocess.DEVNULL, timeout=120)
+            subprocess.run(
+                command, user=user, cwd=scratch, check=True, stdout=subprocess.DEVNULL, timeout=HANGS_AFTER_S
+            )
 
         run("initdb", "--auth=trust", "--username=mlflow", "--no-sync")
         options = f"-p {port} -k {scratch} -c listen_addresses=127.0.0.1 -c fsync=off"

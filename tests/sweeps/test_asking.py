@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from typer.testing import CliRunner
 
 from command import ROOT
+from patience import HANGS_AFTER_S
 from small_models import exported
 from sweeps.cli import app
 
@@ -102,7 +103,7 @@ def test_what_is_typed_on_a_terminal_is_answered_until_ctrl_d(encoder: Path) -> 
     os.close(theirs)
     typed = [b"the <mask> cat\n", b"no mask\n", b"a <mask> house\n", b"\x04"]
     said, num_prompts = b"", 0
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + HANGS_AFTER_S
     while time.monotonic() < deadline and (not said or process.poll() is None):
         if not select.select([ours], [], [], 0.2)[0]:
             continue
@@ -117,7 +118,7 @@ def test_what_is_typed_on_a_terminal_is_answered_until_ctrl_d(encoder: Path) -> 
     os.close(ours)
     if process.poll() is None and time.monotonic() >= deadline:
         process.kill()
-    assert process.wait(timeout=60) == 0, said
+    assert process.wait(timeout=HANGS_AFTER_S) == 0, said
     text = said.decode()
     assert text.count("mask 1 ") == 2, text
     assert "has no <mask>" in text

@@ -19,6 +19,7 @@ from core.training_run import run_training
 from core.workers import Workers
 from data_pipeline.corpus_config import TokenizerConfig
 from data_pipeline.tokenizer import train_tokenizer
+from patience import HANGS_AFTER_S
 from small_models import exported
 from sweeps.cli import app
 
@@ -141,6 +142,8 @@ def test_what_does_not_go_together_is_told(talker: Path, tmp_path: Path) -> None
 def test_a_chat_is_refused_on_a_terminal_too_where_the_model_has_no_template(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sweeps", "generate", str(exported(tmp_path, "decoder")), "--chat"]
     _, terminal = pty.openpty()
-    done = subprocess.run(command, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(
+        command, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, text=True, timeout=HANGS_AFTER_S
+    )
     assert done.returncode == 2
     assert "--chat goes with a model that was trained on conversations" in " ".join(done.stderr.split())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from command import ROOT
+from patience import HANGS_AFTER_S
 
 COLUMNS, LINES = 80, 40
 """A terminal of modest size."""
@@ -61,7 +62,13 @@ def completed(*words: str) -> list[str]:
         '_pretune_completion pretune; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
-        ["bash", "-c", script], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True, timeout=60
+        ["bash", "-c", script],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=HANGS_AFTER_S,
     )
     return done.stdout.split()
 

@@ -14,6 +14,7 @@ from browser import Page, chromium, open_browser
 from command import ROOT, press_ctrl_c, processes_marked, read_until, start
 from finished_sweep import TinySweep
 from mlflow_server import free_port
+from patience import HANGS_AFTER_S
 from sweeps.mlflow_store import EXPERIMENT
 from sweeps.tracking import FINAL_LOSS
 from sweeps.trial_records import LOSS
@@ -40,7 +41,7 @@ def pages(tiny_sweep: TinySweep) -> Iterator[dict[str, str]]:
         printed = read_until(server, "Ctrl-C ends the server")
         yield dict(re.findall(r"^(.*): (http://\S+)$", printed, re.MULTILINE))
         press_ctrl_c(server)
-        server.communicate(timeout=60)
+        server.communicate(timeout=HANGS_AFTER_S)
     finally:
         for running in processes_marked(mark):
             running.kill()

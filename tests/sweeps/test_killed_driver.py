@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from command import processes_marked, run, start
 from core.checkpoint import newest_checkpoint, read_progress
+from patience import COMMAND_HANGS_AFTER_S
 from sweep_examples import TINY
 from sweeps.mlflow_store import EXPERIMENT
 from sweeps.trial_records import TrialRecord, TrialStore
@@ -141,7 +142,7 @@ def test_two_sweeps_at_once_in_one_results_folder_do_not_disturb_each_other(resu
         for name, tokens in zip(names, ("10k", "12k"), strict=True)
     ]
     for process in processes:
-        output, _ = process.communicate(timeout=600)
+        output, _ = process.communicate(timeout=COMMAND_HANGS_AFTER_S)
         assert process.returncode == 0, output
     for name in names:
         check_that_nothing_stands_twice(results, name, num_trials=2)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import HANGS_AFTER_S
 from sweeps.memory_observations import MemoryObservation, MemoryStore, MemoryStoreError, Remembering
 from sweeps.pace import Pace
 
@@ -72,7 +73,7 @@ def test_the_same_seen_again_is_kept_once_with_its_last_time(tmp_path: Path) -> 
 
 def test_sweeps_that_run_at_the_same_time_lose_nothing_of_each_others(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.path.insert(0, 'tests/sweeps')\n"
+        "import sys; sys.path[:0] = ['tests', 'tests/sweeps']\n"
         "from pathlib import Path; from test_memory_observations import MemoryStore, seen\n"
         "sweep, first = sys.argv[2], int(sys.argv[3])\n"
         "for number in range(first, first + 40):\n"
@@ -82,7 +83,7 @@ def test_sweeps_that_run_at_the_same_time_lose_nothing_of_each_others(tmp_path: 
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path), sweep, str(first)], cwd=ROOT)
         for sweep, first in (("a", 1), ("b", 41))
     ]
-    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    assert [writer.wait(timeout=HANGS_AFTER_S) for writer in writers] == [0, 0]
     kept = MemoryStore(tmp_path, "cpu").load("2.13.0")
     assert [one.micro_batch_size for one in kept] == list(range(1, 81))
     assert sorted(path.name for path in (tmp_path / "memory").iterdir()) == ["cpu.json", "cpu.lock"]

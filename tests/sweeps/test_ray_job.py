@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,11 +18,11 @@ import psutil
 import pytest
 
 from command import ROOT, processes_marked
+from patience import COMMAND_HANGS_AFTER_S, wait_until
 from sweep_examples import TINY
 from sweeps.command_frame import results_folder
 
 _RAY = Path(sys.executable).parent / "ray"
-_START_S = 120
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def test_a_submitted_sweep_runs_to_its_end_says_so_and_uploads_neither_environme
             env=cluster.environment,
             capture_output=True,
             text=True,
-            timeout=540,
+            timeout=COMMAND_HANGS_AFTER_S,
         )
 
     def submit(file: str) -> "subprocess.CompletedProcess[str]":
@@ -172,14 +171,14 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _wait_for(cluster: Cluster, head: subprocess.Popen[bytes]) -> None:
-    give_up_at = time.monotonic() + _START_S
-    while time.monotonic() < give_up_at:
+    def answers() -> bool:
         assert head.poll() is None, (cluster.folder / "head.log").read_text()
         try:
             with urllib.request.urlopen(f"{cluster.address}/api/version", timeout=5):
-                return
+                return True
         except urllib.error.HTTPError:
-            return  # It answers, and asks for the token.
+            return True  # It answers, and asks for the token.
         except OSError:
-            time.sleep(0.5)
-    raise AssertionError("the cluster never answered")
+            return False
+
+    wait_until(answers, "the cluster never answered")

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from object_store import bucket_called
 from pyarrow.fs import FileSelector, FileSystem
 
 from command import ROOT
+from patience import COMMAND_HANGS_AFTER_S, HANGS_AFTER_S, wait_until
 from sweep_examples import TINY
 from sweeps.command_frame import results_place
 from sweeps.mirror import Mirror
@@ -106,16 +107,17 @@ def test_a_store_that_goes_away_stops_nothing_and_gets_the_rest_when_it_is_back(
     files = fill(tmp_path / "here")
     mirror, said = Mirror(tmp_path / "here", f"{bucket}/away"), list[str]()
     push = Mirror.push
-    failures = iter([OSError("no route to host\nmore")] * 3)
+    failures, taken = iter([OSError("no route to host\nmore")] * 3), threading.Event()
 
     def failing(self: Mirror) -> None:
         for failure in failures:
             raise failure
         push(self)
+        taken.set()
 
     monkeypatch.setattr(Mirror, "push", failing)
     with mirror.following(say=said.append, every_s=0.05):
-        time.sleep(0.5)
+        assert taken.wait(HANGS_AFTER_S), "it was not tried again"
     assert said == [f"{bucket}/away does not take the results (no route to host); they are in {tmp_path / 'here'}"]
     assert Mirror(tmp_path / "there", f"{bucket}/away").pull() == len(files)
 
@@ -233,9 +235,7 @@ def test_a_sweep_killed_on_one_node_goes_on_on_another_from_the_uri(bucket: str,
             break
     # Some seconds behind, the mirror has the record.
     store, root = FileSystem.from_uri(f"{bucket}/far")
-    deadline = time.monotonic() + 60
-    while b"COMPLETED" not in (uploaded(store, root) or b"") and time.monotonic() < deadline:
-        time.sleep(0.5)
+    wait_until(lambda: b"COMPLETED" in (uploaded(store, root) or b""), "the record was never sent")
     first.kill()
     first.communicate()
     (before,) = (tmp_path / "node-a").glob("pretune/mirrored/*/far-*/trials")
@@ -244,7 +244,7 @@ def test_a_sweep_killed_on_one_node_goes_on_on_another_from_the_uri(bucket: str,
     shutil.rmtree(tmp_path / "node-a")
 
     second = start("node-b")
-    output, _ = second.communicate(timeout=600)
+    output, _ = second.communicate(timeout=COMMAND_HANGS_AFTER_S)
     assert second.returncode == 0, output
     assert f"brought back from {bucket}/far/far-" in output
     (after,) = (tmp_path / "node-b").glob("pretune/mirrored/*/far-*/trials")

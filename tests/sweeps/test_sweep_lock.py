@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from command import ROOT
+from patience import HANGS_AFTER_S, wait_until
 from sweeps import sweep_lock
 from sweeps.sweep_lock import Holder, SweepRunsAlreadyError, hold
 
@@ -24,7 +25,7 @@ from pathlib import Path
 from sweeps.sweep_lock import hold
 with hold(Path(sys.argv[1]), say=print, beat_s=0.05, silence_s=1):
     print("holds", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
@@ -32,7 +33,12 @@ with hold(Path(sys.argv[1]), say=print, beat_s=0.05, silence_s=1):
 def another_process(path: Path) -> Iterator["subprocess.Popen[str]"]:
     """A process that holds the lock."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _HOLDER, str(path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", _HOLDER, str(path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None
@@ -72,10 +78,15 @@ def test_processes_that_a_killed_driver_left_behind_are_gone_when_the_next_one_h
     script = _HOLDER.replace("import sys,", "import os, subprocess, sys,").replace(
         'print("holds"',
         'os.environ["PRETUNE_DRIVER"] = __import__("sweeps.leftovers").leftovers.driver_mark();'
-        'left = subprocess.Popen(["sleep", "60"]); print(left.pid',
+        'left = subprocess.Popen(["sleep", "3600"]); print(left.pid',
     )
     driver = subprocess.Popen(
-        [sys.executable, "-c", script, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True, text=True
+        [sys.executable, "-c", script, str(lock)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
     )
     assert driver.stdout is not None
     left = psutil.Process(int(driver.stdout.readline()))
@@ -84,11 +95,8 @@ def test_processes_that_a_killed_driver_left_behind_are_gone_when_the_next_one_h
     assert left.is_running()
     with hold(lock, say=no_word):
         # Killed, and without memory of its own; the kernel may still have it in its list for an instant.
-        deadline = time.monotonic() + 1
-        while left.is_running() and left.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
-    driver.stdout.close()
+        wait_until(lambda: not left.is_running() or left.status() == psutil.STATUS_ZOMBIE, "it was not killed")
+    driver.communicate()
 
 
 def test_what_was_let_go_is_free_at_once_for_every_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +174,6 @@ def test_a_process_that_stood_still_and_was_taken_to_be_dead_ends_without_anothe
     lock = tmp_path / ".lock"
     with another_process(lock) as other:
         lock.write_text(json.dumps(Holder(18, "node-c", "18-2").__dict__))
-        assert other.wait(10) == -signal.SIGKILL
+        assert other.wait(HANGS_AFTER_S) == -signal.SIGKILL
         assert other.stderr is not None
         assert "pid 18 on node-c has taken over this sweep" in other.stderr.read()

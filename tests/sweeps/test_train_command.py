@@ -10,6 +10,7 @@ import transformers
 from mlflow.tracking import MlflowClient
 
 from command import press_ctrl_c, run, start
+from patience import HANGS_AFTER_S
 from sweeps.mlflow_store import EXPERIMENT
 from sweeps.trial_records import TrialStore
 
@@ -71,7 +72,7 @@ def staged(results: Path) -> tuple[str, str, list[float]]:
     process = start("train", file, "--results", results)
     wait_for_second_stage(results)
     press_ctrl_c(process)
-    before, _ = process.communicate(timeout=120)
+    before, _ = process.communicate(timeout=HANGS_AFTER_S)
     assert process.returncode == 130, before
     reported = [report["tokens"] for report in reports_of(results)]
     code, after = run("train", file, "--results", results)
