@@ -24,16 +24,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from core.evaluation import evaluate, holdout_source
-from core.models import build_model
-from core.out_of_memory import OomFacts
-from core.precision import choose_precision
-from core.run_start import fresh_model
-from core.workers import Workers
-from data_pipeline.token_blocks import open_prepared
-from sweeps.stage_config import steps_of
-from sweeps.start import finished_sweep
-from sweeps.sweep_file import load_sweep_file
+from core.distributed.workers import Workers
+from core.memory.out_of_memory import OomFacts
+from core.model_files.initial_weights import fresh_model
+from core.models.model_factory import build_model
+from core.settings.precision import choose_precision
+from core.step.evaluation import evaluate, holdout_source
+from data_pipeline.tokens.token_blocks import open_prepared
+from sweeps.settings.stage_config import steps_of
+from sweeps.settings.sweep_file import load_sweep_file
+from sweeps.trained_models.finished_sweeps import finished_sweep
 
 CONFIGS = Path("sweeps/configs")
 SYSTEMS = {"A": "traffic", "B": "minimind", "C": "chinese", "D": "kant", "E": "epoch"}

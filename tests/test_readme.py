@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
-from sweeps.sweep_file import resolve_sweep
-from sweeps.yaml_places import read_yaml
+from sweeps.settings.sweep_file import resolve_sweep
+from sweeps.settings.yaml_lines import read_yaml
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FILES = sorted(path for package in ("data_pipeline", "core", "sweeps") for path in (ROOT / package).rglob("*.py"))
 COMMANDS = [
     line.removeprefix("$ ")
     for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
@@ -25,19 +26,19 @@ ELSEWHERE = {
     "make quick": "Makefile",  # Part of `make test`.
     "pip install -c constraints.txt -e": "Makefile",  # With another extra.
     "pytest -m slow": "pyproject.toml",
-    "pretune ui": "tests/sweeps/test_mlflow_ui.py",
+    "pretune ui": "tests/sweeps/tracking/test_mlflow_ui.py",
     "pretune sweep sweeps/configs/quickstart.yaml --set resources.memory=90MiB": "tests/test_readme_commands.py",
     "pretune report results/quickstart-... --pictures": "tests/test_readme_commands.py",
     "pretune train sweeps/configs/chinese-train.yaml": "tests/run_systems.py",
     "pretune sweep sweeps/configs/chinese-sft.yaml": "tests/run_systems.py",
     "pretune train sweeps/configs/chinese-sft-train.yaml": "tests/run_systems.py",
     "pretune finetune sweeps/configs/traffic-classify.yaml": "tests/run_systems.py",
-    "pretune generate results/chinese-sft-train-": "tests/sweeps/test_chat.py",
-    "mlflow models predict --env-manager local": "tests/sweeps/test_mlflow_model.py",
-    "ray job submit --working-dir .": "tests/sweeps/test_ray_job.py",
-    "ray job logs": "tests/sweeps/test_ray_job.py",
-    "ray get-auth-token": "tests/sweeps/test_ray_job.py",
-    "ray up": "tests/sweeps/test_deploy.py",
+    "pretune generate results/chinese-sft-train-": "tests/sweeps/trained_models/test_chat.py",
+    "mlflow models predict --env-manager local": "tests/sweeps/tracking/test_mlflow_model.py",
+    "ray job submit --working-dir .": "tests/sweeps/commands/test_ray_job.py",
+    "ray job logs": "tests/sweeps/commands/test_ray_job.py",
+    "ray get-auth-token": "tests/sweeps/commands/test_ray_job.py",
+    "ray up": "tests/sweeps/commands/test_deploy.py",
     "python tests/benchmarks": "tests/benchmarks/test_benchmarks_run.py",
 }
 """Beginnings of commands that other files run; `test_readme_commands.py` runs all others."""
@@ -83,18 +84,16 @@ def test_every_file_that_the_readme_names_is_there() -> None:
 def test_every_function_that_the_readme_takes_as_an_example_is_there() -> None:
     table = README[README.index("To add | write") :]
     named = re.findall(r"`(_?[a-z]+_[a-z_]+)`", table)
-    sources = "".join(
-        path.read_text() for package in ("data_pipeline", "core", "sweeps") for path in (ROOT / package).glob("*.py")
-    )
+    sources = "".join(path.read_text() for path in FILES)
     assert len(named) >= 3
     assert [name for name in named if f"def {name}(" not in sources] == []
 
 
 def test_the_file_map_names_every_file_once() -> None:
-    for package in ("data_pipeline", "core", "sweeps"):
-        for path in (ROOT / package).glob("*.py"):
-            if path.name not in ("__init__.py", "__main__.py"):
-                assert len(re.findall(rf"^\s*{re.escape(path.name)}\s", README, re.MULTILINE)) == 1, path
+    files = [path for path in FILES if path.name not in ("__init__.py", "__main__.py")]
+    assert len(files) > 200
+    for path in files:
+        assert len(re.findall(rf"^\s*{re.escape(path.name)}\s", README, re.MULTILINE)) == 1, path
 
 
 def test_make_targets_of_the_readme_exist() -> None:

@@ -14,7 +14,7 @@ import pytest
 from test_readme import ROOT, SWEEP_FILE, commands_to_run
 
 from patience import COMMAND_HANGS_AFTER_S
-from sweeps.trial_records import TrialStore
+from sweeps.records.trial_records import TrialStore
 
 pytestmark = pytest.mark.ray
 

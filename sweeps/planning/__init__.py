@@ -1,1 +1,1 @@
-"""Decides what a sweep does before its first trial."""
+"""Plans before the first trial: corpus prepared, lanes measured, memory checked; full training of a winner."""

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from core.run_config import RunConfig
-from core.side_by_side import Way, measure_side_by_side
-from core.training_flops import training_flops_a_token
-from sweeps.auto_lanes import auto_lanes, expected_sweep_tokens, rows_of_measurement, speed_shape
-from sweeps.cluster import plan_lanes
-from sweeps.informed_start import middle_run
-from sweeps.kept_measurements import KeptMeasurements, OfShape
-from sweeps.memory_observations import file_of_device
-from sweeps.sweep_config import SweepConfig
+from core.costs.lane_benchmark import Way, measure_side_by_side
+from core.costs.training_flops import training_flops_a_token
+from core.settings.run_config import RunConfig
+from sweeps.lanes.lane_planning import plan_lanes
+from sweeps.memory_knowledge.measurement_store import KeptMeasurements, OfShape
+from sweeps.memory_knowledge.memory_observations import file_of_device
+from sweeps.planning.auto_lanes import auto_lanes, expected_sweep_tokens, rows_of_measurement, speed_shape
+from sweeps.search.initial_points import middle_run
+from sweeps.settings.sweep_config import SweepConfig
 
 _SHARE_OF_TRAINING = 0.6
 """Of a sweep's seconds on lanes; evaluations, checkpoints and the start of lanes take the rest (the quickstart on two

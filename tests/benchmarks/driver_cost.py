@@ -29,20 +29,20 @@ import psutil
 from ray import tune
 from rich.console import Console
 
-from core.branch import Branch
-from core.run_end import RunEnd
-from sweeps import sweep_run as sweep_room
-from sweeps.early_stopping import TokenScheduler
-from sweeps.ledger import Ledger
-from sweeps.mailbox import Assignment
-from sweeps.plan import SweepPlan
-from sweeps.ray_session import log_libraries_in
-from sweeps.running_results import RunningResults
-from sweeps.searchers import SettingsSampler
-from sweeps.sweep import run_sweep
-from sweeps.sweep_config import SweepConfig
-from sweeps.tracking import Tracking
-from sweeps.trial_records import LOSS, TrialStore
+from core.settings.cooldown_branch import Branch
+from core.training.run_end import RunEnd
+from sweeps.early_stopping.token_scheduler import TokenScheduler
+from sweeps.execution import tune_run as sweep_room
+from sweeps.execution.run_sweep import run_sweep
+from sweeps.execution.running_results import RunningResults
+from sweeps.lanes.mailbox import Assignment
+from sweeps.lanes.ray_session import log_libraries_in
+from sweeps.planning.sweep_plan import SweepPlan
+from sweeps.records.trial_records import LOSS, TrialStore
+from sweeps.search.ledger import Ledger
+from sweeps.search.sweep_searcher import SettingsSampler
+from sweeps.settings.sweep_config import SweepConfig
+from sweeps.tracking.mlflow_tracking import Tracking
 
 TRIALS = 1000
 QUICK_TRIALS = 60

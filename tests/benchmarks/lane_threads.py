@@ -25,10 +25,10 @@ def train(prepared: Path, folder: Path, threads: int, tokens: int, start: Barrie
     """One lane's trial, begun when all are ready."""
     import torch
 
-    from core.run_config import RunConfig
-    from core.training_run import run_training
-    from core.workers import Workers
-    from data_pipeline.token_blocks import open_prepared
+    from core.distributed.workers import Workers
+    from core.settings.run_config import RunConfig
+    from core.training.training_run import run_training
+    from data_pipeline.tokens.token_blocks import open_prepared
 
     torch.set_num_threads(threads)
     run = RunConfig.model_validate(
@@ -81,9 +81,9 @@ def main() -> None:
     lanes = max(2, cores)
     ways = {"own": (lanes, max(1, cores // lanes)), "all": (lanes, cores), "one": (1, cores)}
     measured: dict[str, list[float]] = {way: [] for way in ways}
-    from data_pipeline.corpus import for_each_parcel_here
-    from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
-    from data_pipeline.prepare import prepare
+    from data_pipeline.preparation.prepare import prepare
+    from data_pipeline.reading.parcel_tasks import for_each_parcel_here
+    from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 
     with tempfile.TemporaryDirectory(prefix="lane-threads-") as folder:
         data = prepare(

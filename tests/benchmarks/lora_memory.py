@@ -31,20 +31,21 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
 
 from full_rows import FullRows
 
-from core.kept_heap import keep_freed_memory
-from core.language_model import LanguageModel
-from core.layers import Linear
-from core.lora import add_lora
-from core.memory_limit import memory_limit
-from core.memory_model import predict_memory
-from core.models import build_model
-from core.optimizer import build_optimizer
-from core.optimizer_step import OptimizerStep, StepResult
-from core.precision import choose_precision
-from core.run_config import LoraConfig, RunConfig
-from core.workers import Workers
-from data_pipeline.batches import BatchSource
-from data_pipeline.tokenizer import Vocabulary
+from core.distributed.workers import Workers
+from core.layers.transformer_parts import Linear
+from core.memory.malloc_tuning import keep_freed_memory
+from core.memory.memory_limit import memory_limit
+from core.memory_prediction.peak_memory import predict_memory
+from core.models.language_model import LanguageModel
+from core.models.lora import add_lora
+from core.models.model_factory import build_model
+from core.settings.precision import choose_precision
+from core.settings.run_config import RunConfig
+from core.settings.training_config import LoraConfig
+from core.step.optimizer import build_optimizer
+from core.step.optimizer_step import OptimizerStep, StepResult
+from data_pipeline.tokens.batches import BatchSource
+from data_pipeline.tokens.tokenizer import Vocabulary
 
 CPU = torch.device("cpu")
 VOCABULARY = Vocabulary(size=6400, pad_id=1, unk_id=0, bos_id=1, eos_id=2, mask_id=None, special_ids=(0, 1, 2))

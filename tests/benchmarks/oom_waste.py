@@ -38,25 +38,26 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from core.memory_budget import MemoryBudget
-from core.memory_model import _predict
-from core.out_of_memory import OomFacts
-from core.run_config import RunConfig
-from core.run_end import RunEnd
-from core.training_run import run_training
-from core.workers import Workers
-from data_pipeline.prepare import prepare
-from data_pipeline.token_blocks import PreparedCorpus, open_prepared
-from sweeps.early_stopping import Rungs, TokenScheduler
-from sweeps.ledger import Ledger
-from sweeps.outcomes import Outcome
-from sweeps.plan import SweepPlan, plan_sweep
-from sweeps.ray_session import connect
-from sweeps.search_space import Distribution
-from sweeps.searchers import SweepSearcher
-from sweeps.sweep_config import SweepConfig
-from sweeps.sweep_run import LedgerCallback
-from sweeps.trial_records import LOSS, TrialRecord, TrialStore
+from core.distributed.workers import Workers
+from core.memory.out_of_memory import OomFacts
+from core.memory_prediction.peak_memory import _predict
+from core.settings.run_config import RunConfig
+from core.training.memory_budget import MemoryBudget
+from core.training.run_end import RunEnd
+from core.training.training_run import run_training
+from data_pipeline.preparation.prepare import prepare
+from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
+from sweeps.early_stopping.rungs import Rungs
+from sweeps.early_stopping.token_scheduler import TokenScheduler
+from sweeps.execution.tune_run import LedgerCallback
+from sweeps.lanes.ray_session import connect
+from sweeps.planning.sweep_plan import SweepPlan, plan_sweep
+from sweeps.records.outcomes import Outcome
+from sweeps.records.trial_records import LOSS, TrialRecord, TrialStore
+from sweeps.search.ledger import Ledger
+from sweeps.search.sweep_searcher import SweepSearcher
+from sweeps.settings.search_space import Distribution
+from sweeps.settings.sweep_config import SweepConfig
 
 TRIALS = 60
 SEEDS = 5

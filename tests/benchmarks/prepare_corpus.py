@@ -97,8 +97,8 @@ def main() -> None:
 def compare_speed(folder: Path, *, megabytes: int, rounds: int) -> dict[str, Any]:
     import ray
 
-    from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
-    from data_pipeline.prepare import prepare
+    from data_pipeline.preparation.prepare import prepare
+    from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 
     path = write_corpus(folder / "corpus.jsonl", megabytes)
     tokenizer_path = write_tokenizer(folder, path)
@@ -151,10 +151,10 @@ def compare_reading(folder: Path) -> dict[str, float]:
     """Batches read and masked, against training a model of system B's shape on the same cores."""
     import torch
 
-    from core.models import build_model
-    from core.run_config import ModelConfig
-    from data_pipeline.batches import BatchSource
-    from data_pipeline.token_blocks import open_prepared
+    from core.models.model_factory import build_model
+    from core.settings.model_config import ModelConfig
+    from data_pipeline.tokens.batches import BatchSource
+    from data_pipeline.tokens.token_blocks import open_prepared
 
     prepared = open_prepared(folder)
     source = BatchSource(prepared.train, prepared.vocabulary, masking_rate=0.15, seed=0)
@@ -211,8 +211,8 @@ def peak_of_preparing(path: Path, tokenizer_path: Path) -> int:
     """Largest sum over this process and all below it of memory that is theirs, shared memory counted once."""
     import ray
 
-    from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
-    from data_pipeline.prepare import prepare
+    from data_pipeline.preparation.prepare import prepare
+    from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 
     peak, is_over = [0], threading.Event()
 
@@ -293,8 +293,8 @@ def repeated(paragraphs: list[str]) -> Iterator[str]:
 
 
 def write_tokenizer(folder: Path, corpus: Path) -> Path:
-    from data_pipeline.corpus_config import TokenizerConfig
-    from data_pipeline.tokenizer import train_tokenizer
+    from data_pipeline.schema.corpus_config import TokenizerConfig
+    from data_pipeline.tokens.tokenizer import train_tokenizer
 
     with corpus.open() as file:
         texts = [json.loads(line)["text"] for line, _ in zip(file, range(20_000), strict=False)]

@@ -33,22 +33,23 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallb
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from core.huggingface import huggingface_config
-from core.huggingface_names import to_huggingface
-from core.kept_heap import keep_freed_memory
-from core.language_model import LanguageModel
-from core.models import build_model
-from core.objectives import summed_loss
-from core.optimizer import build_optimizer
-from core.optimizer_step import OptimizerStep, StepResult
-from core.precision import choose_precision
-from core.run_config import ModelConfig, TrainingConfig
-from core.workers import Workers
-from data_pipeline.batches import BatchSource
-from data_pipeline.corpus import for_each_parcel_here
-from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.token_blocks import PreparedCorpus
+from core.distributed.workers import Workers
+from core.memory.malloc_tuning import keep_freed_memory
+from core.model_files.huggingface_config import huggingface_config
+from core.models.huggingface_names import to_huggingface
+from core.models.language_model import LanguageModel
+from core.models.model_factory import build_model
+from core.settings.model_config import ModelConfig
+from core.settings.precision import choose_precision
+from core.settings.training_config import TrainingConfig
+from core.step.objectives import summed_loss
+from core.step.optimizer import build_optimizer
+from core.step.optimizer_step import OptimizerStep, StepResult
+from data_pipeline.preparation.prepare import prepare
+from data_pipeline.reading.parcel_tasks import for_each_parcel_here
+from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.tokens.batches import BatchSource
+from data_pipeline.tokens.token_blocks import PreparedCorpus
 
 TARGET = 2.0
 MODEL = ModelConfig(

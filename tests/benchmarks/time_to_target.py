@@ -52,20 +52,20 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from scipy.stats import spearmanr
 
-from core.branch import Pause
-from core.run_config import RunConfig
-from core.run_end import RunEnd
-from core.training_run import run_training
-from core.workers import Workers
-from data_pipeline.prepare import prepare
-from data_pipeline.token_blocks import PreparedCorpus, open_prepared
-from sweeps.outcomes import Outcome
-from sweeps.plan import SweepPlan, plan_sweep
-from sweeps.ray_session import connect
-from sweeps.search_space import Distribution
-from sweeps.sweep_config import SweepConfig
-from sweeps.sweep_file import dump_sweep, load_sweep_file
-from sweeps.trial_records import LOSS, TrialStore
+from core.distributed.workers import Workers
+from core.settings.cooldown_branch import Pause
+from core.settings.run_config import RunConfig
+from core.training.run_end import RunEnd
+from core.training.training_run import run_training
+from data_pipeline.preparation.prepare import prepare
+from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
+from sweeps.lanes.ray_session import connect
+from sweeps.planning.sweep_plan import SweepPlan, plan_sweep
+from sweeps.records.outcomes import Outcome
+from sweeps.records.trial_records import LOSS, TrialStore
+from sweeps.settings.search_space import Distribution
+from sweeps.settings.sweep_config import SweepConfig
+from sweeps.settings.sweep_file import dump_sweep, load_sweep_file
 
 TRAFFIC = Path(__file__).parents[3] / "shared/data/traffic_ndpi/packets.csv"
 TRIALS = 60

@@ -28,16 +28,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from core.run_config import RunConfig
-from core.training_run import run_training
-from core.workers import Workers
-from data_pipeline.corpus import for_each_parcel_here
-from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.token_blocks import PreparedCorpus
-from sweeps.outcomes import Outcome
-from sweeps.tracking import Tracking
-from sweeps.trial_records import TrialRecord, TrialStore
+from core.distributed.workers import Workers
+from core.settings.run_config import RunConfig
+from core.training.training_run import run_training
+from data_pipeline.preparation.prepare import prepare
+from data_pipeline.reading.parcel_tasks import for_each_parcel_here
+from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.tokens.token_blocks import PreparedCorpus
+from sweeps.records.outcomes import Outcome
+from sweeps.records.trial_records import TrialRecord, TrialStore
+from sweeps.tracking.mlflow_tracking import Tracking
 
 ROUND_TRIP_S = 0.05
 STORES = ("none", "sqlite", "server_50ms_away")

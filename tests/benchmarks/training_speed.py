@@ -5,9 +5,10 @@
 Both sides get the same initial weights, rows, global batch, micro-batch, number format, optimizer and learning rate;
 after every step of theirs follows one of ours, so that whatever else the machine does meets both. Rows are packed on
 both sides, which favours theirs: the usual recipe has a document a row and pads to the longest of a micro-batch, which
-is measured as well and told in real tokens. Ours keeps freed memory in the process as in any run (core/kept_heap.py);
-in their turns the allocator does what it does by default. Theirs keeps its library's default dropout (0.1 for RoBERTa),
-as its users do; `--without-dropout` takes that from it too. Needs transformers and accelerate. The last line is JSON.
+is measured as well and told in real tokens. Ours keeps freed memory in the process as in any run
+(core/memory/malloc_tuning.py); in their turns the allocator does what it does by default. Theirs keeps its library's
+default dropout (0.1 for RoBERTa), as its users do; `--without-dropout` takes that from it too. Needs transformers and
+accelerate. The last line is JSON.
 
 --quick: one micro-batch a step, three steps, below a minute. Otherwise below 15 minutes on two cores.
 """
@@ -41,24 +42,26 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from core.evaluation import MASKING_RATE, MASKING_SEED, evaluate
-from core.huggingface import huggingface_config
-from core.huggingface_names import from_huggingface, to_huggingface
-from core.kept_heap import keep_freed_memory
-from core.language_model import LanguageModel
-from core.memory_limit import StorageMeter, memory_limit
-from core.models import build_model
-from core.noise_scale import steps_between_measurements
-from core.optimizer import build_optimizer, gradient_norm
-from core.optimizer_step import OptimizerStep, StepResult
-from core.precision import choose_precision
-from core.run_config import ModelConfig, TrainingConfig
-from core.step_profile import model_flops_a_token
-from core.workers import Workers
-from data_pipeline.batches import BatchSource
-from data_pipeline.corpus_config import TokenizerConfig
-from data_pipeline.token_blocks import Rows
-from data_pipeline.tokenizer import Vocabulary, train_tokenizer, vocabulary_of
+from core.distributed.workers import Workers
+from core.memory.malloc_tuning import keep_freed_memory
+from core.memory.memory_limit import memory_limit
+from core.memory.storage_meter import StorageMeter
+from core.model_files.huggingface_config import huggingface_config
+from core.models.huggingface_names import from_huggingface, to_huggingface
+from core.models.language_model import LanguageModel
+from core.models.model_factory import build_model
+from core.settings.model_config import ModelConfig
+from core.settings.precision import choose_precision
+from core.settings.training_config import TrainingConfig
+from core.step.evaluation import MASKING_RATE, MASKING_SEED, evaluate
+from core.step.noise_scale import steps_between_measurements
+from core.step.optimizer import build_optimizer, gradient_norm
+from core.step.optimizer_step import OptimizerStep, StepResult
+from core.step.step_profile import model_flops_a_token
+from data_pipeline.schema.corpus_config import TokenizerConfig
+from data_pipeline.tokens.batches import BatchSource
+from data_pipeline.tokens.token_blocks import Rows
+from data_pipeline.tokens.tokenizer import Vocabulary, train_tokenizer, vocabulary_of
 
 LEARNING_RATE = 5e-4
 WEIGHT_DECAY = 0.01

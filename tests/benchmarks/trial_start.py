@@ -1,8 +1,8 @@
 """What it costs to start a trial: Tune's documented pattern against lanes, on the same trials, in one run.
 
 Documented pattern (Ray's guide "Hyperparameter tuning with Ray Tune" for Train): a Tune function that builds a new
-TorchTrainer for each trial. Lanes: `sweeps.trial.LaneTrainable`, as a sweep uses it. Both train the same tiny model for
-the same three optimizer steps and evaluate it once, so what differs is the start.
+TorchTrainer for each trial. Lanes: `sweeps.lanes.lane_trainable.LaneTrainable`, as a sweep uses it. Both train the same
+tiny model for the same three optimizer steps and evaluate it once, so what differs is the start.
 
     python tests/benchmarks/trial_start.py [--quick]
 
@@ -31,16 +31,16 @@ import torch
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from core.run_config import RunConfig
-from core.training_run import run_training
-from core.workers import Workers
-from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.token_blocks import open_prepared
-from sweeps.lane import LaneSpec
-from sweeps.mailbox import Assignment
-from sweeps.ray_session import connect
-from sweeps.trial import LaneTrainable
+from core.distributed.workers import Workers
+from core.settings.run_config import RunConfig
+from core.training.training_run import run_training
+from data_pipeline.preparation.prepare import prepare
+from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.tokens.token_blocks import open_prepared
+from sweeps.lanes.lane import LaneSpec
+from sweeps.lanes.lane_trainable import LaneTrainable
+from sweeps.lanes.mailbox import Assignment
+from sweeps.lanes.ray_session import connect
 
 BATCH_SIZE = 4
 SEQUENCE_LENGTH = 32

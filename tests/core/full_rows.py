@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from core.lora import add_lora
-from core.models import build_model
-from core.optimizer import build_optimizer
-from core.optimizer_step import OptimizerStep, StepOutOfMemory, StepResult
-from core.precision import choose_precision
-from core.run_config import RunConfig
-from core.workers import Workers
-from data_pipeline.batches import BatchSource
-from data_pipeline.token_blocks import Rows, TokenBlocks
-from data_pipeline.tokenizer import Vocabulary
+from core.distributed.workers import Workers
+from core.models.lora import add_lora
+from core.models.model_factory import build_model
+from core.settings.precision import choose_precision
+from core.settings.run_config import RunConfig
+from core.step.optimizer import build_optimizer
+from core.step.optimizer_step import OptimizerStep, StepOutOfMemory, StepResult
+from data_pipeline.tokens.batches import BatchSource
+from data_pipeline.tokens.token_blocks import Rows, TokenBlocks
+from data_pipeline.tokens.tokenizer import Vocabulary
 
 
 def a_run(*, batch_size: int = 16, **changes: Any) -> RunConfig:

@@ -9,8 +9,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.token_blocks import PreparedCorpus, Rows, TokenBlocks
-from data_pipeline.tokenizer import Vocabulary
+from data_pipeline.tokens.token_blocks import PreparedCorpus, Rows, TokenBlocks
+from data_pipeline.tokens.tokenizer import Vocabulary
 
 VOCABULARY = Vocabulary(size=61, pad_id=1, unk_id=3, bos_id=0, eos_id=2, mask_id=4, special_ids=(0, 1, 2, 3, 4))
 

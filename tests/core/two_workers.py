@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from core.workers import Workers
+from core.distributed.workers import Workers
 from patience import HANGS_AFTER_S
 
 _CONTEXT = multiprocessing.get_context("spawn")

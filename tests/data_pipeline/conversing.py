@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from preparing import letter_tokenizer
-from reading import written
 from tokenizers import Tokenizer
+from written_files import written
 
-from data_pipeline.corpus import for_each_parcel_here
-from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.token_blocks import PreparedCorpus
+from data_pipeline.preparation.prepare import prepare
+from data_pipeline.reading.parcel_tasks import for_each_parcel_here
+from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.tokens.token_blocks import PreparedCorpus
 
 Turns = list[tuple[str, str]]
 

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from reading import json_lines, written
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
+from written_files import json_lines, written
 
-from data_pipeline.corpus import for_each_parcel_here
-from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.token_blocks import PreparedCorpus
+from data_pipeline.preparation.prepare import prepare
+from data_pipeline.reading.parcel_tasks import for_each_parcel_here
+from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.tokens.token_blocks import PreparedCorpus
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 

@@ -4,17 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core.out_of_memory import OomFacts
-from core.run_config import RunConfig
-from core.run_end import RunEnd
-from sweeps.early_stopping import Rungs, TokenScheduler
-from sweeps.ledger import Ledger
-from sweeps.memory_frontier import MemoryFrontier
-from sweeps.outcomes import Outcome
-from sweeps.searchers import SweepSearcher
-from sweeps.sweep_budget import SweepBudget
-from sweeps.sweep_config import SweepConfig
-from sweeps.trial_records import LOSS, TrialRecord, TrialSize, TrialStore
+from core.memory.out_of_memory import OomFacts
+from core.settings.run_config import RunConfig
+from core.training.run_end import RunEnd
+from sweeps.early_stopping.rungs import Rungs
+from sweeps.early_stopping.token_scheduler import TokenScheduler
+from sweeps.memory_knowledge.memory_frontier import MemoryFrontier
+from sweeps.records.outcomes import Outcome
+from sweeps.records.trial_records import LOSS, TrialRecord, TrialSize, TrialStore
+from sweeps.search.ledger import Ledger
+from sweeps.search.sweep_budget import SweepBudget
+from sweeps.search.sweep_searcher import SweepSearcher
+from sweeps.settings.sweep_config import SweepConfig
 
 TOKENS = 30_000
 RUNG = 10_000

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from core.huggingface import export_huggingface
-from core.models import build_model
-from core.run_config import ModelConfig
-from data_pipeline.corpus_config import TokenizerConfig
-from data_pipeline.tokenizer import train_tokenizer, vocabulary_of
+from core.model_files.huggingface import export_huggingface
+from core.models.model_factory import build_model
+from core.settings.model_config import ModelConfig
+from data_pipeline.schema.corpus_config import TokenizerConfig
+from data_pipeline.tokens.tokenizer import train_tokenizer, vocabulary_of
 
 TEXTS = [f"the {color} {animal} sees a {color} house" for color in ("red", "old", "big") for animal in ("cat", "dog")]
 SMALL = {"layers": 2, "width": 32, "heads": 2, "sequence_length": 32}

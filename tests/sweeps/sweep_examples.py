@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from sweeps.outcomes import Outcome
-from sweeps.sweep_config import SweepConfig
-from sweeps.sweep_file import resolve_sweep
-from sweeps.trial_records import LOSS, TrialRecord
-from sweeps.yaml_places import read_yaml
+from sweeps.records.outcomes import Outcome
+from sweeps.records.trial_records import LOSS, TrialRecord
+from sweeps.settings.sweep_config import SweepConfig
+from sweeps.settings.sweep_file import resolve_sweep
+from sweeps.settings.yaml_lines import read_yaml
 
 TINY = """\
 name: tiny

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from core.run_config import RunConfig
-from data_pipeline.manifest import FileReport, Manifest, RowReport, SplitReport, TokenizerReport
-from sweeps.frontier_map import MAP_FILE, FrontierMap, map_frontier
-from sweeps.memory_frontier import MemoryFrontier
-from sweeps.outcomes import Outcome
-from sweeps.results import summarize, write_trials_csv
-from sweeps.sweep_config import SweepConfig
-from sweeps.trial_records import LOSS, RefusedProposal, TrialRecord, TrialStore
+from core.settings.run_config import RunConfig
+from data_pipeline.schema.manifest import FileReport, Manifest, RowReport, SplitReport, TokenizerReport
+from sweeps.analysis.result_tables import summarize, write_trials_csv
+from sweeps.memory_knowledge.frontier_map import FrontierMap, map_frontier
+from sweeps.memory_knowledge.memory_frontier import MemoryFrontier
+from sweeps.records.outcomes import Outcome
+from sweeps.records.results_folder import MAP_FILE
+from sweeps.records.trial_records import LOSS, RefusedProposal, TrialRecord, TrialStore
+from sweeps.settings.sweep_config import SweepConfig
 
 TOKENS = 2_000_000
 LIMIT_BYTES = 1_500 * 2**20
@@ -94,7 +95,8 @@ def _run(store: TrialStore, number: int, settings: dict[str, Any], rng: np.rando
         return _ended(store, record, begin + timedelta(seconds=14), outcome=Outcome.STOPPED, reason=reason)
     if number == 13:
         record = _trained(store, record, share=0.5, rng=rng)
-        trace = 'Traceback (most recent call last):\n  File "core/training_run.py", line 12\nRuntimeError: <disk> full'
+        place = 'File "core/training/training_run.py", line 12'
+        trace = f"Traceback (most recent call last):\n  {place}\nRuntimeError: <disk> full"
         return _ended(store, record, begin + timedelta(seconds=20), outcome=Outcome.FAILED, reason=trace)
     record = _trained(store, record, share=1.0, rng=rng)
     return _ended(

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.input_fault import InputFault
+from data_pipeline.schema.user_errors import InputFault
 from sweep_examples import tiny_sweep
 from sweeps.planning import shortened_budget as room
 from sweeps.planning.shortened_budget import with_shortened_trials
-from sweeps.sweep_config import SweepConfig
+from sweeps.settings.sweep_config import SweepConfig
 
 ASKED = 100_000
 CORES = os.cpu_count() or 1

@@ -1,0 +1,34 @@
+"""How many numbers a run's model is made of, and how many of them it trains."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from core.models.lora import add_lora
+from core.models.model_factory import build_model
+from core.settings.model_config import ModelConfig
+from core.settings.run_config import RunConfig
+from core.settings.training_config import LoraConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """Parameters of a model, shared ones once; those of adapters among them."""
+
+    total: int
+    trainable: int
+
+
+def parameter_counts(run: RunConfig, vocabulary_size: int) -> ParameterCounts:
+    """Of the model that a run trains, with its adapters if it has some."""
+    return _counts(run.model, vocabulary_size, run.training.lora)
+
+
+@lru_cache(maxsize=256)
+def _counts(model: ModelConfig, vocabulary_size: int, lora: LoraConfig | None) -> ParameterCounts:
+    with torch.device("meta"):
+        built = build_model(model, vocabulary_size)
+        if lora is not None:
+            add_lora(built, model, lora)
+    return ParameterCounts(built.num_parameters(), built.num_trainable_parameters())

@@ -1,0 +1,43 @@
+"""Floating-point operations of a training run, counted without running it."""
+
+from functools import lru_cache
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from core.models.lora import add_lora
+from core.models.model_factory import build_model
+from core.settings.model_config import ModelConfig
+from core.settings.run_config import RunConfig
+from core.settings.training_config import LoraConfig
+from core.step.step_profile import flops_with_backward
+
+
+def training_flops_a_token(run: RunConfig, vocabulary_size: int) -> float:
+    """Operations of training for each token of a full row, as `step_profile.model_flops_a_token` counts them.
+
+    Recomputed activations do not count: this is what the model needs, and it compares models and not settings of speed.
+    """
+    body, head = _flops(run.model, vocabulary_size, run.training.lora)
+    return body + head * (run.objective.masking_rate or 1.0)
+
+
+@lru_cache(maxsize=64)
+def _flops(model: ModelConfig, vocabulary_size: int, lora: LoraConfig | None) -> tuple[float, float]:
+    """For each token up to the head, and for each predicted token in it."""
+    # Tensors without values or memory: only their shapes are multiplied.
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(), torch.no_grad():
+        built = build_model(model, vocabulary_size)
+        if lora is not None:
+            add_lora(built, model, lora)
+        tokens_BT = torch.zeros(1, model.sequence_length, dtype=torch.long)
+        with FlopCounterMode(display=False) as body:
+            hidden_BTD = built.hidden_states(tokens_BT)
+        with FlopCounterMode(display=False) as head:
+            built.logits(hidden_BTD.flatten(0, 1)[:1])
+    length = model.sequence_length
+    return (
+        flops_with_backward(body, built, num_tokens=length) / length,
+        flops_with_backward(head, built, num_tokens=0),
+    )

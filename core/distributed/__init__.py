@@ -1,0 +1,1 @@
+"""Workers of one run and their agreements: attempts, one micro-batch for all, gradients summed."""

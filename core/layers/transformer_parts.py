@@ -1,0 +1,163 @@
+"""Parts that every transformer here is made of: linear maps, norms, rotary positions, attention.
+
+Shape suffixes: B rows, T tokens a row, D width, H heads, G key/value heads, K width of a head, S tokens
+that can be seen.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.layers.cpu_attention import fused_attention, is_faster_for
+
+INITIAL_STD = 0.02
+"""Standard deviation of initial weights, as in BERT, RoBERTa and Llama."""
+
+_HIDDEN = -1e4
+# Not -inf: a row of padding alone would become 0/0. exp(-10,000) is exactly zero in every float type.
+
+
+class Linear(nn.Linear):
+    """A linear map whose weights are drawn once, as BERT draws them: normal, standard deviation 0.02; bias zero."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=INITIAL_STD)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors, normal with standard deviation 0.02; the row of `padding_idx` is zero and stays out of reach
+    of the gradient."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=INITIAL_STD)
+        self._fill_padding_idx_with_zero()
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """What is decided once a forward pass for all its layers: who sees whom, and where everybody stands."""
+
+    mask: Tensor | None = None
+    """(B, 1, T or 1, S), added to the scores: 0 where seen. None: nothing hidden but what `is_causal` hides."""
+    is_causal: bool = False
+    """True: a token sees itself and what is before it. The mask, if there is one, says so too."""
+    rotary: tuple[Tensor, Tensor] | None = None
+    """Cosine and sine, (T, 1, K/2) or (B, T, 1, K/2); None for models with learned positions."""
+
+
+def compute_dtype(like: Tensor) -> torch.dtype:
+    """Type in which the matrix products of this pass run: autocast's where it is on, else that of `like`."""
+    device_type = like.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else like.dtype
+
+
+def positions_in_documents(document_ids_BT: Tensor) -> Tensor:
+    """Position of each token within its own document, counted from zero; a document is a run of equal ids."""
+    index_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
+    is_first_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
+    is_first_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
+    first_BT = torch.cummax(torch.where(is_first_BT, index_T, 0), dim=1).values
+    return index_T - first_BT
+
+
+def document_mask(document_ids_BT: Tensor, *, is_causal: bool, dtype: torch.dtype) -> Tensor:
+    """(B, 1, T, T): zero where a token may see another of its own document, a large negative number elsewhere."""
+    seen_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
+    if is_causal:
+        seen_BTT = seen_BTT.tril()
+    return hidden_unless(seen_BTT[:, None], dtype)
+
+
+def hidden_unless(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers to add to attention scores: zero where `seen`, large and negative elsewhere."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, _HIDDEN)
+
+
+def rotary_tables(positions: Tensor, *, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position's angles, with room for the heads: (..., 1, head_dim / 2).
+
+    Source: RoFormer, arXiv:2104.09864, with frequencies in fp32 as in Llama.
+    """
+    exponents_K = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions[..., None, None].float() * base**-exponents_K
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x_BTHK: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns the pairs (i, i + K/2) of each head by the angle of its position."""
+    cos, sin = rotary
+    left, right = x_BTHK.chunk(2, dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+
+
+class KeyValueCache:
+    """Keys and values of the tokens that one layer has already seen, (B, S, G, K)."""
+
+    def __init__(self) -> None:
+        self.keys_BSGK: Tensor | None = None
+        self.values_BSGK: Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return 0 if self.keys_BSGK is None else self.keys_BSGK.shape[1]
+
+    def extended(self, k_BTGK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens, the new ones last; remembered for the next call."""
+        if self.keys_BSGK is not None and self.values_BSGK is not None:
+            k_BTGK = torch.cat((self.keys_BSGK, k_BTGK), dim=1)
+            v_BTGK = torch.cat((self.values_BSGK, v_BTGK), dim=1)
+        self.keys_BSGK, self.values_BSGK = k_BTGK, v_BTGK
+        return k_BTGK, v_BTGK
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one matrix for queries, keys and values; grouped when `kv_heads` < `heads`."""
+
+    def __init__(self, *, width: int, heads: int, kv_heads: int, bias: bool, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads
+        self.dropout = dropout
+        self.qkv = Linear(width, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
+        self.out = Linear(width, width, bias=bias)
+
+    def forward(self, x_BTD: Tensor, layout: RowLayout, cache: KeyValueCache | None = None) -> Tensor:
+        qkv_BTNK = self.qkv(x_BTD).unflatten(-1, (-1, self.head_dim))
+        dropout = self.dropout if self.training else 0.0
+        if cache is None and dropout == 0.0 and is_faster_for(qkv_BTNK):
+            out_BTHK = fused_attention(
+                qkv_BTNK,
+                heads=self.heads,
+                kv_heads=self.kv_heads,
+                mask=layout.mask,
+                rotary=layout.rotary,
+                is_causal=layout.is_causal,
+            )
+        else:
+            out_BTHK = self._attend(qkv_BTNK, layout, cache, dropout)
+        mixed: Tensor = self.out(out_BTHK.flatten(2))
+        return mixed
+
+    def _attend(self, qkv_BTNK: Tensor, layout: RowLayout, cache: KeyValueCache | None, dropout: float) -> Tensor:
+        """(B, T, H, K), by torch's own kernel."""
+        if layout.rotary is None:
+            q_BTHK, k_BTGK, v_BTGK = torch.split(qkv_BTNK, [self.heads, self.kv_heads, self.kv_heads], dim=2)
+        else:
+            # Queries and keys turn by the same angles, so one pass serves both.
+            qk_BTNK, v_BTGK = torch.split(qkv_BTNK, [self.heads + self.kv_heads, self.kv_heads], dim=2)
+            q_BTHK, k_BTGK = torch.split(rotate(qk_BTNK, layout.rotary), [self.heads, self.kv_heads], dim=2)
+        if cache is not None:
+            k_BTGK, v_BTGK = cache.extended(k_BTGK, v_BTGK)
+        out_BHTK = F.scaled_dot_product_attention(
+            q_BTHK.transpose(1, 2),
+            k_BTGK.transpose(1, 2),
+            v_BTGK.transpose(1, 2),
+            attn_mask=layout.mask,
+            is_causal=layout.is_causal and layout.mask is None,
+            dropout_p=dropout,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        return out_BHTK.transpose(1, 2)

@@ -1,0 +1,303 @@
+"""Every allocation of a training run's steps, recorded without memory: the real step on fake tensors.
+
+What is traced is `OptimizerStep` itself, so prediction and reality cannot drift apart.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from core.distributed.workers import Workers
+from core.layers import cache_blocks, cpu_attention
+from core.memory.storage_meter import StorageMeter
+from core.memory_prediction.caching_allocator import AllocationEvent
+from core.memory_prediction.cuda_emulation import CudaForms
+from core.models.lora import add_lora
+from core.models.model_factory import build_model
+from core.settings.model_config import ModelConfig
+from core.settings.precision import Precision
+from core.settings.training_config import LoraConfig, TrainingConfig
+from core.step.optimizer import build_optimizer
+from core.step.optimizer_step import OptimizerStep, StepResult
+from core.step.step_profile import StepProfile, Stretch
+from data_pipeline.tokens.batches import Batch, BatchSource, Shard
+
+Part = Literal[
+    "parameters", "cast parameters", "gradients", "optimizer state", "batch", "activations", "logits", "temporaries"
+]
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """Everything on which the memory of a run depends, and nothing else: two runs of one shape need the same."""
+
+    model: ModelConfig
+    vocabulary_size: int
+    num_classes: int | None
+    """Of an encoder that tells classes of texts apart; None: tokens are predicted."""
+    precision: Literal["fp32", "bf16", "fp16"]
+    is_checkpointed: bool
+    lora: LoraConfig | None
+    micro_batch_size: int
+    local_rows: int
+    """Rows of one worker in one step."""
+    exchanges_gradients: bool
+    """Several workers: gradients live in one buffer at all times."""
+    predicted_per_row: int
+    has_document_ids: bool
+    device_type: Literal["cpu", "cuda"]
+
+
+@dataclass(slots=True)
+class _Allocation:
+    num_bytes: int
+    part: Part
+    born_at: int
+    died_at: int | None = None
+
+
+class MemoryTrace:
+    """Allocations in order, each with the part of the run that it belongs to."""
+
+    def __init__(self, num_logits: int) -> None:
+        self.events: list[AllocationEvent] = []
+        self._allocations: list[_Allocation] = []
+        self._living: dict[int, int] = {}  # storage key to allocation number
+        self._part: Part = "temporaries"
+        self._num_logits = num_logits  # of a position: one for each token, or for each class
+        self._parameter_shapes: set[torch.Size] = set()
+
+    def note(self, key: int, num_bytes: int, tensor: Tensor | None) -> None:
+        """One storage appeared or went: the meter's `on_change`."""
+        if tensor is None:
+            number = self._living.pop(key)
+            self._allocations[number].died_at = len(self.events)
+        else:
+            number = len(self._allocations)
+            self._living[key] = number
+            self._allocations.append(_Allocation(num_bytes, self._part_of(tensor), len(self.events)))
+        self.events.append((number, num_bytes))
+
+    def note_scratch(self, num_bytes: int) -> None:
+        """A kernel took memory and gave it back: the meter's `on_scratch`."""
+        number = len(self._allocations)
+        self._allocations.append(_Allocation(num_bytes, "temporaries", len(self.events), len(self.events) + 1))
+        self.events += [(number, num_bytes), (number, -num_bytes)]
+
+    @contextmanager
+    def part(self, part: Part) -> Iterator[None]:
+        """What appears in the block belongs to this part."""
+        before, self._part = self._part, part
+        try:
+            yield
+        finally:
+            self._part = before
+
+    @contextmanager
+    def forward_pass(self) -> Iterator[None]:
+        """What appears in the block and outlives it is an activation, kept for the backward pass."""
+        first = len(self._allocations)
+        yield
+        for allocation in self._allocations[first:]:
+            if allocation.died_at is None and allocation.part == "temporaries":
+                allocation.part = "activations"
+
+    def rise_since(self, first: int) -> int:
+        """Most bytes at one moment since event number `first`, beyond those before it."""
+        return int(max(np.cumsum([num_bytes for _, num_bytes in self.events[first:]], dtype=np.int64), default=0))
+
+    def watch_gradients(self, model: nn.Module) -> None:
+        """Recognise gradients once they are a parameter's own, and copies of parameters in another number format."""
+        # The matrix of the head gets its gradient without autograd, so any gradient's arrival has to do for all.
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        note = partial(self._note_gradients, trained)
+        self._parameter_shapes.update(parameter.shape for parameter in model.parameters())
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
+
+    def peak(self) -> tuple[int, dict[Part, int]]:
+        """Most bytes live at one moment, and what they were."""
+        sizes = np.array([num_bytes for _, num_bytes in self.events], dtype=np.int64)
+        live_bytes = np.cumsum(sizes)
+        moment = int(np.argmax(live_bytes))
+        parts: dict[Part, int] = {}
+        for allocation in self._allocations:
+            if allocation.born_at <= moment and (allocation.died_at is None or allocation.died_at > moment):
+                parts[allocation.part] = parts.get(allocation.part, 0) + allocation.num_bytes
+        return int(live_bytes[moment]), parts
+
+    def _part_of(self, tensor: Tensor) -> Part:
+        if self._part != "temporaries":
+            return self._part
+        if tensor.ndim == 2 and tensor.shape in self._parameter_shapes:
+            return "temporaries" if tensor.dtype == torch.float32 else "cast parameters"
+        # (D, V) is the gradient of a head's matrix, transposed.
+        is_matrix = tensor.shape[::-1] in self._parameter_shapes
+        return "logits" if tensor.shape[-1:] == (self._num_logits,) and not is_matrix else "temporaries"
+
+    def _note_gradients(self, parameters: Sequence[Tensor], _arrived: Tensor) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                number = self._living.get(parameter.grad.untyped_storage()._cdata)
+                if number is not None:
+                    self._allocations[number].part = "gradients"
+
+
+def trace_steps(shape: RunShape) -> MemoryTrace:
+    """All allocations of a run of this shape, from the moment its model exists until its steps repeat themselves.
+
+    Takes up to a second, no memory to speak of, no device, and leaves the random state alone.
+    """
+    trace = MemoryTrace(shape.num_classes or shape.vocabulary_size)
+    meter = StorageMeter(
+        of_fakes=True, kernels_of=shape.device_type, on_change=trace.note, on_scratch=trace.note_scratch
+    )
+    with ExitStack() as modes:
+        modes.enter_context(torch.random.fork_rng(devices=[]))
+        modes.enter_context(FakeTensorMode())
+        model = build_model(shape.model, shape.vocabulary_size, num_classes=shape.num_classes)
+        precision = Precision(shape.precision, "cpu")
+        if shape.lora is not None:
+            add_lora(model, shape.model, shape.lora, frozen_dtype=precision.dtype)
+        model.set_activation_checkpointing(shape.is_checkpointed)
+        trace.watch_gradients(model)
+        modes.enter_context(_TrueStatistics())  # type: ignore[no-untyped-call]
+        meter.start()
+        modes.callback(meter.stop)
+        with trace.part("parameters"):
+            meter.track(model)
+        with trace.part("optimizer state"):
+            optimizer = build_optimizer(model, TrainingConfig(), tokens_per_step=1.0)
+        workers = _AbsentWorkers(count=2) if shape.exchanges_gradients else Workers()
+        with trace.part("gradients"):
+            step = OptimizerStep(
+                model,
+                optimizer,
+                _FakeSource(shape),
+                workers,
+                precision,
+                batch_size=shape.local_rows * workers.count,
+                micro_batch_size=shape.micro_batch_size,
+                tokens_per_step=1.0,
+                clip=1.0,
+            )
+        if step._exchange is not None:
+            step._exchange._buckets.clear()  # the buffer stays, and there is nobody to send it to
+        step.profile = _PartMarks(trace)
+        modes.enter_context(_UnreadValues())
+        if shape.device_type == "cuda":
+            modes.enter_context(cache_blocks.as_on_a_gpu())
+            modes.enter_context(CudaForms())
+        modes.enter_context(cache_blocks.shortened())
+        modes.enter_context(cpu_attention.rehearsed(_Once(trace)))
+        # What a pass leaves behind belongs to the peak of the next, which is in the same step if that has several.
+        for number in range(2 if shape.micro_batch_size >= shape.local_rows else 1):
+            result = step.take(step=number, position=0, learning_rate=lambda _: 1e-4)
+            assert isinstance(result, StepResult), f"a step on fake tensors cannot run out of memory: {result}"
+    return trace
+
+
+class _PartMarks(StepProfile):
+    """The step's own stretches of time, used to tell activations from temporaries."""
+
+    def __init__(self, trace: MemoryTrace) -> None:
+        super().__init__(torch.device("cpu"))
+        self._trace = trace
+
+    @contextmanager
+    def span(self, stretch: Stretch) -> Iterator[None]:
+        with ExitStack() as stack:
+            if stretch == "forward":
+                stack.enter_context(self._trace.forward_pass())
+            elif stretch == "data":
+                stack.enter_context(self._trace.part("batch"))
+            yield
+
+
+class _Once:
+    """Shows work of one form once; after that only how much it takes at its worst, for its many steps cost time."""
+
+    def __init__(self, trace: MemoryTrace) -> None:
+        self._trace = trace
+        self._known: dict[Hashable, tuple[int, torch.Size, torch.dtype]] = {}
+
+    def __call__(self, form: Hashable, work: Callable[[], Tensor]) -> Tensor:
+        if form in self._known:
+            rise_bytes, shape, dtype = self._known[form]
+            self._trace.note_scratch(rise_bytes)
+            return torch.empty(shape, dtype=dtype)
+        first = len(self._trace.events)
+        result = work()
+        self._known[form] = (self._trace.rise_since(first), result.shape, result.dtype)
+        return result
+
+
+class _FakeSource(BatchSource):
+    """Batches of the right shapes."""
+
+    def __init__(self, shape: RunShape) -> None:
+        self._shape = shape
+
+    def shard(self, *, position: int, batch_size: int, rank: int, num_workers: int) -> Shard:  # noqa: ARG002
+        rows = np.arange(batch_size // num_workers)
+        return Shard(rows, rows)
+
+    def batch(self, shard: Shard, start: int, stop: int) -> Batch:  # noqa: ARG002
+        num_rows, num_tokens = stop - start, self._shape.model.sequence_length
+        num_predicted = num_rows * self._shape.predicted_per_row
+        has_ids = self._shape.has_document_ids
+        return Batch(
+            inputs_BT=torch.empty(num_rows, num_tokens, dtype=torch.int64),
+            positions_P=torch.empty(num_predicted, dtype=torch.int64),
+            labels_P=torch.empty(num_predicted, dtype=torch.int64),
+            document_ids_BT=torch.empty(num_rows, num_tokens, dtype=torch.int32) if has_ids else None,
+            num_tokens=num_rows * num_tokens,
+            most_predicted=num_predicted,
+        )
+
+
+class _UnreadValues(TorchFunctionMode):
+    """Fake tensors have no values; a step reads its sums once, and any finite numbers do."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.item:
+            return 1.0
+        return func(*args, **(kwargs or {}))
+
+
+class _TrueStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The statistics of a norm over bf16 with fp32 weights are fp32; torch's shapes without values say bf16."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.native_layer_norm.default:
+            normed, mean, inverse_std = output
+            return normed, mean.float(), inverse_std.float()
+        return output
+
+
+@dataclass(frozen=True)
+class _AbsentWorkers(Workers):
+    """A run's workers of whom only this one is there: nothing is said and nothing heard."""
+
+    def __post_init__(self) -> None:
+        pass
+
+    def largest(self, value: int) -> int:
+        return value
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        return tensor

@@ -1,0 +1,238 @@
+"""Peak memory of a run without running it, the largest micro-batch that fits, and what to change so that a run fits.
+
+A prediction covers what the tensors of training need on one worker. Not in it, because they are there before the first
+tensor or belong to the device: the CUDA context and the process group (compare with the memory that is free once both
+exist), the Python process, and kernels' own scratch. Evaluation needs less than training, for it keeps no activations.
+A compiled model needs no more than the same model as written, which is what is predicted.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+from core.memory_prediction.caching_allocator import smallest_capacity_bytes
+from core.memory_prediction.feasible_sizes import Feasible, Stretch
+from core.memory_prediction.memory_trace import RunShape, trace_steps
+from core.models.language_model import LanguageModel
+from core.models.model_factory import build_model
+from core.settings.model_config import ModelConfig
+from core.settings.precision import choose_precision
+from core.settings.run_config import RunConfig
+from core.settings.training_config import LoraConfig
+from core.step.objectives import num_chunks
+from data_pipeline.schema.settings import format_bytes
+from data_pipeline.tokens.batches import Batch, predicted_in_full_row
+
+DeviceType = Literal["cpu", "cuda"]
+
+_CUBLAS_WORKSPACES_BYTES = 2 * 8_519_680
+"""cuBLAS keeps one for the thread of the forward and one for that of the backward pass (`:4096:2:16:8`, its default
+before Hopper). On Hopper they are 32 MiB each, which is less than a thousandth of such a device."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPrediction:
+    """What one worker's tensors need at the worst moment of training."""
+
+    peak_bytes: int
+    parts: dict[str, int]
+    """What it is made of, largest first, in bytes; sums to the peak. On CUDA `allocator` is what the caching allocator
+    must hold beyond the tensors, because its pieces do not fit together."""
+
+    def share(self, part: str) -> float:
+        """Share of one part in the peak, in [0, 1]."""
+        return self.parts.get(part, 0) / self.peak_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run takes place: what its memory depends on besides its settings and its vocabulary."""
+
+    num_workers: int = 1
+    device_type: DeviceType = "cpu"
+    has_document_ids: bool = False
+    """Rows hold several documents that must not see each other, which takes a mask of T x T a row."""
+
+    def rows_of(self, run: RunConfig) -> int:
+        """Rows of one worker in one step, at most."""
+        return math.ceil(run.training.batch_size / self.num_workers)
+
+
+ALONE_ON_A_CPU = Place()
+
+
+def predict_memory(
+    run: RunConfig, vocabulary_size: int, *, micro_batch_size: int, place: Place = ALONE_ON_A_CPU
+) -> MemoryPrediction:
+    """Peak memory of one worker of a run. About a second for a new shape, nothing for one that was asked before.
+
+    Rows are taken as full: with padding, or special tokens that are never masked, fewer positions predict.
+
+    Args:
+        micro_batch_size: Rows of one forward/backward on one worker; more than a worker's rows of a batch are as many.
+
+    Raises:
+        ValueError: fp16 on a CPU, or a micro-batch of no rows.
+    """
+    if micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size={micro_batch_size}; at least 1")
+    rows = place.rows_of(run)
+    shape = RunShape(
+        model=_without_numbers(run.model),
+        vocabulary_size=vocabulary_size,
+        num_classes=run.objective.num_classes,
+        precision=predicted_precision(run, place.device_type),
+        is_checkpointed=run.training.activation_checkpointing,
+        lora=_lora_without_numbers(run.training.lora),
+        micro_batch_size=min(micro_batch_size, rows),
+        local_rows=_rows_worth_tracing(min(micro_batch_size, rows), rows),
+        exchanges_gradients=place.num_workers > 1,
+        predicted_per_row=_predicted_per_row(run),
+        has_document_ids=place.has_document_ids,
+        device_type=place.device_type,
+    )
+    return _predict(shape)
+
+
+def largest_micro_batch(
+    run: RunConfig, vocabulary_size: int, *, memory_bytes: int, place: Place = ALONE_ON_A_CPU
+) -> int:
+    """Largest micro-batch whose predicted peak is within the memory; 0 if a single row's is not.
+
+    At most all of a worker's rows of a batch. Exact, in about ten traces: the size given fits, no larger one does. (On
+    CUDA the allocator's rounding to segments may hide one that is larger by a row.)
+
+    The peak does not simply rise with the size. A batch in one pass needs no gradient beside its activations, one in
+    several passes does; the last pass may be the smaller one; and from some sizes on the vocabulary head goes through
+    in one chunk more, so that logits shrink. But the peak of a step is that of its greediest pass, and over the sizes
+    that share a number of chunks a first pass alone, or a later pass alone, is convex.
+    """
+    rows = place.rows_of(run)
+
+    def peak(micro_batch_size: int, rows_of_batch: int) -> int:
+        training = run.training.model_copy(update={"batch_size": rows_of_batch * place.num_workers})
+        changed = run.model_copy(update={"training": training})
+        return predict_memory(changed, vocabulary_size, micro_batch_size=micro_batch_size, place=place).peak_bytes
+
+    if peak(rows, rows) <= memory_bytes:
+        return rows
+    half = rows // 2
+    # A first pass shows alone if a single row follows it, a later pass if it follows its like.
+    first_sizes, later_sizes = (_stretches(run, vocabulary_size, *ends) for ends in ((half + 1, rows - 1), (1, half)))
+    first_pass = Feasible(lambda size: peak(size, size + 1), memory_bytes, first_sizes)
+    later_pass = Feasible(lambda size: peak(size, 2 * size), memory_bytes, later_sizes)
+    for size in range(max(first_pass.largest, later_pass.largest), 0, -1):
+        rest = rows % size
+        fits = size in (first_pass if size > half else later_pass) and (rest == 0 or rest in later_pass)
+        if fits and peak(size, rows) <= memory_bytes:
+            return size
+    return 0
+
+
+def how_to_fit(run: RunConfig, vocabulary_size: int, *, memory_bytes: int, place: Place = ALONE_ON_A_CPU) -> str:
+    """In words: what the run needs of the memory there is, and what to change if that is too much.
+
+    A micro-batch of `auto` is taken as one row here, the least that a run can do with.
+    """
+    asked = run.training.micro_batch_size
+    prediction = predict_memory(run, vocabulary_size, micro_batch_size=1 if asked == "auto" else asked, place=place)
+    needs = f"needs {format_bytes(prediction.peak_bytes)} of {format_bytes(memory_bytes)}"
+    if prediction.peak_bytes <= memory_bytes:
+        return f"{needs}; fits"
+    cures = []
+    for checkpointing in (False, True) if not run.training.activation_checkpointing else (True,):
+        changed = run.with_overrides({"training.activation_checkpointing": checkpointing})
+        largest = largest_micro_batch(changed, vocabulary_size, memory_bytes=memory_bytes, place=place)
+        is_new = checkpointing and not run.training.activation_checkpointing
+        if largest > 0 and is_new and asked != "auto" and largest >= asked:
+            cures.append("activation checkpointing")
+        elif largest > 0:
+            cures.append(f"micro-batch {largest}" + (" and activation checkpointing" if is_new else ""))
+    largest_part = max(prediction.parts, key=lambda part: prediction.parts[part])
+    shares = f"{largest_part} {'are' if largest_part.endswith('s') else 'is'} {prediction.share(largest_part):.0%}"
+    if not cures:
+        fixed = sum(prediction.parts.get(part, 0) for part in ("parameters", "gradients", "optimizer state"))
+        return (
+            f"{needs}; no micro-batch fits, with activation checkpointing or without: parameters, gradients and "
+            f"optimizer state alone take {format_bytes(fixed)}; {shares}. Make the model or the vocabulary smaller"
+        )
+    return f"{needs}; fits with {' or with '.join(cures)}; {shares}"
+
+
+def predicted_precision(run: RunConfig, device_type: DeviceType) -> Literal["fp32", "bf16", "fp16"]:
+    """Number format of the matrix products that a prediction is for: as set, or what `auto` means on the device."""
+    wanted = run.training.precision
+    if wanted == "auto" and device_type == "cuda" and not torch.cuda.is_available():
+        return "bf16"  # what every data-centre and desktop GPU since 2020 computes natively
+    return choose_precision(wanted, torch.device(device_type)).name
+
+
+@lru_cache(maxsize=4096)
+def _predict(shape: RunShape) -> MemoryPrediction:
+    trace = trace_steps(shape)
+    live_bytes, parts = trace.peak()
+    peak_bytes, named = live_bytes, {str(part): num_bytes for part, num_bytes in parts.items()}
+    if shape.device_type == "cuda":
+        peak_bytes = smallest_capacity_bytes(trace.events) + _CUBLAS_WORKSPACES_BYTES
+        named["workspaces"] = _CUBLAS_WORKSPACES_BYTES
+        named["allocator"] = peak_bytes - _CUBLAS_WORKSPACES_BYTES - live_bytes
+    return MemoryPrediction(peak_bytes, dict(sorted(named.items(), key=lambda part: -part[1])))
+
+
+def _rows_worth_tracing(micro_batch_size: int, rows: int) -> int:
+    """Rows whose passes show everything that passes through all rows would: two full ones, and the rest."""
+    full, rest = divmod(rows, micro_batch_size)
+    return min(full, 2) * micro_batch_size + rest
+
+
+def _predicted_per_row(run: RunConfig) -> int:
+    if run.objective.num_classes is not None:
+        return 1
+    return max(1, predicted_in_full_row(run.model.sequence_length, run.objective.masking_rate))
+
+
+def _without_numbers(model: ModelConfig) -> ModelConfig:
+    """The model with settings that change values but no shape made equal, so that the cache serves all of them."""
+    return model.model_copy(
+        update={"dropout": 0.1 if model.dropout else 0.0, "norm_epsilon": 1e-5, "rotary_base": 10_000.0}
+    )
+
+
+def _lora_without_numbers(lora: LoraConfig | None) -> LoraConfig | None:
+    return None if lora is None else lora.model_copy(update={"alpha": 1.0})
+
+
+def _stretches(run: RunConfig, vocabulary_size: int, first: int, last: int) -> list[Stretch]:
+    """The micro-batch sizes from first to last, parted where the vocabulary head goes through in more chunks."""
+    model = _model_without_memory(
+        run.model, vocabulary_size, run.objective.num_classes, is_frozen=run.training.lora is not None
+    )
+    found: list[Stretch] = []
+    most = 0
+    for size in range(first, last + 1):
+        chunks = _num_chunks(model, size, row_length=run.model.sequence_length, predicted=_predicted_per_row(run))
+        if found and chunks <= most:
+            found[-1] = (found[-1][0], size)
+        else:
+            found.append((size, size))
+        most = chunks
+    return found
+
+
+def _num_chunks(model: LanguageModel, num_rows: int, *, row_length: int, predicted: int) -> int:
+    labels_P = torch.empty(num_rows * predicted, dtype=torch.int64, device="meta")
+    inputs_BT = torch.empty(num_rows, row_length, dtype=torch.int64, device="meta")
+    return num_chunks(
+        model, Batch(inputs_BT, labels_P, labels_P, None, num_tokens=inputs_BT.numel(), most_predicted=labels_P.numel())
+    )
+
+
+@lru_cache(maxsize=16)
+def _model_without_memory(
+    config: ModelConfig, vocabulary_size: int, num_classes: int | None, *, is_frozen: bool
+) -> LanguageModel:
+    with torch.device("meta"):
+        return build_model(config, vocabulary_size, num_classes=num_classes).requires_grad_(not is_frozen)

@@ -1,0 +1,1 @@
+"""Models on disk: checkpoints, transformers folders, PEFT adapters, the first weights of a run."""

@@ -1,0 +1,180 @@
+"""Our settings to and from config.json of transformers."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from core.layers.feed_forward import feed_forward_kind, inner_width
+from core.models.huggingface_names import ARCHITECTURES, CLASSIFIERS, form_of
+from core.settings.model_config import ModelConfig
+from data_pipeline.tokens.tokenizer import Vocabulary
+
+_MODEL_TYPES = {"roberta": "roberta", "modern": "modernbert", "llama": "llama"}
+
+
+OUR_ACTIVATION = {"geglu": "gelu", "swiglu": "silu"}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says, in their words.
+
+    Raises:
+        ValueError: It is missing or no JSON object.
+    """
+    try:
+        theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise ValueError(f"{folder} has no config.json that can be read: {cause}") from cause
+    if not isinstance(theirs, dict):
+        raise ValueError(f"{folder / 'config.json'} is not an object of settings")
+    return theirs
+
+
+def read_shape(folder: Path) -> tuple[ModelConfig, int]:
+    """Shape of the model in a folder of transformers, and rows of its vocabulary; its weights are not looked at.
+
+    Raises:
+        ValueError: As `import_huggingface`.
+    """
+    theirs = read_config(folder)
+    return our_config(theirs, folder), int(theirs["vocab_size"])
+
+
+def huggingface_config(config: ModelConfig, vocabulary: Vocabulary, num_embeddings: int) -> dict[str, Any]:
+    """Contents of config.json."""
+    form = form_of(config)
+    common = {
+        "architectures": [ARCHITECTURES[form]],
+        "model_type": _MODEL_TYPES[form],
+        "vocab_size": num_embeddings,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": inner_width(config),
+        "initializer_range": 0.02,
+        "tie_word_embeddings": config.tied_embeddings,
+        "bos_token_id": vocabulary.bos_id,
+        "eos_token_id": vocabulary.eos_id,
+    }
+    if form == "roberta":
+        return common | {
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": config.dropout,
+            "attention_probs_dropout_prob": config.dropout,
+            "max_position_embeddings": config.num_positions + vocabulary.pad_id + 1,
+            "type_vocab_size": 1,
+            "layer_norm_eps": config.norm_epsilon,
+            "pad_token_id": vocabulary.pad_id,
+        }
+    activation = OUR_ACTIVATION[feed_forward_kind(config)]
+    rope = {"rope_type": "default", "rope_theta": config.rotary_base}
+    if form == "modern":
+        return common | {
+            "hidden_activation": activation,
+            "max_position_embeddings": config.num_positions,
+            "norm_eps": config.norm_epsilon,
+            "attention_dropout": config.dropout,
+            "embedding_dropout": config.dropout,
+            "mlp_dropout": config.dropout,
+            "layer_types": ["full_attention"] * config.layers,
+            "rope_parameters": {"full_attention": rope, "sliding_attention": rope},
+            "pad_token_id": vocabulary.pad_id,
+            "cls_token_id": vocabulary.bos_id,
+            "sep_token_id": vocabulary.eos_id,
+        }
+    return common | {
+        "hidden_act": activation,
+        "num_key_value_heads": config.kv_heads or config.heads,
+        "head_dim": config.width // config.heads,
+        "max_position_embeddings": config.num_positions,
+        "rms_norm_eps": config.norm_epsilon,
+        "attention_dropout": config.dropout,
+        "rope_parameters": rope,
+        # No padding id: transformers would keep that row of the embeddings from learning, and here it may be </s>.
+        "pad_token_id": None,
+    }
+
+
+def classifier_config(config: ModelConfig, classes: Sequence[str]) -> dict[str, Any]:
+    """What config.json of a classifier has besides."""
+    form = form_of(config)
+    names = {str(number): name for number, name in enumerate(classes)}
+    return {
+        "architectures": [CLASSIFIERS[form]],
+        "id2label": names,
+        "label2id": {name: int(number) for number, name in names.items()},
+        "problem_type": "single_label_classification",
+        "classifier_dropout": config.dropout,
+    } | ({"classifier_pooling": "cls"} if form == "modern" else {})
+
+
+def classes_of(theirs: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the classes of a classifier's folder, in their order."""
+    if not set(theirs.get("architectures") or ()) & set(CLASSIFIERS.values()):
+        return ()
+    names = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    return tuple(names[number] for number in sorted(names, key=int))
+
+
+def our_config(theirs: dict[str, Any], folder: Path) -> ModelConfig:
+    """Settings of ours that describe their model.
+
+    Raises:
+        ValueError: The model has something that ours has not.
+    """
+    forms = {model_type: form for form, model_type in _MODEL_TYPES.items()}
+    form = forms.get(theirs.get("model_type", ""))
+    if form is None:
+        raise ValueError(f"{folder} holds a model of type {theirs.get('model_type')!r}; known are {', '.join(forms)}")
+    activation = str(theirs.get("hidden_activation" if form == "modern" else "hidden_act"))
+    heads, width = theirs["num_attention_heads"], theirs["hidden_size"]
+    ropes = _ropes(theirs, form)
+    # What they say -> what it must be, so that leaving it out of ModelConfig changes nothing.
+    foreign = {
+        "activation": (activation, ("gelu",) if form == "roberta" else tuple(OUR_ACTIVATION.values())),
+        "type_vocab_size": (theirs.get("type_vocab_size", 1), (1,)),
+        "attention_bias": (bool(theirs.get("attention_bias", False)), (False,)),
+        "mlp_bias": (bool(theirs.get("mlp_bias", False)), (False,)),
+        "norm_bias": (bool(theirs.get("norm_bias", False)), (False,)),
+        "head_dim": (theirs.get("head_dim") or width // heads, (width // heads,)),
+        "rope_type": (
+            ", ".join(sorted({rope.get("rope_type", "default") for rope in ropes})) or "default",
+            ("default",),
+        ),
+        "classifier_pooling": (theirs.get("classifier_pooling", "cls") if classes_of(theirs) else "cls", ("cls",)),
+        "layer_types": (set(theirs.get("layer_types") or ()) <= {"full_attention"}, (True,)),
+        "has a rope_theta": (form == "roberta" or bool(ropes), (True,)),
+    }
+    faults = [f"{name}={has!r}, ours has {wants[0]!r}" for name, (has, wants) in foreign.items() if has not in wants]
+    if faults:
+        raise ValueError(f"the model in {folder} is not of our form: " + "; ".join(faults))
+    kinds = {activation: kind for kind, activation in OUR_ACTIVATION.items()}
+    positions = theirs["max_position_embeddings"] - (theirs["pad_token_id"] + 1 if form == "roberta" else 0)
+    return ModelConfig(
+        family="decoder" if form == "llama" else "encoder",
+        form="modern" if form == "modern" else "roberta",
+        layers=theirs["num_hidden_layers"],
+        width=width,
+        heads=heads,
+        kv_heads=theirs.get("num_key_value_heads") if form == "llama" else None,
+        feed_forward="gelu" if form == "roberta" else kinds[activation],
+        feed_forward_width=theirs["intermediate_size"],
+        sequence_length=positions,
+        rotary_base=ropes[0]["rope_theta"] if ropes else 10_000.0,
+        norm_epsilon=theirs[{"roberta": "layer_norm_eps", "modern": "norm_eps", "llama": "rms_norm_eps"}[form]],
+        tied_embeddings=theirs.get("tie_word_embeddings", form != "llama"),
+    )
+
+
+def _ropes(theirs: dict[str, Any], form: str) -> list[dict[str, Any]]:
+    """Rotary settings of the layers that exist; older folders of Llama say them as rope_theta."""
+    if form == "roberta":
+        return []
+    parameters = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    if form == "modern":
+        parameters = parameters.get("full_attention", {})
+        parameters = {"rope_theta": theirs.get("global_rope_theta", 160_000.0)} | parameters
+    else:
+        parameters = {"rope_theta": theirs.get("rope_theta", 10_000.0)} | parameters
+    return [parameters]

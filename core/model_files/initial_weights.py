@@ -1,0 +1,101 @@
+"""The model of a run with its first weights, or as a checkpoint holds it."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from core.model_files.adapter_folder import base_hash, import_adapted, is_adapter
+from core.model_files.checkpoint import MODEL_FILE, copy_weights, model_tensors, restore_weights
+from core.model_files.huggingface import import_huggingface
+from core.models.classifier import ModernClassifier, RobertaClassifier, take_encoder
+from core.models.language_model import LanguageModel
+from core.models.lora import add_lora, merge_lora
+from core.models.model_factory import build_model
+from core.settings.precision import choose_precision
+from core.settings.run_config import RunConfig
+from data_pipeline.tokens.token_blocks import PreparedCorpus
+from data_pipeline.tokens.tokenizer import Vocabulary
+
+
+def fresh_model(run: RunConfig, data: PreparedCorpus, device: torch.device) -> LanguageModel:
+    """The model of a run with its first weights: the same for a seed on every rank and kind of device.
+
+    Raises:
+        ValueError: `training.initial_weights` are of another model.
+    """
+    # Drawn on the CPU, so that a seed means the same weights on every kind of device.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.training.seed)
+        model = build_model(
+            run.model, data.vocabulary.size, pad_id=data.vocabulary.pad_id, num_classes=run.objective.num_classes
+        )
+        if run.training.initial_weights is not None:
+            _take_weights(Path(run.training.initial_weights), model)
+        if run.training.lora is not None:
+            precision = choose_precision(run.training.precision, device)
+            add_lora(model, run.model, run.training.lora, frozen_dtype=precision.dtype)
+    model = model.to(device)
+    model.set_activation_checkpointing(run.training.activation_checkpointing)
+    return model
+
+
+def whole_model(run: RunConfig, vocabulary: Vocabulary, checkpoint: Path) -> LanguageModel:
+    """The model that a run's checkpoint holds, in fp32; of adapters and their base, those merged into one.
+
+    Raises:
+        ValueError: The checkpoint, or `training.initial_weights`, is of another model.
+    """
+    model = build_model(run.model, vocabulary.size, pad_id=vocabulary.pad_id)
+    if run.training.lora is None:
+        restore_weights(checkpoint / MODEL_FILE, model)
+        return model
+    adapted = adapted_model(run, vocabulary, checkpoint)
+    merge_lora(adapted)
+    return adapted
+
+
+def adapted_model(run: RunConfig, vocabulary: Vocabulary, checkpoint: Path) -> LanguageModel:
+    """As `whole_model` of a run with LoRA, with the adapters beside their base."""
+    lora, initial = run.training.lora, run.training.initial_weights
+    assert lora is not None
+    assert initial is not None
+    model = build_model(run.model, vocabulary.size, pad_id=vocabulary.pad_id)
+    _take_weights(Path(initial), model)
+    add_lora(model, run.model, lora)
+    restore_weights(checkpoint / MODEL_FILE, model)
+    return model
+
+
+def hash_of_base(run: RunConfig) -> str | None:
+    """What tells the weights below a run's adapters from others; None without adapters."""
+    if run.training.lora is None or run.training.initial_weights is None:
+        return None
+    return base_hash(Path(run.training.initial_weights))
+
+
+def _take_weights(folder: Path, model: LanguageModel) -> None:
+    """Those of a folder that transformers reads, if it is one, else of a checkpoint; a classifier the encoder's."""
+    if is_adapter(folder) or (folder / "config.json").exists():
+        loaded = import_adapted(folder)[0] if is_adapter(folder) else import_huggingface(folder)
+        weights = _without_padding(model_tensors(loaded.model), num_tokens=model.tokens.num_embeddings)
+    else:
+        weights = load_file(folder / MODEL_FILE)
+    if isinstance(model, RobertaClassifier | ModernClassifier):
+        take_encoder(model, weights)
+    else:
+        copy_weights(weights, model, folder)
+
+
+_ROWS_A_TOKEN = ("tokens.weight", "head_weight", "head_bias")
+_PADDED_TO = 512
+"""The largest multiple up to which vocabularies are rounded for speed; what is larger is another vocabulary."""
+
+
+def _without_padding(weights: dict[str, Tensor], *, num_tokens: int) -> dict[str, Tensor]:
+    """Without the rows at the end of a vocabulary that only fill it up to a round number: no token has their ids."""
+    num_unused = weights["tokens.weight"].shape[0] - num_tokens
+    if not 0 < num_unused < _PADDED_TO:
+        return weights
+    return {name: tensor[:num_tokens] if name in _ROWS_A_TOKEN else tensor for name, tensor in weights.items()}

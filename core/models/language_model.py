@@ -1,0 +1,109 @@
+"""What every model promises to the training loop, whatever its form.
+
+Shape suffixes: B rows, T tokens a row, D width, P selected positions, V vocabulary.
+"""
+
+from collections.abc import Iterable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from core.layers.feed_forward import TransformerLayer
+from core.layers.transformer_parts import Embedding, RowLayout
+
+
+class LanguageModel(nn.Module):
+    """A transformer in two halves: hidden states for all tokens, logits for those that are asked for.
+
+    The halves are apart because the vocabulary head of a small model costs as much as its layers, and masked LM needs
+    it at one position in seven.
+    """
+
+    layers: nn.ModuleList
+    """Of `TransformerLayer`s."""
+    tokens: Embedding
+    """Vectors of the vocabulary's tokens."""
+    head_weight: Tensor | None
+    """Vocabulary matrix of the head; None: that of the embeddings (tied)."""
+    head_bias: Tensor | None
+    """(V,): added to the logits; None: nothing is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._uses_checkpointing = False
+        self._recomputes_feed_forward = False
+        self._balance_loss: Tensor | None = None
+
+    def hidden_states(self, inputs_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
+        """(B, T, D): everything before the vocabulary head.
+
+        Args:
+            inputs_BT: Token ids, int64.
+            document_ids_BT: Which document of its row each token belongs to. Tokens see only their own document, and
+                positions restart at each. None: a row is one document.
+        """
+        raise NotImplementedError
+
+    def head_features(self, hidden_PD: Tensor) -> Tensor:
+        """(P, D): what the vocabulary matrix is applied to. Any leading shape will do."""
+        raise NotImplementedError
+
+    def vocabulary_matrix(self) -> Tensor:
+        """(V, D): the matrix of the head."""
+        return self.tokens.weight if self.head_weight is None else self.head_weight
+
+    def logits(self, hidden_PD: Tensor) -> Tensor:
+        """(P, V): unnormalised log-probabilities of the token at each of the given positions (masked LM) or after it
+        (causal LM). Any leading shape will do."""
+        return F.linear(self.head_features(hidden_PD), self.vocabulary_matrix(), self.head_bias)
+
+    def forward(self, inputs_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
+        """(B, T, V): logits at every position. Convenient, and wasteful: training selects positions first."""
+        return self.logits(self.hidden_states(inputs_BT, document_ids_BT))
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Balance loss of the last `hidden_states`, already weighted: a mean over its rows, to be added to the mean
+        loss. Over micro-batches, weigh it by their rows. None for models without a mixture of experts."""
+        return self._balance_loss
+
+    def forget_auxiliary_loss(self) -> None:
+        """Let go of the last balance loss, whose graph holds the activations of its pass."""
+        self._balance_loss = None
+
+    def set_activation_checkpointing(self, is_on: bool) -> None:
+        """On: a layer's activations are computed again in the backward pass instead of being kept."""
+        self._uses_checkpointing = is_on
+        self._tell_layers()
+
+    def set_recomputed_feed_forward(self, is_on: bool) -> None:
+        """On: what is inside feed-forwards, the widest place of a layer, is computed again in the backward pass instead
+        of being kept. Where all activations are, this changes nothing."""
+        self._recomputes_feed_forward = is_on
+        self._tell_layers()
+
+    def num_parameters(self) -> int:
+        """Numbers that the model is made of, shared ones once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def num_trainable_parameters(self) -> int:
+        """Those of them that training changes: all, but for a model with frozen weights."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def _tell_layers(self) -> None:
+        for layer in self.layers:
+            assert isinstance(layer, TransformerLayer)
+            layer.recomputes_feed_forward = self._recomputes_feed_forward and not self._uses_checkpointing
+
+    def _through_layers(self, layers: Iterable[nn.Module], x_BTD: Tensor, layout: RowLayout) -> Tensor:
+        """The residual stream after all layers; remembers the sum of their balance losses."""
+        balance_losses: list[Tensor] = []
+        for layer in layers:
+            if self._uses_checkpointing and self.training:
+                x_BTD, balance_loss = checkpoint(layer, x_BTD, layout, use_reentrant=False)
+            else:
+                x_BTD, balance_loss = layer(x_BTD, layout)
+            if balance_loss is not None:
+                balance_losses.append(balance_loss)
+        self._balance_loss = sum(balance_losses[1:], start=balance_losses[0]) if balance_losses else None
+        return x_BTD

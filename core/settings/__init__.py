@@ -1,0 +1,1 @@
+"""Settings of one training run: model, objective, training, learning-rate schedule, cooldown branch, number format."""

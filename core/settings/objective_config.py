@@ -1,0 +1,70 @@
+"""Objective of a run: masked tokens, next tokens, answers or classes."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from data_pipeline.schema.settings import Settings
+
+
+class MaskedLMConfig(Settings):
+    """Masked language modelling, 80/10/10 (BERT, arXiv:1810.04805)."""
+
+    masking_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of a row's maskable tokens that is predicted. Evaluation is always at 15 %."""
+
+
+class CausalLMConfig(Settings):
+    """Next-token prediction. Nothing to set."""
+
+
+class SFTConfig(Settings):
+    """Supervised fine-tuning on conversations: next-token prediction of the assistant's tokens. Nothing to set."""
+
+
+class ClassificationConfig(Settings):
+    """Telling classes of texts apart, on rows with labels (`pretune finetune --classify`)."""
+
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    """Their names; a label is the place of one."""
+
+
+class ObjectiveConfig(Settings):
+    """What is predicted: exactly one of these."""
+
+    masked_lm: MaskedLMConfig | None = None
+    causal_lm: CausalLMConfig | None = None
+    sft: SFTConfig | None = None
+    classification: ClassificationConfig | None = None
+
+    @property
+    def masking_rate(self) -> float | None:
+        """Share of tokens predicted in training; None for causal LM and classes."""
+        return self.masked_lm.masking_rate if self.masked_lm else None
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that are told apart; None where tokens are predicted."""
+        return len(self.classification.classes) if self.classification else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone_means_defaults(cls, value: Any) -> Any:
+        # `objective: causal_lm` and `objective: {causal_lm: }` both read well; both mean "with its defaults".
+        if isinstance(value, str):
+            value = {value: {}}
+        if isinstance(value, dict) and len(value) == 1:
+            value = {name: {} if settings is None else settings for name, settings in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if sum(one is not None for one in (self.masked_lm, self.causal_lm, self.sft, self.classification)) != 1:
+            raise ValueError("give exactly one of masked_lm, causal_lm and sft")
+        return self
+
+    def fault_for(self, family: str) -> str | None:
+        """Why a model of this family cannot have it; None if it can."""
+        if (self.masked_lm is None and self.classification is None) == (family == "decoder"):
+            return None
+        return f"model.family={family} needs objective: {'causal_lm or sft' if family == 'decoder' else 'masked_lm'}"

@@ -1,0 +1,42 @@
+"""What one training run is: model, objective, training. Whatever changes the result is here."""
+
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from core.settings.model_config import ModelConfig
+from core.settings.objective_config import ObjectiveConfig
+from core.settings.training_config import TrainingConfig
+from data_pipeline.schema.settings import Settings
+
+
+class RunConfig(Settings):
+    """One training run, whole."""
+
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _objective_fits_family(self) -> Self:
+        fault = self.objective.fault_for(self.model.family)
+        if fault is not None:
+            raise ValueError(fault)
+        return self
+
+    def with_overrides(self, overrides: dict[str, Any]) -> Self:
+        """A copy with values at dotted paths (`training.learning_rate`) replaced; checked like a fresh one.
+
+        Raises:
+            pydantic.ValidationError: A value breaks a rule, or a path names no field.
+        """
+        raw = self.model_dump()
+        for path, value in overrides.items():
+            *parents, leaf = path.split(".")
+            place = raw
+            for name in parents:
+                if place.get(name) is None:  # a section that is left out, of which one setting is given
+                    place[name] = {}
+                place = place[name]
+            place[leaf] = value
+        return type(self).model_validate(raw)

@@ -1,0 +1,1 @@
+"""One global batch: loss, gradients, optimizer step, survived shortages, noise scale; and exact evaluation."""

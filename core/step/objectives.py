@@ -1,0 +1,135 @@
+"""The loss of masked and causal language modelling: a sum over predicted tokens, and its gradients.
+
+Both objectives are one calculation, for a batch names the positions that predict and what they predict.
+
+Shape suffixes: B rows, T tokens a row, D width, P predicted positions, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.layers.transformer_parts import Attention, compute_dtype
+from core.models.language_model import LanguageModel
+from core.settings.precision import Precision
+from core.step.step_profile import Span
+from core.step.vocabulary_head import add_head_gradients
+from data_pipeline.tokens.batches import Batch
+
+HiddenStates = Callable[[Tensor, Tensor | None], Tensor]
+"""(inputs_BT, document_ids_BT) to hidden_BTD: a model's own method, or that method compiled."""
+
+_MIN_LOGITS_AT_ONCE = 2**24
+_SAVED_BYTES_A_LAYER = 32  # for each token and channel: about sixteen bf16 numbers
+_BYTES_A_LOGIT = 4  # in fp32; half in bf16
+
+
+def summed_loss(
+    model: LanguageModel, batch: Batch, precision: Precision, *, positions_at_once: int | None = None
+) -> tuple[Tensor, int]:
+    """Cross-entropy in nats, summed over the batch's predicted positions, and how many these are.
+
+    Differentiable as a whole. Training calls `add_gradients`, which gives the same gradients in less memory.
+
+    Args:
+        positions_at_once: Logits exist for so many positions at a time; None: as `chunk_length` says.
+    """
+    with precision.autocast():
+        predicted_PD = predicted_hidden(model.hidden_states, batch)
+        loss_sum: Tensor = torch.zeros((), device=predicted_PD.device)
+        at_once = positions_at_once or chunk_length(model, batch)
+        for predicted_pD, labels_p in zip(
+            torch.split(predicted_PD, at_once), torch.split(batch.labels_P, at_once), strict=True
+        ):
+            logits_pV = model.logits(predicted_pD)
+            logits_pV = logits_pV.to(torch.promote_types(logits_pV.dtype, torch.float32))
+            loss_sum = loss_sum + F.cross_entropy(logits_pV, labels_p, reduction="sum")
+    return loss_sum, batch.labels_P.numel()
+
+
+def add_gradients(
+    model: LanguageModel,
+    batch: Batch,
+    precision: Precision,
+    *,
+    scale: float = 1.0,
+    hidden_states: HiddenStates | None = None,
+    positions_at_once: int | None = None,
+    span: Span = lambda _: nullcontext(),
+    before_last_backward: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor | None]:
+    """Forward and backward of one micro-batch: adds the gradients of its summed loss to every parameter's `.grad`.
+
+    The vocabulary matrix goes forward and backward one chunk of positions after another, so that the logits of a chunk
+    are all that ever exists of (positions x vocabulary); then one backward pass goes through all that is before it.
+    Nothing here waits for the device or depends on values, so it runs on fake tensors as well.
+
+    Args:
+        scale: Factor on the gradients, for number formats that would lose small ones.
+        hidden_states: Stands in for the model's own, compiled for instance.
+        span: Opens a stretch on the profile.
+        before_last_backward: Called before the backward pass of the body, after which no gradient changes any more.
+
+    Returns:
+        Summed loss in nats (fp64), and the auxiliary loss weighted by the number of predicted tokens (None without
+        one), both detached and unscaled. Weighted so, it comes out as a mean once all is divided by the global count.
+    """
+    with precision.autocast(), span("forward"):
+        features_PF = model.head_features(predicted_hidden(hidden_states or model.hidden_states, batch))
+        auxiliary = model.auxiliary_loss()
+        matrix_VF = model.vocabulary_matrix()
+        dtype = compute_dtype(matrix_VF)
+    loss_sum, gradient_PF = add_head_gradients(
+        features_PF.detach(),
+        matrix_VF,
+        model.head_bias,
+        batch.labels_P,
+        dtype=dtype,
+        scale=scale,
+        positions_at_once=positions_at_once or chunk_length(model, batch),
+        span=span,
+    )
+    weighted = None if auxiliary is None else auxiliary * batch.labels_P.numel()
+    before_last_backward()
+    # A caller may keep one autocast over many micro-batches, for its cache of cast weights; backward is not for it.
+    with span("backward"), precision.autocast(enabled=False):
+        # One call, so that every parameter of the body gets its gradient once and an exchange may start at once.
+        roots = [(features_PF, gradient_PF)]
+        if weighted is not None:
+            roots.append((weighted, torch.full_like(weighted, scale)))
+        torch.autograd.backward([root for root, _ in roots], [gradient for _, gradient in roots])
+    return loss_sum, None if weighted is None else weighted.detach()
+
+
+def predicted_hidden(hidden_states: HiddenStates, batch: Batch) -> Tensor:
+    """Hidden states at the positions that predict, (P, D): the vocabulary head never sees the others."""
+    hidden_BTD = hidden_states(batch.inputs_BT, batch.document_ids_BT)
+    return hidden_BTD.flatten(0, 1).index_select(0, batch.positions_P)
+
+
+def chunk_length(model: LanguageModel, batch: Batch) -> int:
+    """Positions whose logits exist at once.
+
+    Equal chunks of what full rows would predict, for the last would otherwise cost a pass over the matrix for a few
+    positions. Not of what these rows do: with a few positions fewer there might be one chunk less, of twice the length.
+    """
+    return max(1, math.ceil(batch.most_predicted / num_chunks(model, batch)))
+
+
+def num_chunks(model: LanguageModel, batch: Batch) -> int:
+    """Chunks of positions for which logits stay below the memory of the body's activations, as few as can be.
+
+    Of a frozen matrix they are small: it has no gradient, for which a chunk would cost a pass over it.
+    """
+    matrix_VD = model.vocabulary_matrix()
+    vocabulary_size, width = matrix_VD.shape
+    if not matrix_VD.requires_grad:
+        return max(1, math.ceil(batch.most_predicted / max(1, _MIN_LOGITS_AT_ONCE // vocabulary_size)))
+    num_layers = sum(isinstance(module, Attention) for module in model.modules())
+    activation_bytes = _SAVED_BYTES_A_LAYER * batch.inputs_BT.numel() * width * num_layers
+    logits_at_once = max(_MIN_LOGITS_AT_ONCE, activation_bytes // _BYTES_A_LOGIT)
+    return max(1, math.ceil(batch.most_predicted / max(1, logits_at_once // vocabulary_size)))

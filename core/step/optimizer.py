@@ -1,0 +1,73 @@
+"""AdamW with its state in place from the start, and the norm of the gradients it is given."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from core.settings.training_config import TrainingConfig
+
+_FUSED_DEVICES = ("cpu", "cuda")
+
+
+def build_optimizer(model: nn.Module, training: TrainingConfig, *, tokens_per_step: float) -> torch.optim.AdamW:
+    """AdamW over the model's trainable parameters, on their device; fused where the device has it.
+
+    Weight decay acts on matrices only: biases and the gains of norms have a scale of their own.
+
+    Args:
+        tokens_per_step: Tokens of a global batch, which a half-life of the second moment is counted in.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=training.learning_rate,
+        betas=(training.beta1, second_moment_decay(training, tokens_per_step)),
+        eps=training.epsilon,
+        fused=all(p.device.type in _FUSED_DEVICES for p in parameters),
+    )
+    _create_state(optimizer)
+    return optimizer
+
+
+def second_moment_decay(training: TrainingConfig, tokens_per_step: float) -> float:
+    """beta2 of one step: as set, or such that a gradient's weight halves every `beta2_half_life_tokens` tokens.
+
+    Source: arXiv:2507.07101, which finds that this half-life, not beta2, holds over batch sizes.
+    """
+    if training.beta2_half_life_tokens is None:
+        return training.beta2
+    return float(0.5 ** (tokens_per_step / training.beta2_half_life_tokens))
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Euclidean norm of all gradients together, a tensor of one number on their device."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def update(optimizer: torch.optim.AdamW, *, gradient_scale: float, learning_rate: float) -> None:
+    """Multiply the gradients by a factor and take one step. Memory: nothing beyond what exists already.
+
+    One factor holds the division by the token count and the clipping, so that the gradients are walked through once.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    torch._foreach_mul_(gradients, gradient_scale)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+
+
+def _create_state(optimizer: torch.optim.AdamW) -> None:
+    # Made by the first step it could run out of memory halfway, and a retry would find it half there.
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                # fused keeps the count beside the parameter, so that a step needs no transfer
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device if group["fused"] else None),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }

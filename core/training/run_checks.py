@@ -1,0 +1,137 @@
+"""What has to hold before the first step, and the model as it is then."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.model_files.adapter_folder import is_adapter
+from core.model_files.checkpoint import MODEL_FILE, read_progress
+from core.model_files.huggingface import holds_weights
+from core.model_files.initial_weights import hash_of_base
+from core.models.lora import WITHOUT_BASE, lora_faults
+from core.settings.run_config import RunConfig
+from data_pipeline.tokens.token_blocks import PreparedCorpus
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A checkpoint that a run begins with, instead of with fresh weights."""
+
+    checkpoint: Path
+    is_same_run: bool
+    """True: the trunk of a run, which goes on where that was, with its tokens, position and statistics. False: the
+    stage before, of which weights and optimizer are taken over."""
+
+
+def check_fit(run: RunConfig, data: PreparedCorpus) -> None:
+    """Refuse settings that these rows cannot be trained with, all faults at once.
+
+    Raises:
+        ValueError: Rows longer than the model takes, or none.
+    """
+    faults = []
+    if data.train.sequence_length > run.model.num_positions:
+        faults.append(
+            f"rows of the corpus have {data.train.sequence_length} tokens and the model takes "
+            f"{run.model.num_positions} (model.sequence_length)"
+        )
+    initial = run.training.initial_weights
+    if initial is not None and not holds_weights(Path(initial)) and not is_adapter(Path(initial)):
+        faults.append(
+            f"training.initial_weights={initial} holds no {MODEL_FILE} on this machine; give the folder of a model, "
+            "such as the best/ of a sweep, where every worker can read it"
+        )
+    if run.training.lora is not None:
+        faults += lora_faults(run.model, run.training.lora)
+        if initial is None:
+            faults.append(WITHOUT_BASE)
+        elif is_adapter(Path(initial)):
+            faults.append(
+                f"training.initial_weights={initial} is an adapter, and training.lora begins with a whole model; make "
+                "it one with pretune export"
+            )
+    if data.train.num_rows == 0:
+        faults.append("the corpus has no training row")
+    if data.holdout.num_rows == 0:
+        faults.append("the corpus has no holdout row; raise corpus.holdout")
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+_SETTINGS_WITHOUT_EFFECT = ("micro_batch_size", "on_oom", "activation_checkpointing", "compile")
+"""Settings of training that change speed and memory, and not what is learnt."""
+
+
+def settings_that_count(run: RunConfig) -> dict[str, Any]:
+    """The settings that decide what is learnt: two runs with the same may go on from each other's checkpoint."""
+    settings = run.model_dump(mode="json")
+    for name in _SETTINGS_WITHOUT_EFFECT:
+        del settings["training"][name]
+    if settings["training"]["lora"] is not None:
+        del settings["training"]["lora"]["recompute_feed_forward"]
+    return settings
+
+
+def check_same_run(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> None:
+    """Refuse to go on from a checkpoint of another run.
+
+    Raises:
+        ValueError: Naming every setting that differs.
+    """
+    saved = read_progress(checkpoint)
+    faults = _differences(saved["settings"], settings_that_count(run), path="")
+    if saved["data"] != data.fingerprint:
+        faults.append(f"data {saved['data']} there and {data.fingerprint} here")
+    faults += _faults_of_base(saved, run)
+    if faults:
+        raise ValueError(
+            f"{checkpoint} belongs to another run: {'; '.join(faults)}. "
+            "Give this run a folder of its own, or remove that one."
+        )
+
+
+_LENGTH_OF_A_RUN = ("tokens", "epochs", "schedule", "warmup", "cooldown", "floor")
+"""Settings in which a run may differ from its trunk: how long it is, and how it ends."""
+
+
+def check_trunk(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> None:
+    """Refuse to go on from the trunk of a run that is not the same but for its length.
+
+    Raises:
+        ValueError: Naming every setting that differs, or saying that the trunk is longer than what is asked for.
+    """
+    saved = read_progress(checkpoint)
+    here = settings_that_count(run)
+    # Where a trunk's own weights came from is its affair.
+    for name in (*_LENGTH_OF_A_RUN, "initial_weights"):
+        here["training"][name] = saved["settings"]["training"].get(name)
+    faults = _differences(saved["settings"], here, path="")
+    if saved["data"] != data.fingerprint:
+        faults.append(f"data {saved['data']} there and {data.fingerprint} here")
+    faults += _faults_of_base(saved, run)
+    tokens = saved["progress"]["tokens"]
+    if run.training.tokens is not None and tokens >= run.training.tokens:
+        faults.append(f"it has {tokens:,} tokens already, and training.tokens={run.training.tokens:,} asks for no more")
+    if faults:
+        raise ValueError(f"{checkpoint} cannot be gone on from: {'; '.join(faults)}")
+
+
+def _faults_of_base(saved: dict[str, Any], run: RunConfig) -> list[str]:
+    there, here = saved.get("base"), hash_of_base(run)
+    if there == here:
+        return []
+    return [
+        f"its adapters were trained on other weights than those in {run.training.initial_weights} now (SHA-256 "
+        f"{str(there)[:12]} there and {str(here)[:12]} here)"
+    ]
+
+
+def _differences(saved: dict[str, Any], now: dict[str, Any], *, path: str) -> list[str]:
+    faults = []
+    for name in {**saved, **now}:
+        there, here = saved.get(name), now.get(name)
+        if isinstance(there, dict) and isinstance(here, dict):
+            faults += _differences(there, here, path=f"{path}{name}.")
+        elif there != here:
+            faults.append(f"{path}{name} is {there} there and {here} here")
+    return faults

@@ -1,0 +1,433 @@
+"""The training loop on one page. Knows no Ray and no MLflow: data, workers and `report` are arguments."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from core.distributed.collective_attempt import StopRequestedError, attempt_together
+from core.distributed.workers import Workers, check_same_model
+from core.memory.malloc_tuning import freed_memory_stays
+from core.memory.memory_limit import memory_limit
+from core.memory.memory_reports import LimitBy, Shortage
+from core.memory.out_of_memory import OomFacts
+from core.memory_prediction.automatic_micro_batch import choose_micro_batch, place_of
+from core.model_files.checkpoint import copy_from_first
+from core.model_files.initial_weights import fresh_model, hash_of_base
+from core.settings.cooldown_branch import Branch, Pause, branch_schedule
+from core.settings.precision import allow_tf32, choose_precision
+from core.settings.run_config import RunConfig
+from core.settings.schedule import RunLength, learning_rate, run_length
+from core.step.divergence import DivergenceWatch
+from core.step.evaluation import Evaluation, holdout_source
+from core.step.noise_scale import NoiseScale
+from core.step.optimizer import build_optimizer
+from core.step.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult
+from core.step.step_profile import matmul_flops_per_s, model_flops_a_token
+from core.training.memory_budget import MemoryBudget
+from core.training.memory_proof import MemoryProof
+from core.training.progress_report import Progress, Report, Reporter
+from core.training.run_checkpoints import RunCheckpoints
+from core.training.run_checks import Beginning, check_fit, settings_that_count
+from core.training.run_end import Outcome, RunEnd
+from data_pipeline.tokens.batches import BatchSource
+from data_pipeline.tokens.token_blocks import PreparedCorpus
+
+_FLOPS_ARE_COUNTED_AFTER_S = 2.0
+
+
+def run_training(
+    run: RunConfig,
+    data: PreparedCorpus,
+    *,
+    workers: Workers,
+    folder: Path,
+    begins_with: Beginning | None = None,
+    report: Report,
+    evaluate_at_tokens: Sequence[int],
+    memory_limit_bytes: int | None = None,
+    memory_limit_by: LimitBy = "counting",
+    checkpoint_every_s: float | None = 60.0,
+    report_every_s: float = 1.0,
+    pause: Pause | None = None,
+    keep_trunk: bool = False,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> RunEnd:
+    """Train one model until its tokens are used up, or until something ends it before.
+
+    Called on every worker with the same arguments. It goes on from the newest whole checkpoint in `folder`, if any.
+
+    Args:
+        folder: For checkpoints, the last and the best; rank 0 alone reads and writes it.
+        begins_with: Where to begin while `folder` has no checkpoint; rank 0 alone reads it.
+        report: Takes metrics on rank 0, at every evaluation and at most every `report_every_s` otherwise; False ends
+            the run as stopped.
+        evaluate_at_tokens: The holdout is evaluated at the first step at or past each of these, and at the end.
+        memory_limit_bytes: Of each worker. What goes over it is treated as out of memory.
+        memory_limit_by: How the limit is enforced on a CPU.
+        checkpoint_every_s: None: only when the run ends.
+        pause: Where the run ends as paused, after a branch with a cooldown of its own; called again without it, or with
+            a later one, the run goes on as if it had not been. None, or at the end or beyond: nowhere.
+        keep_trunk: Keep the checkpoint before the cooldown of `wsd`, from which a longer training can go on.
+        is_stopped: Asked before every micro-batch, on every worker; True ends the run as stopped, at once.
+
+    Raises:
+        ValueError: The settings do not fit the data, or `folder` holds another run's checkpoint.
+        RuntimeError: Workers that differ, or another worker's failure.
+    """
+    device = workers.device
+    allow_tf32(device)
+    precision = choose_precision(run.training.precision, device)
+    matmul_rate = matmul_flops_per_s(device, precision.dtype) if workers.is_first else 0.0
+    check_fit(run, data)
+    micro_batch_size = choose_micro_batch(run, data, workers, memory_limit_bytes=memory_limit_bytes)
+    # Where the kernel holds the limit, what the process keeps counts against it.
+    keeps_freed_memory = device.type == "cpu" and memory_limit_by == "counting"
+    with (
+        memory_limit(memory_limit_bytes, device, by=memory_limit_by) as meter,
+        freed_memory_stays() if keeps_freed_memory else nullcontext(),
+    ):
+        budget = MemoryBudget(run, data.vocabulary.size, place_of(data, workers), workers, meter, memory_limit_bytes)
+        opened = attempt_together(
+            lambda: _Run(run, data, workers, budget, micro_batch_size, folder, is_stopped),
+            workers,
+            phase=None,
+            bytes_in_use=budget.bytes_in_use,
+        )
+        if isinstance(opened, OomFacts):
+            reason = budget.in_words(opened, micro_batch_size)
+            return RunEnd("infeasible", reason, {}, 0, micro_batch_size, budget.largest_peak_bytes(), opened)
+        opened.report_with(report, every_s=report_every_s, matmul_rate=matmul_rate)
+        try:
+            taken_up = opened.go_on_from(begins_with)
+            return taken_up or opened.train(evaluate_at_tokens, checkpoint_every_s, pause, keep_trunk)
+        except StopRequestedError:
+            return opened.stopped()
+
+
+class _Run:
+    """One run between its start and its end."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        data: PreparedCorpus,
+        workers: Workers,
+        budget: MemoryBudget,
+        micro_batch_size: int,
+        folder: Path,
+        is_stopped: Callable[[], bool],
+    ) -> None:
+        training = run.training
+        self.run = run
+        self.data = data
+        self.workers = workers
+        self.budget = budget
+        self.precision = choose_precision(training.precision, workers.device)
+        self.length: RunLength = run_length(training, num_rows=data.train.num_rows, num_tokens=data.train.num_tokens)
+        self.model = fresh_model(run, data, workers.device)
+        self.base_hash = hash_of_base(run) if workers.is_first else None
+        self.tokens_per_step = training.batch_size * data.train.num_tokens / data.train.num_rows
+        self.optimizer = build_optimizer(self.model, training, tokens_per_step=self.tokens_per_step)
+
+        def listen() -> None:
+            if is_stopped():
+                raise StopRequestedError
+
+        self.step = OptimizerStep(
+            self.model,
+            self.optimizer,
+            BatchSource(
+                data.train, data.vocabulary, masking_rate=run.objective.masking_rate, seed=training.seed, shuffle=True
+            ),
+            workers,
+            self.precision,
+            batch_size=training.batch_size,
+            micro_batch_size=micro_batch_size,
+            tokens_per_step=self.tokens_per_step,
+            clip=training.clip,
+            choose_smaller=budget.smaller if training.on_oom == "shrink" else None,
+            bytes_in_use=budget.bytes_in_use,
+            listen=listen,
+            seed=training.seed,
+        )
+        self.evaluation = Evaluation(
+            self.model,
+            holdout_source(data, is_causal=run.model.is_causal),
+            workers,
+            self.precision,
+            num_rows=self.step.micro_batch_size,
+            shrinks=self.step.micro_batch.shrinks,
+            listen=listen,
+        )
+        self.progress = Progress()
+        self.trunk: Progress | None = None
+        """Of a run that is in the branch of a pause, where that left the trunk."""
+        self.last: StepResult | None = None
+        """Step taken."""
+        self.noise = NoiseScale()
+        self.divergence = DivergenceWatch(data.vocabulary.size)
+        self.proof = MemoryProof(self.step, self.evaluation, budget, data, compiles=training.compile)
+        self.asked_micro_batch = self.step.micro_batch_size
+        self.checkpoints = RunCheckpoints(folder, self.model, self.optimizer, workers, self._state)
+
+    def report_with(self, report: Report, *, every_s: float, matmul_rate: float) -> None:
+        """Where reports go."""
+        self.reporter = Reporter(report, every_s=every_s, matmul_rate=matmul_rate, profile=self.step.profile)
+
+    def go_on_from(self, beginning: Beginning | None) -> RunEnd | None:
+        """Take up the newest checkpoint in the folder, once all workers are known to hold the same model.
+
+        Args:
+            beginning: Where to begin while there is none.
+
+        Returns:
+            The run's end, if there is no memory for that.
+        """
+        check_same_model(self.model, self._settings_text(), self.workers)
+        read = attempt_together(
+            lambda: self.checkpoints.read_newest(self.run, self.data, beginning), self.workers, phase="checkpoint"
+        )
+        if isinstance(read, OomFacts):
+            return self._infeasible(read, self.step.micro_batch_size)
+        saved = self.workers.all_values(read)[0]
+        if saved:
+            assert isinstance(saved, dict)
+            self._restore(saved)
+        return None
+
+    def train(
+        self,
+        evaluate_at_tokens: Sequence[int],
+        checkpoint_every_s: float | None,
+        pause: Pause | None,
+        keep_trunk: bool,
+    ) -> RunEnd:
+        """The loop."""
+        points = sorted(evaluate_at_tokens)
+        while not self._is_over():
+            if pause is not None and self.progress.tokens >= pause.at_tokens:
+                return self._pause(pause)
+            if keep_trunk and self._is_about_to_cool_down():
+                self.checkpoints.write_trunk_together()
+            before = self.progress
+            result = self._advance(self._learning_rate)
+            if isinstance(result, RunEnd):
+                return result
+            self.reporter.add(result, self.progress.training_s - before.training_s)
+            if result.noise_pair is not None:
+                self.noise = self.noise.with_measurement(*result.noise_pair)
+
+            is_last = self._is_over()
+            if pause is not None and self.progress.tokens >= pause.at_tokens and not is_last:
+                continue  # The branch evaluates and reports.
+            is_due = any(before.tokens < max(point, 1) <= self.progress.tokens for point in points)
+            metrics = self.evaluation.metrics(step=self.progress.step) if is_last or is_due else {}
+            if isinstance(metrics, OomFacts):
+                return self._infeasible(metrics, self.evaluation.num_rows)
+
+            goes_on = self._publish(metrics, is_last=is_last, checkpoint_every_s=checkpoint_every_s)
+            if not goes_on and not is_last:
+                return self._end("stopped", f"stopped by the caller at {self.progress.tokens} tokens")
+        done = f"trained on {self.progress.tokens:,} tokens in {self.progress.step:,} steps"
+        return self._end("completed", done + self._survived_in_words())
+
+    def stopped(self) -> RunEnd:
+        """The end of a run that heard of it on the way; what it has done since its last checkpoint is lost."""
+        tokens = (self.trunk or self.progress).tokens
+        return self._end("stopped", f"stopped by the caller after {tokens} tokens, before the next report")
+
+    # Steps of the loop, in their order
+
+    def _is_over(self) -> bool:
+        return self.length.is_reached(tokens=self.progress.tokens, step=self.progress.step)
+
+    def _advance(self, rate_of: Callable[[int], float]) -> StepResult | RunEnd:
+        """One optimizer step and the progress after it, or the run's end."""
+        before = self.progress
+        started_at = time.perf_counter()
+        result = self.step.take(step=before.step, position=before.position, learning_rate=rate_of)
+        elapsed_s = time.perf_counter() - started_at
+        if isinstance(result, StepOutOfMemory):
+            return self._infeasible(result.facts, result.micro_batch_size)
+        diverged = None if self._is_only_scaled_too_high(result) else self._verdict(result)
+        if diverged is not None:
+            return self._end("diverged", diverged)
+        self.progress = before.after(result, num_rows=self.step.batch_size, elapsed_s=elapsed_s)
+        self.last = result
+        shortage = self.proof.after_step(step=self.progress.step)
+        return result if shortage is None else self._infeasible(shortage, self.evaluation.num_rows)
+
+    def _pause(self, pause: Pause) -> RunEnd:
+        """Keep the trunk, and see what it would come to with a cooldown from here."""
+        trunk = self.trunk = self.progress
+        self.checkpoints.write_together()
+        values = self._trunk_values() if self.workers.is_first else {}
+        schedule = branch_schedule(pause, begin_tokens=trunk.tokens, tokens_per_step=self.tokens_per_step)
+
+        def rate_of(num_tokens: int) -> float:
+            middle = self.progress.tokens + num_tokens / 2
+            total = self.length.schedule_tokens
+            return schedule.learning_rate(self.run.training, tokens=middle, total_tokens=total)
+
+        for _ in range(schedule.num_steps):
+            result = self._advance(rate_of)
+            if isinstance(result, RunEnd):
+                return result
+        metrics = self.evaluation.metrics(step=self.progress.step)
+        if isinstance(metrics, OomFacts):
+            return self._infeasible(metrics, self.evaluation.num_rows)
+        end = self.progress
+        branch = Branch(metrics, end.tokens - trunk.tokens, end.training_s - trunk.training_s)
+        if self.workers.is_first:
+            self.reporter.send(values | branch.as_report())
+        reason = f"paused at {trunk.tokens} tokens; a branch cooled down over {branch.tokens} tokens from there"
+        return replace(self._end("paused", reason + self._survived_in_words()), metrics=metrics, branch=branch)
+
+    def _is_about_to_cool_down(self) -> bool:
+        """Whether this is the last moment at which no step has been taken, even in part, at a falling rate."""
+        training = self.run.training
+        if training.schedule != "wsd" or training.cooldown == 0:
+            return False
+        begins_at = (1 - training.cooldown) * self.length.schedule_tokens
+        # Half a token's room: the sum of whole steps comes to the border but for rounding.
+        return self.progress.tokens < begins_at + 0.5 <= self.progress.tokens + self.tokens_per_step
+
+    def _learning_rate(self, num_tokens: int) -> float:
+        # The middle of the step: its beginning would waste the first step of a warm-up, its end the last of a cooldown.
+        middle = self.progress.tokens + num_tokens / 2
+        return learning_rate(self.run.training, tokens=middle, total_tokens=self.length.schedule_tokens)
+
+    def _is_only_scaled_too_high(self, result: StepResult) -> bool:
+        return not result.is_applied and math.isfinite(result.loss) and self.step.can_lower_loss_scale
+
+    def _verdict(self, result: StepResult) -> str | None:
+        return self.divergence.verdict(result, step=self.progress.step + 1)
+
+    def _publish(self, metrics: dict[str, float], *, is_last: bool, checkpoint_every_s: float | None) -> bool:
+        """Best weights, report, checkpoint, each if it is time: rank 0 has the clock, the disk and the caller's ear.
+
+        A shortage of memory in here costs a checkpoint and not the run.
+
+        Returns:
+            Whether to go on, on all workers as rank 0 was told.
+        """
+        is_best = False
+        if metrics:
+            self.progress, is_best = self.progress.evaluated(metrics)
+
+        def publish() -> bool:
+            if not self.workers.is_first:
+                return True
+            if is_best:
+                self.checkpoints.write_best(metrics)
+            goes_on = self._report(metrics)
+            if is_last or not goes_on or self.checkpoints.is_due(checkpoint_every_s):
+                self.checkpoints.write()
+            return goes_on
+
+        # Rank 0 may fail in here: a full disk, an error of the caller's own. The others must hear of it.
+        goes_on = attempt_together(publish, self.workers, phase="checkpoint")
+        if isinstance(goes_on, OomFacts):
+            self.checkpoints.note(goes_on)
+            return True
+        return bool(self.workers.from_first(int(goes_on)))
+
+    def _report(self, metrics: dict[str, float]) -> bool:
+        """Report if it is time to; whether to go on."""
+        if not metrics and not self.reporter.is_due():
+            return True
+        values = self._trunk_values()
+        if metrics:
+            values |= self.noise.metrics()
+        return self.reporter.send(values | metrics)
+
+    def _trunk_values(self) -> dict[str, float]:
+        """What a report says besides the holdout."""
+        progress = self.progress
+        values = {
+            "tokens": float(progress.tokens),
+            "step": float(progress.step),
+            "epoch": progress.position / self.data.train.num_rows,
+            "training_s": progress.training_s,
+            "micro_batch_size": float(self.step.micro_batch_size),
+            "memory/peak_bytes": float(self.budget.meter.peak_bytes),
+        }
+        flops = self._flops_a_token() if progress.training_s > _FLOPS_ARE_COUNTED_AFTER_S else None
+        return values | self.reporter.stretch(self.last, flops_a_token=flops, num_workers=self.workers.count)
+
+    def _flops_a_token(self) -> float | None:
+        # Not before memory is proven: this pass would be part of what is counted.
+        if not self.proof.is_given:
+            return None
+        if self._flops is None:
+            source = self.step.source
+            shard = source.shard(position=0, batch_size=1, rank=0, num_workers=1)
+            batch = source.batch(shard, 0, 1).to(self.workers.device)
+            self._flops = model_flops_a_token(self.model, batch, self.precision)
+        return self._flops
+
+    _flops: float | None = None
+
+    # Ends
+
+    def _infeasible(self, facts: OomFacts, micro_batch_size: int) -> RunEnd:
+        return self._end("infeasible", self.budget.in_words(facts, micro_batch_size), facts)
+
+    def _end(self, outcome: Outcome, reason: str, oom: OomFacts | None = None) -> RunEnd:
+        progress = self.trunk or self.progress
+        return RunEnd(
+            outcome=outcome,
+            reason=reason,
+            metrics=progress.metrics,
+            tokens=progress.tokens,
+            micro_batch_size_used=self.step.micro_batch_size,
+            peak_memory_bytes=self.budget.largest_peak_bytes(),
+            oom=oom,
+            shortages=self._shortages(),
+        )
+
+    def _survived_in_words(self) -> str:
+        shortages, asked, used = self._shortages(), self.asked_micro_batch, self.step.micro_batch_size
+        count = f"{len(shortages)} time{'s' if len(shortages) > 1 else ''}"
+        ranks = ", ".join(sorted({f"rank {shortage.facts.rank}" for shortage in shortages}))
+        times = f"; memory ran out {count} on the way" if shortages else ""
+        times += f" on {ranks}" if shortages and self.workers.count > 1 else ""
+        return times + (f", so with micro-batches of {used} rows instead of {asked}" if used < asked else "")
+
+    def _shortages(self) -> tuple[Shortage, ...]:
+        found = [*self.step.shortages, *self.evaluation.shortages, *self.checkpoints.shortages]
+        return tuple(sorted(found, key=lambda shortage: shortage.step))
+
+    # Checkpoints
+
+    def _state(self) -> dict[str, Any]:
+        """All of a checkpoint that is no tensor."""
+        return {
+            "settings": settings_that_count(self.run),
+            "data": self.data.fingerprint,
+            "base": self.base_hash,
+            "micro_batch_size": self.step.micro_batch_size,
+            "progress": asdict(self.progress),
+            "noise": asdict(self.noise),
+            "divergence": asdict(self.divergence),
+            "loss_scale": asdict(self.step.loss_scale),
+        }
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        copy_from_first(self.model, self.optimizer, self.workers)
+        self.step.loss_scale = LossScale(**saved["loss_scale"])
+        if "progress" not in saved:
+            return  # a new stage counts from zero
+        self.progress = Progress(**saved["progress"])
+        self.noise = NoiseScale(**saved["noise"])
+        self.divergence = DivergenceWatch(**saved["divergence"])
+        if self.step.micro_batch.shrinks:
+            # What was learnt by running out of memory holds, unless other workers or settings ask for less anyway.
+            self.step.micro_batch_size = min(self.step.micro_batch_size, saved["micro_batch_size"])
+
+    def _settings_text(self) -> str:
+        return f"{self.run.model_dump_json()} on data {self.data.fingerprint}"

@@ -1,0 +1,57 @@
+"""What decides the tokens of a corpus, as one short text. Equal fingerprint, equal blocks."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from data_pipeline.reading.corpus import Corpus
+from data_pipeline.schema.corpus_config import PackingConfig, TokenizerConfig
+from data_pipeline.schema.manifest import FORMAT_VERSION
+
+_HEX_DIGITS = 16
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide what tokens come out."""
+    return {"tokenizers": str(tokenizers.__version__)}
+
+
+def stream_fingerprint(corpus: Corpus, tokenizer: TokenizerConfig) -> str:
+    """Of the documents and their tokens, whatever rows are made of them.
+
+    Files count by their bytes and not by their names; `max_rejected` does not count, for it changes no token.
+    """
+    files = [
+        [
+            file.blake2b,
+            file.format,
+            file.encoding.name,
+            file.delimiter,
+            file.columns,
+            file.has_header,
+            file.text_column,
+            file.refused is None,
+        ]
+        for file in corpus.files
+    ]
+    settings = corpus.config.model_dump(include={"documents", "holdout", "drop_duplicates"})
+    if corpus.has_dialogues:
+        settings["template"] = asdict(corpus.template)
+    learnt: dict[str, Any] = tokenizer.model_dump(exclude={"path"})
+    if tokenizer.path is not None:
+        learnt = {"file": hashlib.blake2b(Path(tokenizer.path).expanduser().read_bytes()).hexdigest()}
+    return _short_hash([FORMAT_VERSION, library_versions(), files, settings, learnt])
+
+
+def row_fingerprint(stream: str, packing: PackingConfig) -> str:
+    """Of the rows: the name of the prepared folder."""
+    return _short_hash([stream, packing.model_dump()])
+
+
+def _short_hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=_HEX_DIGITS // 2).hexdigest()

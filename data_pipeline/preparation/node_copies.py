@@ -1,0 +1,79 @@
+"""Prepared corpora on clusters whose nodes do not share a disk: who sees a folder, and a copy for who does not."""
+
+import fcntl
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
+
+_PIECE_BYTES = 64 << 20
+
+
+def all_nodes_see(folder: Path) -> bool:
+    """Whether what is written into a folder here can be read under the same path on every node of the cluster."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    others = [node["NodeID"] for node in nodes if node["Alive"] and node["NodeID"] != here]
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        look: Any = ray.remote(num_cpus=0)(_exists)
+        return all(ray.get([look.options(label_selector={"ray.io/node-id": node}).remote(probe) for node in others]))
+    finally:
+        probe.unlink()
+
+
+def serve_copies(folder: Path) -> Any:
+    """An actor on this node that hands out the files of a prepared folder; `open_on_this_node` asks it."""
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    actor: Any = ray.remote(num_cpus=0, label_selector=here)(_FileServer)
+    return actor.remote(folder)
+
+
+def open_on_this_node(folder: Path, server: Any) -> PreparedCorpus:
+    """The prepared corpus in a folder that may exist on another node only; each node fetches it once.
+
+    Args:
+        folder: Where it lies, or will lie here after fetching.
+        server: From `serve_copies`, on the node that has it.
+    """
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / f".lock-copy-{folder.name}").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.is_dir():
+                _fetch(folder, server)
+    return open_prepared(folder)
+
+
+class _FileServer:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def sizes(self) -> dict[str, int]:
+        return {path.name: path.stat().st_size for path in self._folder.iterdir() if path.name != "verified.json"}
+
+    def read(self, name: str, start: int) -> bytes:
+        with (self._folder / name).open("rb") as file:
+            file.seek(start)
+            return file.read(_PIECE_BYTES)
+
+
+def _fetch(folder: Path, server: Any) -> None:
+    partial = folder.parent / f".copy-{folder.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for name, size in ray.get(server.sizes.remote()).items():
+        with (partial / name).open("wb") as file:
+            for start in range(0, size, _PIECE_BYTES):
+                file.write(ray.get(server.read.remote(name, start)))
+    # Contents are verified by opening; what was cut off on the way is named there.
+    partial.rename(folder)
+
+
+def _exists(path: Path) -> bool:
+    return path.exists()

@@ -1,0 +1,198 @@
+"""Corpus to token blocks, once for each fingerprint."""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from data_pipeline.preparation.fingerprint import library_versions, row_fingerprint, stream_fingerprint
+from data_pipeline.preparation.token_stream import make_stream
+from data_pipeline.reading.corpus import Corpus
+from data_pipeline.reading.corpus_files import find_files
+from data_pipeline.reading.file_inspection import examine_files
+from data_pipeline.reading.parcel_tasks import RunParcels, for_each_parcel
+from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError, PackingConfig, TokenizerConfig
+from data_pipeline.schema.manifest import FORMAT_VERSION, Manifest, PassedOver, StreamReport
+from data_pipeline.schema.prepare_progress import OnProgress, PhaseCounter, PrepareProgress
+from data_pipeline.schema.rejects import check_files, check_rejects
+from data_pipeline.schema.whole_files import write_whole
+from data_pipeline.tokens.chat_template import template_beside
+from data_pipeline.tokens.row_tables import make_rows
+from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
+from data_pipeline.tokens.tokenizer import load_tokenizer, vocabulary_of
+
+__all__ = ["CorpusError", "PrepareProgress", "prepare"]
+
+_WAIT_S = 0.2
+
+
+def prepare(
+    corpus: CorpusConfig,
+    tokenizer: TokenizerConfig,
+    packing: PackingConfig,
+    *,
+    prepared_folder: Path,
+    on_progress: OnProgress | None = None,
+    run: RunParcels = for_each_parcel,
+    fetch: Callable[[Path], None] = lambda _: None,
+    wanted: Literal["texts", "conversations"] | None = None,
+) -> PreparedCorpus:
+    """The token blocks of a corpus: found where they have been made before, else made.
+
+    Needs Ray to be initialised, except where the blocks are there. They lie in prepared_folder/<fingerprint>, which
+    appears whole or not at all; a preparation that was killed goes on where it stopped; two at once make it once.
+
+    Args:
+        run: for_each_parcel_here does without Ray, on one core.
+        fetch: Called with the folder before it is made: may get it, whole, from where it was made before.
+        wanted: What the training is for; a corpus of the other kind is refused. None: both are welcome.
+
+    Raises:
+        CorpusError: Nothing to read, nothing kept, more rejected than `max_rejected`, or not what is wanted.
+        ValueError: The tokenizer cannot be loaded.
+    """
+    report = on_progress or (lambda _: None)
+    prepared_folder = prepared_folder.expanduser().absolute()
+    try:
+        prepared_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise CorpusError(f"the folder for prepared corpora, {prepared_folder}, cannot be made: {cause}") from cause
+    found = find_files(corpus)
+    counter = PhaseCounter(report, "reading files", total=sum(file.num_bytes for file in found.files), unit="bytes")
+    files = examine_files(found, corpus, memory=prepared_folder / ".examined.json", on_bytes=counter.add)
+    check_kind(files, wanted)
+    if tokenizer.path is not None:
+        path = Path(tokenizer.path).expanduser()
+        files = replace(files, template=template_beside(path, load_tokenizer(path)))
+    stream = stream_fingerprint(files, tokenizer)
+    folder = prepared_folder / row_fingerprint(stream, packing)
+    if not folder.is_dir():
+        with _only_one(prepared_folder / f".lock-{stream}", report):
+            if not folder.is_dir():
+                fetch(folder)
+            if not folder.is_dir():
+                _make(files, tokenizer, packing, folder, stream, found.passed_over, report, run)
+    prepared = open_prepared(folder)
+    check_files(prepared.manifest.files, corpus)
+    check_rejects(prepared.manifest.rejects, prepared.manifest.rows_read, corpus)
+    return prepared
+
+
+def check_kind(corpus: Corpus, wanted: Literal["texts", "conversations"] | None) -> None:
+    """See that a corpus holds what a training is for.
+
+    Raises:
+        CorpusError: It does not, or holds both; names a file.
+    """
+    read = [file for file in corpus.files if file.refused is None]
+    dialogues = [file.path for file in read if file.has_dialogues]
+    texts = [file.path for file in read if not file.has_dialogues]
+    if wanted == "texts" and dialogues:
+        raise CorpusError(
+            f"{dialogues[0]} holds conversations, and this objective trains on texts; write objective: sft, which "
+            "predicts the assistant's tokens, or name the key that holds a text as corpus.text"
+        )
+    if wanted == "conversations" and texts:
+        raise CorpusError(
+            f'{texts[0]} holds texts, and objective: sft trains on conversations, rows {{"conversations": [{{"role": '
+            '"user", "content": ..}, ..]} or {"instruction": .., "output": ..}; write objective: causal_lm for texts'
+        )
+    if texts and dialogues:
+        raise CorpusError(
+            f"{dialogues[0]} holds conversations and {texts[0]} texts: of the one only answers are predicted, of the "
+            "other everything; name files of one kind as corpus.path"
+        )
+
+
+def _make(
+    corpus: Corpus,
+    tokenizer: TokenizerConfig,
+    packing: PackingConfig,
+    folder: Path,
+    stream: str,
+    passed_over: tuple[PassedOver, ...],
+    report: OnProgress,
+    run: RunParcels,
+) -> None:
+    """Make the folder beside its place, then rename it."""
+    work = folder.parent / f".work-{stream}"
+    pointer = folder.parent / f".stream-{stream}"
+    made_before = _prepared_with_other_rows(pointer)
+    source = made_before.folder if made_before else work
+    documents = (
+        StreamReport.model_validate(made_before.manifest.model_dump(include=set(StreamReport.model_fields)))
+        if made_before
+        else _stream(corpus, tokenizer, work, report, run)
+    )
+    partial = folder.parent / f".new-{folder.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    blocks = [block.name for split in documents.splits.values() for block in split.blocks]
+    for name in (*blocks, "tokenizer.json", "rejects.jsonl"):
+        _link(source / name, partial / name)
+    manifest = Manifest(
+        **documents.model_dump(),
+        format_version=FORMAT_VERSION,
+        fingerprint=folder.name,
+        stream_fingerprint=stream,
+        corpus=corpus.config,
+        tokenizer=tokenizer,
+        packing=packing,
+        versions=library_versions(),
+        passed_over=passed_over,
+        rows=make_rows(partial, documents.splits, packing, begin_id=_begin_id(partial)),
+    )
+    write_whole(partial / "manifest.json", manifest.model_dump_json(indent=1).encode())
+    partial.rename(folder)
+    write_whole(pointer, folder.name.encode())
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _begin_id(folder: Path) -> int:
+    return vocabulary_of(load_tokenizer(folder / "tokenizer.json")).bos_id
+
+
+def _stream(
+    corpus: Corpus, tokenizer: TokenizerConfig, work: Path, report: OnProgress, run: RunParcels
+) -> StreamReport:
+    try:
+        return make_stream(corpus, tokenizer, work=work, report=report, run=run)
+    except CorpusError:
+        # Nobody will go on from here: the corpus has to change first.
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _prepared_with_other_rows(pointer: Path) -> PreparedCorpus | None:
+    """A folder with the same tokens, which then need not be made again."""
+    with suppress(OSError, ValueError):
+        return open_prepared(pointer.parent / pointer.read_text())
+    return None
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+@contextmanager
+def _only_one(path: Path, report: OnProgress) -> Iterator[None]:
+    """Hold a lock that the kernel lets go when its process dies, however it dies."""
+    with path.open("w") as file:
+        started_at = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waited_s = int(time.monotonic() - started_at)
+                report(PrepareProgress("waiting for another preparation", waited_s, None, "s"))
+                time.sleep(_WAIT_S)
+        yield

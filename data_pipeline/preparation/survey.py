@@ -1,0 +1,216 @@
+"""The first reading of a corpus: count and judge every row, before time goes into tokens."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_pipeline.reading.corpus import Corpus
+from data_pipeline.reading.pieces import Piece
+from data_pipeline.reading.row_readers import ReadRows, read_piece
+from data_pipeline.schema.manifest import FileReport
+from data_pipeline.schema.rejects import Reason, Reject
+
+_HASH_RANGE = 2**64
+
+
+def hash_texts(texts: list[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """(n, 2) 128 bits of each text: the first half decides between training and holdout, both say which text it is.
+
+    Returns:
+        (hashes, UTF-8 bytes of each text).
+    """
+    encoded = [text.encode() for text in texts]
+    digests = b"".join([hashlib.blake2b(data, digest_size=16).digest() for data in encoded])
+    return np.frombuffer(digests, "<u8").reshape(-1, 2), np.fromiter(map(len, encoded), np.int64, len(encoded))
+
+
+def holdout_threshold(share: float) -> int:
+    """Texts whose first hash is below this are held out."""
+    return round(share * _HASH_RANGE)
+
+
+def is_below(hashes: NDArray[np.uint64], threshold: int) -> NDArray[np.bool_]:
+    """Which hashes are below a threshold that may be one more than 64 bits can say."""
+    below: NDArray[np.bool_] = hashes <= np.uint64(threshold - 1) if threshold > 0 else np.zeros(len(hashes), np.bool_)
+    return below
+
+
+@dataclass
+class Survey:
+    """What the first reading found."""
+
+    files: dict[int, Counter[str]] = field(default_factory=dict)
+    """By number of file: kept, rejected, blank."""
+    rejects: Counter[str] = field(default_factory=Counter)
+    num_text_bytes: int = 0
+    num_held_out: int = 0
+    lowest_hash: int = _HASH_RANGE
+    highest_hash: int = -1
+
+    @property
+    def rows_kept(self) -> int:
+        return sum(counts["kept"] for counts in self.files.values())
+
+    @property
+    def rows_rejected(self) -> int:
+        return sum(self.rejects.values())
+
+    @property
+    def rows_read(self) -> int:
+        return self.rows_kept + self.rows_rejected
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Take in what one parcel gave."""
+        for number, counts in result["files"].items():
+            self.files.setdefault(int(number), Counter()).update(counts)
+        self.rejects.update(result["reasons"])
+        self.num_text_bytes += result["num_text_bytes"]
+        self.num_held_out += result["num_held_out"]
+        self.lowest_hash = min(self.lowest_hash, int(result["lowest_hash"]))
+        self.highest_hash = max(self.highest_hash, int(result["highest_hash"]))
+
+    def refuse_files(self, corpus: Corpus) -> list[Reject]:
+        """Count files of which no row was read, and ends that damage cut off: one reject each."""
+        entries = []
+        for number, file in enumerate(corpus.files):
+            for reason, detail in ((Reason.FILE_REFUSED, file.refused), (Reason.FILE_DAMAGED, file.damage)):
+                if detail is not None:
+                    entries.append(Reject(file.path, 0, reason, detail))
+                    self.files.setdefault(number, Counter())["rejected"] += 1
+                    self.rejects[reason.value] += 1
+        return entries
+
+    def file_reports(self, corpus: Corpus) -> tuple[FileReport, ...]:
+        """Every file with its counts."""
+        reports = []
+        for number, file in enumerate(corpus.files):
+            counts = self.files.get(number, Counter())
+            reports.append(
+                FileReport(
+                    path=file.path,
+                    num_file_bytes=file.num_file_bytes,
+                    blake2b=file.blake2b,
+                    compression=file.compression,
+                    encoding=None if file.format == "parquet" else file.encoding.name,
+                    encoding_note=file.encoding.note,
+                    format=file.format_in_words,
+                    text_column=file.text_column,
+                    rows_read=counts["kept"] + counts["rejected"],
+                    rows_kept=counts["kept"],
+                    rows_rejected=counts["rejected"],
+                    num_blank_lines=counts["blank"],
+                    refused=file.refused,
+                )
+            )
+        return tuple(reports)
+
+
+@dataclass
+class ParcelRows:
+    """All rows of a parcel."""
+
+    texts: list[str] = field(default_factory=list)
+    target_spans: list[list[tuple[int, int]]] = field(default_factory=list)
+    """For each text the characters that are predicted: of a text that is no dialogue, all."""
+    rejects: list[Reject] = field(default_factory=list)
+    files: dict[int, Counter[str]] = field(default_factory=dict)
+    """By number of file: kept, rejected, blank."""
+
+    def add(self, rows: ReadRows, file: int) -> None:
+        """Take in what was in one piece."""
+        spans = rows.target_spans
+        self.texts += rows.texts
+        self.target_spans += spans if spans is not None else [[(0, len(text))] for text in rows.texts]
+        self.rejects += rows.rejects
+        counts = Counter(kept=len(rows.texts), rejected=len(rows.rejects), blank=rows.num_blank_lines)
+        self.files.setdefault(file, Counter()).update(counts)
+
+    def counts(self, hashes: NDArray[np.uint64], text_bytes: NDArray[np.int64], corpus: Corpus) -> dict[str, Any]:
+        """What `Survey.add` takes, fit for JSON.
+
+        Args:
+            hashes: As `hash_texts` gives them, with text_bytes.
+        """
+        first = hashes[:, 0]
+        return {
+            "files": self.files,
+            "reasons": Counter(reject.reason.value for reject in self.rejects),
+            "num_text_bytes": int(text_bytes.sum()),
+            "num_held_out": int(is_below(first, holdout_threshold(corpus.config.holdout)).sum()),
+            "lowest_hash": str(first.min()) if len(first) else str(_HASH_RANGE),
+            "highest_hash": str(first.max()) if len(first) else "-1",
+        }
+
+    def reject_lines(self) -> bytes:
+        """Rejects as rejects.jsonl has them."""
+        return "".join(json.dumps(reject.as_json(), ensure_ascii=False) + "\n" for reject in self.rejects).encode()
+
+
+def read_parcel(pieces: list[Piece], corpus: Corpus) -> ParcelRows:
+    """Every row of a parcel, kept or rejected."""
+    rows = ParcelRows()
+    for piece in pieces:
+        rows.add(read_piece(piece, corpus.files[piece.file], corpus.config, corpus.template), piece.file)
+    return rows
+
+
+def survey_parcel(
+    _name: str, pieces: list[Piece], *, corpus: Corpus, sample_share: float, wants_hashes: bool
+) -> dict[str, Any]:
+    """Read one parcel and count, as `Survey.add` takes it; "blobs" holds its rejects, sampled texts and hashes.
+
+    Args:
+        sample_share: Share of the texts, chosen by hash, that comes along for training a tokenizer.
+        wants_hashes: Hashes of all texts come along, for finding equal ones.
+    """
+    rows = read_parcel(pieces, corpus)
+    hashes, text_bytes = hash_texts(rows.texts)
+    blobs = {"rejects": rows.reject_lines()}
+    if sample_share > 0:
+        blobs["sample"] = _sample(rows.texts, hashes, sample_share)
+    if wants_hashes:
+        blobs["hashes"] = hashes.tobytes()
+    num_bytes = sum(len(piece.data) for piece in pieces)
+    return {"num_bytes": num_bytes, "blobs": blobs} | rows.counts(hashes, text_bytes, corpus)
+
+
+def sampled_texts(paths: Iterable[Path], *, threshold: int, drop_duplicates: bool) -> Iterator[str]:
+    """Texts of the training split out of the sample files of a survey, in the order of the corpus."""
+    seen: set[tuple[int, int]] = set()
+    for path in paths:
+        with pa.memory_map(str(path)) as source:
+            for batch in pa.ipc.open_stream(source):
+                first, second = batch.column("first").to_numpy(), batch.column("second").to_numpy()
+                for place, text in enumerate(batch.column("text").to_pylist()):
+                    if int(first[place]) < threshold:
+                        continue
+                    if drop_duplicates:
+                        key = (int(first[place]), int(second[place]))
+                        if key in seen:
+                            continue
+                        seen.add(key)
+                    yield text
+
+
+def _sample(texts: list[str], hashes: NDArray[np.uint64], share: float) -> bytes:
+    chosen = np.flatnonzero(hashes[:, 1] <= np.uint64(min(round(share * _HASH_RANGE), _HASH_RANGE - 1)))
+    batch = pa.record_batch(
+        {
+            "first": hashes[chosen, 0],
+            "second": hashes[chosen, 1],
+            "text": pa.array([texts[place] for place in chosen.tolist()], pa.large_string()),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data

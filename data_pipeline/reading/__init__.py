@@ -1,0 +1,1 @@
+"""Corpus files to documents: files found, formats and encodings recognized, rows read or rejected."""

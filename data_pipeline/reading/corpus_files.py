@@ -1,0 +1,258 @@
+"""Which files a corpus is made of, and their bytes: local, remote, compressed or built in."""
+
+import bz2
+import difflib
+import gzip
+import io
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol
+
+import fsspec
+import zstandard
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pyarrow.fs import FileSystem
+
+from data_pipeline.reading.builtin_corpora import builtin_bytes
+from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
+from data_pipeline.schema.manifest import PassedOver
+
+Compression = Literal["gzip", "zstd", "bzip2"]
+
+_BUILTIN = "builtin:"
+_MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
+
+# In a folder these are no part of a corpus. A file that is named itself is always read.
+_PASSED_OVER = (
+    ("README*", "a README"),
+    ("LICENSE*", "a licence"),
+    ("LICENCE*", "a licence"),
+    ("*~", "an editor's backup"),
+    ("#*#", "an editor's backup"),
+    ("*.bak", "a backup"),
+    ("*.orig", "a backup"),
+    ("*.sw[op]", "an editor's swap file"),
+    ("*.tmp", "a temporary file"),
+    ("*.part", "an unfinished download"),
+    ("*.partial", "an unfinished download"),
+    ("*.crdownload", "an unfinished download"),
+    ("*.crc", "a checksum"),
+    ("*.md5", "a checksum"),
+    ("*.sha256", "a checksum"),
+    ("SHA256SUMS*", "a checksum"),
+    ("_SUCCESS", "a marker of another program"),
+    ("Thumbs.db", "a marker of another program"),
+)
+
+
+class ByteReader(Protocol):
+    """All that is asked of a stream."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes; none at the end."""
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file that will be read."""
+
+    path: str
+    num_bytes: int
+    changed: str
+    """Changes when the file does; empty if its store cannot say. Spares hashing it again."""
+
+
+@dataclass(frozen=True)
+class FoundFiles:
+    """The files of a corpus in the order in which they are read, and those in its folders that are not."""
+
+    files: tuple[FoundFile, ...]
+    passed_over: tuple[PassedOver, ...]
+
+
+def find_files(corpus: CorpusConfig) -> FoundFiles:
+    """Every file of a corpus, sorted by path, so that the order in which they were named does not matter.
+
+    Raises:
+        CorpusError: A path that does not exist, or nothing to read.
+    """
+    if corpus.builtin is not None:
+        size = len(builtin_bytes(corpus.builtin))
+        return FoundFiles((FoundFile(_BUILTIN + corpus.builtin, size, f"Python {platform.python_version()}"),), ())
+    named = (corpus.path,) if isinstance(corpus.path, str) else corpus.path or ()
+    files: dict[str, FoundFile] = {}
+    passed_over: dict[str, PassedOver] = {}
+    for path in named:
+        for found in _expand(path):
+            if isinstance(found, FoundFile):
+                files[found.path] = found
+            else:
+                passed_over[found.path] = found
+    if not files:
+        skipped = ", ".join(f"{Path(item.path).name} ({item.why})" for item in passed_over.values())
+        raise CorpusError(
+            f"there is nothing to read in {', '.join(named)}" + (f"; passed over: {skipped}" if skipped else "")
+        )
+    return FoundFiles(
+        tuple(files[path] for path in sorted(files)),
+        tuple(passed_over[path] for path in sorted(passed_over) if path not in files),
+    )
+
+
+@contextmanager
+def open_bytes(path: str) -> Iterator[IO[bytes]]:
+    """The bytes of a file as they lie there."""
+    if path.startswith(_BUILTIN):
+        yield io.BytesIO(builtin_bytes(path.removeprefix(_BUILTIN)))
+        return
+    filesystem, inner = _filesystem(path)
+    with filesystem.open(inner, "rb") as stream:
+        yield stream
+
+
+def compression_of(head: bytes) -> Compression | None:
+    """Compression told by a file's first bytes."""
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def decompress(stream: Any, compression: Compression | None) -> ByteReader:
+    """The text behind a compressed stream, all its members; an unfinished or damaged one raises OSError or EOFError."""
+    if compression == "gzip":
+        return _UpToDamage(gzip.GzipFile(fileobj=stream))
+    if compression == "bzip2":
+        return _UpToDamage(bz2.BZ2File(stream))
+    if compression == "zstd":
+        return _Zstd(stream)
+    plain: ByteReader = stream
+    return plain
+
+
+@contextmanager
+def open_seekable(path: str, compression: Compression | None) -> Iterator[IO[bytes]]:
+    """The decompressed bytes of a file for a reader that jumps about in it (Parquet); compressed ones pass a disk."""
+    with open_bytes(path) as raw:
+        if compression is None:
+            yield raw
+            return
+        with tempfile.TemporaryFile() as plain:
+            shutil.copyfileobj(decompress(raw, compression), plain)
+            plain.seek(0)
+            yield plain
+
+
+class _UpToDamage:
+    """Reads of the standard library that give what they have; `read` throws it away when damage follows it."""
+
+    def __init__(self, stream: gzip.GzipFile | bz2.BZ2File) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._stream.read1(size)
+
+
+class _Zstd:
+    """A zstd stream, all its frames, that says when it is cut off; the library's own reader just ends."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._frame: Any = None
+        self._compressed = b""
+
+    def read(self, size: int = -1, /) -> bytes:
+        del size  # What one piece gives is handed on whole.
+        while True:
+            if not self._compressed:
+                self._compressed = self._stream.read(1 << 17)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("it is cut off in the middle of a frame")
+                return b""
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            try:
+                data: bytes = self._frame.decompress(self._compressed)
+            except zstandard.ZstdError as cause:
+                raise OSError(str(cause)) from cause
+            self._compressed = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = None
+            if data:
+                return data
+
+
+def _expand(path: str) -> Iterator[FoundFile | PassedOver]:
+    filesystem, inner = _filesystem(path)
+    try:
+        if filesystem.isdir(inner):
+            for name, info in sorted(filesystem.find(inner, detail=True).items()):
+                why = _why_passed_over(name[len(inner) :].strip("/"), int(info["size"] or 0))
+                yield PassedOver(path=_full(filesystem, name), why=why) if why else _found(filesystem, name, info)
+            return
+        if filesystem.exists(inner):
+            yield _found(filesystem, inner, filesystem.info(inner))
+            return
+        matches = sorted(filesystem.glob(inner, detail=True).items()) if any(mark in inner for mark in "*?[") else []
+    except (OSError, PermissionError) as cause:
+        raise CorpusError(f"corpus.path={path} cannot be read: {cause}") from cause
+    if not matches:
+        raise CorpusError(f"corpus.path={path} does not exist{_nearest(filesystem, inner)}")
+    for name, info in matches:
+        if info["type"] != "file":
+            continue
+        # Who asks for README*.txt shall have them.
+        is_asked_for = _why_passed_over(inner.rsplit("/", 1)[-1], 1) is not None
+        why = None if is_asked_for else _why_passed_over(name.rsplit("/", 1)[-1], int(info["size"] or 0))
+        yield PassedOver(path=_full(filesystem, name), why=why) if why else _found(filesystem, name, info)
+
+
+def _filesystem(path: str) -> tuple[Any, str]:
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(
+            str(Path(path).expanduser().absolute()) if "://" not in path else path
+        )
+        return filesystem, inner
+    except (ImportError, ValueError):
+        # pyarrow carries its own S3, GCS and HDFS clients; fsspec wants a package for each.
+        try:
+            arrow, inner = FileSystem.from_uri(path)
+        except Exception as cause:
+            raise CorpusError(f"corpus.path={path} names a store that cannot be opened: {cause}") from cause
+        return ArrowFSWrapper(arrow), inner
+
+
+def _full(filesystem: Any, name: str) -> str:
+    protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
+    return name if protocol in ("file", "local") else str(filesystem.unstrip_protocol(name))
+
+
+def _found(filesystem: Any, name: str, info: dict[str, Any]) -> FoundFile:
+    changed = next((str(info[key]) for key in ("mtime", "ETag", "etag", "LastModified") if info.get(key)), "")
+    return FoundFile(_full(filesystem, name), int(info["size"] or 0), changed)
+
+
+def _why_passed_over(relative: str, num_bytes: int) -> str | None:
+    parts = relative.split("/")
+    if any(part.startswith(".") for part in parts):
+        return "hidden"
+    for pattern, why in _PASSED_OVER:
+        if fnmatch(parts[-1], pattern):
+            return why
+    return "empty" if num_bytes == 0 else None
+
+
+def _nearest(filesystem: Any, inner: str) -> str:
+    """Names beside a missing path that look like it: most missing paths are misspelt."""
+    try:
+        beside = [
+            entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(inner.rsplit("/", 1)[0], detail=False)
+        ]
+    except OSError:
+        return "; nor does its folder"
+    close = difflib.get_close_matches(inner.rsplit("/", 1)[-1], beside, n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""

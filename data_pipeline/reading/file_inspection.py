@@ -1,0 +1,109 @@
+"""What files are, remembered: a file that has not changed is neither hashed nor examined a second time."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from data_pipeline.reading.corpus import Corpus
+from data_pipeline.reading.corpus_files import FoundFile, FoundFiles
+from data_pipeline.reading.file_formats import FileKind, examine_file
+from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
+from data_pipeline.schema.manifest import FORMAT_VERSION
+from data_pipeline.schema.whole_files import write_whole
+
+_KIND = TypeAdapter(FileKind)
+# A file written to twice within the grain of its clock looks unchanged; one this old was not being written.
+_SETTLED_S = 2.0
+
+
+def examine_files(
+    found: FoundFiles, config: CorpusConfig, *, memory: Path | None, on_bytes: Callable[[int], None] = lambda _: None
+) -> Corpus:
+    """The corpus behind these files.
+
+    Args:
+        memory: File in which findings are kept for the next time; None keeps none.
+        on_bytes: Called with the bytes of each file as it is done.
+
+    Raises:
+        CorpusError: A file cannot be read.
+    """
+    known = _recall(memory)
+    kinds: dict[str, FileKind] = {}
+    unknown = []
+    for file in found.files:
+        entry = known.get(_key(file, config))
+        if entry is not None:
+            kinds[file.path] = entry
+            on_bytes(file.num_bytes)
+        else:
+            unknown.append(file)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        pending = {pool.submit(examine_file, file, config): file for file in unknown}
+        for done in as_completed(pending):
+            file = pending[done]
+            try:
+                kinds[file.path] = done.result()
+            except OSError as cause:
+                raise CorpusError(f"{file.path} cannot be read: {cause}") from cause
+            on_bytes(file.num_bytes)
+    if memory is not None and unknown:
+        _remember(memory, {_key(file, config): kinds[file.path] for file in unknown if _is_settled(file)} | known)
+    return Corpus(config, with_borrowed_headers(tuple(kinds[file.path] for file in found.files)))
+
+
+def with_borrowed_headers(files: tuple[FileKind, ...]) -> tuple[FileKind, ...]:
+    """Tables without a header take that of a file with as many columns: the first part of a split table has it."""
+    headers = {
+        (file.delimiter, len(file.columns)): file
+        for file in reversed(files)
+        if file.format == "csv" and file.has_header and file.refused is None
+    }
+    whole = []
+    for file in files:
+        if file.format == "csv" and not file.has_header:
+            lender = headers.get((file.delimiter, len(file.columns)))
+            if lender is not None:
+                file = replace(file, columns=lender.columns, text_column=lender.text_column, refused=None)
+            else:
+                file = replace(
+                    file,
+                    refused=f"it has no header to say which of its {len(file.columns)} columns is the text; if it is "
+                    "no table, say corpus.format: txt",
+                )
+        whole.append(file)
+    return tuple(whole)
+
+
+def _key(file: FoundFile, config: CorpusConfig) -> str:
+    settings = config.model_dump(include={"text", "format", "encoding", "documents"})
+    return json.dumps([FORMAT_VERSION, file.path, file.num_bytes, file.changed, settings])
+
+
+def _is_settled(file: FoundFile) -> bool:
+    if not file.changed:
+        return False
+    try:
+        return time.time() - float(file.changed) > _SETTLED_S
+    except ValueError:
+        return True  # An ETag changes with the content.
+
+
+def _recall(memory: Path | None) -> dict[str, FileKind]:
+    if memory is None:
+        return {}
+    with suppress(OSError, ValueError):
+        return {key: _KIND.validate_python(value) for key, value in json.loads(memory.read_text()).items()}
+    return {}
+
+
+def _remember(memory: Path, kinds: dict[str, FileKind]) -> None:
+    data = {key: _KIND.dump_python(kind, mode="json") for key, kind in kinds.items()}
+    write_whole(memory, json.dumps(data).encode())

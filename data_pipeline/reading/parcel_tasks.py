@@ -1,0 +1,149 @@
+"""Work on all parcels, as Ray Data tasks or in this process."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+
+from data_pipeline.reading.corpus import Corpus
+from data_pipeline.reading.pieces import Piece, describe, pieces_of, rebuild
+
+_PARCELS_OF_A_UNIT = 16
+
+ParcelWork = Callable[[str, list[Piece]], dict[str, Any]]
+
+
+RunParcels = Callable[[Corpus, ParcelWork], Iterator[dict[str, Any]]]
+"""Carries out work on all parcels: `for_each_parcel` on a cluster, `for_each_parcel_here` in this process."""
+
+
+def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
+    """What `work(name, pieces)` gives for each parcel, as it gets done, in any order.
+
+    Names sort as the corpus is read. One task cuts, as many as there are cores work; what is cut and not yet worked on
+    waits in the object store, which Ray Data keeps bounded.
+    """
+    units = [{"unit": number, "files": json.dumps(files)} for number, files in enumerate(_units(corpus))]
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = corpus.parcel_bytes
+    context.op_resource_reservation_enabled = False
+    # Without a limit of ours, cutting runs ahead until the object store is full, however large that is.
+    num_cores: float = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+    waiting = int(2 * num_cores) + 4
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=waiting * corpus.parcel_bytes
+    )
+    # Paths of this machine need not exist elsewhere, so cutting stays here; the rest goes wherever there are cores.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    cut: Any = partial(_cut, corpus=corpus)
+    do: Any = partial(_work, work=work)
+    quiet = _quiet("ray.data", logging.WARNING), _quiet("ray.data._internal.progress", logging.ERROR)
+    with quiet[0], quiet[1], DataContext.current(context):
+        results = (
+            ray.data.from_items(units, override_num_blocks=len(units))
+            # Cutting is nearly idle: it must not take a core from the tasks that work.
+            .map_batches(
+                cut,
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=0,
+                compute=TaskPoolStrategy(size=min(2, len(units))),
+                label_selector=here,
+            )
+            .map_batches(do, batch_size=1, batch_format="pyarrow", num_cpus=1)
+        )
+        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            assert isinstance(batch, pa.Table)
+            for row in batch.to_pylist():
+                yield json.loads(row["result"]) | {"blobs": {blob["name"]: blob["data"] for blob in row["blobs"]}}
+
+
+@contextmanager
+def _quiet(name: str, level: int) -> Iterator[None]:
+    """Only messages from this level on; progress is told by our own means."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def for_each_parcel_here(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
+    """The same in this process, one after another: no Ray, no start-up."""
+    for unit, files in enumerate(_units(corpus)):
+        for number, pieces in enumerate(_parcels(corpus, files)):
+            name = _parcel_name(unit, number)
+            yield {"name": name, "blobs": {}} | work(name, pieces)
+
+
+def _parcel_name(unit: int, number: int) -> str:
+    return f"{unit:06d}-{number:06d}"
+
+
+def _units(corpus: Corpus) -> list[list[int]]:
+    """Files that one task cuts: small ones together, for a task costs milliseconds."""
+    units: list[list[int]] = []
+    size = 0
+    for number, file in enumerate(corpus.files):
+        if not units or size >= corpus.parcel_bytes * _PARCELS_OF_A_UNIT:
+            units.append([])
+            size = 0
+        units[-1].append(number)
+        size += file.num_plain_bytes
+    return units
+
+
+def _cut(batch: Any, corpus: Corpus) -> Iterator[Any]:
+    unit = batch.column("unit")[0].as_py()
+    files = json.loads(batch.column("files")[0].as_py())
+    for number, pieces in enumerate(_parcels(corpus, files)):
+        yield pa.table(
+            {
+                "name": [_parcel_name(unit, number)],
+                "pieces": [json.dumps([describe(piece) for piece in pieces])],
+                "data": pa.array([b"".join(piece.data for piece in pieces)], pa.large_binary()),
+            }
+        )
+
+
+def _parcels(corpus: Corpus, files: Sequence[int]) -> Iterator[list[Piece]]:
+    parcel: list[Piece] = []
+    size = 0
+    for number in files:
+        for piece in pieces_of(corpus.files[number], corpus.config, file=number, piece_bytes=corpus.parcel_bytes):
+            parcel.append(piece)
+            size += len(piece.data)
+            if size >= corpus.parcel_bytes:
+                yield parcel
+                parcel, size = [], 0
+    if parcel:
+        yield parcel
+
+
+def _work(batch: Any, work: ParcelWork) -> Any:
+    name = batch.column("name")[0].as_py()
+    data = memoryview(batch.column("data")[0].as_buffer())
+    pieces, start = [], 0
+    for description in json.loads(batch.column("pieces")[0].as_py()):
+        stop = start + description["num_bytes"]
+        pieces.append(rebuild(description, bytes(data[start:stop])))
+        start = stop
+    result = work(name, pieces)
+    blobs = [{"name": key, "data": value} for key, value in result.pop("blobs", {}).items()]
+    blob_type = pa.list_(pa.struct([("name", pa.string()), ("data", pa.large_binary())]))
+    return pa.table(
+        {
+            "result": [json.dumps({"name": name} | result)],
+            "blobs": pa.array([blobs], blob_type),
+        }
+    )

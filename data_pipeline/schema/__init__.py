@@ -1,0 +1,1 @@
+"""Shared vocabulary of all packages: settings, user errors, corpora, manifest, rejects, whole files."""

@@ -1,0 +1,1 @@
+"""Tokens at rest and in batches: tokenizer, blocks, packed rows, masks, order; all that `core` sees. No Ray."""

@@ -1,0 +1,208 @@
+"""How a conversation is written as one text, in training as in the files that Hugging Face transformers reads.
+
+A template is a Jinja source, as in `chat_template.jinja`. Ours is MiniMind's: `<s>role`, a line feed, the content,
+`</s>` for each turn, a line feed between turns. A model that comes with a template of its own keeps that.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from data_pipeline.schema.rejects import Reason
+from data_pipeline.tokens.tokenizer import vocabulary_of
+
+Turn = tuple[str, str]
+"""Role (system, user or assistant) and content."""
+
+TEMPLATE_FILE = "chat_template.jinja"
+SETTINGS_FILE = "tokenizer_config.json"
+
+# `generation` marks what is predicted: transformers then knows it too (return_assistant_tokens_mask).
+OURS = """\
+{%- for message in messages -%}
+{{- '' if loop.first else '\\n' -}}
+{{- bos_token + message['role'] + '\\n' -}}
+{%- if message['role'] == 'assistant' -%}
+{%- generation -%}
+{{- (message['content'] | trim) + eos_token -}}
+{%- endgeneration -%}
+{%- else -%}
+{{- (message['content'] | trim) + eos_token -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '\\n' + bos_token + 'assistant\\n' -}}
+{%- endif -%}
+"""
+_GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
+
+
+class TemplateError(ValueError):
+    """A template cannot write a conversation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A conversation as a text."""
+
+    text: str
+    target_spans: list[tuple[int, int]]
+    """Characters (start, stop) of the answers, their end mark included."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template with the marks of one tokenizer."""
+
+    begin: str = "<s>"
+    """Token that begins a text, `bos_token` in the source."""
+    end: str = "</s>"
+    """Token that ends one, `eos_token`."""
+    source: str = OURS
+
+    def dialogue(self, turns: Sequence[Turn]) -> Dialogue | Reason:
+        """A whole conversation, or why it cannot be written.
+
+        Args:
+            turns: An optional system turn, then user and assistant in turn.
+        """
+        if any(mark in content for _, content in turns for mark in (self.begin, self.end)):
+            return Reason.MARK_IN_TURN
+        if self.source == OURS:
+            return self._by_ours(turns)
+        try:
+            return self._by_prefixes(turns)
+        except TemplateError:
+            return Reason.NOT_OF_TEMPLATE
+
+    def prompt(self, turns: Sequence[Turn]) -> str:
+        """The text after which the answer to the last turn comes.
+
+        Raises:
+            TemplateError: The template cannot write these turns.
+        """
+        return self._rendered(turns, is_prompt=True)
+
+    def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Tokens at which an answer ends: the one that ends a text, and the one that this template puts there."""
+        found = self.dialogue([("user", "x"), ("assistant", "x")])
+        marks = [self.end]
+        if isinstance(found, Dialogue):
+            start, stop = found.target_spans[-1]
+            marks.append(found.text[start:stop].removeprefix("x").strip())
+        ids = (tokenizer.token_to_id(mark) for mark in marks)
+        return tuple(dict.fromkeys(number for number in ids if number is not None))
+
+    def _by_ours(self, turns: Sequence[Turn]) -> Dialogue:
+        """As the source has it, without Jinja, which takes ten times as long."""
+        text = ""
+        spans = []
+        for place, (role, content) in enumerate(turns):
+            text += f"{'' if place == 0 else chr(10)}{self.begin}{role}\n"
+            start = len(text)
+            text += f"{content.strip()}{self.end}"
+            if role == "assistant":
+                spans.append((start, len(text)))
+        return Dialogue(text, spans)
+
+    def _by_prefixes(self, turns: Sequence[Turn]) -> Dialogue:
+        """An answer is what its turn adds to the prompt before it; white space behind its end mark is no part of it.
+
+        Raises:
+            TemplateError: An earlier turn reads otherwise once later ones follow.
+        """
+        whole = self._rendered(turns)
+        spans = []
+        for place, (role, _) in enumerate(turns):
+            if role != "assistant":
+                continue
+            before, after = self._rendered(turns[:place], is_prompt=True), self._rendered(turns[: place + 1])
+            if not (whole.startswith(after) and after.startswith(before)):
+                raise TemplateError("a turn reads otherwise once others follow")
+            spans.append((len(before), len(after.rstrip())))
+        return Dialogue(whole, spans)
+
+    def _rendered(self, turns: Sequence[Turn], *, is_prompt: bool = False) -> str:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        try:
+            return _compiled(self.source).render(
+                messages=messages, bos_token=self.begin, eos_token=self.end, add_generation_prompt=is_prompt
+            )
+        except TemplateError:
+            raise
+        except jinja2.exceptions.TemplateError as cause:
+            raise TemplateError(str(cause)) from cause
+        except (TypeError, ValueError, KeyError, IndexError) as cause:
+            raise TemplateError(f"{type(cause).__name__}: {cause}") from cause
+
+
+OUR_CHAT = ChatTemplate()
+
+
+def template_beside(tokenizer_path: Path, tokenizer: Tokenizer) -> ChatTemplate:
+    """The template for a tokenizer: that of the folder where its file lies, else ours.
+
+    Raises:
+        ValueError: The folder's template cannot be read.
+    """
+    source = source_in(tokenizer_path.parent)
+    return chat_with_marks(OURS if source is None else source, tokenizer)
+
+
+def chat_with_marks(source: str, tokenizer: Tokenizer) -> ChatTemplate:
+    """A template with the marks of a tokenizer."""
+    vocabulary = vocabulary_of(tokenizer)
+    begin, end = (str(tokenizer.id_to_token(number)) for number in (vocabulary.bos_id, vocabulary.eos_id))
+    return ChatTemplate(begin, end, source)
+
+
+def source_in(folder: Path) -> str | None:
+    """The template that a folder of transformers has; None without one.
+
+    Raises:
+        ValueError: It is no Jinja.
+    """
+    source: Any = None
+    if (folder / TEMPLATE_FILE).is_file():
+        source = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+    elif (folder / SETTINGS_FILE).is_file():
+        source = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")).get("chat_template")
+    if isinstance(source, list):
+        # Several by name, for tools and the like.
+        source = next((one.get("template") for one in source if one.get("name") == "default"), None)
+    if not isinstance(source, str):
+        return None
+    try:
+        _compiled(source)
+    except jinja2.exceptions.TemplateError as cause:
+        raise ValueError(f"the chat template in {folder} cannot be read: {cause}") from cause
+    return source
+
+
+@lru_cache(maxsize=4)
+def _compiled(source: str) -> jinja2.Template:
+    # A template comes with a model from anywhere: in the sandbox it can write text and nothing else.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    # Only transformers knows the tag; here it stands for nothing.
+    plain = _GENERATION.sub(lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", source)
+    return environment.from_string(plain)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)

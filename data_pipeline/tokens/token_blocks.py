@@ -1,0 +1,310 @@
+"""Token blocks on disk: Arrow files read by row number, memory-mapped, verified on opening.
+
+A block is a plain Arrow IPC file with one record a document, column `tokens` (a list of uint16 or uint32) and, for
+conversations, a list `is_target` beside it. The values of the lists of all blocks, end to end, are the stream that
+rows are slices of (packing.py).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_pipeline.schema.manifest import BlockReport, Manifest, SplitName, read_manifest
+from data_pipeline.schema.whole_files import hash_file, write_whole
+from data_pipeline.tokens.packing import RowTable, packed_rows
+from data_pipeline.tokens.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n rows of T tokens."""
+
+    tokens: NDArray[Any]
+    """(n, T) uint16 or uint32, padded with the pad id."""
+    num_tokens: NDArray[np.int32]
+    """(n,) real tokens; they come first, padding after."""
+    document_ids: NDArray[np.int32] | None
+    """(n, T) 0, 1, 2 .. within the row; padding counts to the last document. None: a row is one document, or
+    attention goes across documents."""
+    is_target: NDArray[np.bool_] | None = None
+    """(n, T) tokens that may be predicted; None: all real ones."""
+    labels: NDArray[np.int64] | None = None
+    """(n,) the class of each row; None: rows are predicted from themselves."""
+
+    def is_real(self) -> NDArray[np.bool_]:
+        """(n, T): False for padding."""
+        is_real: NDArray[np.bool_] = np.arange(self.tokens.shape[1]) < self.num_tokens[:, None]
+        return is_real
+
+
+class TokenBlocks:
+    """The rows of one split, by number. Pickles as its paths; files are mapped when first read."""
+
+    def __init__(self, folder: Path, split: SplitName, manifest: Manifest, vocabulary: Vocabulary) -> None:
+        self._folder = folder
+        self._report = manifest.splits[split]
+        self._rows = manifest.rows[split]
+        self._packing = manifest.packing
+        self._dtype = np.dtype(manifest.token_dtype)
+        self._has_targets = manifest.has_targets
+        self._vocabulary = vocabulary
+        tokens_in_blocks = [block.num_tokens for block in self._report.blocks]
+        self._block_starts = np.cumsum([0, *tokens_in_blocks], dtype=np.int64)
+        self._mapped: dict[int, _MappedBlock] = {}
+        self._table: pa.RecordBatch | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_mapped": {}, "_table": None}
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, the last of which may be partly padding."""
+        return self._rows.num_rows
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a row, padding included."""
+        return self._packing.sequence_length
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens in all rows."""
+        return self._rows.num_tokens
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of the text in all rows."""
+        return self._rows.num_text_bytes
+
+    def rows(self, row_numbers: NDArray[np.int64]) -> Rows:
+        """Copies of these rows, in this order.
+
+        Raises:
+            IndexError: A number outside 0 .. num_rows - 1.
+        """
+        row_numbers = np.asarray(row_numbers, np.int64)
+        if len(row_numbers) and not 0 <= row_numbers.min() <= row_numbers.max() < self.num_rows:
+            raise IndexError(f"row numbers {row_numbers.min()}..{row_numbers.max()} outside 0..{self.num_rows - 1}")
+        shape = (len(row_numbers), self.sequence_length)
+        tokens = np.full(shape, self._vocabulary.pad_id, self._dtype)
+        is_target = np.zeros(shape, np.bool_) if self._has_targets else None
+        document_ids = np.zeros(shape, np.int32) if self._packing.confines_attention else None
+        num_tokens = np.zeros(len(row_numbers), np.int32)
+        holds_conversations = self._packing.rows == "conversations"
+        slices = self._slices_of_conversations(row_numbers) if holds_conversations else self._slices(row_numbers)
+        for row, start, length, is_cut in slices:
+            first = int(num_tokens[row])
+            for place, block, begin, end in self._pieces(start, length):
+                here = slice(first + place, first + place + end - begin)
+                tokens[row, here] = block.tokens[begin:end]
+                if is_target is not None and block.is_target is not None:
+                    is_target[row, here] = block.is_target[begin:end]
+                if document_ids is not None and not holds_conversations:
+                    document_ids[row, place + block.document_starts(begin, end)] = 1
+            if document_ids is not None:
+                document_ids[row, first] = 1
+            num_tokens[row] += length
+            if is_cut:
+                tokens[row, -1] = self._vocabulary.eos_id
+                if is_target is not None:
+                    is_target[row, -1] = False  # nobody said that it ends here
+        if document_ids is not None:
+            document_ids[:, 0] = 0
+            np.cumsum(document_ids, axis=1, out=document_ids)
+        return Rows(tokens, num_tokens, document_ids, is_target)
+
+    def block_tokens(self, number: int) -> NDArray[Any]:
+        """All tokens of one block, a view of the mapped file: nothing is read until it is looked at."""
+        return self._block(number).tokens
+
+    def document_lengths(self, number: int) -> NDArray[np.int64]:
+        """Tokens of each document of one block, special tokens included."""
+        return np.diff(self._block(number).offsets).astype(np.int64)
+
+    @property
+    def num_blocks(self) -> int:
+        """Files that hold the stream."""
+        return len(self._report.blocks)
+
+    def _slices(self, row_numbers: NDArray[np.int64]) -> Iterator[tuple[int, int, int, bool]]:
+        """(place among the rows asked for, where its slice of the stream starts, tokens, whether it is cut)."""
+        if self._rows.row_table is None:
+            table = packed_rows(row_numbers, num_tokens=self._report.num_tokens, sequence_length=self.sequence_length)
+        else:
+            columns = [_flat(self._row_table.column(name))[row_numbers] for name in ("start", "length", "is_cut")]
+            table = RowTable(columns[0], columns[1], columns[2].astype(np.bool_))
+        facts = (table.starts.tolist(), table.lengths.tolist(), table.is_cut.tolist())
+        for row, (start, length, is_cut) in enumerate(zip(*facts, strict=True)):
+            yield row, start, length, is_cut
+
+    def _slices_of_conversations(self, row_numbers: NDArray[np.int64]) -> Iterator[tuple[int, int, int, bool]]:
+        """The same, several for each row, in their order."""
+        starts, lengths = (self._row_table.column(name) for name in ("starts", "lengths"))
+        offsets = _flat(starts.offsets)
+        for row, number in enumerate(row_numbers.tolist()):
+            here = slice(int(offsets[number]), int(offsets[number + 1]))
+            for start, length in zip(
+                _flat(starts.values)[here].tolist(), _flat(lengths.values)[here].tolist(), strict=True
+            ):
+                yield row, start, length, False
+
+    @property
+    def _row_table(self) -> pa.RecordBatch:
+        if self._table is None:
+            assert self._rows.row_table is not None
+            self._table = _map_arrow(self._folder / self._rows.row_table.name)
+        return self._table
+
+    def _pieces(self, start: int, length: int) -> list[tuple[int, "_MappedBlock", int, int]]:
+        """Slice of the stream as (place in the row, block, begin, end): more than one where it crosses blocks."""
+        pieces = []
+        place = 0
+        number = int(np.searchsorted(self._block_starts, start, side="right")) - 1
+        while place < length:
+            begin = start + place - int(self._block_starts[number])
+            end = min(begin + length - place, int(self._block_starts[number + 1] - self._block_starts[number]))
+            if end > begin:
+                pieces.append((place, self._block(number), begin, end))
+            place += end - begin
+            number += 1
+        return pieces
+
+    def _block(self, number: int) -> "_MappedBlock":
+        if number not in self._mapped:
+            self._mapped[number] = _MappedBlock.open(self._folder / self._report.blocks[number].name)
+        return self._mapped[number]
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """A corpus as training reads it."""
+
+    folder: Path
+    manifest: Manifest
+    vocabulary: Vocabulary
+    train: TokenBlocks
+    holdout: TokenBlocks
+    tokenizer_path: Path
+    fingerprint: str
+
+
+class DamagedBlockError(ValueError):
+    """A file of a prepared corpus is missing, truncated or altered."""
+
+
+def open_prepared(folder: Path) -> PreparedCorpus:
+    """The corpus in a prepared folder, after checking every file of it. Needs no Ray.
+
+    Contents are hashed once and remembered by size and time of change, so that a second opening costs one look a
+    file.
+
+    Raises:
+        ValueError: Not a prepared folder.
+        DamagedBlockError: A file is not as it was written; the message names it.
+    """
+    manifest = read_manifest(folder)
+    tables = [rows.row_table for rows in manifest.rows.values() if rows.row_table is not None]
+    verify_files(folder, [*(block for split in manifest.splits.values() for block in split.blocks), *tables])
+    tokenizer_path = folder / "tokenizer.json"
+    vocabulary = vocabulary_of(load_tokenizer(tokenizer_path))
+    return PreparedCorpus(
+        folder=folder,
+        manifest=manifest,
+        vocabulary=vocabulary,
+        train=TokenBlocks(folder, "train", manifest, vocabulary),
+        holdout=TokenBlocks(folder, "holdout", manifest, vocabulary),
+        tokenizer_path=tokenizer_path,
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def verify_files(folder: Path, reports: Sequence[BlockReport]) -> None:
+    """Raise DamagedBlockError unless every file has its size and its hash."""
+    stamp_path = folder / "verified.json"
+    known: dict[str, list[int]] = {}
+    with suppress(OSError, ValueError):
+        known = json.loads(stamp_path.read_text())
+    seen = {}
+    for report in reports:
+        path = folder / report.name
+        try:
+            status = path.stat()
+        except OSError as cause:
+            raise DamagedBlockError(f"{path} is missing; delete {folder} and prepare again") from cause
+        if status.st_size != report.num_file_bytes:
+            raise DamagedBlockError(
+                f"{path} has {status.st_size:,} bytes and should have {report.num_file_bytes:,}; "
+                f"delete {folder} and prepare again"
+            )
+        seen[report.name] = [status.st_size, status.st_mtime_ns]
+        if known.get(report.name) != seen[report.name] and hash_file(path) != report.blake2b:
+            raise DamagedBlockError(f"{path} was altered after it was written; delete {folder} and prepare again")
+    if seen != known:
+        # A folder that cannot be written is hashed at every opening: slower, not wrong.
+        with suppress(OSError):
+            write_whole(stamp_path, json.dumps(seen).encode())
+
+
+def block_bytes(batch: pa.RecordBatch) -> bytes:
+    """One record batch as the bytes of an Arrow file."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def report_block(path: Path) -> BlockReport:
+    """What is in an Arrow file that has been written."""
+    batch = _map_arrow(path)
+    has_tokens = "tokens" in batch.schema.names
+    return BlockReport(
+        name=path.name,
+        num_documents=batch.num_rows if has_tokens else 0,
+        num_tokens=len(batch.column("tokens").values) if has_tokens else 0,
+        num_file_bytes=path.stat().st_size,
+        blake2b=hash_file(path),
+    )
+
+
+def read_block(path: Path) -> pa.RecordBatch:
+    """The record batch of an Arrow file, mapped."""
+    return _map_arrow(path)
+
+
+@dataclass(frozen=True)
+class _MappedBlock:
+    tokens: NDArray[Any]
+    offsets: NDArray[np.int32]
+    is_target: NDArray[np.uint8] | None
+
+    @classmethod
+    def open(cls, path: Path) -> "_MappedBlock":
+        batch = _map_arrow(path)
+        tokens = batch.column("tokens")
+        is_target = _flat(batch.column("is_target").values) if "is_target" in batch.schema.names else None
+        return cls(_flat(tokens.values), _flat(tokens.offsets), is_target)
+
+    def document_starts(self, begin: int, end: int) -> NDArray[np.int64]:
+        """Where documents begin in tokens[begin:end], counted from `begin`."""
+        first, stop = np.searchsorted(self.offsets[:-1], [begin, end])
+        starts: NDArray[np.int64] = self.offsets[first:stop].astype(np.int64) - begin
+        return starts
+
+
+def _map_arrow(path: Path) -> pa.RecordBatch:
+    # np.memmap closes its file once mapped; pa.memory_map would hold one descriptor for each of thousands of blocks.
+    mapped = pa.py_buffer(np.memmap(path, np.uint8, mode="r"))
+    return pa.ipc.open_file(pa.BufferReader(mapped)).get_batch(0)
+
+
+def _flat(column: Any) -> NDArray[Any]:
+    values: NDArray[Any] = column.to_numpy(zero_copy_only=True)
+    return values

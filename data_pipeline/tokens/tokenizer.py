@@ -1,0 +1,224 @@
+"""Train, load and describe tokenizers: all are `tokenizers.Tokenizer`, and a `Vocabulary` is what a model knows of one.
+
+Special tokens that stand in the text literally ("<s>" in corpora of the MiniMind form) are read as special tokens, as
+the tokenizers library does by default.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from data_pipeline.schema.corpus_config import TokenizerConfig
+
+# In this order, so that ids come out as 0, 1, 2 .. and published checkpoints of systems C and D can be read.
+SPECIAL_TOKENS = {
+    "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
+    "minimind": ("<unk>", "<s>", "</s>"),
+}
+
+_BOS = ("<s>", "[CLS]", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|im_start|>")
+_EOS = ("</s>", "[SEP]", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>")
+_PAD = ("<pad>", "[PAD]", "<|pad|>")
+_UNK = ("<unk>", "[UNK]", "<|unk|>")
+_MASK = ("<mask>", "[MASK]", "<|mask|>")
+
+_HEX_WORD = re.compile(r"[0-9a-f]{4}")
+_NUM_HEX_WORDS = 16**4
+_MOSTLY = 0.99
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a model and a masker must know of a tokenizer."""
+
+    size: int
+    """Largest id + 1."""
+    pad_id: int
+    """Fills rows up. Without a pad token it is the unknown token (MiniMind's own choice), else the end of text."""
+    unk_id: int | None
+    bos_id: int
+    eos_id: int
+    mask_id: int | None
+    special_ids: tuple[int, ...]
+    """Never masked, never drawn as a replacement."""
+
+
+def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
+    """A tokenizer learnt from `documents`; the same documents in the same order give the same tokenizer.
+
+    Raises:
+        ValueError: Kind file, which is loaded and not trained.
+    """
+    if config.kind == "byte-bpe":
+        return _train_byte_bpe(config, documents)
+    if config.kind == "wordpiece":
+        return _train_wordpiece(config, documents)
+    if config.kind == "words":
+        return _train_words(config, documents)
+    raise ValueError(f"a tokenizer of kind {config.kind} is loaded from tokenizer.path, not trained")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a tokenizer.json, with padding and truncation off: rows are made by packing.
+
+    Raises:
+        ValueError: Missing, or not a tokenizer.json.
+    """
+    if not path.is_file():
+        raise ValueError(f"tokenizer {path} does not exist")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as cause:  # The library raises bare Exception.
+        raise ValueError(f"{path} is not a tokenizer.json of the tokenizers library: {cause}") from cause
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """Size and special ids of a tokenizer.
+
+    Raises:
+        ValueError: No token that marks the end of a text under any of the names in use.
+    """
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    named = {name: ids[name] for name in (*_BOS, *_EOS, *_PAD, *_UNK, *_MASK) if name in ids}
+
+    def first(names: tuple[str, ...]) -> int | None:
+        return next((named[name] for name in names if name in named), None)
+
+    eos, unk, pad = first(_EOS), first(_UNK), first(_PAD)
+    if eos is None:
+        raise ValueError(f"the tokenizer has no token that ends a text; it needs one of {', '.join(_EOS)}")
+    bos = first(_BOS)
+    return Vocabulary(
+        size=max(ids.values()) + 1,
+        pad_id=pad if pad is not None else unk if unk is not None else eos,
+        unk_id=unk,
+        # GPT-2 form: one token both ends a text and begins the next.
+        bos_id=eos if bos is None else bos,
+        eos_id=eos,
+        mask_id=first(_MASK),
+        special_ids=tuple(sorted({*special.values(), *named.values()})),
+    )
+
+
+def longest_token(tokenizer: Tokenizer) -> tuple[str, int]:
+    """The longest entry of a vocabulary and its bytes; special tokens do not count."""
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    is_byte_level = "ByteLevel" in type(tokenizer.pre_tokenizer).__name__
+    # Byte-level entries spell each byte as one character.
+    sizes = {
+        entry: len(entry) if is_byte_level else len(entry.encode())
+        for entry in tokenizer.get_vocab(with_added_tokens=False)
+        if entry not in special
+    }
+    if not sizes:
+        return "", 0
+    longest = max(sizes, key=lambda entry: (sizes[entry], entry))
+    number = tokenizer.token_to_id(longest)
+    assert number is not None
+    shown = tokenizer.decode([number]) if is_byte_level else longest
+    return shown, sizes[longest]
+
+
+def _train_byte_bpe(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    # No space is put before the first word: C asks for it, and D's ByteLevelBPETokenizer has the same default.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary,
+        min_frequency=config.min_frequency,
+        special_tokens=_special_tokens(config),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_in_batches(documents), trainer)
+    return tokenizer
+
+
+def _train_wordpiece(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    texts = list(documents)
+    # The trainer numbers "##a", "##b" .. in the order of a randomly seeded hash map and breaks ties by number, so it
+    # learns another vocabulary each time. Entries that are there already keep their numbers: give them beforehand.
+    learner = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    learner.normalizer, learner.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    special = SPECIAL_TOKENS[config.special_tokens]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocabulary,
+        min_frequency=config.min_frequency,
+        special_tokens=[*special, *_continuations(tokenizer, texts)],
+        show_progress=False,
+    )
+    learner.train_from_iterator(_in_batches(texts), trainer)
+    tokenizer.model = models.WordPiece(learner.get_vocab(), unk_token="<unk>", max_input_chars_per_word=100)
+    tokenizer.add_special_tokens(_special_tokens(config))
+    return tokenizer
+
+
+def _continuations(tokenizer: Tokenizer, texts: list[str]) -> list[str]:
+    """Entries for single characters that stand inside words, as WordPiece spells them."""
+    normalizer, splitter = tokenizer.normalizer, tokenizer.pre_tokenizer
+    assert normalizer is not None
+    assert splitter is not None
+    words = {word for text in texts for word in normalizer.normalize_str(text).split()}
+    inside = {character for word in words for part, _ in splitter.pre_tokenize_str(word) for character in part[1:]}
+    return [f"##{character}" for character in sorted(inside)]
+
+
+def _train_words(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
+    """Words between white space. Two-byte hex words all get an id, seen or not, where there is room for all of them.
+
+    System A: ids then do not depend on the corpus, and a word that only the holdout has is not unknown. Captures
+    of odd length end in a one-byte word, so "nearly all words" is asked, not "all".
+    """
+    counts: dict[str, int] = {}
+    for document in documents:
+        for word in document.split():
+            counts[word] = counts.get(word, 0) + 1
+    special = SPECIAL_TOKENS[config.special_tokens]
+    for token in special:
+        counts.pop(token, None)
+    num_hex = sum(count for word, count in counts.items() if _HEX_WORD.fullmatch(word))
+    words: list[str] = list(special)
+    has_room = config.vocabulary >= len(special) + _NUM_HEX_WORDS
+    if has_room and counts and num_hex >= _MOSTLY * sum(counts.values()):
+        words += [f"{number:04x}" for number in range(_NUM_HEX_WORDS)]
+        counts = {word: count for word, count in counts.items() if not _HEX_WORD.fullmatch(word)}
+    frequent = [word for word, count in counts.items() if count >= config.min_frequency]
+    # The word itself breaks ties, so that the order of documents does not matter.
+    frequent.sort(key=lambda word: (-counts[word], word))
+    words += frequent[: max(0, config.vocabulary - len(words))]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(_special_tokens(config))
+    return tokenizer
+
+
+def _special_tokens(config: TokenizerConfig) -> list[AddedToken]:
+    # The mask takes the space before it, as in RoBERTa: "the <mask>" then asks for a word that brings its own space.
+    return [
+        AddedToken(token, lstrip=token == "<mask>" and config.kind == "byte-bpe", normalized=False, special=True)
+        for token in SPECIAL_TOKENS[config.special_tokens]
+    ]
+
+
+def _in_batches(documents: Iterable[str], size: int = 1000) -> Iterator[list[str]]:
+    """Lists of documents: the trainer crosses from Python to Rust once a list instead of once a document."""
+    batch: list[str] = []
+    for document in documents:
+        batch.append(document)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

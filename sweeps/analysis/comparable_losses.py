@@ -1,0 +1,54 @@
+"""Losses of as many trials as possible at one and the same number of tokens.
+
+With early stopping few trials reach the end, and what the settings do to the loss must not be read from those alone:
+they are the ones that were good. At a rung all that came there are seen, whatever became of them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sweeps.records.outcomes import Outcome
+from sweeps.records.trial_records import REPEAT, TrialRecord
+
+_SHARE_WANTED = 0.5
+_FEWEST = 6
+
+
+@dataclass(frozen=True)
+class EqualProgress:
+    """Losses at one point of training."""
+
+    rung: int | None
+    """Tokens; None: the end."""
+    records: tuple[TrialRecord, ...]
+    losses: tuple[float, ...]
+    """In nats per predicted token, one a record."""
+
+    @property
+    def in_words(self) -> str:
+        """Where in training that is."""
+        return "at the end" if self.rung is None else f"at {self.rung:,} tokens"
+
+
+def equal_progress(records: Sequence[TrialRecord]) -> EqualProgress:
+    """The latest point that half of all trials have come to, and no fewer than six; else that of the most trials.
+
+    Each setting counts once: repeats with other seeds and twins are left out. Empty where no trial has a loss.
+    """
+    known = [record for record in records if record.chosen_by != REPEAT and record.twin_of is None]
+    points: dict[int | None, dict[int, float]] = {
+        rung: {r.number: r.rung_losses[rung] for r in known if math.isfinite(r.rung_losses.get(rung, math.nan))}
+        for rung in sorted({rung for record in known for rung in record.rung_losses})
+    }
+    points[None] = {
+        record.number: record.loss
+        for record in known
+        if record.outcome is Outcome.COMPLETED and record.loss is not None and math.isfinite(record.loss)
+    }
+    everyone = {number for losses in points.values() for number in losses}
+    enough = max(_SHARE_WANTED * len(everyone), min(_FEWEST, len(everyone)))
+    late_first = list(reversed(points))
+    rung = next((r for r in late_first if len(points[r]) >= enough), max(late_first, key=lambda r: len(points[r])))
+    chosen = tuple(record for record in known if record.number in points[rung])
+    return EqualProgress(rung, chosen, tuple(points[rung][record.number] for record in chosen))

@@ -1,0 +1,53 @@
+"""How much each swept setting mattered for the loss."""
+
+import math
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import create_trial
+
+from sweeps.analysis.comparable_losses import equal_progress
+from sweeps.analysis.sweep_findings import Findings
+from sweeps.settings.search_space import holds
+
+MIN_TRIALS = 6
+"""With fewer trials than this the shares are chance."""
+
+
+@dataclass(frozen=True)
+class Importances:
+    """Dotted path to its share of the total importance, largest first, and what that rests on."""
+
+    shares: dict[str, float]
+    num_trials: int
+    in_words: str
+    """Where in training their losses were compared."""
+
+
+def importances(findings: Findings) -> Importances | str:
+    """How much each setting mattered; or why that is not known, in words.
+
+    Source: PED-ANOVA, Watanabe et al., arXiv:2304.10255: which settings set the best quarter of the trials apart.
+    """
+    # Brings scikit-learn with it, which takes longer to import than the rest of a report to write.
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    space = {path: distribution.to_optuna() for path, distribution in findings.sweep.search.items()}
+    if len(space) < 2:
+        return "fewer than two settings were swept."
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="minimize", sampler=optuna.samplers.RandomSampler(seed=0))
+    progress = equal_progress(findings.records)
+    for record, loss in zip(progress.records, progress.losses, strict=True):
+        params = {path: record.settings[path] for path in space if path in record.settings}
+        if len(params) == len(space) and all(holds(space[path], params[path]) for path in space):
+            study.add_trial(create_trial(params=params, distributions=space, value=loss))
+    if len(study.trials) < MIN_TRIALS:
+        count = len(study.trials)
+        return f"it takes {MIN_TRIALS} trials with comparable losses inside the search space, and there are {count}."
+    if len({trial.value for trial in study.trials}) == 1:
+        return "all trials have the same loss."
+    found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=0.25))
+    if not all(map(math.isfinite, found.values())):
+        return "the trials are too much alike."
+    return Importances(dict(found), len(study.trials), progress.in_words)

@@ -1,0 +1,140 @@
+"""What the loss is expected to be anywhere in the search space, and how sure that is: a Gaussian process.
+
+Matern 5/2 with a length scale for each setting, and noise of its own, fitted by maximum likelihood (scikit-learn); one
+model for two questions: how the loss goes with each setting, and whether more trials would still improve on the best.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr
+
+from sweeps.settings.search_space import Distribution, SearchSpace
+
+FEWEST_TRIALS = 6
+_MOST_TRIALS = 200
+"""The fit takes the third power of them; more are thinned evenly over the losses."""
+_CANDIDATES = 512
+_MOST_AVERAGED = 64
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """The expected loss against one setting, the others as they were in the trials, on average."""
+
+    values: tuple[Any, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    """Of the mean, by what the model does not know."""
+
+
+class LossSurface:
+    """A model of the loss over a search space. Made by `fit_surface`."""
+
+    def __init__(self, space: SearchSpace, model: Any, rows: np.ndarray, settings: Sequence[Mapping[str, Any]]) -> None:
+        self._space, self._model, self._rows, self._settings = space, model, rows, settings
+
+    @property
+    def noise_nats(self) -> float:
+        """Standard deviation of what the settings do not explain."""
+        return float(math.sqrt(self._noise_variance()))
+
+    def curve(self, path: str, *, points: int = 25) -> LossCurve:
+        """How the loss goes with one setting."""
+        values = self._space[path].grid(points)
+        step = max(1, len(self._settings) // _MOST_AVERAGED)
+        others = self._settings[::step]
+        means, deviations = [], []
+        for value in values:
+            rows = np.array([_encoded(self._space, {**settings, path: value}) for settings in others])
+            mean, covariance = self._model.predict(rows, return_cov=True)
+            means.append(mean.mean())
+            deviations.append(math.sqrt(max(covariance.mean() - self._noise_variance() / len(rows), 0.0)))
+        return LossCurve(values, np.array(means), np.array(deviations))
+
+    def expected_improvement(self, *, seed: int = 0) -> float:
+        """The largest expected improvement on the best expected loss so far, over the whole space, in nats.
+
+        Source: Jones et al. 1998, with the best posterior mean in place of the best loss, for losses are noisy.
+        """
+        rng = np.random.default_rng(seed)
+        rows = np.array([_drawn(self._space, rng) for _ in range(_CANDIDATES)])
+        mean, std = self._model.predict(np.concatenate([rows, self._rows]), return_std=True)
+        std = np.sqrt(np.maximum(std**2 - self._noise_variance(), 1e-18))
+        best = mean[_CANDIDATES:].min()
+        z = (best - mean) / std
+        improvement = (best - mean) * ndtr(z) + std * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+        return float(improvement.max())
+
+    def _noise_variance(self) -> float:
+        return float(self._model.kernel_.k2.noise_level * self._model._y_train_std**2)
+
+
+def fit_surface(
+    space: SearchSpace,
+    settings: Sequence[Mapping[str, Any]],
+    losses: Sequence[float],
+    *,
+    noise_nats: float | None = None,
+) -> LossSurface | None:
+    """The model of these trials; None where there are too few, or nothing was swept, or all losses are equal.
+
+    Args:
+        settings: Of each trial, a value for every setting of the space, inside it.
+        losses: Of each trial, in nats per predicted token.
+        noise_nats: Standard deviation of losses at equal settings. None: as the losses themselves suggest, which few
+            trials hardly do.
+    """
+    if len(losses) < FEWEST_TRIALS or not space or max(losses) == min(losses):
+        return None
+    # Brings a second of imports with it.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+    order = np.argsort(losses, kind="stable")
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), _MOST_TRIALS)).round().astype(int))]
+    rows = np.array([_encoded(space, settings[index]) for index in chosen])
+    known = np.array([losses[index] for index in chosen])
+    noise = WhiteKernel(1e-2, (1e-4, 1.0))
+    if noise_nats:
+        noise = WhiteKernel(float((noise_nats / known.std()) ** 2), "fixed")
+    signal = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(np.ones(rows.shape[1]), (5e-2, 1e2), nu=2.5)
+    model = GaussianProcessRegressor(signal + noise, normalize_y=True, n_restarts_optimizer=1, random_state=0)
+    with warnings.catch_warnings():
+        # A length scale at its bound: the setting does not matter, or hardly.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(rows, known)
+    return LossSurface(space, model, rows, [settings[index] for index in chosen])
+
+
+def _encoded(space: SearchSpace, settings: Mapping[str, Any]) -> list[float]:
+    return [number for path, distribution in space.items() for number in _place(distribution, settings[path])]
+
+
+def _place(distribution: Distribution, value: Any) -> list[float]:
+    """Where a value lies in its range, from 0 to 1 on the scale of the range; words of a list stand side by side."""
+    ends = distribution.extremes()
+    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
+        return [float(repr(value) == repr(listed)) for listed in ends]
+    low, high = min(ends), max(ends)
+    if low == high:
+        return [0.0]
+    if distribution.kind.startswith("log") or (distribution.kind == "choice" and low > 0):
+        return [math.log(value / low) / math.log(high / low)]
+    return [(value - low) / (high - low)]
+
+
+def _drawn(space: SearchSpace, rng: np.random.Generator) -> list[float]:
+    row: list[float] = []
+    for distribution in space.values():
+        if distribution.kind == "choice":
+            choices = distribution.extremes()
+            row += _place(distribution, choices[int(rng.integers(len(choices)))])
+        else:
+            row.append(float(rng.uniform()))
+    return row

@@ -1,0 +1,187 @@
+"""What to try next: rules that speak only where the figures give them a reason."""
+
+from collections.abc import Callable, Iterator
+
+from data_pipeline.schema.settings import format_bytes
+from sweeps.analysis.space_widening import best_on_edges
+from sweeps.analysis.sweep_findings import Findings, finite_loss
+from sweeps.records.outcomes import Outcome
+from sweeps.records.trial_records import TrialRecord
+from sweeps.settings.search_space import format_setting
+from sweeps.settings.setting_paths import MICRO_BATCH
+
+_LEARNING_RATE = "training.learning_rate"
+_STILL_FALLING = 0.01
+"""Share of the loss that the last quarter of the tokens must take off."""
+_MANY = 0.25
+"""Share of trials or proposals from which on something is worth a sentence."""
+
+
+def next_steps(findings: Findings) -> list[str]:
+    """Sentences, the most pressing first; each says what was seen and what would follow from it."""
+    rules: tuple[Callable[[Findings], Iterator[str]], ...] = (
+        _left_over,
+        _failed,
+        _nothing_completed,
+        _diverged,
+        _short_of_memory,
+        best_on_an_edge,
+        _ties,
+        _still_falling,
+        _batch_against_noise,
+        _waiting_for_data,
+    )
+    return [sentence for rule in rules for sentence in rule(findings)]
+
+
+def _left_over(findings: Findings) -> Iterator[str]:
+    num_left = len(findings.of(Outcome.INTERRUPTED)) + len(findings.of(None))
+    if num_left and findings.summary.get("status") == "interrupted":
+        yield (
+            f"{_trials(num_left)} did not end. The same command goes on from the checkpoints; finish the "
+            "sweep before anything is concluded from it."
+        )
+
+
+def _failed(findings: Findings) -> Iterator[str]:
+    failed = findings.of(Outcome.FAILED)
+    if failed:
+        yield (
+            f"{_trials(len(failed))} failed, which is a fault of the program or its surroundings and says nothing "
+            f"about the settings: read the log in trials/{failed[0].name}."
+        )
+
+
+def _nothing_completed(findings: Findings) -> Iterator[str]:
+    if not findings.completed and findings.records and findings.summary.get("status") != "running":
+        yield "No trial completed: which settings train well is not known yet. The reasons stand under Trials."
+
+
+def _diverged(findings: Findings) -> Iterator[str]:
+    diverged = findings.of(Outcome.DIVERGED)
+    if not diverged:
+        return
+    rates = [float(findings.setting(record, _LEARNING_RATE)) for record in diverged]
+    stable = [float(findings.setting(r, _LEARNING_RATE)) for r in (*findings.completed, *findings.of(Outcome.STOPPED))]
+    seen = f"{_trials(len(diverged))} diverged"
+    if _LEARNING_RATE in findings.paths and (not stable or min(rates) > max(stable)):
+        yield (
+            f"{seen}, all at learning rates of {min(rates):.3g} or more, where no trial stayed stable: end the range "
+            "below that, or lengthen training.warmup."
+        )
+    else:
+        yield (
+            f"{seen}, at learning rates from {min(rates):.3g} to {max(rates):.3g}, where others were stable: lower "
+            "learning rates, a longer training.warmup or a smaller training.clip would make the sweep safer."
+        )
+
+
+def _short_of_memory(findings: Findings) -> Iterator[str]:
+    ran_out, refused = len(findings.of(Outcome.INFEASIBLE)), len(findings.refused)
+    asked = len(findings.records) + refused
+    if not asked or ran_out + refused < _MANY * asked:
+        return
+    limits = sorted({r.memory_limit_bytes for r in findings.records if r.memory_limit_bytes})
+    limit = f" of {format_bytes(limits[-1])}" if limits else ""
+    remedy = (
+        f"take the largest values out of {MICRO_BATCH}, or say {MICRO_BATCH}: auto"
+        if MICRO_BATCH in findings.sweep.search
+        else f"say {MICRO_BATCH}: auto, or a smaller number"
+    )
+    checkpointing = (
+        "" if findings.sweep.training.activation_checkpointing else ", or training.activation_checkpointing: true"
+    )
+    yield (
+        f"{ran_out + refused} of {asked} settings that were asked for or proposed do not fit in the memory{limit}: "
+        f"give more memory, {remedy}{checkpointing}."
+    )
+
+
+def best_on_an_edge(findings: Findings) -> Iterator[str]:
+    """Whether the optimum may lie outside of what was swept, a sentence for each setting."""
+    best = findings.best
+    if best is None:
+        return
+    for path, beyond in best_on_edges(findings.sweep, findings.records).items():
+        yield (
+            f"The best trial has {path} {format_setting(best.settings[path])}, on the edge of the swept range "
+            f"({findings.sweep.search[path]}): widen the range, to {format_setting(beyond)} for instance, or say "
+            "searcher.extend: true, and the sweep does it and goes on."
+        )
+
+
+def _ties(findings: Findings) -> Iterator[str]:
+    if findings.best is None or len(findings.completed) < 2:
+        return
+    if findings.noise_nats is not None:
+        tied = [record.name for record in findings.completed if findings.is_tied_with_best(record)]
+        if tied:
+            yield (
+                f"{', '.join(tied)} cannot be told from the best: seeds alone move the loss by "
+                f"{findings.noise_nats:.4f} nats (standard deviation). More seeds of these would decide."
+            )
+        return
+    best_loss, second_loss = (finite_loss(record) for record in findings.completed[:2])
+    assert best_loss is not None
+    assert second_loss is not None
+    gap = second_loss - best_loss
+    yield (
+        f"The two best trials are {gap:.4f} nats ({gap / best_loss:.2%}) apart, and no settings were repeated, so a "
+        f"tie within noise cannot be excluded: say repeats: {{trials: 4}}, and the leading settings "
+        "are trained with other seeds."
+    )
+
+
+def _still_falling(findings: Findings) -> Iterator[str]:
+    if findings.best is None:
+        return
+    curve = findings.curves[findings.best.number].holdout
+    if len(curve.tokens) < 3:
+        return
+    before = curve.losses[curve.tokens <= 0.75 * curve.tokens[-1]]
+    fall = float(before[-1] - curve.losses[-1]) if len(before) else 0.0
+    if fall < _STILL_FALLING * curve.losses[-1]:
+        return
+    cooldown = " (part of it the cooldown of the schedule)" if findings.sweep.training.schedule == "wsd" else ""
+    yield (
+        f"The best trial's holdout loss fell by {fall:.4f} nats over the last quarter of its tokens{cooldown}: it is "
+        "not trained out, and a larger budget.tokens_per_trial would lower it further and may change the order."
+    )
+
+
+def _batch_against_noise(findings: Findings) -> Iterator[str]:
+    if findings.best is None:
+        return
+    scale = findings.curves[findings.best.number].noise_scale_rows
+    if scale is None:
+        return
+    batch = int(findings.setting(findings.best, "training.batch_size"))
+    if batch > 4 * scale:
+        yield (
+            f"The best trial's batch of {batch} rows is {batch / scale:.1f} times its gradient noise scale of "
+            f"{scale:.0f} rows: a smaller batch would make more of the same tokens."
+        )
+    elif batch < scale / 4:
+        yield (
+            f"The best trial's batch of {batch} rows is far below its gradient noise scale of {scale:.0f} rows: a "
+            "larger batch over more workers would train faster at little cost in tokens."
+        )
+
+
+def _waiting_for_data(findings: Findings) -> Iterator[str]:
+    waiting = [record.name for record in findings.completed if _data_share(findings, record) > 0.2]
+    if waiting:
+        yield (
+            f"{_trials(len(waiting))} spent more than a fifth of each step waiting for data ({waiting[0]} for one): "
+            "the disk or the processor is the limit there, not the model."
+        )
+
+
+def _data_share(findings: Findings, record: TrialRecord) -> float:
+    step_ms = findings.curves[record.number].step_ms
+    total = sum(step_ms.values())
+    return step_ms.get("data", 0.0) / total if total > 0 else 0.0
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial{'s' if count != 1 else ''}"

@@ -1,0 +1,142 @@
+"""The same trials ranked at equal tokens, equal training time and equal operations, from their recorded curves.
+
+A larger batch needs more tokens and less time for the same loss, a longer model more operations: which settings are
+best is a question with three answers, and a sweep that gives only one may mislead. Only losses that compare are taken:
+
+* with trunk-and-branch, the cooled-down loss at each rung, and the final one;
+* else, with `wsd` or `constant`, holdout losses at the constant learning rate, before any cooldown;
+* with a decaying schedule, none: a loss in the middle of a decay is not that of a run that ends there.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sweeps.analysis.noise_floor import noise_floor
+from sweeps.analysis.sweep_findings import Findings
+from sweeps.analysis.trial_curves import Curve
+from sweeps.records.trial_records import REPEAT, TrialRecord
+
+Axis = Literal["tokens", "training time", "operations"]
+AXES: tuple[Axis, ...] = ("tokens", "training time", "operations")
+
+_FEWEST = 2
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class EqualBudget:
+    """Trials by their loss at one budget of one kind."""
+
+    axis: Axis
+    at: float
+    """Tokens, seconds or operations that every one of them has used."""
+    losses: tuple[tuple[TrialRecord, float], ...]
+    """Best first, in nats per predicted token."""
+    too_late: tuple[TrialRecord, ...] = ()
+    """Left out: their first loss that compares comes after this budget."""
+
+    def place(self, record: TrialRecord) -> int | None:
+        """From 1; None where a trial has no loss here."""
+        names = [other.number for other, _ in self.losses]
+        return names.index(record.number) + 1 if record.number in names else None
+
+
+def comparable_curve(findings: Findings, record: TrialRecord) -> Curve:
+    """Losses of a trial that compare with those of other trials at other tokens; may be empty."""
+    training = findings.sweep.training
+    schedule = str(findings.setting(record, "training.schedule"))
+    if findings.sweep.early_stopping.method == "trunk-and-branch":
+        points = dict(record.rung_losses)
+        if record in findings.completed and record.loss is not None:
+            points[record.tokens] = record.loss
+        ordered = sorted((tokens, loss) for tokens, loss in points.items() if tokens > 0 and math.isfinite(loss))
+        return Curve(np.array([tokens for tokens, _ in ordered], float), np.array([loss for _, loss in ordered]))
+    curve = findings.curves[record.number].holdout
+    if schedule == "constant":
+        return curve
+    if schedule != "wsd":
+        return Curve(np.array([]), np.array([]))
+    cooldown = float(findings.setting(record, "training.cooldown") or training.cooldown)
+    is_before = curve.tokens <= (1 - cooldown) * findings.sweep.budget.tokens_per_trial
+    return Curve(curve.tokens[is_before], curve.losses[is_before])
+
+
+def equal_budgets(findings: Findings) -> list[EqualBudget]:
+    """One ranking for each axis of which enough is known, completed trials without repeats in each."""
+    return [found for axis in AXES if (found := _at_equal(findings, axis)) is not None]
+
+
+def disagreement(findings: Findings, budgets: Sequence[EqualBudget]) -> list[str]:
+    """Where the best at equal tokens is beaten at equal time or operations by more than luck, in words."""
+    by_axis = {budget.axis: budget for budget in budgets}
+    if "tokens" not in by_axis:
+        return []
+    best = by_axis["tokens"].losses[0][0]
+    noise = noise_floor(findings.records)
+    least = noise.least_difference(1, 1) if noise else 0.0
+    words = []
+    for budget in budgets:
+        first, loss = budget.losses[0]
+        losses = {record.number: value for record, value in budget.losses}
+        behind = losses.get(best.number, math.inf) - loss
+        if first.number == best.number or behind <= max(least, _ROUNDING):
+            continue
+        by = f"by {behind:.4f} nats" if math.isfinite(behind) else "which has no loss there yet"
+        words.append(
+            f"At equal {budget.axis} ({in_words(budget)}) {first.name} is best, at equal tokens {best.name}, {by}: "
+            "which settings are best depends on what is scarce."
+        )
+    return words
+
+
+def in_words(budget: EqualBudget) -> str:
+    """The budget with its unit."""
+    match budget.axis:
+        case "tokens":
+            return f"{budget.at:,.0f} tokens"
+        case "training time":
+            return f"{budget.at:,.1f} s"
+        case _:
+            return f"{budget.at:.3g} operations"
+
+
+def _at_equal(findings: Findings, axis: Axis) -> EqualBudget | None:
+    curves: dict[int, Curve] = {}
+    for record in findings.completed:
+        a_token = _cost_of_a_token(record, axis)
+        curve = comparable_curve(findings, record)
+        if record.chosen_by != REPEAT and record.twin_of is None and a_token and not curve.is_empty:
+            curves[record.number] = Curve(curve.tokens * a_token, curve.losses)
+    if len(curves) < _FEWEST:
+        return None
+    # What every trial has used up by its last loss that compares.
+    at = min(float(curve.tokens[-1]) for curve in curves.values())
+    records = {record.number: record for record in findings.completed}
+    reached = {n: curve for n, curve in curves.items() if curve.tokens[0] <= at * (1 + _ROUNDING)}
+    losses = [(records[number], loss_at(curve, at)) for number, curve in reached.items()]
+    return EqualBudget(
+        axis,
+        at,
+        tuple(sorted(losses, key=lambda pair: (pair[1], pair[0].number))),
+        tuple(records[number] for number in curves if number not in reached),
+    )
+
+
+def loss_at(curve: Curve, cost: float) -> float:
+    """Between two points of a curve: losses fall evenly with the logarithm of what was used."""
+    return float(np.interp(math.log(cost), np.log(curve.tokens), curve.losses))
+
+
+def _cost_of_a_token(record: TrialRecord, axis: Axis) -> float | None:
+    match axis:
+        case "tokens":
+            return 1.0
+        case "training time":
+            # At the trial's mean speed: its reports come seconds apart, which is much of a short trial.
+            return record.training_s / record.tokens if record.tokens else None
+        case _:
+            return record.flops_per_token

@@ -1,0 +1,216 @@
+"""What a sweep found, as files that a script reads: trials.csv and summary.json."""
+
+import csv
+import io
+import json
+import math
+import platform
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+from data_pipeline.schema.whole_files import write_atomically
+from sweeps.analysis.noise_floor import Standing, seed_groups, standings, verdict
+from sweeps.records.outcomes import Outcome
+from sweeps.records.trial_records import MemoryVerdict, RefusedProposal, TrialRecord
+
+_ORDER = (
+    Outcome.COMPLETED,
+    Outcome.STOPPED,
+    Outcome.DIVERGED,
+    Outcome.INTERRUPTED,
+    Outcome.FAILED,
+    Outcome.INFEASIBLE,
+    None,
+)
+_VERSIONS = ("pretune", "ray", "torch", "tokenizers", "pandas", "mlflow", "pyarrow", "optuna")
+
+
+def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Best first: completed trials by the loss of their settings, then stopped ones by how far they came.
+
+    The loss of settings is the mean over their seeds, and how sure that is counts: see `noise_floor.seed_groups`.
+    """
+    groups = {r.number: place for place, group in enumerate(seed_groups(records)) for r in group.records}
+
+    def key(record: TrialRecord) -> tuple[Any, ...]:
+        # NaN compares false with everything: as a sort key it would leave the others in no order.
+        loss = record.loss if record.loss is not None and math.isfinite(record.loss) else math.inf
+        # By rung, not by tokens: a larger batch overshoots a rung by more, which is no merit.
+        came_far = -max(record.rung_losses, default=0) if record.outcome is Outcome.STOPPED else 0
+        place = groups.get(record.twin_of or record.number, len(records))
+        return (_ORDER.index(record.outcome), came_far, place, record.twin_of is not None, loss, record.number)
+
+    return sorted(records, key=key)
+
+
+def best_trial(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The best trial of the best settings; None when none completed."""
+    first = next(iter(ranked(records)), None)
+    if first is None or first.outcome is not Outcome.COMPLETED or first.loss is None or not math.isfinite(first.loss):
+        return None
+    return first
+
+
+def trial_row(record: TrialRecord, rank: int, standing: Standing | None = None) -> dict[str, Any]:
+    """One trial as a row of trials.csv; units are in the names.
+
+    Args:
+        standing: Of a trial that completed.
+    """
+    metrics = {name.replace("/", "_"): value for name, value in record.metrics.items()}
+    return {
+        "rank": rank,
+        "trial": record.name,
+        "outcome": record.state,
+        "reason": record.reason,
+        **record.settings,
+        **metrics,
+        "best_holdout_loss_nats_per_token": record.best_loss,
+        "seeds": standing.num_seeds if standing else None,
+        "mean_holdout_loss_over_seeds_nats_per_token": standing.mean_loss if standing else None,
+        "mean_holdout_loss_low_95_nats_per_token": standing.low if standing else None,
+        "mean_holdout_loss_high_95_nats_per_token": standing.high if standing else None,
+        "tie_group": standing.tie_group if standing else None,
+        "tokens": record.tokens,
+        "tokens_spent": record.tokens_spent,
+        "training_s": round(record.training_s, 3),
+        "branch_s": round(record.branch_s, 3),
+        "tokens_per_s": None if record.tokens_per_s is None else round(record.tokens_per_s, 1),
+        "training_flops": record.training_flops,
+        "parameters": record.parameters,
+        "trainable_parameters": record.trainable_parameters,
+        "micro_batch_size_asked": record.micro_batch_size_asked,
+        "micro_batch_size_used": record.micro_batch_size_used,
+        "memory_verdict": record.memory_verdict,
+        "out_of_memory_events": record.out_of_memory_events,
+        "predicted_peak_memory_bytes": record.predicted_peak_memory_bytes,
+        "measured_peak_memory_bytes": record.peak_memory_bytes,
+        "memory_limit_bytes": record.memory_limit_bytes,
+        "predicted_memory_margin": memory_margin(record.predicted_peak_memory_bytes, record),
+        "measured_memory_margin": memory_margin(record.peak_memory_bytes, record),
+        "chosen_by": record.chosen_by,
+        "taken_over_from": record.taken_over_from,
+        "run_to_end": record.run_to_end,
+        "twin_of": None if record.twin_of is None else f"trial-{record.twin_of:04d}",
+        "interruptions": record.interruptions,
+        "started_at": record.started_at,
+        "ended_at": record.ended_at,
+    }
+
+
+def memory_margin(num_bytes: int | None, record: TrialRecord) -> float | None:
+    """Share of a trial's memory limit that so many bytes leave free; negative beyond the limit."""
+    if num_bytes is None or record.memory_limit_bytes is None:
+        return None
+    return round(1 - num_bytes / record.memory_limit_bytes, 4)
+
+
+def calibration(records: Sequence[TrialRecord]) -> dict[str, float]:
+    """How well memory was predicted: relative errors of all trials that have one. Empty where there is none."""
+    errors = [error for record in records if (error := record.prediction_error) is not None]
+    if not errors:
+        return {}
+    sizes = [abs(error) for error in errors]
+    return {
+        "calibrated_trials": len(errors),
+        "median_relative_error": statistics.median(sizes),
+        "largest_relative_error": max(sizes),
+        "mean_signed_relative_error": statistics.fmean(errors),
+    }
+
+
+def memory_counts(records: Sequence[TrialRecord], refused: Sequence[RefusedProposal]) -> dict[str, int]:
+    """How often memory had a say, by verdict: trials, and proposals that never became one."""
+    counts = Counter(record.memory_verdict for record in records)
+    counts.update(proposal.verdict for proposal in refused)
+    return {verdict: counts[verdict] for verdict in get_args(MemoryVerdict)}
+
+
+def write_trials_csv(path: Path, records: Sequence[TrialRecord]) -> None:
+    """One row a trial, every trial, best first."""
+    standing = standings(records)
+    rows = [
+        trial_row(record, rank, standing.get(record.number)) for rank, record in enumerate(ranked(records), start=1)
+    ]
+    # A trial without metrics has fewer columns: take all of them, in the order of the row that has most.
+    columns = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def summarize(
+    *,
+    name: str,
+    identity: str,
+    status: str,
+    records: Sequence[TrialRecord],
+    refused: Sequence[RefusedProposal],
+    data: dict[str, Any],
+    wall_s: float,
+) -> dict[str, Any]:
+    """What a script wants to know of a sweep.
+
+    Args:
+        status: `finished` or `interrupted`.
+        data: Figures of the prepared corpus.
+        wall_s: Seconds of this and earlier parts of the sweep together.
+    """
+    best = best_trial(records)
+    spent_s = {
+        str(outcome): round(sum(r.spent_s for r in records if r.outcome is outcome), 3)
+        for outcome in Outcome
+        if any(r.outcome is outcome for r in records)
+    }
+    return {
+        "name": name,
+        "identity": identity,
+        "status": status,
+        "best": None if best is None else trial_row(best, 1, standings(records).get(best.number)),
+        "winner": winner_figures(records),
+        "ranking": [record.name for record in ranked(records)],
+        "outcomes": dict(Counter(record.state for record in records)),
+        "memory_verdicts": dict(Counter(r.memory_verdict for r in records if r.memory_verdict)),
+        "memory_verdicts_with_proposals": memory_counts(records, refused),
+        "memory_calibration": calibration(records),
+        "refused_before_launch": [proposal.model_dump() for proposal in refused],
+        "training_s_by_outcome": spent_s,
+        "wall_s": round(wall_s, 3),
+        "data": data,
+        "versions": versions(),
+    }
+
+
+def winner_figures(records: Sequence[TrialRecord]) -> dict[str, Any] | None:
+    """The winner, its margin over the next settings, and what the noise between seeds says of it."""
+    found = verdict(records)
+    if found is None:
+        return None
+    return {
+        "trial": found.best.records[0].name,
+        "seeds": found.best.count,
+        "mean_holdout_loss_nats_per_token": found.best.mean,
+        "runner_up": None if found.second is None else found.second.records[0].name,
+        "margin_nats_per_token": found.margin_nats,
+        "margin_over_noise": found.margin_over_noise,
+        "noise_between_seeds_nats_per_token": None if found.noise is None else found.noise.std_nats,
+        "degrees_of_freedom": None if found.noise is None else found.noise.degrees,
+        "is_told_apart": found.is_told_apart,
+        "tied_with": [group.records[0].name for group in found.tied],
+    }
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """summary.json, replaced whole."""
+    write_atomically(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a result may depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS}

@@ -1,0 +1,116 @@
+"""An optimum on the edge of the search space: seen when the search has ended, and the space widened if wanted."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from data_pipeline.schema.settings import Settings
+from sweeps.analysis.expected_gain import learning_space
+from sweeps.analysis.noise_floor import seed_groups
+from sweeps.records.trial_records import TrialRecord
+from sweeps.settings.search_space import Distribution, format_setting
+from sweeps.settings.sweep_config import SweepConfig
+
+MOST_WIDENINGS = 2
+"""Times that the space of one sweep is widened."""
+_SHARE_MORE = 4
+"""Each time for one trial in so many of the budget more."""
+_MIN_FOR_EDGE = 4
+"""Completed trials before the place of the best in its range says anything."""
+_EDGE = 0.08
+"""Share of a range, on its own scale, that counts as its edge."""
+_MIN_LISTED = 3
+"""Values of a choice before one of them can be in the middle."""
+
+
+class Widening(Settings):
+    """The space as it was widened once."""
+
+    search: dict[str, Distribution]
+    """Of the settings concerned, whole."""
+    more_trials: int
+    reason: str
+    """In words."""
+
+
+def best_on_edges(sweep: SweepConfig, records: Sequence[TrialRecord]) -> dict[str, Any]:
+    """Settings of which the best trial has a value on the edge of what is swept, each with a value beyond it.
+
+    Only what changes learning counts, only where a value beyond is possible at all, and nothing before four trials.
+    """
+    groups = seed_groups(records)
+    if sum(group.count for group in groups) < _MIN_FOR_EDGE:
+        return {}
+    best = groups[0].records[0].settings
+    found = {}
+    for path, distribution in learning_space(sweep).items():
+        beyond = beyond_the_edge(distribution, best[path]) if path in best else None
+        if beyond is not None and _is_possible(sweep, path, beyond):
+            found[path] = beyond
+    return found
+
+
+def widening(sweep: SweepConfig, records: Sequence[TrialRecord]) -> Widening | None:
+    """How the space is to be widened; None if the best trial lies on none of its edges."""
+    found = best_on_edges(sweep, records)
+    if not found:
+        return None
+    search = {path: widened(sweep.search[path], beyond) for path, beyond in found.items()}
+    reason = "; ".join(
+        f"the best trial lies on the edge of {path} ({sweep.search[path]}), widened to {format_setting(beyond)}"
+        for path, beyond in found.items()
+    )
+    return Widening(search=search, more_trials=max(3, sweep.budget.trials // _SHARE_MORE), reason=reason)
+
+
+def widened_sweep(sweep: SweepConfig, widenings: Sequence[Widening]) -> SweepConfig:
+    """The sweep over its space as it was widened."""
+    search = dict(sweep.search)
+    for one in widenings:
+        search |= one.search
+    return sweep.model_copy(update={"search": search})
+
+
+def widened(distribution: Distribution, beyond: Any) -> Distribution:
+    """The distribution that also holds a value beyond one of its ends."""
+    values = distribution.extremes()
+    if distribution.kind == "choice":
+        return Distribution(choice=(*values, beyond))
+    return Distribution.model_validate({distribution.kind: (min(values[0], beyond), max(values[1], beyond))})
+
+
+def beyond_the_edge(distribution: Distribution, value: Any) -> Any:
+    """A value past the edge that `value` lies on; None where it lies on none."""
+    ends = distribution.extremes()
+    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in (*ends, value)):
+        return None
+    low, high = min(ends), max(ends)
+    if len(ends) < 2 or not low <= value <= high:
+        return None
+    if distribution.kind == "choice":
+        if low < value < high or len(ends) < _MIN_LISTED:
+            return None
+        ordered = sorted(ends)
+        neighbour, edge = (ordered[1], low) if value == low else (ordered[-2], high)
+        # A list of numbers goes on as it went: 64, 128 is followed by 256, and 0.1, 0.2 by 0.4.
+        beyond = edge * edge / neighbour if neighbour > 0 and edge > 0 else 2 * edge - neighbour
+    elif distribution.kind.startswith("log"):
+        place = math.log(value / low) / math.log(high / low)
+        beyond = high * 3 if place > 1 - _EDGE else low / 3 if place < _EDGE else None
+    else:
+        place, room = (value - low) / (high - low), (high - low) / 2
+        beyond = high + room if place > 1 - _EDGE else low - room if place < _EDGE else None
+    if beyond is None:
+        return None
+    whole = all(isinstance(end, int) for end in ends)
+    return round(beyond) if whole else beyond
+
+
+def _is_possible(sweep: SweepConfig, path: str, value: Any) -> bool:
+    try:
+        sweep.run_config({path: value})
+    except (ValidationError, ValueError):
+        return False
+    return True

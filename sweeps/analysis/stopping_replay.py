@@ -1,0 +1,127 @@
+"""What other rules of early stopping would have saved and lost, replayed on the curves that a sweep has recorded.
+
+A rule is replayed on trials whose curves reach the end, in the order in which they were started, as on one lane.
+Trials that were trained to the end because they were drawn to be (`early_stopping.run_to_end`) are a sample without
+bias; those that completed because they were good are not, and the report says so.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import spearmanr
+
+from sweeps.analysis.rankings import loss_at
+from sweeps.analysis.sweep_findings import Findings, finite_loss
+from sweeps.analysis.trial_curves import Curve
+from sweeps.early_stopping.median_stopping import MedianRule
+from sweeps.early_stopping.rungs import Rungs, StoppingRule, rung_tokens
+from sweeps.records.trial_records import REPEAT, TrialRecord
+from sweeps.settings.sweep_sections import EarlyStoppingConfig
+
+FEWEST_TRIALS = 4
+"""With fewer trials that reached the end a replay says nothing."""
+
+_RULES = (
+    EarlyStoppingConfig(method="asha", reduction_factor=2, first_rung=0.1),
+    EarlyStoppingConfig(method="asha", reduction_factor=3, first_rung=0.1),
+    EarlyStoppingConfig(method="asha", reduction_factor=4, first_rung=0.1),
+    EarlyStoppingConfig(method="asha", reduction_factor=3, first_rung=0.03),
+    EarlyStoppingConfig(method="asha", reduction_factor=3, first_rung=0.3),
+    EarlyStoppingConfig(method="median", first_rung=0.1),
+)
+
+
+@dataclass(frozen=True)
+class ReplayedRule:
+    """One rule on the recorded curves."""
+
+    name: str
+    num_stopped: int
+    saved: float
+    """Share of the tokens that all trials take together."""
+    lost_nats: float
+    """By which the best trial that it lets through is behind the best of all."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """All rules on the same trials."""
+
+    records: tuple[TrialRecord, ...]
+    """The trials, in the order in which they were started."""
+    is_unbiased: bool
+    """Whether they were drawn beforehand to be trained to the end."""
+    rules: tuple[ReplayedRule, ...]
+    rank_correlation: dict[int, float]
+    """Rung in tokens to Spearman's correlation between the losses there and the final ones."""
+
+
+def replay(findings: Findings) -> Replay | None:
+    """Other rules on this sweep's curves; None where too few trials have reached the end."""
+    ended = sorted(
+        (r for r in findings.completed if r.chosen_by != REPEAT and r.twin_of is None), key=lambda record: record.number
+    )
+    drawn = [record for record in ended if record.run_to_end]
+    is_unbiased = len(drawn) >= FEWEST_TRIALS or findings.sweep.early_stopping.method == "none"
+    chosen = drawn if len(drawn) >= FEWEST_TRIALS else ended
+    chosen = [record for record in chosen if not findings.curves[record.number].holdout.is_empty]
+    if len(chosen) < FEWEST_TRIALS:
+        return None
+    total = findings.sweep.budget.tokens_per_trial
+    curves = {record.number: findings.curves[record.number].holdout for record in chosen}
+    rules = [_replayed(chosen, curves, config, total) for config in _RULES]
+    rungs = rung_tokens(findings.sweep.early_stopping, total) or rung_tokens(EarlyStoppingConfig(method="asha"), total)
+    return Replay(
+        tuple(chosen),
+        is_unbiased,
+        tuple(sorted(rules, key=lambda rule: -rule.saved)),
+        {rung: rho for rung in rungs if (rho := _rank_correlation(chosen, curves, rung)) is not None},
+    )
+
+
+def _replayed(
+    records: Sequence[TrialRecord], curves: dict[int, Curve], config: EarlyStoppingConfig, total: int
+) -> ReplayedRule:
+    rungs = rung_tokens(config, total)
+    rule = MedianRule(rungs) if config.method == "median" else Rungs(rungs, config.reduction_factor)
+    used = {record.number: _end_of(record, rule, rungs, curves[record.number], total) for record in records}
+    let_through = [record for record in records if used[record.number] >= total]
+    best = min(_loss(record) for record in records)
+    best_left = min((_loss(record) for record in let_through), default=math.inf)
+    return ReplayedRule(
+        _in_words(config),
+        len(records) - len(let_through),
+        1 - sum(used.values()) / (total * len(records)),
+        best_left - best,
+    )
+
+
+def _in_words(config: EarlyStoppingConfig) -> str:
+    best = "" if config.method == "median" else f", best 1/{config.reduction_factor}"
+    return f"{config.method}{best} from {config.first_rung:.0%} of the tokens on"
+
+
+def _end_of(record: TrialRecord, rule: StoppingRule, rungs: Sequence[int], curve: Curve, total: int) -> int:
+    """Tokens at which the rule ends a trial."""
+    for rung in rungs:
+        if not rule.judge(record.number, rung, _loss_at_rung(curve, rung)).goes_on:
+            return rung
+    return total
+
+
+def _loss_at_rung(curve: Curve, rung: int) -> float:
+    # Evaluations stand where this sweep's own rungs were; between them a loss is read off the line.
+    return loss_at(curve, min(max(rung, float(curve.tokens[0])), float(curve.tokens[-1])))
+
+
+def _rank_correlation(records: Sequence[TrialRecord], curves: dict[int, Curve], rung: int) -> float | None:
+    at_rung = [record.rung_losses.get(rung, _loss_at_rung(curves[record.number], rung)) for record in records]
+    rho = float(spearmanr(at_rung, [_loss(record) for record in records]).statistic)
+    return rho if math.isfinite(rho) else None
+
+
+def _loss(record: TrialRecord) -> float:
+    loss = finite_loss(record)
+    assert loss is not None, "only completed trials are replayed"
+    return loss

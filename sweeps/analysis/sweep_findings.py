@@ -1,0 +1,137 @@
+"""Everything a report is written from, gathered once: records in order of rank, curves, refusals, the corpus."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.schema.manifest import Manifest, read_manifest
+from sweeps.analysis.noise_floor import noise_floor, seed_groups, standings
+from sweeps.analysis.result_tables import ranked
+from sweeps.analysis.space_widening import Widening, widened_sweep
+from sweeps.analysis.trial_curves import TrialCurves, read_curves
+from sweeps.memory_knowledge.frontier_map import FrontierMap
+from sweeps.records.outcomes import Outcome
+from sweeps.records.results_folder import MAP_FILE
+from sweeps.records.trial_records import RefusedProposal, TrialRecord, TrialStore
+from sweeps.settings.setting_paths import SEED
+from sweeps.settings.sweep_config import SweepConfig
+
+
+@dataclass(frozen=True)
+class Findings:
+    """One sweep, finished or not."""
+
+    sweep: SweepConfig
+    summary: dict[str, Any]
+    records: tuple[TrialRecord, ...]
+    """Best first, as in trials.csv."""
+    curves: dict[int, TrialCurves]
+    """By trial number; a trial without reports has empty curves."""
+    refused: tuple[RefusedProposal, ...]
+    manifest: Manifest | None
+    """None: the prepared corpus is not there any more."""
+    frontier: FrontierMap | None = None
+    """None: the sweep has not ended yet."""
+
+    @cached_property
+    def completed(self) -> tuple[TrialRecord, ...]:
+        """Completed trials with a loss, best first."""
+        losses = {r.number: loss for r in self.of(Outcome.COMPLETED) if (loss := finite_loss(r)) is not None}
+        return tuple(record for record in self.records if record.number in losses)
+
+    @cached_property
+    def _ranks(self) -> dict[int, int]:
+        return {record.number: rank for rank, record in enumerate(self.records, start=1)}
+
+    def rank(self, record: TrialRecord) -> int:
+        """Its place from 1, as in trials.csv."""
+        return self._ranks[record.number]
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The best trial of the best settings."""
+        return self.completed[0] if self.completed else None
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """Settings that differ between trials, or could have; the seed only where it is swept."""
+        listed = (path for record in sorted(self.records, key=lambda r: r.number) for path in record.settings)
+        known = dict.fromkeys((*self.sweep.search, *listed))
+        return tuple(path for path in known if path != SEED or SEED in self.sweep.search)
+
+    def setting(self, record: TrialRecord | RefusedProposal, path: str) -> Any:
+        """A trial's value of a setting, whether it was swept in this trial or not."""
+        if path in record.settings:
+            return record.settings[path]
+        value: Any = self.sweep
+        for part in path.split("."):
+            value = getattr(value, part, None)
+        return value
+
+    def of(self, outcome: Outcome | None) -> tuple[TrialRecord, ...]:
+        """Trials that ended so."""
+        return tuple(record for record in self.records if record.outcome is outcome)
+
+    @cached_property
+    def repeats(self) -> tuple[tuple[TrialRecord, ...], ...]:
+        """Groups of two or more completed trials that differ in nothing but the seed, best group first."""
+        return tuple(group.records for group in seed_groups(self.records) if group.count > 1)
+
+    @cached_property
+    def noise_nats(self) -> float | None:
+        """Standard deviation of the loss between seeds, pooled over all repeats; None without repeats."""
+        noise = noise_floor(self.records)
+        return None if noise is None else noise.std_nats
+
+    @cached_property
+    def _tied_with_best(self) -> frozenset[int]:
+        return frozenset(number for number, standing in standings(self.records).items() if standing.tie_group == 1)
+
+    def is_tied_with_best(self, record: TrialRecord) -> bool:
+        """Whether a trial of other settings than the best cannot be told from it: its loss may differ by luck alone."""
+        if self.best is None or record.number not in self._tied_with_best:
+            return False
+        best, other = (standings(self.records)[number].group for number in (self.best.number, record.number))
+        return best.records != other.records
+
+
+def gather(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord], summary: dict[str, Any]) -> Findings:
+    """Read what the records do not hold from a sweep's results folder."""
+    store = TrialStore(folder / "trials")
+    return Findings(
+        sweep=widened_sweep(sweep, [Widening.model_validate(one) for one in store.load_widenings()]),
+        summary=summary,
+        records=tuple(ranked(records)),
+        curves={record.number: read_curves(store.reports(record)) for record in records},
+        refused=tuple(store.load_refusals()),
+        manifest=_manifest(summary),
+        frontier=_frontier(folder),
+    )
+
+
+def _frontier(folder: Path) -> FrontierMap | None:
+    path = folder / MAP_FILE
+    return FrontierMap.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def finite_loss(record: TrialRecord) -> float | None:
+    """The last holdout loss, if it is a number to compare."""
+    return record.loss if record.loss is not None and math.isfinite(record.loss) else None
+
+
+def speed(record: TrialRecord) -> float | None:
+    """Tokens per second, rounded as in trials.csv, so that the files hold equal numbers."""
+    return None if record.tokens_per_s is None else round(record.tokens_per_s, 1)
+
+
+def _manifest(summary: dict[str, Any]) -> Manifest | None:
+    folder = (summary.get("data") or {}).get("folder")
+    if folder is None:
+        return None
+    try:
+        return read_manifest(Path(folder))
+    except ValueError:
+        return None  # Prepared corpora may be deleted once a sweep is done; the summary has the figures.

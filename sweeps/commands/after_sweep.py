@@ -1,0 +1,246 @@
+"""Commands after a sweep: its report and runs, and its models."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from data_pipeline.schema.user_errors import InputFault
+from sweeps.commands.command_frame import AsJson, Results, explains_faults, print_json, results_folder, terminal
+
+Place = Annotated[
+    str,
+    typer.Argument(
+        help="A sweep's folder or name, a trial's folder, one of Hugging Face transformers, runs:/ID or models:/NAME.",
+        show_default=False,
+    ),
+]
+
+Source = Annotated[
+    str | None, typer.Option("--input", metavar="FILE", help="Answer all of its texts: CSV, JSONL, Parquet, lines.")
+]
+Output = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="JSON lines, with --input. Default: the standard output.")
+]
+Column = Annotated[
+    str | None, typer.Option("--text", metavar="COLUMN", help="With --input. Default: told by its name.")
+]
+
+
+@explains_faults
+def report(
+    folder: Annotated[Path, typer.Argument(help="A sweep's results folder.", show_default=False)],
+    other: Annotated[Path | None, typer.Argument(help="Another one: compare the two.", show_default=False)] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write each picture there, as an SVG file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a sweep's report again, or compare two sweeps.
+
+    Of one sweep, report.html and EXPERIMENT.md are written into its folder, and --json prints its summary. Of two, what
+    came out of each and what differed between them is printed.
+    """
+    from dataclasses import asdict
+
+    from sweeps.records.trial_records import TrialStore
+    from sweeps.report.compare_sweeps import compare_sweeps, print_comparison, read_summary
+    from sweeps.report.report import write_pictures, write_report
+    from sweeps.settings.sweep_file import load_sweep_file
+
+    if other is not None:
+        found = compare_sweeps(folder, other)
+        if as_json:
+            print_json(asdict(found))
+        else:
+            print_comparison(found, terminal())
+        return
+    summary = read_summary(folder)
+    config = load_sweep_file(folder / "sweep.yaml")
+    write_report(folder, config, TrialStore(folder / "trials").load_all(), summary)
+    written = [folder / "report.html"]
+    if pictures is not None:
+        written += write_pictures(pictures, folder, config, summary)
+    if as_json:
+        print_json(summary)
+        return
+    for path in written:
+        terminal().print(str(path), highlight=False, soft_wrap=True)
+
+
+@explains_faults
+def fill_mask(
+    place: Place,
+    text: Annotated[
+        str | None, typer.Argument(help="Text with masks, as 'the <mask> is red'. Without: type some.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Candidates for each mask.")] = 5,
+    source: Source = None,
+    output: Output = None,
+    column: Column = None,
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fill the masks of a text with a masked LM.
+
+    Without a text, on a terminal, each line that is typed is filled, until ctrl-d. With --input, all texts of a file:
+    a JSON line each, {row, text, masks}.
+    """
+    from sweeps.trained_models.batch_prompts import answer_file, answer_typed, is_typed
+    from sweeps.trained_models.model_locator import model_at
+    from sweeps.trained_models.trained_model import load_trained
+
+    console = terminal()
+    with model_at(place, results_folder(results)) as found_at:
+        model = load_trained(found_at.folder, prepared=found_at.prepared)
+
+        def filled(text: str) -> list[list[dict[str, Any]]]:
+            found = model.fill(text, num_candidates=top)
+            return [[{"token": token, "probability": share} for token, share in mask] for mask in found]
+
+        def show(text: str) -> None:
+            for number, mask in enumerate(filled(text), start=1):
+                for one in mask:
+                    words = f"mask {number}  {one['probability']:6.1%}  {one['token']!r}"
+                    console.print(words, markup=False, highlight=False)
+
+        if source is not None:
+            _one_of(text, source)
+            answer_file(source, output, lambda text: {"masks": filled(text)}, text=column, say=_aside)
+        elif text is not None and as_json:
+            print_json(filled(text))
+        elif text is not None:
+            show(text)
+        elif is_typed():
+            answer_typed("text> ", show, say=_aside)
+        else:
+            raise InputFault("nothing to fill: give a text with masks, or --input FILE")
+
+
+@explains_faults
+def generate(
+    place: Place,
+    prompt: Annotated[
+        str | None, typer.Argument(help="Text to continue, or question to answer. Without: type some.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Only the so many likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=1e-9, max=1.0, help="Only tokens up to this share.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
+    source: Source = None,
+    output: Output = None,
+    column: Column = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Talk with it, a line a turn, also where none types.")] = False,
+    system: Annotated[str | None, typer.Option(help="What it is told before a conversation.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Continue texts as they are, without chat template.")] = False,
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a text, or answer, with a causal LM.
+
+    A model that was trained on conversations answers, by the chat template in its folder. Without a prompt, on a
+    terminal, each line that is typed is continued or answered, until ctrl-d; elsewhere a text is begun. With --input,
+    all texts of a file: a JSON line each, {row, text, continuation}.
+    """
+    from core.models.generation import Sampling
+    from sweeps.trained_models.batch_prompts import answer_file, answer_typed, is_typed
+    from sweeps.trained_models.chat import Conversation, Speaker
+    from sweeps.trained_models.model_locator import model_at
+    from sweeps.trained_models.trained_model import load_trained
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    with model_at(place, results_folder(results)) as found_at:
+        model = load_trained(found_at.folder, prepared=found_at.prepared)
+        speaker = Speaker(model, sampling, max_new_tokens, seed, system, plain)
+        pieces = speaker.says
+
+        def show(text: str, said: Callable[[str], Iterator[str]] = pieces) -> None:
+            for piece in said(text):
+                typer.echo(piece, nl=False)
+            typer.echo()
+
+        if chat and (prompt is not None or source is not None or as_json):
+            raise InputFault("--chat reads what is said from its input; leave the prompt, --input and --json out")
+        if source is not None:
+            _one_of(prompt, source)
+            answer_file(source, output, lambda text: {"continuation": "".join(pieces(text))}, text=column, say=_aside)
+        elif as_json:
+            print_json({"prompt": prompt or "", "continuation": "".join(pieces(prompt or ""))})
+        elif prompt is None and is_typed():
+            said = Conversation(speaker).reply if chat or speaker.answers else pieces
+            answer_typed("prompt> ", lambda text: show(text, said), say=_aside)
+        elif chat:
+            said = Conversation(speaker).reply
+            for line in typer.get_text_stream("stdin"):
+                if line.strip():
+                    show(line.strip(), said)
+        else:
+            show(prompt or "")
+
+
+def _aside(words: str) -> None:
+    """Beside the answers, which a program may read."""
+    typer.echo(words, err=True)
+
+
+def _one_of(text: str | None, source: str) -> None:
+    if text is not None:
+        raise InputFault(f"give a text or --input {source}, not both")
+
+
+@explains_faults
+def evaluate(
+    place: Place,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Evaluate on all of this file or folder instead of the sweep's holdout.")
+    ] = None,
+    all_tokens: Annotated[
+        bool, typer.Option("--all-tokens", help="Masked LM: also the accuracy over all tokens, masked or not.")
+    ] = False,
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's exact metrics on its holdout or a corpus."""
+    import tempfile
+
+    from sweeps.trained_models.model_locator import model_at
+    from sweeps.trained_models.trained_model import load_trained
+
+    with tempfile.TemporaryDirectory() as work_folder, model_at(place, results_folder(results)) as found_at:
+        metrics = load_trained(found_at.folder, prepared=found_at.prepared).evaluate(
+            corpus, work_folder=Path(work_folder), all_tokens=all_tokens
+        )
+    if as_json:
+        print_json(metrics)
+        return
+    for name, value in metrics.items():
+        terminal().print(f"{name.removeprefix('holdout/'):<24} {value:.6g}", highlight=False)
+
+
+@explains_faults
+def export(
+    place: Place,
+    target: Annotated[Path, typer.Argument(help="Folder to write; must not be there yet.", show_default=False)],
+    results: Results = None,
+) -> None:
+    """Write a model as a folder of Hugging Face transformers."""
+    from sweeps.trained_models.model_locator import model_at
+    from sweeps.trained_models.trained_model import load_trained
+
+    with model_at(place, results_folder(results)) as found_at:
+        load_trained(found_at.folder, prepared=found_at.prepared).export(target)
+    terminal().print(str(target), highlight=False, soft_wrap=True)
+
+
+@explains_faults
+def ui(
+    results: Results = None,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
+) -> None:
+    """Open the MLflow pages on the runs of all sweeps."""
+    from sweeps.tracking.mlflow_ui import serve_ui
+
+    serve_ui(results_folder(results), host=host, port=port, console=terminal())

@@ -1,0 +1,130 @@
+"""Commands before a sweep: look at the corpus, the plan, the memory; prepare."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from data_pipeline.schema.user_errors import InputFault
+from sweeps.commands.command_frame import (
+    AsJson,
+    File,
+    Results,
+    Set,
+    explains_faults,
+    print_json,
+    results_folder,
+    terminal,
+)
+
+
+@explains_faults
+def new(
+    corpus: Annotated[str, typer.Argument(help="File, folder, glob or URI.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Sweep file to write.")] = Path("sweep.yaml"),
+    causal: Annotated[bool, typer.Option("--causal", help="A causal LM instead of a masked one.")] = False,
+) -> None:
+    """Look at a corpus and this machine; write a first sweep file."""
+    from sweeps.planning.new_sweep import write_new_sweep
+
+    console = terminal()
+    console.print(write_new_sweep(corpus, output, is_causal=causal), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"next     pretune plan {output}", highlight=False, soft_wrap=True)
+
+
+@explains_faults
+def plan(file: File, overrides: Set = None, results: Results = None, as_json: AsJson = False) -> None:
+    """Show what a sweep will do, what fits, what it costs."""
+    from sweeps.settings.sweep_file import load_sweep_file
+
+    asked = load_sweep_file(file, overrides or ())
+    # Ray takes seconds to import: a mistake in the file is told before.
+    from sweeps.lanes.lane_planning import this_machine
+    from sweeps.planning.auto_lanes import auto_lanes
+    from sweeps.planning.epochs import with_expected_tokens
+    from sweeps.planning.plan_output import plan_as_json, print_plan
+    from sweeps.planning.shortened_budget import with_shortened_trials
+    from sweeps.planning.sweep_plan import plan_sweep
+    from sweeps.planning.warm_start import beginning_with_weights, expected_vocabulary
+
+    folder = results_folder(results)
+    sweep = with_expected_tokens(beginning_with_weights(asked, folder))
+    vocabulary_size = expected_vocabulary(sweep)
+    sweep, _ = with_shortened_trials(sweep, cluster=None, vocabulary_size=vocabulary_size, results_folder=folder)
+    auto = auto_lanes(sweep, cluster=this_machine(), vocabulary_size=vocabulary_size, results_folder=folder)
+    planned = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto)
+    if as_json:
+        print_json(plan_as_json(planned))
+    else:
+        print_plan(planned, terminal())
+
+
+@explains_faults
+def estimate(
+    file: File,
+    overrides: Set = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of one worker, as 24GiB.")] = None,
+    device: Annotated[str | None, typer.Option(help='A GPU by name, as "RTX 4090".')] = None,
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one configuration's memory by part, and how it fits."""
+    from dataclasses import asdict
+
+    from sweeps.planning.memory_estimate import estimate_of, memory_of, print_estimate
+    from sweeps.planning.sweep_plan import plan_sweep
+    from sweeps.planning.warm_start import beginning_with_weights, expected_vocabulary
+    from sweeps.settings.sweep_file import load_sweep_file
+
+    config = beginning_with_weights(load_sweep_file(file, overrides or ()), results_folder(results))
+    planned, name = memory_of(
+        plan_sweep(config, vocabulary_size=expected_vocabulary(config)), memory=memory, device=device
+    )
+    found = estimate_of(planned, name)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        print_estimate(found, terminal())
+
+
+@explains_faults
+def prepare(
+    file: File,
+    overrides: Set = None,
+    results: Results = None,
+    check: Annotated[bool, typer.Option("--check", help="Read and report; write nothing, start nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read, tokenize and pack the corpus; show what was dropped.
+
+    Once: a sweep on the same corpus starts with what is there.
+    """
+    from dataclasses import asdict
+
+    from data_pipeline.preparation.corpus_check import check as check_corpus
+    from sweeps.lanes.ray_session import log_libraries_in
+    from sweeps.planning.preparation import data_figures, prepare_with_progress, print_check, print_preparation
+    from sweeps.planning.warm_start import beginning_with_weights
+    from sweeps.settings.sweep_file import load_sweep_file
+
+    config = load_sweep_file(file, overrides or ())
+    console = terminal()
+    if check:
+        found = check_corpus(config.corpus)
+        if as_json:
+            print_json(asdict(found) | {"files": [file.model_dump(mode="json") for file in found.files]})
+        else:
+            print_check(found, console)
+        if found.problem is not None:
+            raise InputFault(found.problem)
+        return
+    folder = results_folder(results)
+    config = beginning_with_weights(config, folder)
+    log_libraries_in(folder)
+    # A script reads what is printed: the progress goes where it does not.
+    data = prepare_with_progress(config, folder, Console(stderr=True) if as_json else console)
+    if as_json:
+        print_json(data_figures(data))
+    else:
+        print_preparation(data, console)

@@ -1,0 +1,40 @@
+"""Commands, in the order in which a user meets them.
+
+What a command needs is imported when it runs: `pretune --help` answers at once.
+"""
+
+import typer
+
+from sweeps.commands import after_sweep, before_sweep, downstream, training_commands
+
+_BEFORE, _SWEEP, _AFTER = "Before a sweep", "The sweep", "After a sweep"
+
+app = typer.Typer(
+    name="pretune",
+    help="Find the small language model that trains best inside the memory you have.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Exit codes: 0 done, 2 fault in an input, 3 no trial completed, 4 trials given up, 130 interrupted.",
+)
+
+# One line each in the list, so that it fits a screen: the first line of the command's docstring.
+app.command(rich_help_panel=_BEFORE)(before_sweep.new)
+app.command(rich_help_panel=_BEFORE)(before_sweep.plan)
+app.command(rich_help_panel=_BEFORE)(before_sweep.estimate)
+app.command(rich_help_panel=_BEFORE)(before_sweep.prepare)
+app.command(rich_help_panel=_SWEEP)(training_commands.sweep)
+app.command(rich_help_panel=_SWEEP)(training_commands.train)
+app.command(rich_help_panel=_AFTER)(after_sweep.ui)
+app.command(rich_help_panel=_AFTER)(after_sweep.report)
+app.command(rich_help_panel=_AFTER)(after_sweep.evaluate)
+app.command("fill-mask", rich_help_panel=_AFTER)(after_sweep.fill_mask)
+app.command(rich_help_panel=_AFTER)(after_sweep.generate)
+app.command(rich_help_panel=_AFTER)(downstream.finetune)
+app.command(rich_help_panel=_AFTER)(downstream.embed)
+app.command(rich_help_panel=_AFTER)(after_sweep.export)
+
+
+def main() -> None:
+    """Entry point of `pretune`."""
+    app()

@@ -1,0 +1,135 @@
+"""The last words of a sweep on the terminal: ranking, best settings, where things are, how to go on."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from data_pipeline.schema.settings import clock
+from sweeps.analysis.next_steps import best_on_an_edge
+from sweeps.analysis.noise_floor import verdict, winner_in_words
+from sweeps.analysis.rankings import disagreement, equal_budgets
+from sweeps.analysis.result_tables import ranked
+from sweeps.analysis.sweep_findings import gather
+from sweeps.commands.command_frame import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_NOTHING_COMPLETED
+from sweeps.execution.live_progress import STYLES, leaders_table
+from sweeps.execution.run_sweep import SweepEnd
+from sweeps.records.outcomes import Outcome
+from sweeps.records.trial_records import REPEAT, TrialRecord
+from sweeps.report.report_comparison import after_the_sweep
+from sweeps.settings.search_space import format_setting, settings_in_words
+
+_REFUSALS_SHOWN = 3
+
+
+def close(end: SweepEnd, console: Console) -> None:
+    """The last words of the command that was given, and its exit code.
+
+    Raises:
+        typer.Exit: Something is left to do, or nothing came of it.
+    """
+    print_end(end, console, command=" ".join(["pretune", *sys.argv[1:]]))
+    if end.status == "interrupted":
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if end.status == "incomplete":
+        raise typer.Exit(EXIT_INCOMPLETE)
+    if end.summary["best"] is None:
+        raise typer.Exit(EXIT_NOTHING_COMPLETED)
+
+
+def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
+    """Say what came out, and what to do next.
+
+    Args:
+        command: The command that was given; the same again goes on.
+    """
+    console.print()
+    if end.was_done_before:
+        console.print("everything was done already; nothing was trained", style="bold")
+    console.print(leaders_table(end.records))
+    if any(record.chosen_by == REPEAT for record in end.records):
+        # Or the smallest loss of the table would seem to stand in the wrong row.
+        console.print("ranked by settings: the mean over their seeds, plus one standard error of it")
+    _print_others(end, console)
+    best = end.summary["best"]
+    console.print()
+    if best is not None:
+        winner = next(record for record in end.records if record.name == best["trial"])
+        loss = best["holdout_loss_nats_per_token"]
+        console.print(f"[bold green]best[/bold green]     {winner.name}, holdout loss {loss:.4f} nats per token")
+        for path, value in winner.settings.items():
+            console.print(f"           {path}: {escape(format_setting(value))}", highlight=False)
+    found = verdict(end.records)
+    if found is not None:
+        console.print(f"[bold]margin[/bold]   {escape(winner_in_words(found))}", highlight=False, soft_wrap=True)
+    for label, warning in _warnings(end):
+        # Padded before it is coloured: the marks of a style count as no characters.
+        console.print(f"[yellow]{label:<8}[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
+    folder = _short(end.folder.path)
+    facts = [("model", _short(Path(end.summary["model"])) if best is not None else end.summary["model"])]
+    facts += [
+        ("report", folder / "report.html"),
+        ("tables", folder / "trials.csv"),
+        ("runs", _ui_command(end.folder.path.parent)),
+    ]
+    if end.model_uri:
+        facts.insert(1, ("registry", end.model_uri))
+    facts += [("took", f"{clock(end.summary['wall_s'])}, {_spent(end)}")]
+    if end.summary.get("search_ended_by"):
+        facts += [("ended by", end.summary["search_ended_by"])]
+    if end.not_tracked:
+        facts += [("missing", f"{end.not_tracked}. Send it later with the same command: {command}")]
+    if end.status != "finished":
+        facts += [("go on", command)]
+    for label, text in facts:
+        console.print(f"{label:<8} {escape(str(text))}", highlight=False, soft_wrap=True)
+
+
+def _warnings(end: SweepEnd) -> Iterator[tuple[str, str]]:
+    """What the report says against taking the winner as it stands."""
+    if end.summary["best"] is None:
+        return
+    findings = gather(end.folder.path, end.folder.sweep, end.records, end.summary)
+    yield from (("edge", sentence) for sentence in best_on_an_edge(findings))
+    yield from (("ranking", sentence) for sentence in disagreement(findings, equal_budgets(findings)))
+    yield from (("holdout", str(remark)) for remark in after_the_sweep(findings))
+
+
+def _print_others(end: SweepEnd, console: Console) -> None:
+    """Trials without a loss, each with its reason, and what was never launched."""
+    for record in ranked(end.records):
+        if record.loss is None:
+            outcome = record.outcome or Outcome.INTERRUPTED
+            text = f"{record.name}  [{STYLES[outcome]}]{outcome}[/]  {escape(_last_line(record))}"
+            console.print(text, highlight=False, soft_wrap=True)
+    refused = end.summary["refused_before_launch"]
+    for proposal in refused[:_REFUSALS_SHOWN]:
+        what = escape(f"{proposal['reason']} ({settings_in_words(proposal['settings'])})")
+        text = f"proposal    [yellow]{proposal['verdict']}[/]: {what}"
+        console.print(text, highlight=False, soft_wrap=True)
+    if len(refused) > _REFUSALS_SHOWN:
+        console.print(f"            and {len(refused) - _REFUSALS_SHOWN} more proposals; summary.json lists them")
+
+
+def _last_line(record: TrialRecord) -> str:
+    return (record.reason.strip().splitlines() or [""])[-1]
+
+
+def _spent(end: SweepEnd) -> str:
+    spent = end.summary["training_s_by_outcome"]
+    return ", ".join(f"{seconds:.0f} s in {outcome}" for outcome, seconds in spent.items()) or "no training"
+
+
+def _ui_command(results: Path) -> str:
+    # Where `pretune ui` looks when nothing is said, it needs nothing said.
+    default = Path(os.environ.get("PRETUNE_RESULTS", "results")).absolute()
+    return "pretune ui" if results == default else f"pretune ui --results {_short(results)}"
+
+
+def _short(path: Path) -> Path:
+    """Relative to the current folder where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

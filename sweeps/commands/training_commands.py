@@ -1,0 +1,93 @@
+"""Commands that train: a whole sweep, or one configuration in full."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_pipeline.schema.user_errors import InputFault
+from sweeps.commands.command_frame import (
+    File,
+    Results,
+    Set,
+    Verbose,
+    explains_faults,
+    let_ray_speak,
+    results_place,
+    terminal,
+)
+
+
+@explains_faults
+def sweep(
+    file: File,
+    overrides: Set = None,
+    results: Results = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run a sweep; the same command again goes on with it.
+
+    On a terminal a table shows how it goes; piped, each event is a line.
+    """
+    let_ray_speak(verbose)
+    from sweeps.settings.sweep_file import load_sweep_file
+
+    config = load_sweep_file(file, overrides or ())
+    folder, uri = results_place(results)
+    from sweeps.lanes.ray_session import connect_while_importing, log_libraries_in
+    from sweeps.records.results_folder import may_be_finished
+
+    log_libraries_in(folder)
+    if not may_be_finished(folder, config.name):
+        connect_while_importing("sweeps.commands.end_summary", "sweeps.execution.run_sweep")
+    from sweeps.commands.end_summary import close
+    from sweeps.execution.run_sweep import run_sweep
+
+    console = terminal()
+    close(run_sweep(config, results_folder=folder, console=console, kept_at=uri), console)
+
+
+@explains_faults
+def train(
+    place: Annotated[Path, typer.Argument(help="A sweep file, or a sweep's results folder.", show_default=False)],
+    chosen: Annotated[
+        str | None,
+        typer.Option("--from", metavar="TRIAL", help="Whose settings: best, trial-0003, or file for the file's own."),
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="COUNT", help="Tokens in all, as 100M.")] = None,
+    keep_settings: Annotated[
+        bool, typer.Option("--keep-settings", help="Do not scale the learning rate for another batch or length.")
+    ] = False,
+    overrides: Set = None,
+    results: Results = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train one configuration in full; again: goes on with it.
+
+    By default with the settings of the sweep's best trial, going on from its checkpoint before the cooldown.
+    """
+    let_ray_speak(verbose)
+    from data_pipeline.schema.settings import parse_count
+    from sweeps.commands.end_summary import close
+    from sweeps.execution.run_sweep import run_sweep
+    from sweeps.lanes.ray_session import log_libraries_in
+    from sweeps.planning.full_training import plan_training
+
+    try:
+        count = None if tokens is None else int(parse_count(tokens))
+    except ValueError as error:
+        raise InputFault(f"--tokens {tokens}: {error}") from error
+    console = terminal()
+    beside_the_sweep = str(place.absolute().parent) if place.is_dir() else None
+    folder, uri = results_place(results or beside_the_sweep)
+    sweep = plan_training(
+        place,
+        overrides or (),
+        chosen=chosen,
+        tokens=count,
+        keep_settings=keep_settings,
+        results_folder=folder,
+        console=console,
+    )
+    log_libraries_in(folder)
+    close(run_sweep(sweep, results_folder=folder, console=console, kept_at=uri), console)

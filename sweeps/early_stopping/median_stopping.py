@@ -1,0 +1,57 @@
+"""The median rule: a trial ends when even its best loss is worse than what others had on average by then.
+
+Source: Golovin et al., Google Vizier, KDD 2017, 3.2.1. Ray's MedianStoppingRule cannot be rebuilt from records.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from sweeps.early_stopping.rungs import Verdict
+from sweeps.records.trial_records import TrialRecord
+
+_FEWEST_OTHERS = 3
+"""Of fewer trials a median says little."""
+
+
+class MedianRule:
+    """Losses seen at each rung, and the rule of who goes on."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens = tuple(tokens)
+        self._losses: dict[int, dict[int, float]] = {}
+        """Trial to rung to loss."""
+
+    def restore(self, records: Iterable[TrialRecord]) -> None:
+        """Take over what earlier trials reached."""
+        for record in records:
+            for rung, loss in record.rung_losses.items():
+                self._losses.setdefault(record.number, {})[rung] = loss
+
+    def reached(self, trial: int, tokens: float) -> int | None:
+        """The highest rung that a trial has reached for the first time, if any."""
+        seen = self._losses.get(trial, {})
+        return max((rung for rung in self.tokens if tokens >= rung and rung not in seen), default=None)
+
+    def judge(self, trial: int, rung: int, loss: float) -> Verdict:
+        """Note a trial's loss at a rung and decide: its best so far against the median of the others' averages."""
+        mine = self._losses.setdefault(trial, {})
+        mine[rung] = loss
+        if not math.isfinite(loss):
+            return Verdict(False, f"loss {loss} at {rung:,} tokens is not a number to go on with")
+        averages = [
+            statistics.fmean(value for at, value in losses.items() if at <= rung)
+            for other, losses in self._losses.items()
+            if other != trial and rung in losses
+        ]
+        finite = [average for average in averages if math.isfinite(average)]
+        if len(finite) < _FEWEST_OTHERS:
+            return Verdict(True, "")
+        median, best = statistics.median(finite), min(value for value in mine.values() if math.isfinite(value))
+        if best <= median:
+            return Verdict(True, "")
+        return Verdict(
+            False,
+            f"best loss {best:.4f} up to {rung:,} tokens is above {median:.4f}, the median of the average losses of "
+            f"{len(finite)} other trials up to there",
+        )

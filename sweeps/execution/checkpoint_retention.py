@@ -1,0 +1,68 @@
+"""Whose checkpoints a sweep keeps: a checkpoint is three times its model's size, and few trials need one again."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from sweeps.analysis.noise_floor import seed_groups
+from sweeps.records.outcomes import Outcome
+from sweeps.records.remote_results import ResultsAtUri
+from sweeps.records.trial_records import TrialRecord, TrialStore
+from sweeps.settings.sweep_config import SweepConfig
+from sweeps.trained_models.winner_export import drop_checkpoints
+
+
+class KeptCheckpoints:
+    """Drops the checkpoints of trials that are done and cannot win any more.
+
+    Args:
+        records: All of the sweep, as they are.
+        at_uri: Where checkpoints are kept as well.
+    """
+
+    def __init__(
+        self,
+        sweep: SweepConfig,
+        store: TrialStore,
+        records: Callable[[], Collection[TrialRecord]],
+        *,
+        at_uri: ResultsAtUri | None,
+    ) -> None:
+        self._store, self._records, self._at_uri = store, records, at_uri
+        self._num_leaders = sweep.repeats.leaders + 1 if sweep.repeats.count(sweep.budget.trials) else 1
+        """Those whose order repeats may change, or the best alone."""
+        self._beaten: list[TrialRecord] = []
+        self._dropped: set[int] = set()
+        self._has_looked = False
+
+    def on_event(self, event: str, record: TrialRecord, _: Any) -> None:
+        """A ledger listener: of the trials that are done only those keep theirs that may win."""
+        if event != "ended" or not record.is_done:
+            return
+        self.drop_beaten()
+        # Dropped with the next one: a stopped trial writes its last checkpoint after it was told to stop.
+        if record.outcome is Outcome.COMPLETED or not self._has_looked:
+            self._beaten = self._without_a_chance(self._num_leaders)
+            self._has_looked = True
+        else:
+            self._beaten = [record]  # It takes nobody's place.
+
+    def drop_beaten(self) -> None:
+        """Remove those of trials that were beaten when the last one ended."""
+        while self._beaten:
+            record = self._beaten.pop()
+            self._dropped.add(record.number)
+            trial_folder = self._store.folder_of(record)
+            drop_checkpoints(trial_folder)
+            if self._at_uri is not None:
+                self._at_uri.drop_checkpoints(trial_folder)
+
+    def drop_all_but_the_winners(self) -> None:
+        """Nothing will be trained any more."""
+        self._beaten = self._without_a_chance(1)
+        self.drop_beaten()
+
+    def _without_a_chance(self, num_leaders: int) -> list[TrialRecord]:
+        records = list(self._records())
+        kept = {group.records[0].number for group in seed_groups(records)[:num_leaders]}
+        gone = kept | self._dropped
+        return [record for record in records if record.is_done and record.number not in gone]

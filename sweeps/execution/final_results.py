@@ -1,0 +1,70 @@
+"""What a sweep leaves behind: its summary while it runs, and at its end all files that scripts and people read."""
+
+import sys
+from typing import Any
+
+from data_pipeline.schema.whole_files import write_atomically
+from sweeps.analysis.result_tables import best_trial, ranked, summarize, write_summary, write_trials_csv
+from sweeps.execution.tune_run import SweepRun
+from sweeps.memory_knowledge.frontier_map import map_frontier
+from sweeps.planning.preparation import data_figures
+from sweeps.planning.warm_start import notes_of
+from sweeps.records.results_folder import MAP_FILE
+from sweeps.report.report import write_report
+from sweeps.tracking.mlflow_tracking import Tracking
+from sweeps.trained_models.winner_export import NOT_YET, Winner, export_winner
+
+
+def summary_of(
+    run: SweepRun, *, status: str, tracking: Tracking, wall_s: float, winner: Winner = NOT_YET
+) -> dict[str, Any]:
+    """What a script wants to know of a sweep, as it stands.
+
+    Args:
+        status: `running`, or how it ended.
+        wall_s: Seconds of this and earlier parts of the sweep together.
+    """
+    return summarize(
+        name=run.plan.sweep.name,
+        identity=run.folder.identity,
+        status=status,
+        records=list(run.ledger.records.values()),
+        refused=run.ledger.refused,
+        data=data_figures(run.data),
+        wall_s=wall_s,
+    ) | {
+        "search_ended_by": run.search_ended_by,
+        "start": notes_of(run.plan.sweep),
+        "space_widened": [one.reason for one in run.ledger.widenings],
+        "model": winner.model,
+        "micro_batches": run.micro_batches.table(),
+        "samples": [sample.model_dump() for sample in winner.samples],
+        "baseline": None if run.baseline is None else run.baseline.model_dump(),
+        "mlflow_uri": tracking.uri,
+        "mlflow_run_id": tracking.parent_id,
+        "command": sys.argv,
+        "git": run.git,
+        "hardware": run.hardware | {"lanes": run.plan.lanes.reason},
+    }
+
+
+def write_final_results(run: SweepRun, *, status: str, tracking: Tracking, wall_s: float) -> dict[str, Any]:
+    """Export the winner, write tables, map, report and summary, and close MLflow's runs; the summary."""
+    records = list(run.ledger.records.values())
+    folder = run.folder
+    best = best_trial(records)
+    winner = Winner("no trial completed")
+    if best is not None:
+        if run.at_uri is not None:
+            run.at_uri.fetch_checkpoint(folder.trials / best.name)
+        winner = export_winner(run.run_of(best), run.data, folder.trials / best.name, folder.best)
+    summary = summary_of(run, status=status, tracking=tracking, wall_s=wall_s, winner=winner)
+    write_trials_csv(folder.path / "trials.csv", records)
+    # After Ctrl-C nobody waits for the predictions that a border takes.
+    found = map_frontier(run.plan.sweep, run.frontier, device=run.device_kind, with_border=status == "finished")
+    write_atomically(folder.path / MAP_FILE, found.model_dump_json(indent=1) + "\n")
+    # The summary says that the sweep is finished, so it comes after all that it speaks of.
+    write_report(folder.path, run.plan.sweep, records, summary)
+    write_summary(folder.path / "summary.json", summary)
+    tracking.finish(status=status, records=ranked(records), folder=folder.path, refused=run.ledger.refused)
+    return summary

@@ -1,0 +1,285 @@
+"""The parts of one running sweep, put together, and the Tune run that they are parts of."""
+
+import gc
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from core.costs.parameter_counts import parameter_counts
+from core.costs.training_flops import training_flops_a_token
+from core.memory.memory_reports import MicroBatchSpeed
+from core.settings.run_config import RunConfig
+from data_pipeline.preparation.node_copies import all_nodes_see, serve_copies
+from data_pipeline.tokens.token_blocks import PreparedCorpus
+from sweeps.early_stopping.median_stopping import MedianRule
+from sweeps.early_stopping.promotion import drawn_to_run_to_the_end
+from sweeps.early_stopping.rungs import Rungs, StoppingRule
+from sweeps.early_stopping.token_scheduler import KeptOutOfPickles
+from sweeps.execution.checkpoint_retention import KeptCheckpoints
+from sweeps.lanes.elastic_lanes import HoldsBack, LaneCount, nodes_now
+from sweeps.lanes.ended_trial_cleanup import ForgetsEndedTrials, RemembersNoTrials
+from sweeps.lanes.hardware import hardware
+from sweeps.lanes.lane_planning import device_kind
+from sweeps.lanes.lane_trainable import LaneTrainable
+from sweeps.lanes.mailbox import Assignment
+from sweeps.lanes.orphaned_placement_groups import FreesDeadLanes
+from sweeps.memory_knowledge.memory_observations import MemoryStore, Remembering, file_of_device
+from sweeps.memory_knowledge.micro_batch_store import MicroBatches, swept_micro_batches
+from sweeps.planning.feasibility_check import check_that_something_fits
+from sweeps.planning.stage_preparation import stage_assignments
+from sweeps.planning.sweep_plan import SweepPlan
+from sweeps.records.remote_results import ResultsAtUri
+from sweeps.records.results_folder import SweepFolder
+from sweeps.records.trial_records import TrialRecord, TrialSize, TrialStore
+from sweeps.report.baseline import read_baseline
+from sweeps.search.ledger import Ledger
+from sweeps.search.sweep_budget import SweepBudget
+from sweeps.search.sweep_searcher import SweepSearcher
+from sweeps.settings.search_space import settings_in_words
+from sweeps.settings.setting_paths import MICRO_BATCH
+from sweeps.tracking.git_state import git_state
+
+_REFUSALS_SHOWN = 3
+_MAX_LOST_LANES = 2
+"""Times that a trial is started again after the process of its lane, or its node, was lost."""
+
+
+class SweepRun:
+    """The parts of one running sweep, put together."""
+
+    def __init__(
+        self,
+        plan: SweepPlan,
+        data: PreparedCorpus,
+        folder: SweepFolder,
+        *,
+        wall_s: Callable[[], float],
+        say: Callable[[str], None],
+        at_uri: ResultsAtUri | None = None,
+    ) -> None:
+        self.plan, self.data, self.folder, self.at_uri = plan, data, folder, at_uri
+        # As they were when this began: a sweep may take days.
+        self.git, self.hardware = git_state(Path.cwd()), hardware(list(nodes_now()))
+        self._lanes = LaneCount(plan.lanes, say=say)
+        self._corpus_server = None if all_nodes_see(data.folder.parent) else serve_copies(data.folder)
+        self._stages = stage_assignments(plan.sweep, folder.path.parent, is_shared=self._corpus_server is None)
+        sweep = plan.sweep
+        stopping = sweep.early_stopping
+        rule: StoppingRule = Rungs((), stopping.reduction_factor)  # Trials that pause are not stopped on the way.
+        if stopping.method == "asha":
+            rule = Rungs(plan.rungs, stopping.reduction_factor)
+        elif stopping.method == "median":
+            rule = MedianRule(plan.rungs)
+        self._scheduler = ForgetsEndedTrials(rule, lambda number: self.ledger.records[number].run_to_end)
+        self._scheduler.lanes = self._lanes
+        self.baseline = None if sweep.baseline is None else read_baseline(sweep.baseline, folder.path.parent)
+        self.device_kind = device_kind(plan.lanes)
+        memory = MemoryStore(folder.path.parent, self.device_kind)
+        self.frontier = plan.frontier(rows_filled=_rows_filled(data), source=folder.path.name)
+        self.frontier.learn(memory.load(torch.__version__))
+        self._remembering = Remembering(memory, torch.__version__, learn=self.frontier.learn)
+        self._store = TrialStore(folder.trials)
+        self.micro_batches = MicroBatches(
+            file_of_device(folder.path.parent, self.device_kind, "-micro-batches"),
+            # On processors the number of threads decides as well.
+            shape_of=lambda run: f"{self.frontier.shape(run)}, threads {plan.lanes.threads_per_worker}",
+            largest=lambda run: plan.largest_micro_batch(run, self.frontier.capacity(run).num_bytes),
+            fits=lambda run: (plan.predicted_bytes(run) or 0) <= self.frontier.capacity(run).num_bytes,
+            swept=swept_micro_batches(sweep),
+        )
+        self.ledger = Ledger(
+            self._store,
+            frontier=self.frontier,
+            scheduler=self._scheduler,
+            run_of=self.run_of,
+            rungs=() if plan.promotions else plan.rungs,
+            run_to_end=drawn_to_run_to_the_end(stopping, num_trials=sweep.budget.trials, seed=sweep.searcher.seed),
+            remember=self._remembering.add,
+            size_of=lambda run: _size_of(run, data.vocabulary.size),
+        )
+        self.checkpoints = KeptCheckpoints(sweep, self._store, lambda: self.ledger.records.values(), at_uri=at_uri)
+        rule.restore(self.ledger.records.values())
+        # What an earlier driver learnt last, before it was killed, may not have come to the store.
+        for record in self.ledger.records.values():
+            self._remembering.add(self.frontier.learn_trial(record, self.run_of(record)))
+        if not sweep.start_with and not self.ledger.records:
+            check_that_something_fits(plan, self.frontier)
+        self._searcher = SweepSearcher(
+            sweep,
+            self.ledger,
+            self.frontier,
+            # A model that knows nothing gives every entry of the vocabulary the same probability.
+            worst_loss=math.log(data.vocabulary.size),
+            trial_config=self._trial_config,
+            largest_micro_batch=plan.largest_micro_batch,
+            budget=SweepBudget(sweep.budget, elapsed_s=wall_s, num_repeats=sweep.repeats.count(sweep.budget.trials)),
+            promotions=plan.promotions,
+            micro_batches=self.micro_batches,
+        )
+
+    def run_of(self, record: TrialRecord) -> RunConfig:
+        """The training run behind a record."""
+        return self.plan.sweep.run_config(record.settings)
+
+    def train(self) -> None:
+        """Let Tune run trials until the searcher has no more."""
+        with old_objects_left_alone():
+            self._tuner().fit()
+
+    def _tuner(self) -> tune.Tuner:
+        return tune.Tuner(
+            # Lanes hold their own processors through Train; Tune needs a demand that is never short.
+            # Their owners stand on the driver's node, so that another node's loss costs a trial's workers alone.
+            tune.with_resources(
+                LaneTrainable, tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[_this_node()])
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=HoldsBack(self._searcher, self._lanes),
+                scheduler=self._scheduler,
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=_leg_name,
+                trial_dirname_creator=_leg_name,
+            ),
+            run_config=tune.RunConfig(
+                name=f"tune-{os.getpid()}",
+                stop=self._searcher.is_cut_off,
+                storage_path=str(self.folder.ray_state),
+                callbacks=[LedgerCallback(self.ledger, self._learn_speeds), FreesDeadLanes(), RemembersNoTrials()],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=_MAX_LOST_LANES),
+                verbose=0,
+            ),
+        )
+
+    @property
+    def search_ended_by(self) -> str:
+        """Which limit ended the search, in words; empty while none has."""
+        return self._searcher.ended_by
+
+    def _learn_speeds(self, assignment: Assignment, speeds: tuple[MicroBatchSpeed, ...]) -> None:
+        self.micro_batches.learn(RunConfig.model_validate(assignment.run), assignment.sizes_to_measure, speeds)
+
+    def stop_paused(self) -> None:
+        """Nobody is promoted any more."""
+        if self.plan.promotions is None:
+            return
+        waiting = [record for record in self.ledger.unfinished() if record.paused_at is not None]
+        reasons = [self.plan.promotions.reason(record, self.ledger.records.values()) for record in waiting]
+        for record, reason in zip(waiting, reasons, strict=True):
+            self.ledger.stop_paused(record.number, reason)
+
+    def memory_in_words(self) -> Iterator[str]:
+        """What is known of memory before the first trial, and which settings of a grid that rules out."""
+        seen = [one for one in self.frontier.observations if not one.trial.startswith(f"{self.frontier.source}/")]
+        capacity = self.frontier.capacity()
+        if seen:
+            learnt = f"; {capacity.learnt}" if capacity.learnt else ""
+            yield f"{len(seen)} observations of earlier sweeps on {self.device_kind}{learnt}"
+        refused = self.ledger.refused if self.plan.sweep.searcher.method == "grid" else []
+        if refused:
+            yield f"{len(refused)} settings of the grid are refused before launch; summary.json lists them all:"
+            yield from (f"  {settings_in_words(one.settings)}: {one.reason}" for one in refused[:_REFUSALS_SHOWN])
+
+    def check_that_something_ran(self) -> None:
+        """See that not every proposal was refused.
+
+        Raises:
+            NothingFitsError: Every one was.
+        """
+        if not self.ledger.records and self.ledger.refused:
+            check_that_something_fits(self.plan, self.frontier, nothing_ran=True)
+
+    def settle_rest(self) -> None:
+        """Trials cut off in the middle are interrupted; those that wait go on waiting."""
+        for record in self.ledger.unfinished():
+            if record.started_at and not record.ended_at and record.paused_at is None:
+                self.ledger.settle(record.number, None)
+        self._remembering.flush()
+
+    def _trial_config(self, record: TrialRecord, run: RunConfig) -> dict[str, Any]:
+        promotions = self.plan.promotions
+        to_measure = self.micro_batches.to_measure(run)
+        size = self.micro_batches.fastest(run) if run.training.micro_batch_size == "auto" else None
+        if size is not None and not to_measure:
+            run = run.with_overrides({MICRO_BATCH: size})
+        assignment = Assignment(
+            number=record.number,
+            run=run.model_dump(mode="json"),
+            prepared_folder=str(self.data.folder),
+            trial_folder=str(self._store.folder_of(record)),
+            stages=self._stages,
+            trunk_folder=None if self.plan.sweep.start is None else self.plan.sweep.start.trunk_of,
+            evaluate_at_tokens=self.plan.evaluate_at_tokens,
+            sizes_to_measure=to_measure,
+            pause=None if promotions is None else promotions.pause_of(record, cooldown=run.training.cooldown),
+            memory_limit_bytes=self.plan.memory_bytes,
+            memory_limit_by=self.plan.sweep.resources.memory_limit_by,
+            checkpoint_every_s=self.plan.sweep.resources.checkpoint_every_s,
+            mirror_uri=None if self.at_uri is None else self.at_uri.trial_uri(self._store.folder_of(record)),
+            driver_node=_this_node()["ray.io/node-id"],
+            corpus_server=self._corpus_server,
+        )
+        lane = self.plan.lanes.spec(self.folder.ray_state, memory_limit_by=self.plan.sweep.resources.memory_limit_by)
+        return {"number": record.number, "assignment": assignment, "lane": lane}
+
+
+def _leg_name(trial: Any) -> str:
+    pause = trial.config["assignment"].pause
+    return f"trial-{trial.config['number']:04d}" + ("" if pause is None else f"-to-{pause.at_tokens}")
+
+
+class LedgerCallback(KeptOutOfPickles, tune.Callback):
+    """Passes on to the ledger what Tune hears from trials."""
+
+    def __init__(
+        self, ledger: Ledger, learn_speeds: Callable[[Assignment, tuple[MicroBatchSpeed, ...]], None] = lambda *_: None
+    ) -> None:
+        self._ledger, self._learn_speeds = ledger, learn_speeds
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        if "report" in result:
+            self._ledger.report(trial.config["number"], result["report"])
+        if "speeds" in result:
+            self._learn_speeds(trial.config["assignment"], result["speeds"])
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        self._ledger.settle(trial.config["number"], trial.last_result)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        self._ledger.settle(trial.config["number"], None, lost=True)
+
+
+def _size_of(run: RunConfig, vocabulary_size: int) -> TrialSize:
+    counts = parameter_counts(run, vocabulary_size)
+    return TrialSize(training_flops_a_token(run, vocabulary_size), counts.total, counts.trainable)
+
+
+def _rows_filled(data: PreparedCorpus) -> int:
+    """Share of the rows of training that holds tokens, in percent."""
+    return round(100 * data.train.num_tokens / (data.train.num_rows * data.train.sequence_length))
+
+
+def _this_node() -> dict[str, str]:
+    return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+
+
+@contextmanager
+def old_objects_left_alone() -> Iterator[None]:
+    """Have the collector look, in the block, only through objects that are made in it.
+
+    A driver holds torch, Ray and MLflow: to look through all of that takes it half a second of processor, again and
+    again as trials add to it, while its lanes wait.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

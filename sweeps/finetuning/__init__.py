@@ -1,0 +1,1 @@
+"""Fine-tuning of pretrained encoders to classifiers: request, training, metrics, report, MLflow."""

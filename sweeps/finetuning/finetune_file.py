@@ -1,0 +1,50 @@
+"""YAML to a fine-tuning for classes, with all faults of the file at once."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from sweeps.finetuning.finetune_config import SWEEPABLE, ClassifierTrainingConfig, FinetuneConfig
+from sweeps.settings.search_space import Distribution
+from sweeps.settings.settings_faults import Fault, faults_of_value, nearest
+from sweeps.settings.settings_file import SettingsKind, objective_of
+from sweeps.settings.yaml_lines import YamlDocument
+
+RESOLVED_FILE = "finetune.yaml"
+"""In the folder of what came out: the file with every default written out, which means the same again."""
+
+
+def dump_finetuning(config: FinetuneConfig) -> str:
+    """YAML with every default written out; loading it gives an equal fine-tuning."""
+    plain = config.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[Fault]:
+    search = values.get("search")
+    for path, raw in search.items() if isinstance(search, dict) else ():
+        place = f"search.{path}"
+        line = document.line_of(place)
+        if path not in SWEEPABLE:
+            yield Fault(place, line, None, "is not a setting that can be tried", nearest(path, SWEEPABLE))
+            continue
+        try:
+            extremes = Distribution.model_validate(raw).extremes()
+        except ValidationError:
+            continue  # Said already, with its place, by the check of the whole file.
+        for value in extremes:
+            where = Fault(place, line, value, "")
+            yield from faults_of_value(ClassifierTrainingConfig, path.removeprefix("training."), value, where)
+
+
+def _is_another(values: dict[str, Any]) -> str | None:
+    if objective_of(values) in (None, "classification"):
+        return None
+    return "pretune train" if values.get("stages") or not values.get("search") else "pretune sweep"
+
+
+FINETUNING = SettingsKind(
+    FinetuneConfig, "a file of a fine-tuning", "sweeps/configs/traffic-classify.yaml", _is_another, _search_faults
+)

@@ -1,0 +1,238 @@
+"""What a person reads of a fine-tuning: report.html, pictures, and the last words on the terminal."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as TerminalTable
+
+from data_pipeline.schema.settings import format_bytes
+from data_pipeline.schema.whole_files import write_atomically
+from sweeps.figures.plot_style import standalone
+from sweeps.finetuning.class_metrics import ClassMetrics
+from sweeps.finetuning.class_plots import confusion_picture, curves_picture
+from sweeps.finetuning.finetune_results import Finetuned, FinetuneRun
+from sweeps.report.report_blocks import Block, Cell, Facts, Paragraph, Picture, Section, Table, number
+from sweeps.report.report_page import html_page
+
+_CLASSES_SHOWN = 12
+
+
+def write_page(end: Finetuned) -> None:
+    """report.html and confusion.svg in the fine-tuning's folder."""
+    confusion = confusion_picture(end.pretrained.metrics.confusions, end.found.classes)
+    write_atomically(end.folder / "confusion.svg", standalone(confusion) + "\n")
+    summary: list[Block] = [Paragraph(_verdict(end)), _results_table(end)]
+    sections = [
+        Section("What was done", [Facts(list(_facts(end)))]),
+        Section("Confusion matrix", [Picture(confusion, _CONFUSION_CAPTION)]),
+        Section("Classes", [_classes_table(end)]),
+        Section("Runs", list(_runs(end))),
+    ]
+    page = html_page(
+        title=f"{end.settings.label} of {end.table}",
+        subtitle=f"pretune finetune. Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
+        summary=summary,
+        sections=sections,
+    )
+    write_atomically(end.folder / "report.html", page)
+
+
+_CONFUSION_CAPTION = (
+    "Held-out rows: true classes in rows, the commonest first, and what they were taken for in columns. The stronger "
+    "the colour, the larger the share of its class."
+)
+
+
+def print_figures(figures: dict[str, Any], folder: str, console: Console) -> None:
+    """The last words: the table of results, the classes that went worst, where things are.
+
+    Args:
+        figures: Contents of metrics.json.
+        folder: Where that lies.
+    """
+    table = TerminalTable(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "accuracy", "95 %", "macro F1"):
+        table.add_column(name, justify="left" if not name else "right")
+    rows = [("from the pretrained model", figures)]
+    if figures["from_scratch"] is not None:
+        rows.append(("from scratch", figures["from_scratch"]))
+    rows.append((f"always {figures['majority_class']['name']!r}, the commonest", figures["majority_class"]))
+    for name, scores in rows:
+        low, high = scores["accuracy_95_percent"]
+        table.add_row(name, f"{scores['accuracy']:.4f}", f"{low:.3f} to {high:.3f}", f"{scores['macro_f1']:.4f}")
+    console.print()
+    console.print(table)
+    worst = sorted(figures["classes"], key=lambda one: one["f1"])
+    if worst and worst[0]["f1"] < 1:
+        words = [
+            f"{one['name']} (F1 {one['f1']:.2f}{', taken for ' + one['mistaken_for'] if one['mistaken_for'] else ''})"
+            for one in worst[:3]
+            if one["f1"] < 1
+        ]
+        console.print(f"worst    {', '.join(words)}", markup=False, highlight=False, soft_wrap=True)
+    for name, value in (
+        ("model", figures["model"]),
+        ("report", f"{folder}/report.html"),
+        ("tables", f"{folder}/metrics.json, {folder}/predictions.csv"),
+    ):
+        console.print(f"{name:<8} {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_data(end: Finetuned | Any, console: Console) -> None:
+    """What was read, and how its classes stand on both sides.
+
+    Args:
+        end: A plan, or what came of it.
+    """
+    found, is_held_out = end.found, end.is_held_out
+    trained_on = dict.fromkeys(found.classes, 0)
+    held_out = dict(trained_on)
+    for name, is_out in zip(found.labels, is_held_out.tolist(), strict=True):
+        (held_out if is_out else trained_on)[name] += 1
+    rest = [f"{len(found.rejects):,} rejected"] if found.rejects else []
+    if found.left_out:
+        rest.append(f"{found.left_out.total():,} of {len(found.left_out):,} rare classes left out")
+    if found.num_contradictory:
+        rest.append(f"{found.num_contradictory:,} with texts that stand under other labels, too")
+    if end.num_cut:
+        rest.append(f"{end.num_cut:,} texts cut")
+    console.print(
+        f"rows     {len(found.texts):,}{' (' + ', '.join(rest) + ')' if rest else ''}: {sum(trained_on.values()):,} to "
+        f"train on, {sum(held_out.values()):,} held out; equal texts on one side",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    order = sorted(found.classes, key=lambda name: -trained_on[name] - held_out[name])
+    shown = [f"{name} {trained_on[name]:,} + {held_out[name]:,}" for name in order[:_CLASSES_SHOWN]]
+    more = f", and {len(order) - _CLASSES_SHOWN} more" if len(order) > _CLASSES_SHOWN else ""
+    console.print(
+        f"classes  {len(order)} in {found.label_column!r} (trained on + held out): {', '.join(shown)}{more}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _verdict(end: Finetuned) -> str:
+    kept = end.pretrained.metrics
+    low, high = kept.accuracy_interval
+    words = (
+        f"{kept.accuracy:.1%} of {kept.num_rows:,} held-out rows are told right ({low:.1%} to {high:.1%} with 95 %), "
+        f"macro F1 {kept.macro_f1:.4f}, over {len(end.found.classes)} classes. Taking all for `{end.commonest}` would "
+        f"get {end.majority.accuracy:.1%}."
+    )
+    if end.scratch is not None:
+        gain = kept.accuracy - end.scratch.metrics.accuracy
+        words += (
+            f" The same model from random weights, with the same settings to choose from, gets "
+            f"{end.scratch.metrics.accuracy:.1%}: pretraining is worth {gain:+.1%}."
+        )
+    return words
+
+
+def _results_table(end: Finetuned) -> Table:
+    rows: list[list[Cell]] = [_result("from the pretrained model", end.pretrained.metrics, end.pretrained.run)]
+    if end.scratch is not None:
+        rows.append(_result("from scratch", end.scratch.metrics, end.scratch.run))
+    rows.append(_result("always the commonest class", end.majority, None))
+    return Table(["", "accuracy", "macro F1", "holdout loss", "best epoch"], rows, "results")
+
+
+def _result(name: str, metrics: ClassMetrics, run: FinetuneRun | None) -> list[Cell]:
+    return [
+        name,
+        number(metrics.accuracy),
+        number(metrics.macro_f1),
+        number(run.loss if run else None),
+        number(run.best_epoch if run else None, ",.2f"),
+    ]
+
+
+def _facts(end: Finetuned) -> Iterator[tuple[str, str]]:
+    found, settings = end.found, end.settings
+    if settings.purpose:
+        yield "purpose", settings.purpose
+    yield "pretrained model", f"`{end.place}`, {end.num_parameters:,} parameters with its new head"
+    yield "rows", f"{len(found.texts):,} of `{end.table}` with a text and a label in `{settings.label}`"
+    if found.rejects:
+        yield "rejected", f"{len(found.rejects):,}, each in rejects.jsonl with its reason"
+    if found.left_out:
+        yield (
+            "left out",
+            f"{found.left_out.total():,} rows of {len(found.left_out):,} classes with fewer than {settings.least_rows}",
+        )
+    if found.num_contradictory:
+        yield (
+            "contradictory",
+            f"{found.num_contradictory:,} rows have a text that stands under another label as well; nobody can have "
+            "all of them right",
+        )
+    yield (
+        "split",
+        f"{int((~end.is_held_out).sum()):,} to train on, {int(end.is_held_out.sum()):,} held out "
+        f"({settings.holdout:.0%} by a hash of the text: equal texts stand on one side)",
+    )
+    yield "rows of", f"{end.row_tokens} tokens; {end.num_cut:,} texts were longer and are cut"
+    yield (
+        "kept",
+        "the epoch of the lowest holdout loss, and the run of the lowest. Chosen so, these figures are a little better "
+        "than those of rows that nothing was chosen by",
+    )
+    yield "schedule", f"{', '.join(f'{one:g}' for one in settings.epochs)} epochs, linear, dropout {settings.dropout:g}"
+    yield "model", f"`{end.model}`"
+
+
+def _classes_table(end: Finetuned) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            one.name,
+            number(one.num_trained, ",.0f"),
+            number(one.num_held_out, ",.0f"),
+            number(one.precision),
+            number(one.recall),
+            number(one.f1, bar=one.f1),
+            one.mistaken_for,
+        ]
+        for one in sorted(end.pretrained.metrics.classes, key=lambda one: -one.num_trained - one.num_held_out)
+    ]
+    columns = ["class", "trained on", "held out", "precision", "recall", "F1", "mostly mistaken for"]
+    return Table(columns, rows, "classes")
+
+
+def _runs(end: Finetuned) -> Iterator[Block]:
+    curves = curves_picture(end.runs)
+    if curves is not None:
+        yield Picture(curves, "The holdout after every epoch; broken lines begin with random weights.")
+    rows: list[list[Cell]] = [
+        [
+            run.start,
+            number(run.learning_rate, "g"),
+            number(run.batch_size, "d"),
+            number(run.epochs, "g"),
+            number(run.seed, "d"),
+            run.outcome,
+            number(run.loss if run.evaluations else None),
+            number(run.accuracy if run.evaluations else None),
+            number(run.macro_f1 if run.evaluations else None),
+            number(run.best_epoch, ",.2f"),
+            number(run.training_s, ",.1f"),
+            format_bytes(run.peak_memory_bytes) if run.peak_memory_bytes else "",
+        ]
+        for run in sorted(end.runs, key=lambda run: run.loss)
+    ]
+    columns = [
+        "start",
+        "learning rate",
+        "batch",
+        "epochs",
+        "seed",
+        "outcome",
+        "loss",
+        "accuracy",
+        "macro F1",
+        "best epoch",
+    ]
+    yield Table([*columns, "seconds", "peak memory"], rows, "runs")

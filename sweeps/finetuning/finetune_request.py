@@ -1,0 +1,90 @@
+"""What a fine-tuning is asked for, by options or by a file, and the model and the rows that this names."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.preparation.labelled_rows import LabelledTexts
+from data_pipeline.reading.table_rows import ON_THE_COMMAND_LINE, SettingNames
+from data_pipeline.schema.user_errors import InputFault
+from sweeps.finetuning.finetune_config import IN_A_FILE
+from sweeps.finetuning.finetune_engine import read_rows
+from sweeps.finetuning.finetune_file import FINETUNING, dump_finetuning
+from sweeps.finetuning.finetune_results import FinetuneSettings
+from sweeps.settings.settings_file import load_settings
+from sweeps.trained_models.finished_sweeps import place_of_model
+from sweeps.trained_models.model_locator import is_of_mlflow, model_at
+from sweeps.trained_models.trained_model import TrainedModel, load_trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRequest:
+    """A fine-tuning as it was asked for; nothing of it has been looked at."""
+
+    settings: FinetuneSettings
+    place: str
+    """What the model is called."""
+    table: str
+    """File, folder or glob of the labelled rows."""
+    names: SettingNames = ON_THE_COMMAND_LINE
+    """Of the settings, where they were given."""
+    name: str | None = None
+    """Of the fine-tuning, where a file gives it one."""
+    file: str | None = None
+    """That asks; None: options do."""
+    size: str | None = None
+    """Of the file."""
+    resolved: str | None = None
+    """The file with every default written out."""
+
+
+def request_of_file(file: str, overrides: list[str]) -> FinetuneRequest:
+    """What a file asks for, after `key=value` overrides.
+
+    Raises:
+        SettingsFileError: Anything in it breaks a rule; lists every fault.
+    """
+    config = load_settings(Path(file), FINETUNING, overrides)
+    return FinetuneRequest(
+        settings=config.settings(),
+        place=config.start.weights_of,
+        table=config.corpus.path,
+        names=IN_A_FILE,
+        name=config.name,
+        file=file,
+        size=config.size,
+        resolved=dump_finetuning(config),
+    )
+
+
+@contextmanager
+def model_and_rows(request: FinetuneRequest, results_folder: Path) -> Iterator[tuple[TrainedModel, LabelledTexts]]:
+    """The model and the labelled rows, there for as long as the block runs.
+
+    Raises:
+        InputFault: A fault in one of them, or in both, with what to do.
+    """
+    trained: TrainedModel | None = None
+    found: LabelledTexts | None = None
+    faults = []
+    with ExitStack() as stack:
+        try:
+            trained = load_trained(_folder(request, results_folder, stack))
+        except InputFault as fault:
+            faults.append(str(fault))
+        try:
+            found = read_rows(request.settings, request.table, names=request.names)
+        except InputFault as fault:
+            faults.append(str(fault))
+        if trained is None or found is None:
+            separator = "\n  " if len(faults) > 1 else " "
+            asked_by = [] if request.file is None else [f"{request.file}:"]
+            raise InputFault(separator.join([*asked_by, *faults]))
+        yield trained, found
+
+
+def _folder(request: FinetuneRequest, results_folder: Path, stack: ExitStack) -> Path:
+    if request.size is None or is_of_mlflow(request.place):
+        return stack.enter_context(model_at(request.place, results_folder)).folder
+    return place_of_model(request.place, request.size, results_folder, is_needed=True)[0]

@@ -1,0 +1,192 @@
+"""What comes out of a fine-tuning: its runs, what was chosen of them, and the files that say so."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_pipeline.preparation.labelled_rows import LabelledTexts
+from data_pipeline.schema.whole_files import write_atomically
+from sweeps.finetuning.class_metrics import ClassMetrics
+
+Start = Literal["pretrained", "from scratch"]
+
+METRICS_FILE = "metrics.json"
+MODEL_FOLDER = "best"
+"""As a sweep's folder has it, so that all commands that take a model take this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """What a fine-tuning is asked for. Several epochs, batch sizes, learning rates or seeds: every combination
+    is trained."""
+
+    label: str
+    """Column of the classes."""
+    purpose: str = ""
+    """What it is to find out; stands in the report."""
+    text: str | None = None
+    """Column of the texts. None: told by its name."""
+    epochs: tuple[float, ...] = (10.0,)
+    batch_sizes: tuple[int, ...] = (32,)
+    learning_rates: tuple[float, ...] = ()
+    """Peaks of a linear schedule. None given: 5e-5 at a width of 768, and more for narrower models, in proportion."""
+    seeds: tuple[int, ...] = (0,)
+    """Of the head's first weights, the order of rows and dropout."""
+    from_scratch: bool = False
+    """Train the same model from random weights as well: what was pretraining worth?"""
+    dropout: float = 0.1
+    holdout: float = 0.2
+    least_rows: int = 1
+    """Classes of fewer rows are left out."""
+    max_tokens: int | None = None
+    """Texts are cut to so many tokens. None: to what the model takes."""
+    micro_batch_size: int | None = None
+    memory_bytes: int | None = None
+    """For weights, gradients, optimizer state and activations. None: no limit but the machine's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRun:
+    """One training and its best epoch."""
+
+    start: Start
+    learning_rate: float
+    batch_size: int
+    epochs: float
+    seed: int
+    outcome: str = ""
+    reason: str = ""
+    best_epoch: float = 0.0
+    """After which the holdout loss was lowest."""
+    loss: float = float("inf")
+    """On the holdout there, nats a row."""
+    accuracy: float = 0.0
+    macro_f1: float = 0.0
+    training_s: float = 0.0
+    tokens: int = 0
+    peak_memory_bytes: int | None = None
+    evaluations: tuple[dict[str, float], ...] = ()
+    """Reports with the holdout's metrics, in order."""
+
+    @property
+    def name(self) -> str:
+        """Tells runs of one fine-tuning apart; fit for a folder."""
+        start = self.start.replace(" ", "-")
+        return f"{start}-rate-{self.learning_rate:g}-batch-{self.batch_size}-epochs-{self.epochs:g}-seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The run of the lowest holdout loss among those of one start, on the holdout."""
+
+    run: FinetuneRun
+    metrics: ClassMetrics
+    probabilities: Tensor
+    """(n, C) of the held-out rows, in their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuned:
+    """Everything that came out."""
+
+    folder: Path
+    settings: FinetuneSettings
+    place: str
+    """What the pretrained model was called."""
+    table: str
+    found: LabelledTexts
+    is_held_out: NDArray[np.bool_]
+    num_cut: int
+    """Texts longer than a row."""
+    row_tokens: int
+    num_parameters: int
+    runs: tuple[FinetuneRun, ...]
+    pretrained: Judged
+    scratch: Judged | None
+    commonest: str
+    """Class of most trained rows."""
+    majority: ClassMetrics
+    """Of taking every row for that class."""
+    model: str
+    """Folder of the model, or why transformers cannot load it."""
+
+
+def figures_of(end: Finetuned) -> dict[str, Any]:
+    """metrics.json: what a script reads."""
+    kept, scratch = end.pretrained, end.scratch
+    found = end.found
+    return {
+        "label": end.settings.label,
+        "model": end.model,
+        "pretrained_model": end.place,
+        "table": end.table,
+        "num_parameters": end.num_parameters,
+        "num_classes": len(found.classes),
+        "num_rows_trained": int((~end.is_held_out).sum()),
+        "num_rows_held_out": int(end.is_held_out.sum()),
+        "num_rows_rejected": len(found.rejects),
+        "num_rows_of_rare_classes_left_out": found.left_out.total(),
+        "num_rows_with_contradictory_labels": found.num_contradictory,
+        "num_texts_cut": end.num_cut,
+        "row_tokens": end.row_tokens,
+        **_scores(kept.metrics),
+        "holdout_loss_nats_per_row": kept.run.loss,
+        "kept": "the epoch and the run of the lowest holdout loss",
+        "chosen_run": _without_evaluations(kept.run),
+        "majority_class": {"name": end.commonest, **_scores(end.majority)},
+        "from_scratch": None
+        if scratch is None
+        else {**_scores(scratch.metrics), "chosen_run": _without_evaluations(scratch.run)},
+        "classes": [asdict(one) for one in kept.metrics.classes],
+        "confusions": kept.metrics.confusions.tolist(),
+        "runs": [_without_evaluations(run) for run in end.runs],
+    }
+
+
+def write_files(end: Finetuned) -> dict[str, Any]:
+    """metrics.json, predictions.csv and rejects.jsonl; gives the first one's contents."""
+    write_predictions(end)
+    rejects = (json.dumps(one.as_json(), ensure_ascii=False) + "\n" for one in end.found.rejects)
+    write_atomically(end.folder / "rejects.jsonl", "".join(rejects))
+    figures = figures_of(end)
+    # Last: it says that all is there.
+    write_atomically(end.folder / METRICS_FILE, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+    return figures
+
+
+def write_predictions(end: Finetuned) -> None:
+    """predictions.csv: every held-out row with its label, what it was taken for, and how sure the model was."""
+    probabilities = end.pretrained.probabilities.numpy()
+    names = end.found.classes
+    number = {name: place for place, name in enumerate(names)}
+    with (end.folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "line", "label", "predicted", "probability", "probability_of_label"])
+        for shares, place in zip(probabilities, np.flatnonzero(end.is_held_out).tolist(), strict=True):
+            label, taken_for = end.found.labels[place], int(shares.argmax())
+            row = [end.found.files[place], end.found.lines[place], label, names[taken_for]]
+            writer.writerow([*row, f"{shares[taken_for]:.6f}", f"{shares[number[label]]:.6f}"])
+
+
+def best_of(runs: Sequence[FinetuneRun], start: Start) -> FinetuneRun | None:
+    """The completed run of the lowest holdout loss among those of one start."""
+    done = [run for run in runs if run.start == start and run.outcome == "completed"]
+    return min(done, key=lambda run: run.loss, default=None)
+
+
+def _scores(metrics: ClassMetrics) -> dict[str, Any]:
+    low, high = metrics.accuracy_interval
+    return {"accuracy": metrics.accuracy, "accuracy_95_percent": [low, high], "macro_f1": metrics.macro_f1}
+
+
+def _without_evaluations(run: FinetuneRun) -> dict[str, Any]:
+    values = asdict(run)
+    del values["evaluations"]
+    return {"name": run.name} | values

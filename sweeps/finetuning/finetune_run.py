@@ -1,0 +1,64 @@
+"""A fine-tuning for classes, from what was asked for to its files, its report and its runs in MLflow."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from data_pipeline.schema.whole_files import write_atomically
+from sweeps.finetuning.finetune_engine import drop_checkpoints, finetune, plan_finetuning
+from sweeps.finetuning.finetune_file import RESOLVED_FILE
+from sweeps.finetuning.finetune_report import print_data, write_page
+from sweeps.finetuning.finetune_request import FinetuneRequest, model_and_rows
+from sweeps.finetuning.finetune_results import METRICS_FILE, write_files
+from sweeps.finetuning.finetune_tracking import record
+from sweeps.records.results_folder import check_writable
+from sweeps.tracking.mlflow_store import MlflowStore, TrackingError
+from sweeps.tracking.mlflow_tags import source_tags
+
+
+def carry_out(
+    request: FinetuneRequest, *, results_folder: Path, target: Path | None, console: Console
+) -> tuple[dict[str, Any], Path]:
+    """Train what is not trained yet.
+
+    Args:
+        target: Folder for what comes out; None: one of its own in the results folder.
+
+    Returns:
+        Figures, as `metrics.json` has them, and the folder of all that came out.
+
+    Raises:
+        InputFault: A fault in the model or the rows, or in both, before anything is trained.
+    """
+    with model_and_rows(request, results_folder) as (trained, found):
+        plan = plan_finetuning(
+            trained,
+            request.settings,
+            found,
+            place=request.place,
+            table=request.table,
+            results_folder=results_folder,
+            name=request.name,
+            target=target,
+            names=request.names,
+        )
+        if request.resolved is not None:
+            write_atomically(plan.folder / RESOLVED_FILE, request.resolved)
+        print_data(plan, console)
+        if plan.is_done:
+            console.print("everything was done already; nothing was trained", style="bold")
+            return json.loads((plan.folder / METRICS_FILE).read_text(encoding="utf-8")), plan.folder
+        check_writable(results_folder)
+        store = MlflowStore(results_folder)  # fails now rather than after the training
+        end = finetune(plan, console)
+        write_page(end)
+        figures = write_files(end)
+        drop_checkpoints(end.folder)
+        try:
+            record(store, end, tags=source_tags(" ".join(["pretune", *sys.argv[1:]]), Path.cwd()))
+        except TrackingError as error:
+            console.print(f"not recorded in MLflow: {error}", style="red", markup=False, soft_wrap=True)
+        return figures, plan.folder

@@ -1,0 +1,40 @@
+"""The machines that a sweep runs on, in words."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from core.memory.host_memory import host_memory_share
+from data_pipeline.schema.settings import format_bytes
+
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def hardware(nodes: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """Name to value: the driver's machine and the cluster as they are now.
+
+    Args:
+        nodes: Of each node its processors (`CPU`) and GPUs (`GPU`).
+    """
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    found = {
+        "system": f"{platform.platform(terse=True)}, {platform.machine()}",
+        "processor": f"{_processor()}, {os.cpu_count()} of them",
+        "memory then free": format_bytes(host_memory_share()),
+        "GPUs": ", ".join(names) or "none",
+    }
+    if len(nodes) > 1:
+        found["cluster"] = f"{len(nodes)} nodes, {cpus:.0f} processors, {gpus:.0f} GPUs"
+    return found
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    lines = _CPU_INFO.read_text(errors="replace").splitlines() if _CPU_INFO.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

@@ -1,0 +1,229 @@
+"""A lane: one warm TorchTrainer worker group that trains one trial after another.
+
+Starting a worker group costs as much as training a small model, so it is started once. A lane outlives its workers:
+when they are lost, the next trial (or the same one again, from its checkpoint) gets a new group.
+"""
+
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    get_or_create_autoscaling_coordinator,
+)
+from ray.exceptions import RayError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from core.distributed.workers import WorkerSilentError
+from core.memory.host_memory import kernel_oom_kills
+from core.memory.out_of_memory import OomFacts, classify, corroborated
+from sweeps.lanes.lane_worker import train_assignments
+from sweeps.lanes.mailbox import Assignment, Mailbox, Message
+
+_POLL_S = 0.5
+_GROUP_END_S = 60.0
+"""How long a worker group may take to end after one of its workers failed; Train looks every 2 s."""
+_STOP_S = 60.0
+"""How long a trial may take to end after it was told to: one optimizer step, or one evaluation."""
+
+
+@dataclass(frozen=True)
+class LaneSpec:
+    """What every lane of a sweep is made of."""
+
+    workers: int
+    use_gpu: bool
+    threads_per_worker: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    """0 without GPUs; below 1 where lanes share one, each with its part of the memory."""
+    storage_folder: str
+    """Where Ray Train writes its own state; nothing there is read back."""
+    environment: dict[str, str]
+    """Variables that the workers start with."""
+    worker_deadline_s: float
+    """A worker that does not answer the others for so long counts as lost."""
+
+
+class WorkersLostError(RuntimeError):
+    """A worker of the lane vanished or no longer answers; says nothing about the trial's settings."""
+
+
+class WorkerKilledForMemoryError(WorkersLostError):
+    """A worker vanished, and the kernel of its node has killed for memory meanwhile: the trial's, or a neighbour's."""
+
+
+class TrialOutOfMemoryError(RuntimeError):
+    """A worker ran out of memory where its run could not go on with less."""
+
+
+class TrialFailedError(RuntimeError):
+    """A worker raised an error that is not understood; the message is its traceback."""
+
+
+class Lane:
+    """One worker group and the trial that it trains."""
+
+    def __init__(self, spec: LaneSpec, name: str) -> None:
+        self._spec, self._name = spec, name
+        self._mailbox: Any = None
+        self._group: threading.Thread | None = None
+        self._group_error: BaseException | None = None
+        self._current: Assignment | None = None
+
+    def begin(self, assignment: Assignment) -> None:
+        """Start a trial; one that still runs is stopped first."""
+        self.stop_current()
+        if self._group is None or not self._group.is_alive():
+            self._start_group()
+        self._current = assignment
+        ray.get(self._mailbox.post.remote(assignment))
+
+    def next_message(self) -> Message:
+        """The next report of the current trial, or its end. Asking again means: go on.
+
+        Raises:
+            WorkersLostError: A worker vanished (killed, node lost) or does not answer.
+            TrialOutOfMemoryError: Memory ran out where that ends a run.
+            TrialFailedError: A worker raised an error that is not understood.
+        """
+        pending = self._mailbox.next_message.remote()
+        while True:
+            ready, _ = ray.wait([pending], timeout=_POLL_S)
+            if ready:
+                message: Message = ray.get(pending)
+                break
+            if self._group is None or not self._group.is_alive():
+                raise self._explain(None)
+        if message.kind == "error":
+            raise self._explain(message)
+        if message.kind == "end":
+            self._current = None
+            if message.is_last and self._group is not None:
+                self._group.join(_GROUP_END_S)
+                self._group = None
+        return message
+
+    def stop_current(self) -> None:
+        """End the current trial, if any, and wait until the workers are free."""
+        if self._current is None:
+            return
+        ray.get(self._mailbox.stop.remote(self._current.number))
+        try:
+            while self.next_message().kind != "end":
+                pass
+        except (WorkersLostError, TrialOutOfMemoryError, TrialFailedError):
+            # The trial's outcome is settled already; the next one gets a new group.
+            return
+
+    def close(self) -> None:
+        """Let the workers go."""
+        self.stop_current()
+        if self._group is not None and self._group.is_alive():
+            ray.get(self._mailbox.post.remote(None))
+            self._group.join(_STOP_S)
+
+    def _start_group(self) -> None:
+        # A new mailbox as well: the old one may still hold messages of workers that are gone.
+        self._mailbox = Mailbox.remote()
+        self._group_error = None
+        spec = self._spec
+        trainer = TorchTrainer(
+            train_assignments,
+            torch_config=TorchConfig(timeout_s=math.ceil(spec.worker_deadline_s)),
+            train_loop_config={"mailbox": self._mailbox, "threads": spec.threads_per_worker},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=spec.workers,
+                use_gpu=spec.use_gpu,
+                resources_per_worker={"CPU": spec.cpus_per_worker}
+                | ({"GPU": spec.gpus_per_worker} if spec.use_gpu else {}),
+            ),
+            # No retries by Train: it would start over with the same trial list and the same fault.
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]
+                name=f"{self._name}-{id(self._mailbox):x}",
+                storage_path=str(Path(spec.storage_folder).absolute()),
+                failure_config=ray.train.FailureConfig(max_failures=0),
+                worker_runtime_env={"env_vars": spec.environment} if spec.environment else None,
+            ),
+        )
+        self._group = threading.Thread(target=self._run_group, args=(trainer,), daemon=True, name=self._name)
+        self._group.start()
+
+    def _run_group(self, trainer: TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # Kept for the thread that waits for messages, which explains it.
+            self._group_error = error
+
+    def _explain(self, told: Message | None) -> Exception:
+        """Why the group ended. When one worker is killed the others fail too: the vanished one is the cause."""
+        self._current = None
+        assert self._group is not None
+        self._group.join(_GROUP_END_S)
+        self._group = None  # the next trial gets a new one, even if this one has not come to its end
+        failures = self._group_error.worker_failures if isinstance(self._group_error, WorkerGroupError) else {}
+        # What a worker says of itself comes first: on the way from process to process an error loses its causes.
+        facts = None if told is None else told.facts
+        if facts is None and self._group_error is not None:
+            facts = classify(self._group_error)
+        if facts is not None and not facts.is_certain:
+            facts = corroborated(facts, new_kernel_kills=self._new_kernel_kills())
+        lost = {rank: error for rank, error in failures.items() if _is_loss(error)}
+        return _ending(facts, lost, "" if told is None else told.error) or WorkersLostError(
+            f"the group ended: {self._group_error!r}"
+        )
+
+    def _new_kernel_kills(self) -> int:
+        """What the kernels of the workers' nodes have killed for memory since the workers took their trial."""
+        standings = ray.get(self._mailbox.standings.remote()).values()
+        before = {standing.node: standing.kernel_kills for standing in standings}
+        return sum(max(0, _kernel_kills_on(node, unknown=kills) - kills) for node, kills in before.items())
+
+
+def prepare_for_lanes() -> None:
+    """Start what Train asks for resources whenever a group starts: it would start this one on the way to the first."""
+    get_or_create_autoscaling_coordinator()  # type: ignore[no-untyped-call]
+
+
+def _gpus(spec: LaneSpec) -> dict[str, float]:
+    # Train refuses to hear of GPUs where none are used.
+    return {"GPU": spec.gpus_per_worker} if spec.use_gpu else {}
+
+
+def _ending(facts: OomFacts | None, lost: Mapping[int, BaseException], traceback_text: str) -> Exception | None:
+    """What became of a trial whose worker group broke; None if nothing is known."""
+    if facts is not None and facts.kind in ("device", "host"):
+        where = "" if facts.phase is None else f" in {facts.phase}"
+        return TrialOutOfMemoryError(f"out of memory{where} on rank {facts.rank}: {facts.message}")
+    who = ", ".join(f"rank {rank}: {type(error).__name__}" for rank, error in lost.items())
+    if facts is not None and facts.kind == "node" and facts.error_type.endswith(".OutOfMemoryError"):
+        return WorkersLostError(f"the node ran low on memory, and Ray ended a worker ({who})")
+    if facts is not None and facts.kind == "node":
+        return WorkerKilledForMemoryError(f"the kernel killed for memory on the worker's node ({who})")
+    if lost or facts is not None:
+        return WorkersLostError(who or f"{facts}")
+    if WorkerSilentError.__name__ in traceback_text:
+        return WorkersLostError(traceback_text.strip().splitlines()[-1])
+    return TrialFailedError(traceback_text) if traceback_text else None
+
+
+def _kernel_kills_on(node: str, *, unknown: int) -> int:
+    """The kernel's count on a node now; `unknown` where the node is gone."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    count = ray.remote(num_cpus=0, max_retries=0)(kernel_oom_kills).options(scheduling_strategy=there)
+    try:
+        return int(ray.get(count.remote(), timeout=_GROUP_END_S))
+    except RayError:
+        return unknown
+
+
+def _is_loss(error: BaseException) -> bool:
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & {"WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError", "RayActorError"})

@@ -1,0 +1,107 @@
+"""Tune's view of one trial: a Trainable that owns a lane and hands it trial after trial.
+
+What Tune calls a trial is one leg of ours: from its start, or a promotion, to the next pause, or its end. So a lane is
+free for others while a trial waits, and Tune's own pausing, which keeps state of its own, is not needed.
+"""
+
+from typing import Any
+
+from ray import tune
+
+from core.training.run_end import RunEnd
+from sweeps.lanes.lane import (
+    Lane,
+    LaneSpec,
+    TrialFailedError,
+    TrialOutOfMemoryError,
+    WorkerKilledForMemoryError,
+    WorkersLostError,
+)
+from sweeps.lanes.mailbox import Assignment
+from sweeps.records.outcomes import Outcome
+
+MAX_INTERRUPTIONS = 2
+"""Times that one trial is started again after its workers were lost, before it is given up as INTERRUPTED."""
+
+KILLS_THAT_COUNT = 2
+"""Times that the kernel kills one trial's worker for memory before that is the trial's own doing and no neighbour's."""
+
+_OUTCOMES = {
+    "completed": Outcome.COMPLETED,
+    "stopped": Outcome.STOPPED,
+    "infeasible": Outcome.INFEASIBLE,
+    "diverged": Outcome.DIVERGED,
+}
+
+
+class LaneTrainable(tune.Trainable):
+    """One lane in Tune's terms; `reuse_actors=True` keeps it warm from trial to trial.
+
+    The config holds `number` (of the trial), `assignment` and `lane` (the LaneSpec, the same for all trials).
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the lane and its first trial."""
+        spec: LaneSpec = config["lane"]
+        self._lane = Lane(spec, name=f"lane-{self.trial_id}")
+        self._begin(config["assignment"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Hand the warm lane its next trial."""
+        self._begin(new_config["assignment"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The next report of the trial, or how it ended."""
+        while True:
+            try:
+                message = self._lane.next_message()
+            except WorkersLostError as lost:
+                self._interruptions += 1
+                self._kills += isinstance(lost, WorkerKilledForMemoryError)
+                if self._kills >= KILLS_THAT_COUNT:
+                    return self._end(Outcome.INFEASIBLE, f"killed for host memory {self._kills} times; last: {lost}")
+                if self._interruptions > MAX_INTERRUPTIONS:
+                    return self._end(Outcome.INTERRUPTED, f"workers lost {self._interruptions} times; last: {lost}")
+                self._lane.begin(self._assignment)
+                continue
+            except TrialOutOfMemoryError as shortage:
+                return self._end(Outcome.INFEASIBLE, str(shortage))
+            except TrialFailedError as failure:
+                return self._end(Outcome.FAILED, str(failure))
+            if message.kind == "end":
+                assert message.end is not None
+                if message.end.outcome == "paused":
+                    return self._pause(message.end)
+                return self._end(_OUTCOMES[message.end.outcome], message.end.reason, message.end)
+            if message.kind == "speeds":
+                return {"speeds": message.speeds, "done": False}
+            assert message.report is not None
+            # Whole for the ledger, and flat for the scheduler, which looks at tokens and the loss.
+            return {"report": message.report, "done": False} | message.report
+
+    def cleanup(self) -> None:
+        """Let the lane's workers go."""
+        self._lane.close()
+
+    def _begin(self, assignment: Assignment) -> None:
+        self._assignment, self._interruptions, self._kills = assignment, 0, 0
+        self._lane.begin(assignment)
+
+    def _pause(self, end: RunEnd) -> dict[str, Any]:
+        assert self._assignment.pause is not None, "only a leg that has one comes to its pause"
+        return {
+            "done": True,
+            "paused_at": self._assignment.pause.at_tokens,
+            "end": end,
+            "interruptions": self._interruptions,
+        }
+
+    def _end(self, outcome: Outcome, reason: str, end: RunEnd | None = None) -> dict[str, Any]:
+        return {
+            "done": True,
+            "outcome": str(outcome),
+            "reason": reason,
+            "end": end,
+            "interruptions": self._interruptions,
+        }

@@ -1,0 +1,218 @@
+"""What runs on each worker of a lane: take a trial, train it, report, take the next."""
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.exceptions import RayError
+
+from core.costs.micro_batch_benchmark import fastest, measure_micro_batches
+from core.distributed.workers import Workers
+from core.memory.host_memory import kernel_oom_kills
+from core.memory.out_of_memory import classify
+from core.memory.tensor_memory import SLACK_BYTES, live_tensor_bytes
+from core.model_files.checkpoint import trunk_checkpoint
+from core.settings.run_config import RunConfig
+from core.training.run_checks import Beginning
+from core.training.run_end import RunEnd
+from core.training.staged_run import Stage, run_stages
+from core.training.training_run import run_training
+from data_pipeline.preparation.node_copies import open_on_this_node
+from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
+from sweeps.lanes.mailbox import Assignment, Message, Standing
+from sweeps.lanes.system_metrics import SystemMetrics
+from sweeps.records.remote_results import mirrored_trial
+from sweeps.records.trial_records import LOSS
+
+_ENDED_BADLY = ("diverged", "infeasible")
+
+
+def train_assignments(config: dict[str, Any]) -> None:
+    """Train trials from the lane's mailbox until it is closed. Runs under TorchTrainer, on every rank.
+
+    Args:
+        config: `mailbox`: the lane's mailbox; `threads`: processor threads of this worker.
+    """
+    mailbox = config["mailbox"]
+    torch.set_num_threads(config["threads"])
+    context = ray.train.get_context()
+    workers = Workers(
+        rank=context.get_world_rank(), count=context.get_world_size(), device=ray.train.torch.get_device()
+    )
+    corpora: dict[str, PreparedCorpus] = {}
+    stops = Stops(mailbox)
+    level_bytes = live_tensor_bytes(workers.device)
+    taken = 0
+    while (assignment := ray.get(mailbox.take.remote(taken))) is not None:
+        taken += 1
+        here = Standing(ray.get_runtime_context().get_node_id(), kernel_oom_kills())
+        mailbox.stand.remote(workers.rank, here)
+        try:
+            end = _train(assignment, workers, corpora, mailbox, stops.of(taken - 1))
+        except Exception as error:
+            # The run could not deal with it, so this process is not trusted with another trial: tell, then end the
+            # worker group.
+            facts = classify(error, rank=workers.rank)
+            told = Message("error", assignment.number, error=traceback.format_exc(), facts=facts)
+            ray.get(mailbox.tell.remote(told, wait=False))
+            _log(assignment).exception("the trial failed")
+            raise
+        is_clean = end.outcome not in _ENDED_BADLY or _is_clean(workers, level_bytes)
+        if workers.is_first:
+            _log(assignment).info("%s: %s", end.outcome, end.reason)
+            told = Message("end", assignment.number, end=end, is_last=not is_clean)
+            ray.get(mailbox.tell.remote(told, wait=False))
+        if not is_clean:
+            return  # Another worker group takes the lane over: this one would have less memory for each trial.
+
+
+def _is_clean(workers: Workers, level_bytes: int) -> bool:
+    """Whether the memory of tensors is back to the level before, on all workers."""
+    left_bytes = live_tensor_bytes(workers.device) - level_bytes
+    return workers.largest(left_bytes) <= SLACK_BYTES
+
+
+def _train(
+    assignment: Assignment,
+    workers: Workers,
+    corpora: dict[str, PreparedCorpus],
+    mailbox: Any,
+    is_stopped: Callable[[], bool],
+) -> RunEnd:
+    folder = assignment.prepared_folder
+    if folder not in corpora:
+        corpora[folder] = _open_corpus(Path(folder), assignment.corpus_server)
+    if workers.is_first:
+        _log(assignment).info("starts: %s", assignment.run)
+    run = RunConfig.model_validate(assignment.run)
+    if assignment.sizes_to_measure:
+        run = _with_measured_micro_batch(run, corpora[folder], assignment, workers, mailbox)
+    uri = assignment.mirror_uri if workers.is_first and not _is_on(assignment.driver_node) else None
+    with mirrored_trial(Path(assignment.trial_folder), uri):
+        return trainer_of(assignment, corpora, _open_corpus)(
+            run,
+            corpora[folder],
+            workers=workers,
+            folder=Path(assignment.trial_folder),
+            report=_reporter(mailbox, assignment),
+            evaluate_at_tokens=assignment.evaluate_at_tokens,
+            memory_limit_bytes=assignment.memory_limit_bytes,
+            memory_limit_by=assignment.memory_limit_by,
+            checkpoint_every_s=assignment.checkpoint_every_s,
+            pause=assignment.pause,
+            # Of the winner, whose training may go on for longer.
+            keep_trunk=True,
+            is_stopped=is_stopped,
+        )
+
+
+def _is_on(node: str) -> bool:
+    return bool(ray.get_runtime_context().get_node_id() == node)
+
+
+def _with_measured_micro_batch(
+    run: RunConfig, data: PreparedCorpus, assignment: Assignment, workers: Workers, mailbox: Any
+) -> RunConfig:
+    is_automatic = run.training.micro_batch_size == "auto"
+    sizes = assignment.sizes_to_measure
+    speeds = measure_micro_batches(
+        run,
+        data,
+        workers=workers,
+        sizes=sizes,
+        memory_limit_bytes=assignment.memory_limit_bytes,
+        memory_limit_by=assignment.memory_limit_by,
+        all_sizes=not is_automatic,
+    )
+    if workers.is_first:
+        _log(assignment).info("micro-batches, rows/s: %s", {one.rows: one.rows_per_s for one in speeds})
+        ray.get(mailbox.tell.remote(Message("speeds", assignment.number, speeds=speeds), wait=False))
+    size = fastest(speeds, largest=max(sizes)) if is_automatic else None
+    return run if size is None else run.with_overrides({"training.micro_batch_size": size})
+
+
+class Stops:
+    """Which trials are to end, heard in the background: a worker in the middle of a step asks this, and no process."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._stopped: set[int] = set()
+        threading.Thread(target=self._listen, args=(mailbox,), daemon=True, name="stops").start()
+
+    def of(self, place: int) -> Callable[[], bool]:
+        """Whether the trial at this place in the order of posting is to end."""
+        return lambda: place in self._stopped
+
+    def _listen(self, mailbox: Any) -> None:
+        heard = 0
+        try:
+            while (place := ray.get(mailbox.next_stop.remote(heard))) is not None:
+                self._stopped.add(place)
+                heard += 1
+        except RayError:
+            return  # The mailbox is gone, and with it whoever could stop anything.
+
+
+def _open_corpus(folder: Path, server: Any) -> PreparedCorpus:
+    return open_prepared(folder) if server is None else open_on_this_node(folder, server)
+
+
+def _reporter(mailbox: Any, assignment: Assignment) -> Callable[[dict[str, float]], bool]:
+    machine = SystemMetrics()
+
+    def report(values: dict[str, float]) -> bool:
+        is_evaluation = LOSS in values
+        _log(assignment).info(" ".join(f"{name}={value:.6g}" for name, value in values.items()))
+        message = Message("report", assignment.number, report=values | machine.read())
+        return bool(ray.get(mailbox.tell.remote(message, wait=is_evaluation)))
+
+    return report
+
+
+def _log(assignment: Assignment) -> logging.Logger:
+    """The trial's own log file, opened once."""
+    logger = logging.getLogger(f"pretune.{assignment.trial_folder}")
+    if not logger.handlers:
+        handler = logging.FileHandler(Path(assignment.trial_folder) / "log.txt", encoding="utf-8")
+        formatter = logging.Formatter("%(asctime)sZ %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+        formatter.converter = time.gmtime
+        handler.setFormatter(formatter)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    return logger
+
+
+def trainer_of(
+    assignment: Assignment,
+    corpora: dict[str, PreparedCorpus],
+    open_corpus: Callable[[Path, Any], PreparedCorpus],
+) -> Callable[..., RunEnd]:
+    """`run_training` for this trial, or what takes the same arguments and trains the trial's stages.
+
+    Args:
+        corpora: Those that are open, by folder; grows.
+        open_corpus: Opens one in a folder, by way of a server of copies where there is one.
+    """
+    if not assignment.stages:
+        trunk = None if assignment.trunk_folder is None else trunk_checkpoint(Path(assignment.trunk_folder))
+        return partial(run_training, begins_with=None if trunk is None else Beginning(trunk, is_same_run=True))
+
+    def train(_run: RunConfig, _data: PreparedCorpus, **settings: Any) -> RunEnd:
+        stages = []
+        for stage in assignment.stages:
+            folder = stage.prepared_folder
+            if folder not in corpora:
+                corpora[folder] = open_corpus(Path(folder), stage.corpus_server)
+            stages.append(Stage(RunConfig.model_validate(stage.run), corpora[folder]))
+        return run_stages(stages, **settings)
+
+    return train

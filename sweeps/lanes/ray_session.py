@@ -1,0 +1,95 @@
+"""This process's connection to Ray, and what Ray may say on the terminal."""
+
+import importlib
+import logging
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from sweeps.records.orphan_processes import MARK, driver_mark
+from sweeps.records.results_folder import LOG_FILE, check_writable
+
+
+def connect() -> None:
+    """Start Ray on this machine, or join the cluster of RAY_ADDRESS (as in a submitted job)."""
+    if ray.is_initialized():
+        return
+    _set_environment()
+    here: dict[str, Any] = {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False}
+    ray.init(**({} if _has_cluster() else here), log_to_driver=is_verbose(), logging_level=_logging_level())
+
+
+def connect_while_importing(*modules: str) -> None:
+    """As `connect`, and import these modules meanwhile: Ray's processes take seconds to start, and this one waits."""
+    _set_environment()  # Before anything is imported that reads it.
+
+    def import_all() -> None:
+        # What is wrong with one of them comes up again where it is used.
+        with suppress(ImportError):
+            for module in modules:
+                importlib.import_module(module)
+
+    importing = threading.Thread(target=import_all, name="imports")
+    importing.start()
+    try:
+        connect()
+    finally:
+        importing.join()
+
+
+def _has_cluster() -> bool:
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def _set_environment() -> None:
+    """Of what Ray reads."""
+    # Tune and Train narrate each step on the terminal unless asked not to; the progress table says what matters.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune's own handling of Ctrl-C waits for every trial to save itself; ours ends in seconds and resumes from records.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # Tune's record of all its trials, which nothing here reads back, is written at the end and not every ten seconds.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    # Lanes start side by side; how many there are our own searcher says.
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
+    # A worker that is stuck cannot take leave of the others, and the lane waits for that.
+    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A lane takes some seven processes, most of them idle; on two cores Ray would warn of each beyond the eighth.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+    os.environ[MARK] = driver_mark()
+    if not _has_cluster():
+        # Nobody takes this machine's only node away with notice; the watcher is one process more in every lane's start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
+def is_verbose() -> bool:
+    """Whether Ray and its workers are to speak on the terminal: `pretune sweep -v`."""
+    return bool(os.environ.get("PRETUNE_VERBOSE"))
+
+
+def _logging_level() -> int:
+    return logging.INFO if is_verbose() else logging.ERROR
+
+
+def log_libraries_in(results_folder: Path) -> None:
+    """Make the results folder, and send what Ray and other libraries say to a file there instead of the terminal.
+
+    Raises:
+        ResultsError: It cannot be written.
+    """
+    check_writable(results_folder)
+    if is_verbose():
+        return
+    handler = logging.FileHandler(results_folder / LOG_FILE, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.captureWarnings(True)
+    for name in ("ray", "ray.data", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False

@@ -1,0 +1,174 @@
+"""Where in a search space the border of memory lies: the settings that ask for least, and the border along one of them.
+
+A prediction of a new shape takes up to a second, so all of this goes by few of them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from core.settings.run_config import RunConfig
+from data_pipeline.schema.settings import Settings
+from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, micro_batch_of
+from sweeps.memory_knowledge.memory_observations import MemoryObservation
+from sweeps.settings.search_space import Distribution, SearchSpace
+from sweeps.settings.setting_paths import MICRO_BATCH
+from sweeps.settings.sweep_config import SweepConfig
+
+_BATCH = "training.batch_size"
+_MOST_PLACES = 4
+"""Values of the axis, and sizes of the micro-batch, at which memory is predicted for the border."""
+_MOVES = 0.01
+"""Share of the memory that a setting must move to be worth an axis."""
+
+
+class BorderPoint(Settings):
+    """The border at one value of the axis."""
+
+    value: bool | int | float | str
+    micro_batch_size: float
+    """Rows at once that are predicted to fill the capacity just so; 0 if not even one row fits."""
+
+
+class FrontierMap(Settings):
+    """What a sweep knew of memory when it ended."""
+
+    device: str
+    source: str
+    """Folder of the sweep, as observations name it."""
+    limit_bytes: int
+    capacity_bytes: int
+    """Largest predicted size that would be launched, of a shape that nothing is known about."""
+    learnt: str
+    """Which trial moved the capacity away from the limit, in words."""
+    axis: str | None
+    """The swept setting, micro-batch and batch aside, that moves memory most; None: none does."""
+    others: tuple[str, ...]
+    """Other swept settings that move memory."""
+    border: tuple[BorderPoint, ...]
+    """At the file's own values of the others, for batches of several micro-batches."""
+    observations: tuple[MemoryObservation, ...]
+
+
+def map_frontier(sweep: SweepConfig, frontier: MemoryFrontier, *, device: str, with_border: bool = True) -> FrontierMap:
+    """The frontier as it is drawn and kept beside the results.
+
+    Args:
+        with_border: False: without axis and border, at once.
+    """
+    moves = _moves(sweep, frontier) if with_border else {}
+    # The batch only where it is alone in that: it is no shape.
+    axis = max({path: moves[path] for path in moves if path != _BATCH} or moves, key=lambda p: moves[p], default=None)
+    capacity = frontier.capacity()
+    return FrontierMap(
+        device=device,
+        source=frontier.source,
+        limit_bytes=frontier.limit_bytes,
+        capacity_bytes=capacity.num_bytes,
+        learnt=capacity.learnt,
+        axis=axis,
+        others=tuple(path for path in moves if path != axis),
+        border=tuple(_border(sweep, frontier, axis, capacity.num_bytes)) if with_border else (),
+        observations=frontier.observations,
+    )
+
+
+def least_demanding(
+    space: SearchSpace, num_bytes: Callable[[dict[str, Any]], int | None], *, enough: int
+) -> tuple[dict[str, Any], int]:
+    """Settings that need least memory, and how much, found by moving along one axis after the other.
+
+    Args:
+        num_bytes: Memory of settings; None where they do not go together.
+        enough: Settings that need no more than this are as good as the least.
+    """
+    settings = {path: min(_values(distribution), key=_size) for path, distribution in space.items()}
+    least = num_bytes(settings)
+    for _ in range(2):
+        for path, distribution in space.items():
+            for value in _values(distribution):
+                if least is not None and least <= enough:
+                    return settings, least
+                needed = num_bytes(settings | {path: value})
+                if needed is not None and (least is None or needed < least):
+                    settings, least = settings | {path: value}, needed
+    assert least is not None, "the file's checks leave some settings that go together"
+    return settings, least
+
+
+def _values(distribution: Distribution) -> Sequence[Any]:
+    return distribution.extremes()
+
+
+def _size(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _moves(sweep: SweepConfig, frontier: MemoryFrontier) -> dict[str, float]:
+    """Swept settings that move memory, micro-batch aside, each with the largest peak over the smallest."""
+    moves: dict[str, float] = {}
+    for path, distribution in sweep.search.items():
+        peaks = [_peak(sweep, frontier, {path: value}) for value in _spread(_values(distribution))]
+        known = [peak for peak in peaks if peak is not None]
+        if path != MICRO_BATCH and known and max(known) > (1 + _MOVES) * min(known):
+            moves[path] = max(known) / min(known)
+    return moves
+
+
+def _border(
+    sweep: SweepConfig, frontier: MemoryFrontier, axis: str | None, capacity_bytes: int
+) -> Iterator[BorderPoint]:
+    for value in [""] if axis is None else _places(sweep.search[axis]):
+        settings = {} if axis is None else {axis: value}
+        peaks = {
+            size: peak
+            for size in _sizes(sweep)
+            if (peak := _peak(sweep, frontier, settings | {MICRO_BATCH: size})) is not None
+        }
+        if len(peaks) > 1:
+            size = _where_it_meets(peaks, capacity_bytes)
+            # More rows at once than a batch has are as many as it has.
+            yield BorderPoint(value=value, micro_batch_size=min(size, value) if axis == _BATCH else size)
+
+
+def _where_it_meets(peaks: dict[int, int], capacity_bytes: int) -> float:
+    """The size whose peak is the capacity, on straight lines between and beyond those known: nearly what a peak is."""
+    sizes = sorted(peaks)
+    low = max((size for size in sizes[:-1] if peaks[size] <= capacity_bytes), default=sizes[0])
+    high = sizes[sizes.index(low) + 1]
+    slope = (peaks[high] - peaks[low]) / (high - low)
+    return max(0.0, low + (capacity_bytes - peaks[low]) / slope) if slope > 0 else float(sizes[-1])
+
+
+def _sizes(sweep: SweepConfig) -> list[int]:
+    """Sizes at which memory is predicted: those swept, as far as a batch accumulates them."""
+    swept = sweep.search.get(MICRO_BATCH)
+    asked = sweep.training.micro_batch_size
+    sizes = [size for size in (swept.extremes() if swept else (1, asked)) if isinstance(size, int)]
+    return _spread(sorted({*sizes, 2 * max(sizes)} if len(set(sizes)) < 2 else set(sizes)))
+
+
+def _places(distribution: Distribution) -> list[Any]:
+    return _spread(distribution.grid(3))
+
+
+def _spread(values: Sequence[Any]) -> list[Any]:
+    """At most so many of the values, both ends among them."""
+    if len(values) <= _MOST_PLACES:
+        return list(values)
+    step = (len(values) - 1) / (_MOST_PLACES - 1)
+    return [values[round(step * index)] for index in range(_MOST_PLACES)]
+
+
+def _peak(sweep: SweepConfig, frontier: MemoryFrontier, settings: dict[str, Any]) -> int | None:
+    """Predicted peak, with a batch of several micro-batches, as most trials have; None if the settings do not go
+    together."""
+    size = settings.get(MICRO_BATCH, max(_sizes(sweep)))
+    batch = {} if _BATCH in settings else {_BATCH: 2 * size * frontier.num_workers}
+    try:
+        run: RunConfig = sweep.run_config({MICRO_BATCH: size} | batch | settings)
+    except ValidationError:
+        return None
+    assert micro_batch_of(run, frontier.num_workers) is not None
+    return frontier.predict(run)

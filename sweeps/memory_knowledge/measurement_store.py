@@ -1,0 +1,68 @@
+"""What was measured of a kind of device, kept from sweep to sweep: one entry a shape in one JSON file."""
+
+import fcntl
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pydantic import ValidationError
+
+from data_pipeline.schema.settings import Settings
+from data_pipeline.schema.whole_files import write_atomically
+from sweeps.memory_knowledge.memory_observations import MemoryStoreError
+
+_FORMAT_VERSION = 1
+
+
+class OfShape(Settings):
+    """Measured of one shape."""
+
+    shape: str
+    """All that it depends on, in words: equal words, equal results."""
+
+
+Entry = TypeVar("Entry", bound=OfShape)
+
+
+class KeptMeasurements(Generic[Entry]):
+    """A file in `results/memory/`, shared by all sweeps of a results folder, also by those that run now.
+
+    Args:
+        what: Its content in words, for the message about a file that cannot be read.
+    """
+
+    def __init__(self, file: Path, entry: type[Entry], *, what: str) -> None:
+        self._file, self._entry, self._what = file, entry, what
+
+    def read(self) -> dict[str, Entry]:
+        """All entries, by shape.
+
+        Raises:
+            MemoryStoreError: The file is damaged; says what to do.
+        """
+        if not self._file.exists():
+            return {}
+        try:
+            file = json.loads(self._file.read_text(encoding="utf-8"))
+            if file["format_version"] != _FORMAT_VERSION:
+                raise ValueError(f"format {file['format_version']}; this version reads {_FORMAT_VERSION}")
+            entries = [self._entry.model_validate(one) for one in file["shapes"]]
+        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            raise MemoryStoreError(
+                f"{self._file}, which holds {self._what}, cannot be read ({error}). Remove it: it is measured again."
+            ) from error
+        return {entry.shape: entry for entry in entries}
+
+    def add(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+        """Keep these as well; all that is known with them."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Sweeps that run at the same time add to the same file.
+            known = self.read() | dict(entries)
+            kept = [entry.model_dump(mode="json") for entry in known.values()]
+            write_atomically(
+                self._file, json.dumps({"format_version": _FORMAT_VERSION, "shapes": kept}, indent=1) + "\n"
+            )
+        return known

@@ -1,0 +1,55 @@
+"""A sweep none of whose settings fits in memory ends before it starts, with the numbers and what would fit."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from data_pipeline.schema.settings import format_bytes
+from data_pipeline.schema.user_errors import InputFault
+from sweeps.memory_knowledge.frontier_map import least_demanding
+from sweeps.memory_knowledge.memory_frontier import MemoryFrontier
+from sweeps.planning.sweep_plan import SweepPlan
+from sweeps.settings.search_space import format_setting
+from sweeps.settings.setting_paths import MICRO_BATCH
+
+_SURELY = 1.1
+"""How far beyond the capacity the least must be: memory dips a little between sizes, so a smaller one may be missed."""
+
+
+class NothingFitsError(InputFault):
+    """No settings of the search space fit in the memory of one worker."""
+
+
+def check_that_something_fits(plan: SweepPlan, frontier: MemoryFrontier, *, nothing_ran: bool = False) -> None:
+    """See that there are settings in the search space that fit.
+
+    Args:
+        nothing_ran: Every proposal was refused: then there is no doubt left to give it the benefit of.
+
+    Raises:
+        NothingFitsError: There are none.
+    """
+    sweep = plan.sweep
+    capacity = frontier.capacity().num_bytes
+    may_shrink = sweep.training.on_oom == "shrink" and MICRO_BATCH not in sweep.search
+
+    def num_bytes(settings: dict[str, Any]) -> int | None:
+        try:
+            run = sweep.run_config(settings)
+        except ValidationError:
+            return None
+        is_free = may_shrink or run.training.micro_batch_size == "auto"
+        return frontier.predict(run.with_overrides({MICRO_BATCH: 1}) if is_free else run)
+
+    settings, least = least_demanding(sweep.search, num_bytes, enough=capacity)
+    if least <= capacity * (1 if nothing_ran else _SURELY):
+        return
+    given = ", ".join(f"{path} {format_setting(value)}" for path, value in settings.items())
+    least_run = sweep.run_config(settings)
+    learnt = frontier.capacity(least_run).learnt
+    raise NothingFitsError(
+        f"no settings of this sweep fit in {format_bytes(plan.memory_bytes)} of one worker"
+        + (f" ({learnt})" if learnt else "")
+        + f". The least demanding ({given or 'those of the file'}): {plan.how_to_fit(least_run)}. "
+        f"Or give resources.memory of at least {format_bytes(least)}."
+    )

@@ -1,0 +1,235 @@
+"""One configuration in full: a sweep of one trial, with the settings of a file or of a sweep's winner.
+
+It goes through the same lane, records, MLflow runs and report as every sweep, and like one it goes on with the same
+command.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from core.model_files.checkpoint import read_progress, trunk_checkpoint
+from core.settings.run_config import RunConfig
+from core.training.run_checks import check_trunk
+from core.training.staged_run import Stage
+from data_pipeline.schema.user_errors import InputFault
+from data_pipeline.tokens.token_blocks import PreparedCorpus
+from sweeps.planning.epochs import with_tokens_of_epochs
+from sweeps.planning.learning_rate_rule import TRUNK_SCHEDULES, scaled_learning_rate
+from sweeps.planning.preparation import prepare_with_progress
+from sweeps.planning.stage_preparation import prepare_stages, tokens_of_stage
+from sweeps.planning.warm_start import beginning_with_weights, notes_of, with_notes, without_start
+from sweeps.records.trial_records import TrialRecord
+from sweeps.settings.setting_paths import MICRO_BATCH
+from sweeps.settings.sweep_config import SweepConfig
+from sweeps.settings.sweep_file import load_sweep_file
+from sweeps.settings.sweep_sections import StartConfig
+from sweeps.trained_models.finished_sweeps import BEST, FinishedSweep, find_finished, finished_sweep
+
+FILE = "file"
+_OF_A_TRAINING = {
+    *("purpose", "size", "corpus", "tokenizer", "packing", "model", "objective", "training", "start", "stages"),
+    *("evaluation", "resources"),
+}
+"""Sections of a file that say something of a single trial; the others are about search."""
+_LEARNING_RATE = "training.learning_rate"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The trial whose settings are taken over."""
+
+    earlier: FinishedSweep
+    record: TrialRecord
+
+    @property
+    def run(self) -> RunConfig:
+        return self.earlier.sweep.run_config(self.record.settings)
+
+
+def plan_training(
+    place: Path,
+    overrides: Sequence[str],
+    *,
+    chosen: str | None,
+    tokens: int | None,
+    keep_settings: bool,
+    results_folder: Path,
+    console: Console,
+) -> SweepConfig:
+    """The training that a command asks for: a sweep of one trial, whose `start.notes` say where everything comes from.
+
+    Prepares the corpus where the learning rate depends on its size.
+
+    Args:
+        place: A sweep file, or a sweep's results folder.
+        chosen: `best`, a trial's name, or `file`. None: the best trial where the place has one to offer.
+        tokens: Of the whole training, those of a trunk included. None: as the file says.
+        keep_settings: Take the winner's learning rate as it is.
+
+    Raises:
+        InputFault: A fault in any of these, with what to do.
+    """
+    folder = place if place.is_dir() else None
+    file = place if folder is None else place / "sweep.yaml"
+    if folder is not None:
+        finished_sweep(folder)  # says what is wrong with a folder of another kind
+    length = [] if tokens is None else [f"budget.tokens_per_trial={tokens}", "budget.epochs_per_trial=null"]
+    given = [*overrides, *length]
+    asked = load_sweep_file(file, given)
+    source = _source(asked, folder, chosen, results_folder)
+    _check_length(asked, source, tokens, is_file=folder is None)
+    begun = beginning_with_weights(asked, results_folder)
+    if begun.budget.epochs_per_trial is not None:
+        begun = with_tokens_of_epochs(begun, prepare_with_progress(begun, results_folder, console))
+    sweep = with_notes(_one_configuration(begun), *notes_of(begun)[len(notes_of(asked)) :])
+    if source is None:
+        return sweep
+    given_keys = {override.partition("=")[0].strip() for override in overrides}
+    sweep = with_notes(
+        _taken_over(sweep, source, given_keys), f"settings of {source.record.name} in {source.earlier.folder}"
+    )
+    if keep_settings or _LEARNING_RATE in given_keys:
+        sweep = with_notes(sweep, f"learning rate {sweep.training.learning_rate:.3g}, as asked")
+    elif sweep.stages:
+        sweep = _with_rates_of_stages(sweep, source, prepare_stages(sweep, results_folder, console))
+    else:
+        sweep = _with_scaled_rate(sweep, source)
+    return _from_the_trunk(sweep, source, results_folder, console)
+
+
+def _source(asked: SweepConfig, folder: Path | None, chosen: str | None, results_folder: Path) -> _Source | None:
+    start = None if asked.start is None else asked.start.settings_of
+    if chosen == FILE or (chosen is None and folder is None and start is None and not asked.search):
+        return None
+    if folder is not None:
+        earlier = finished_sweep(folder)
+    elif start is not None:
+        earlier = find_finished(start, size=asked.size, results_folder=results_folder, what_for="start.settings_of")
+    elif asked.search and chosen is not None:
+        earlier = find_finished(asked.name, size=asked.size, results_folder=results_folder, what_for=f"--from {chosen}")
+    elif asked.search:
+        raise InputFault(
+            f"the file sweeps {', '.join(asked.search)}; say whose values to train with: --from best (the sweep's "
+            "winner), --from trial-0003, or --from file (what stands outside `search`)"
+        )
+    else:
+        raise InputFault(
+            f"--from {chosen}: the file names no sweep; write start: {{settings_of: NAME}} or leave it out"
+        )
+    return _Source(earlier, earlier.trial(chosen or BEST))
+
+
+def _check_length(asked: SweepConfig, source: _Source | None, tokens: int | None, *, is_file: bool) -> None:
+    if asked.stages and tokens is not None:
+        raise InputFault("--tokens: the file has stages, and they say how long it is; change stages")
+    is_the_sweep_itself = bool(asked.search) or not is_file
+    if is_the_sweep_itself and source is not None and not asked.stages:
+        there = source.earlier.sweep.budget.tokens_per_trial
+        if asked.budget.tokens_per_trial == there and tokens is None:
+            raise InputFault(
+                f"how long? The trials of {source.earlier.folder.name} had {there:,} tokens; give --tokens, as "
+                f"--tokens {10 * there}"
+            )
+
+
+def _one_configuration(asked: SweepConfig) -> SweepConfig:
+    """The file's own settings, of a single trial that nothing ends early."""
+    own = without_start(asked, "settings_of", "trunk_of", "notes").model_dump(include=_OF_A_TRAINING)
+    return SweepConfig.model_validate(
+        own
+        | {
+            "name": f"{asked.name}-train" if asked.search else asked.name,
+            "early_stopping": {"method": "none"},
+            "budget": {"trials": 1, "tokens_per_trial": asked.budget.tokens_per_trial},
+        }
+    )
+
+
+def _taken_over(sweep: SweepConfig, source: _Source, overridden: set[str]) -> SweepConfig:
+    """The sweep with the winner's settings in their places, but for those that the command line gives."""
+    settings = {path: value for path, value in source.record.settings.items() if path not in overridden}
+    if source.record.micro_batch_size_used is not None and MICRO_BATCH in settings:
+        settings[MICRO_BATCH] = source.record.micro_batch_size_used
+    raw = sweep.model_dump()
+    for path, value in settings.items():
+        *parents, leaf = path.split(".")
+        place = raw
+        for name in parents:
+            if place.get(name) is None:  # a section that only the search speaks of
+                place[name] = {}
+            place = place[name]
+        place[leaf] = value
+    return SweepConfig.model_validate(raw)
+
+
+def _with_scaled_rate(sweep: SweepConfig, source: _Source) -> SweepConfig:
+    scaled = scaled_learning_rate(
+        source.run.training,
+        sweep.training,
+        tokens_there=source.earlier.sweep.budget.tokens_per_trial,
+        tokens_here=sweep.budget.tokens_per_trial,
+    )
+    training = sweep.training.model_copy(update={"learning_rate": scaled.value})
+    return with_notes(sweep.model_copy(update={"training": training}), scaled.reason)
+
+
+def _with_rates_of_stages(sweep: SweepConfig, source: _Source, stages: Sequence[Stage]) -> SweepConfig:
+    """Each stage with the learning rate for its own batch and length, but for those that name one."""
+    configs, notes = [], []
+    for number, (config, stage) in enumerate(zip(sweep.stages, stages, strict=True), start=1):
+        if config.learning_rate is None:
+            scaled = scaled_learning_rate(
+                source.run.training,
+                stage.run.training,
+                tokens_there=source.earlier.sweep.budget.tokens_per_trial,
+                tokens_here=tokens_of_stage(stage),
+            )
+            notes.append(f"stage {number}: {scaled.reason}")
+            config = config.model_copy(update={"learning_rate": scaled.value})
+        configs.append(config)
+    return with_notes(sweep.model_copy(update={"stages": tuple(configs)}), *notes)
+
+
+def _from_the_trunk(sweep: SweepConfig, source: _Source, results_folder: Path, console: Console) -> SweepConfig:
+    """The training as the winner's own going on, where it is the same but for its length."""
+    winner = source.earlier.folder_of(source.record)
+    trunk = trunk_checkpoint(winner)
+    if trunk is None or sweep.stages or sweep.training.initial_weights != source.run.training.initial_weights:
+        return sweep
+    why_not = _why_not_from(trunk, sweep, prepare_with_progress(sweep, results_folder, console))
+    if why_not:
+        return with_notes(sweep, f"begins anew and not from the winner's trunk: {why_not}")
+    # What the trunk has warmed up over, in tokens, is not warmed up again.
+    tokens_there, tokens_here = source.earlier.sweep.budget.tokens_per_trial, sweep.budget.tokens_per_trial
+    training = sweep.training.model_copy(update={"warmup": source.run.training.warmup * tokens_there / tokens_here})
+    start = StartConfig(trunk_of=str(winner), notes=tuple(notes_of(sweep)))
+    done = read_progress(trunk)["progress"]["tokens"]
+    return with_notes(
+        sweep.model_copy(update={"training": training, "start": start}),
+        f"goes on from the winner's trunk: {done:,} tokens are trained already",
+    )
+
+
+def _why_not_from(trunk: Path, sweep: SweepConfig, data: PreparedCorpus) -> str:
+    """Why a training cannot go on from a trunk, in words; empty if it can.
+
+    Raises:
+        InputFault: It is over before it begins.
+    """
+    run = sweep.run_config()
+    done = read_progress(trunk)["progress"]["tokens"]
+    if done >= sweep.budget.tokens_per_trial:
+        raise InputFault(
+            f"{sweep.budget.tokens_per_trial:,} tokens: the winner has been trained on {done:,} before its cooldown; "
+            "ask for more"
+        )
+    if run.training.schedule not in TRUNK_SCHEDULES:
+        return f"its schedule is {run.training.schedule}"
+    try:
+        check_trunk(trunk, run, data)
+    except ValueError as error:
+        return str(error)
+    return ""

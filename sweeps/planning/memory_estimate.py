@@ -1,0 +1,155 @@
+"""The memory of one configuration, part by part, without running it."""
+
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from rich.table import Table
+
+from core.memory_prediction.automatic_micro_batch import automatic_micro_batch
+from core.memory_prediction.peak_memory import how_to_fit, largest_micro_batch, predict_memory, predicted_precision
+from data_pipeline.schema.settings import format_bytes, parse_bytes
+from data_pipeline.schema.user_errors import InputFault
+from sweeps.planning.sweep_plan import FIRST_MARGIN_ON_CUDA, SweepPlan
+
+GPU_GIBIBYTES = {
+    "RTX 3060": 12,
+    "RTX 3090": 24,
+    "RTX 4070": 12,
+    "RTX 4080": 16,
+    "RTX 4090": 24,
+    "RTX 5090": 32,
+    "T4": 16,
+    "V100": 32,
+    "V100 16GB": 16,
+    "A10": 24,
+    "A100": 80,
+    "A100 40GB": 40,
+    "L4": 24,
+    "L40S": 48,
+    "H100": 80,
+    "H200": 141,
+}
+"""Memory as it is printed on the card, by the manufacturer's data sheets."""
+
+CONTEXT_BYTES = 600 * 2**20
+"""What CUDA's context and libraries take of a GPU before the first tensor: a usual size, not measured."""
+
+
+def memory_of(plan: SweepPlan, *, memory: str | None, device: str | None) -> tuple[SweepPlan, str]:
+    """The plan with the memory that was named on the command line, and its name.
+
+    Raises:
+        InputFault: Both are named, or the device is not known.
+    """
+    if memory is not None and device is not None:
+        raise InputFault("give --memory or --device, not both")
+    if memory is not None:
+        try:
+            num_bytes = parse_bytes(memory)
+        except ValueError as error:
+            raise InputFault(f"--memory {memory}: {error}") from error
+        return replace(plan, memory_bytes=num_bytes), memory
+    if device is not None:
+        known = {name.lower(): name for name in GPU_GIBIBYTES}
+        name = known.get(device.lower().removeprefix("nvidia ").removeprefix("geforce "))
+        if name is None:
+            raise InputFault(
+                f"--device {device!r} is not known; known: {', '.join(GPU_GIBIBYTES)}. Or give --memory 24GiB"
+            )
+        on_gpu = replace(plan.lanes, use_gpu=True)
+        return replace(plan, lanes=on_gpu, memory_bytes=GPU_GIBIBYTES[name] * 2**30 - CONTEXT_BYTES), name
+    return plan, "this machine's share of one worker"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The memory of one configuration on one worker."""
+
+    memory_of: str
+    """Whose memory the limit is, in words."""
+    limit_bytes: int
+    micro_batch_size: int
+    is_automatic: bool
+    """The micro-batch is what `auto` would choose."""
+    peak_bytes: int
+    parts_bytes: dict[str, int]
+    """Largest first; they add up to the peak."""
+    largest_micro_batch: int
+    largest_with_checkpointing: int
+    advice: tuple[str, ...]
+    """For whom the figures hold, and what to change so that it fits."""
+
+
+def estimate_of(plan: SweepPlan, name: str) -> Estimate:
+    """The parts, the largest micro-batch with and without checkpointing, and what to change to fit."""
+    run = plan.sweep.run_config()
+    place = plan.place
+    largest = {
+        checkpointing: largest_micro_batch(
+            run.with_overrides({"training.activation_checkpointing": checkpointing}),
+            plan.vocabulary_size,
+            memory_bytes=plan.memory_bytes,
+            place=place,
+        )
+        for checkpointing in (False, True)
+    }
+    asked = run.training.micro_batch_size
+    micro_batch = asked
+    if micro_batch == "auto":
+        micro_batch = automatic_micro_batch(
+            batch_size=run.training.batch_size,
+            num_workers=place.num_workers,
+            sequence_length=run.model.sequence_length,
+            largest_feasible=largest[run.training.activation_checkpointing],
+        )
+    prediction = predict_memory(run, plan.vocabulary_size, micro_batch_size=micro_batch, place=place)
+    rows, workers = place.rows_of(run), place.num_workers
+    rows_in_words = f"of {rows} row{'s' if rows > 1 else ''} a step" + (
+        f" on each of {workers} workers" if workers > 1 else ""
+    )
+    exact = run.with_overrides({"training.micro_batch_size": micro_batch})
+    return Estimate(
+        memory_of=name,
+        limit_bytes=plan.memory_bytes,
+        micro_batch_size=micro_batch,
+        is_automatic=asked == "auto",
+        peak_bytes=prediction.peak_bytes,
+        parts_bytes=dict(sorted(prediction.parts.items(), key=lambda item: -item[1])),
+        largest_micro_batch=largest[False],
+        largest_with_checkpointing=largest[True],
+        advice=(
+            _made_for(plan, name),
+            f"largest micro-batch: {largest[False]}, with activation checkpointing {largest[True]} ({rows_in_words})",
+            how_to_fit(exact, plan.vocabulary_size, memory_bytes=plan.memory_bytes, place=place),
+        ),
+    )
+
+
+def print_estimate(found: Estimate, console: Console) -> None:
+    """The parts as a table, and the rest in words."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"micro-batch {found.micro_batch_size}" + (" (auto)" if found.is_automatic else ""))
+    table.add_column("bytes", justify="right")
+    table.add_column("share", justify="right")
+    for part, num_bytes in found.parts_bytes.items():
+        table.add_row(part, format_bytes(num_bytes), f"{num_bytes / found.peak_bytes:.0%}")
+    peak = f"{found.peak_bytes / found.limit_bytes:.0%} of {found.memory_of}"
+    table.add_row("peak", format_bytes(found.peak_bytes), peak)
+    console.print(table)
+    for words in found.advice:
+        console.print(words, highlight=False, soft_wrap=True)
+
+
+def _made_for(plan: SweepPlan, name: str) -> str:
+    """What the figures hold for, and what of the memory is not measured."""
+    device_type = plan.place.device_type
+    precision = predicted_precision(plan.sweep.run_config(), device_type)
+    if device_type == "cpu":
+        return f"predicted for training on processors in {precision}; --device predicts for a GPU"
+    words = f"predicted for a GPU in {precision}, not measured on one"
+    if name in GPU_GIBIBYTES:
+        words += (
+            f": of {GPU_GIBIBYTES[name]} GiB CUDA's context and libraries are taken to need "
+            f"{format_bytes(CONTEXT_BYTES)}"
+        )
+    return f"{words}; a sweep keeps another {FIRST_MARGIN_ON_CUDA:.0%} free until a trial has shown that it need not"

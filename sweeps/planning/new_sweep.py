@@ -1,0 +1,193 @@
+"""A first sweep file for a corpus: look at it and at the machine, and write down what a specialist would begin with."""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from core.settings.model_config import ModelConfig
+from core.step.step_profile import matmul_flops_per_s
+from data_pipeline.preparation.corpus_check import check
+from data_pipeline.preparation.survey import read_parcel
+from data_pipeline.reading.corpus_files import find_files
+from data_pipeline.reading.file_inspection import examine_files
+from data_pipeline.reading.parcel_tasks import for_each_parcel_here
+from data_pipeline.reading.pieces import Piece
+from data_pipeline.schema.corpus_config import CorpusConfig
+from data_pipeline.schema.settings import format_bytes
+from data_pipeline.schema.user_errors import InputFault
+from data_pipeline.schema.whole_files import write_atomically
+
+_HEX_WORD = re.compile(r"[0-9a-fA-F]{2,4}")
+_BYTES_OF_TOKEN = 4
+"""Of a byte-level BPE of some thousand entries, roughly, in any language that we have seen (3.3 to 4.6)."""
+_SHARE_OF_PEAK = 0.4
+"""Of the processor's matmul rate that training reaches, to be on the safe side."""
+_SECONDS_A_TRIAL = 150
+_TRIALS = 12
+_SIZES = ((2, 64, 2), (2, 128, 2), (4, 256, 4), (6, 384, 6), (6, 768, 12), (12, 768, 12))
+"""Layers, width, heads, from small to BERT's base."""
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """What a look at a corpus finds."""
+
+    num_rows: int
+    num_bytes: int
+    """UTF-8 bytes of the texts kept."""
+    forms: tuple[str, ...]
+    encodings: tuple[str, ...]
+    text_column: str | None
+    """None: plain text, or a form that needs no name."""
+    median_bytes: int
+    """Of a document."""
+    is_hex: bool
+    """Words are two bytes in hex, as of network packets."""
+
+
+def look_at(path: str) -> CorpusFacts:
+    """What is in a corpus.
+
+    Raises:
+        CorpusError: Nothing to read.
+        InputFault: More is rejected than a sweep would accept; the message says what.
+    """
+    config = CorpusConfig(path=path)
+    found = check(config)
+    if found.problem is not None:
+        raise InputFault(found.problem)
+    texts = _first_texts(config)
+    words = [word for text in texts for word in text.split()[:100]]
+    columns = {file.text_column for file in found.files if file.text_column not in (None, "conversations", "alpaca")}
+    return CorpusFacts(
+        num_rows=found.rows_kept,
+        num_bytes=found.num_text_bytes,
+        forms=tuple(sorted({file.format for file in found.files if file.refused is None})),
+        encodings=tuple(sorted({file.encoding for file in found.files if file.encoding})),
+        text_column=columns.pop() if len(columns) == 1 else None,
+        median_bytes=int(median(len(text.encode()) for text in texts)),
+        is_hex=sum(bool(_HEX_WORD.fullmatch(word)) for word in words) > 0.9 * len(words),
+    )
+
+
+def write_new_sweep(path: str, target: Path, *, is_causal: bool, training_flops_per_s: float | None = None) -> str:
+    """Write a sweep file for a corpus; returns its text.
+
+    Args:
+        training_flops_per_s: What the machine does; measured if not given.
+
+    Raises:
+        InputFault: The file is there already, or the corpus cannot be used.
+    """
+    if target.exists():
+        raise InputFault(f"{target} is there already; name another file with --output")
+    text = sweep_text(path, look_at(path), is_causal=is_causal, flops_per_s=training_flops_per_s or _flops_per_s())
+    write_atomically(target, text)
+    return text
+
+
+def sweep_text(path: str, facts: CorpusFacts, *, is_causal: bool, flops_per_s: float) -> str:
+    """The sweep file in words and numbers."""
+    vocabulary = 65_541 if facts.is_hex else _vocabulary(facts.num_bytes)
+    num_tokens = facts.num_bytes // (5 if facts.is_hex else _BYTES_OF_TOKEN)
+    tokens_of_document = max(1, facts.median_bytes * num_tokens // max(facts.num_bytes, 1))
+    length = 256 if tokens_of_document > 128 else 128
+    layers, width, heads = _size(num_tokens, vocabulary, length, flops_per_s)
+    num_parameters, flops = _cost(layers, width, vocabulary, length)
+    tokens = _rounded(min(flops_per_s * _SECONDS_A_TRIAL / flops, 4 * num_tokens))
+    holdout = "5%" if facts.num_bytes < 10**7 else "2%" if facts.num_bytes < 10**8 else "1%"
+    kind = f"kind: words, vocabulary: {vocabulary}" if facts.is_hex else f"kind: byte-bpe, vocabulary: {vocabulary}"
+    special = ", special_tokens: minimind" if is_causal and not facts.is_hex else ""
+    column = f", text: {facts.text_column}" if facts.text_column else ""
+    masking = "" if is_causal else "  objective.masked_lm.masking_rate: {uniform: [0.15, 0.45]}\n"
+    return f"""\
+# {facts.num_rows:,} rows, {format_bytes(facts.num_bytes)} of text: {", ".join(facts.forms)}; \
+{", ".join(facts.encodings) or "no encoding of their own"}.
+name: {_name_of(path)}
+purpose: Which settings train best inside the memory of this machine?
+
+# A file, a folder, a glob or a list. `pretune prepare FILE --check` shows what is kept and what is rejected.
+corpus: {{path: {_quoted(str(Path(path).absolute()) if "://" not in path else path)}{column}, holdout: {holdout}}}
+# {"Words of two bytes in hex have an id each." if facts.is_hex else "Learnt on the training split, once."}
+tokenizer: {{{kind}{special}}}
+# {num_parameters / 1e6:.1f} M parameters. Half the documents have more than {tokens_of_document:,} tokens.
+model: {{family: {"decoder" if is_causal else "encoder"}, layers: {layers}, width: {width}, heads: {heads}, \
+sequence_length: {length}}}
+objective: {"causal_lm" if is_causal else "{masked_lm: {}}"}
+
+search:
+  training.learning_rate: {{log_uniform: [3e-4, 1e-2]}}
+  training.batch_size: {{choice: [32, 64, 128]}}
+{masking}
+# About {_SECONDS_A_TRIAL} s a trial on this machine; the worse ones end sooner. The corpus has some \
+{_in_words(num_tokens)} tokens.
+budget: {{trials: {_TRIALS}, tokens_per_trial: {_in_words(tokens)}}}
+# micro_batch_size is chosen to fit, unless it is named; say resources: {{memory: 8GiB}} for less than the machine has.
+"""
+
+
+def _first_texts(config: CorpusConfig) -> list[str]:
+    corpus = examine_files(find_files(config), config, memory=None)
+
+    def read(_name: str, pieces: list[Piece]) -> dict[str, list[str]]:
+        return {"texts": read_parcel(pieces, corpus).texts}
+
+    # Of a corpus with rows that are kept some parcel has texts.
+    return next(result["texts"] for result in for_each_parcel_here(corpus, read) if result["texts"])
+
+
+def _flops_per_s() -> float:
+    is_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if is_gpu else "cpu")
+    # Lanes share the processor; on GPUs each trial has its own.
+    share = 1.0 if is_gpu else 1.0 / (os.cpu_count() or 1)
+    return share * _SHARE_OF_PEAK * matmul_flops_per_s(device, torch.bfloat16 if is_gpu else torch.float32)
+
+
+def _vocabulary(num_bytes: int) -> int:
+    """Entries that each occur often enough to be learnt: some thousand bytes of text for each."""
+    wanted = num_bytes / 1500
+    return next((size for size in (1000, 2000, 4000, 8000, 16_000) if wanted < 2 * size), 32_000)
+
+
+def _size(num_tokens: int, vocabulary: int, length: int, flops_per_s: float) -> tuple[int, int, int]:
+    """The largest model that the corpus can feed and that a trial can train on a fair share of it."""
+    chosen = _SIZES[0]
+    for size in _SIZES[1:]:
+        num_parameters, flops = _cost(size[0], size[1], vocabulary, length)
+        tokens = min(flops_per_s * _SECONDS_A_TRIAL / flops, 4 * num_tokens)
+        # A trial of a sweep tells settings apart long before the 20 tokens a parameter of a full training.
+        if tokens * 10 >= num_parameters:
+            chosen = size
+    return chosen
+
+
+def _cost(layers: int, width: int, vocabulary: int, length: int) -> tuple[int, float]:
+    """Parameters, and floating-point operations of training on one token."""
+    shape = ModelConfig(layers=layers, width=width, heads=max(1, width // 64), sequence_length=length)
+    in_layers = shape.layers * (12 * shape.width**2)
+    return in_layers + vocabulary * width, 6.0 * (in_layers + 0.15 * vocabulary * width)
+
+
+def _rounded(number: float) -> int:
+    unit: int = 10 ** max(3, math.floor(math.log10(max(number, 1))) - 1)
+    return max(20_000, round(number / unit) * unit)
+
+
+def _in_words(num_tokens: int) -> str:
+    return f"{num_tokens / 1e6:.3g}M" if num_tokens >= 10**6 else f"{round(num_tokens / 1000)}k"
+
+
+def _name_of(path: str) -> str:
+    parts = [part for part in path.split("/") if part and not set(part) & set("*?[")]
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1].split(".")[0] if parts else "").strip("-._")
+    return stem[:40] or "sweep"
+
+
+def _quoted(path: str) -> str:
+    return "'" + path.replace("'", "''") + "'" if re.search(r"[\s,{}\[\]#:*&!|>'\"%@`]", path) else path

@@ -1,0 +1,159 @@
+"""The plan on the terminal and as JSON."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from data_pipeline.schema.settings import format_bytes
+from sweeps.analysis.fairness import remarks
+from sweeps.early_stopping.rungs import rule_in_words
+from sweeps.planning.sweep_plan import SweepPlan
+from sweeps.search.initial_points import informed_points
+from sweeps.settings.search_space import format_setting
+from sweeps.settings.setting_paths import MICRO_BATCH
+from sweeps.settings.sweep_config import SweepConfig
+from sweeps.settings.sweep_file import dump_sweep
+from sweeps.settings.sweep_sections import BudgetConfig, StartConfig
+
+
+def print_plan(plan: SweepPlan, console: Console) -> None:
+    """Show the plan: resolved settings, trials, tokens, what fits."""
+    sweep = plan.sweep
+    console.print("[bold]Settings[/bold], every default written out")
+    console.print(escape(dump_sweep(sweep)), highlight=False)
+    console.print("[bold]What will be done[/bold]")
+    for label, text in _facts(plan):
+        console.print(f"  {label:<14}{escape(text)}", highlight=False, soft_wrap=True)
+    console.print()
+    _print_comparisons(plan, console)
+    console.print(f"[bold]What fits[/bold] in {format_bytes(plan.memory_bytes)} of one worker (predicted)")
+    console.print(_memory_table(plan))
+
+
+def plan_as_json(plan: SweepPlan) -> dict[str, Any]:
+    """What `print_plan` shows, for a script; memory in bytes."""
+    sweep = plan.sweep
+    return {
+        "sweep": sweep.model_dump(mode="json"),
+        "rungs_tokens": list(plan.rungs),
+        "evaluate_at_tokens": list(plan.evaluate_at_tokens),
+        "max_tokens": sweep.budget.trials * sweep.budget.tokens_per_trial,
+        "concurrent_trials": plan.lanes.count,
+        "workers_per_trial": plan.lanes.workers,
+        "threads_per_worker": plan.lanes.threads_per_worker,
+        "uses_gpu": plan.lanes.use_gpu,
+        "memory_of_one_worker_bytes": plan.memory_bytes,
+        "largest_micro_batch": plan.largest_micro_batch(sweep.run_config()),
+        "predicted_peak_memory_bytes": dict(_predicted_peaks(plan)),
+    }
+
+
+def _predicted_peaks(plan: SweepPlan) -> Iterator[tuple[int, int]]:
+    """Micro-batches of the sweep, each with what it needs in bytes."""
+    for micro_batch in _micro_batches(plan.sweep):
+        run = plan.sweep.run_config({MICRO_BATCH: micro_batch, "training.batch_size": _large_batch(plan, micro_batch)})
+        peak = plan.predicted_bytes(run)
+        assert peak is not None
+        yield micro_batch, peak
+
+
+def _print_comparisons(plan: SweepPlan, console: Console) -> None:
+    found = remarks(plan.sweep, rungs=plan.rungs)
+    if not found:
+        return
+    console.print("[bold]Comparisons[/bold]")
+    for remark in found:
+        style = {"fair": "green", "warning": "yellow", "refused": "red"}[remark.verdict]
+        console.print(
+            f"  [{style}]{remark.verdict:<14}[/{style}]{escape(str(remark))}", highlight=False, soft_wrap=True
+        )
+    console.print()
+
+
+def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
+    sweep, budget = plan.sweep, plan.sweep.budget
+    if sweep.start is not None:
+        yield "begins with", _begins_with(sweep.start)
+    if sweep.stages:
+        # How many tokens epochs are, only the prepared corpus says.
+        yield "trials", f"one, in {len(sweep.stages)} stage{'s' if len(sweep.stages) > 1 else ''}"
+        for number, (stage, run) in enumerate(zip(sweep.stages, sweep.stage_runs(), strict=True), start=1):
+            length = f"{stage.tokens:,} tokens" if stage.tokens is not None else f"{stage.epochs:g} epochs"
+            yield f"stage {number}", f"{length}, rows of {run.model.sequence_length}, batch {run.training.batch_size}"
+    else:
+        yield from _budget_facts(budget)
+    for path, distribution in sweep.search.items():
+        yield "swept", f"{path}: {distribution}"
+    for settings in sweep.start_with:
+        yield "first", _in_words(settings)
+    points = informed_points(sweep)
+    for point in points:
+        yield "informed", _in_words(point.settings)
+    # A point besides the first differs only in what goes with its batch size.
+    for reason in points[0].reasons if points else ():
+        yield "", reason
+    yield "proposed by", f"{sweep.searcher.method}, seed {sweep.searcher.seed}"
+    yield "stopped by", rule_in_words(sweep.early_stopping, plan.rungs)
+    yield (
+        "compared by",
+        "holdout loss in nats per token, on the same holdout for every trial"
+        + (" under the same masks at 15 %" if sweep.objective.masked_lm else ""),
+    )
+    repeats = sweep.repeats.count(budget.trials)
+    if repeats:
+        leaders = f"the best {sweep.repeats.leaders} settings"
+        yield "repeated", f"{leaders} with other seeds, until they can be told apart, in {repeats} more trials at most"
+    yield "side by side", plan.lanes.reason
+
+
+def _begins_with(start: StartConfig) -> str:
+    """What a file takes over, which `train` and `sweep` find among the results."""
+    parts = {"the settings that won in": start.settings_of, "the model of": start.weights_of, "": start.trunk_of}
+    named = [f"{what} {name}".strip() for what, name in parts.items() if name is not None]
+    return "; ".join((*named, *start.notes))
+
+
+def _budget_facts(budget: BudgetConfig) -> Iterator[tuple[str, str]]:
+    total = budget.trials * budget.tokens_per_trial
+    yield "trials", f"{budget.trials} of up to {budget.tokens_per_trial:,} tokens: {total:,} at most"
+    if budget.shorten_to is not None:
+        yield "shortened to", f"{budget.shorten_to} of training; the sweep first measures how fast this machine is"
+    if budget.tokens is not None:
+        yield "ends at", f"{budget.tokens:,} tokens of all trials; none starts that could exceed them"
+    if budget.flops is not None:
+        yield "ends at", f"{budget.flops:.3g} operations of all trials; none starts that could exceed them"
+    if budget.wall_clock is not None:
+        yield "ends after", f"{budget.wall_clock}; trials in flight are then stopped at their next report"
+
+
+def _in_words(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{path} {format_setting(value)}" for path, value in settings.items())
+
+
+def _memory_table(plan: SweepPlan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("micro-batch", "peak", "of the limit", ""):
+        table.add_column(name, justify="right" if name else "left")
+    largest = plan.largest_micro_batch(plan.sweep.run_config())
+    for micro_batch, peak in _predicted_peaks(plan):
+        verdict = "fits" if peak <= plan.memory_bytes else "[yellow]does not fit: not launched[/yellow]"
+        table.add_row(str(micro_batch), format_bytes(peak), f"{peak / plan.memory_bytes:.0%}", verdict)
+    table.add_row(
+        "largest", "", "", f"{largest} rows at the settings of the file" if largest else "not even one row fits"
+    )
+    return table
+
+
+def _micro_batches(sweep: SweepConfig) -> list[int]:
+    swept = sweep.search.get(MICRO_BATCH)
+    listed = [settings[MICRO_BATCH] for settings in sweep.start_with if MICRO_BATCH in settings]
+    values = [*(swept.extremes() if swept else (sweep.training.micro_batch_size,)), *listed]
+    return sorted({value for value in values if isinstance(value, int)})
+
+
+def _large_batch(plan: SweepPlan, micro_batch: int) -> int:
+    # With accumulation, as most trials have it, a copy of the gradients comes on top.
+    return 2 * micro_batch * plan.lanes.workers

@@ -1,0 +1,223 @@
+"""Prepare a sweep's corpus with progress on the terminal, and say what was read, kept and dropped."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from data_pipeline.preparation.corpus_check import CheckReport
+from data_pipeline.preparation.prepare import PrepareProgress, prepare
+from data_pipeline.reading.corpus import Corpus
+from data_pipeline.reading.parcel_tasks import ParcelWork, for_each_parcel
+from data_pipeline.schema.manifest import FileReport, Manifest, PassedOver
+from data_pipeline.schema.settings import format_bytes
+from data_pipeline.tokens.token_blocks import PreparedCorpus
+from sweeps.lanes.ray_session import connect
+from sweeps.settings.sweep_config import SweepConfig
+
+_SHOWN_FILES = 30
+
+
+def prepare_with_progress(
+    sweep: SweepConfig, results_folder: Path, console: Console, *, fetch: Callable[[Path], None] = lambda _: None
+) -> PreparedCorpus:
+    """The sweep's token blocks: opened when they are there, else made with Ray Data.
+
+    Args:
+        fetch: Called with their folder before they are made: may get it from elsewhere.
+
+    Raises:
+        CorpusError: The corpus is missing, empty, or too much of it is rejected.
+    """
+    folder = results_folder.absolute() / "prepared"
+    columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(progress: PrepareProgress) -> None:
+            if progress.phase not in tasks:
+                tasks[progress.phase] = bars.add_task(progress.phase, total=progress.total, done="")
+            bars.update(
+                tasks[progress.phase], completed=progress.done, total=progress.total, done=_done_in_words(progress)
+            )
+
+        return prepare(
+            sweep.corpus,
+            sweep.tokenizer,
+            sweep.packing,
+            prepared_folder=folder,
+            on_progress=show,
+            run=_on_ray,
+            fetch=fetch,
+            wanted="texts" if sweep.objective.sft is None else "conversations",
+        )
+
+
+def _done_in_words(progress: PrepareProgress) -> str:
+    if progress.unit != "bytes":
+        return f"{progress.done:,} {progress.unit}"
+    # Some phases do not know beforehand how much they will do, nor say it on the way.
+    return "" if progress.total is None else f"{format_bytes(progress.done)} of {format_bytes(progress.total)}"
+
+
+def _on_ray(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
+    # Ray takes seconds to start, and blocks that are there need none.
+    connect()
+    return for_each_parcel(corpus, work)
+
+
+def data_figures(data: PreparedCorpus) -> dict[str, Any]:
+    """Figures of the prepared corpus for summary.json and the report."""
+    manifest = data.manifest
+    return {
+        "fingerprint": data.fingerprint,
+        "folder": str(data.folder),
+        "files": len(manifest.files),
+        "rows_read": manifest.rows_read,
+        "rows_kept": manifest.rows_kept,
+        "rows_rejected": manifest.rows_rejected,
+        "rejects_by_reason": manifest.rejects,
+        "vocabulary": data.vocabulary.size,
+        "train_rows": data.train.num_rows,
+        "train_tokens": data.train.num_tokens,
+        "holdout_rows": data.holdout.num_rows,
+        "holdout_tokens": data.holdout.num_tokens,
+    } | _answer_figures(manifest)
+
+
+def _answer_figures(manifest: Manifest) -> dict[str, Any]:
+    """Figures that only conversations have."""
+    rows = manifest.rows.values()
+    if not manifest.has_targets:
+        return {}
+    return {
+        "train_answer_tokens": manifest.rows["train"].num_answer_tokens,
+        "holdout_answer_tokens": manifest.rows["holdout"].num_answer_tokens,
+        "conversations_split": sum(one.num_split for one in rows),
+        "answers_cut": sum(one.num_cut_answers for one in rows),
+        "answers_lost": sum(one.num_lost_answers for one in rows),
+        "chat_template": manifest.chat_template,
+    }
+
+
+def _long_conversations(manifest: Manifest) -> str:
+    """What became of conversations longer than a row, in words; empty where none was."""
+    rows = manifest.rows.values()
+    longest = manifest.packing.sequence_length
+    parts = {
+        f"conversations are longer than a row of {longest} tokens and were split behind answers": [
+            one.num_split for one in rows
+        ],
+        "answers are cut at the end of a row": [one.num_cut_answers for one in rows],
+        "answers are in no row": [one.num_lost_answers for one in rows],
+    }
+    return ", ".join(f"{sum(counts):,} {what}" for what, counts in parts.items() if sum(counts))
+
+
+def print_preparation(data: PreparedCorpus, console: Console) -> None:
+    """What was read, kept and dropped, and what the tokenizer made of it."""
+    manifest, tokenizer = data.manifest, data.manifest.tokenizer_report
+    _print_files(manifest.files, manifest.passed_over, manifest.rejects, manifest.corpus.documents, console)
+    if manifest.rows_rejected:
+        console.print(
+            f"             each with its line: {data.folder / 'rejects.jsonl'}", highlight=False, soft_wrap=True
+        )
+    if manifest.rows_duplicate:
+        what = "dropped" if manifest.corpus.drop_duplicates else "kept; corpus.drop_duplicates: true drops them"
+        console.print(
+            f"duplicates   {manifest.rows_duplicate:,} of the rows kept have the text of an earlier one: {what}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    long = _long_conversations(manifest)
+    if long:
+        console.print(f"too long     {long}", highlight=False, soft_wrap=True)
+    tokens = sum(split.num_tokens for split in manifest.splits.values())
+    facts = {
+        "tokens": f"{tokens:,}: {data.train.num_tokens:,} to train on, {data.holdout.num_tokens:,} held out",
+        "rows": f"{data.train.num_rows:,} and {data.holdout.num_rows:,} of {data.train.sequence_length} tokens, "
+        f"{manifest.padding_share:.1%} padding, {manifest.truncated_share:.1%} of the tokens truncated",
+        "tokenizer": f"{tokenizer.vocabulary_size:,} entries, {tokenizer.bytes_per_token:.2f} bytes a token, "
+        f"{tokenizer.unknown_rate:.2%} unknown, {tokenizer.tokens_per_s:,.0f} tokens/s, "
+        f"longest {tokenizer.longest_token!r} ({tokenizer.longest_token_bytes:,} bytes)",
+        "blocks": str(data.folder),
+    }
+    for label, text in facts.items():
+        console.print(f"{label:<12} {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def print_check(report: CheckReport, console: Console) -> None:
+    """What reading a corpus found, nothing having been written."""
+    _print_files(report.files, report.passed_over, report.rejects, report.documents, console)
+    for reject in report.first_rejects:
+        place = Path(reject["file"]).name + (f":{reject['line']}" if reject["line"] else "")
+        console.print(
+            f"  {escape(place)}  {reject['reason']}  {escape(reject['excerpt'])}", highlight=False, soft_wrap=True
+        )
+    console.print(
+        f"{report.rows_kept:,} of {report.rows_read:,} rows would be kept, {report.num_text_bytes:,} bytes of text, "
+        f"{report.num_held_out:,} of the rows held out; nothing was written",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_files(
+    files: Sequence[FileReport],
+    passed_over: Sequence[PassedOver],
+    rejects: Mapping[str, int],
+    documents: str,
+    console: Console,
+) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("file", "format", "encoding", "text"):
+        table.add_column(name, overflow="fold")
+    for name in ("rows read", "kept", "rejected"):
+        table.add_column(name, justify="right")
+    for file in files[:_SHOWN_FILES]:
+        kind = file.format if file.compression is None else f"{file.format}, {file.compression}"
+        text = documents if file.format == "txt" else file.text_column or ""
+        table.add_row(escape(Path(file.path).name), kind, file.encoding or "", escape(text), *_counts([file]))
+    if len(files) > _SHOWN_FILES:
+        others = files[_SHOWN_FILES:]
+        table.add_row(f"and {len(others):,} more", "", "", "", *_counts(others))
+    if len(files) > 1:
+        table.add_row("together", "", "", "", *_counts(files), style="bold")
+    console.print(table)
+    rows_read = max(sum(file.rows_read for file in files), 1)
+    for reason, count in sorted(rejects.items(), key=lambda item: (-item[1], item[0])):
+        rows = "row" if count == 1 else "rows"
+        console.print(f"rejected     {count:,} {rows}, {count / rows_read:.1%}: {reason}", highlight=False)
+    for one in passed_over[:_SHOWN_FILES]:
+        console.print(f"passed over  {escape(Path(one.path).name)}: {one.why}", highlight=False, soft_wrap=True)
+    if len(passed_over) > _SHOWN_FILES:
+        console.print(f"passed over  {len(passed_over) - _SHOWN_FILES:,} more, in manifest.json", highlight=False)
+
+
+def _counts(files: Sequence[FileReport]) -> tuple[str, str, str]:
+    """Rows read, kept and rejected."""
+    sums = (sum(getattr(file, name) for file in files) for name in ("rows_read", "rows_kept", "rows_rejected"))
+    read, kept, rejected = (f"{count:,}" for count in sums)
+    return read, kept, rejected
+
+
+def corpus_in_words(data: PreparedCorpus) -> str:
+    """One line on the corpus."""
+    manifest = data.manifest
+    rejects = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejects.items()))
+    rejected = f", {manifest.rows_rejected:,} rejected ({rejects})" if manifest.rows_rejected else ""
+    of_answers = {
+        name: "" if rows.num_answer_tokens is None else f" ({rows.num_answer_tokens:,} of answers)"
+        for name, rows in manifest.rows.items()
+    }
+    long = _long_conversations(manifest)
+    return (
+        f"{manifest.rows_kept:,} of {manifest.rows_read:,} documents kept{rejected}; "
+        f"{data.train.num_tokens:,} tokens{of_answers['train']} to train on, {data.holdout.num_tokens:,}"
+        f"{of_answers['holdout']} held out, vocabulary {data.vocabulary.size:,}" + (f"; {long}" if long else "")
+    )

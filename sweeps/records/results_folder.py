@@ -1,0 +1,111 @@
+"""The folder that one sweep leaves behind: its identity, its lock, its files."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.schema.user_errors import InputFault
+from data_pipeline.schema.whole_files import write_atomically
+from sweeps.records.sweep_lock import hold
+from sweeps.settings.sweep_config import SweepConfig
+from sweeps.settings.sweep_file import dump_sweep
+
+MAP_FILE = "memory_frontier.json"
+LOCK_FILE = ".lock"
+"""In a sweep's folder: which process runs the sweep."""
+LOG_FILE = "ray.log"
+"""In the results folder: what Ray and other libraries say."""
+
+_IDENTITY_CHARACTERS = 8
+
+
+class ResultsError(InputFault):
+    """The results folder cannot be used; the message says why and what to do."""
+
+
+def check_writable(results_folder: Path) -> None:
+    """Make the results folder and see that files can be made in it.
+
+    Raises:
+        ResultsError: They cannot.
+    """
+    try:
+        results_folder.mkdir(parents=True, exist_ok=True)
+        probe = results_folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ResultsError(
+            f"the results folder {results_folder} cannot be written ({error.strerror or error}). "
+            "Give another one with --results FOLDER."
+        ) from error
+
+
+def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
+    """Hash of all that decides what a sweep does: the resolved file and the data. The same again means: go on."""
+    # A resolved file has no shorten_to. Left out, it leaves the identities of earlier results as they were.
+    canonical = json.dumps(sweep.model_dump(mode="json", exclude={"budget": {"shorten_to"}}), sort_keys=True)
+    return hashlib.sha256(f"{canonical}\n{data_fingerprint}".encode()).hexdigest()
+
+
+def folder_name(sweep: SweepConfig, identity: str) -> str:
+    """Name of a sweep's folder: a name for people, and enough of the identity to tell sweeps apart."""
+    return f"{sweep.name}-{identity[:_IDENTITY_CHARACTERS]}"
+
+
+def may_be_finished(results_folder: Path, name: str) -> bool:
+    """Whether a sweep of this name has come to its end here; it may be another one."""
+    return any(map(_is_finished, results_folder.glob(f"{name}-*/summary.json")))
+
+
+def _is_finished(summary: Path) -> bool:
+    try:
+        return bool(json.loads(summary.read_text())["status"] == "finished")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # What is wrong with it is said where it is needed.
+
+
+class SweepFolder:
+    """`results/<name>-<first 8 of the identity>/`."""
+
+    def __init__(self, results_folder: Path, sweep: SweepConfig, identity: str) -> None:
+        self.path = (results_folder / folder_name(sweep, identity)).absolute()
+        self.identity = identity
+        self.sweep = sweep
+
+    @property
+    def trials(self) -> Path:
+        """One folder a trial."""
+        return self.path / "trials"
+
+    @property
+    def best(self) -> Path:
+        """The winner, as Hugging Face transformers loads it."""
+        return self.path / "best"
+
+    @property
+    def ray_state(self) -> Path:
+        """Where Tune and Train keep what they want; nothing there is read back."""
+        return self.path / ".ray"
+
+    def create(self) -> None:
+        """Make the folder with the resolved sweep file."""
+        self.trials.mkdir(parents=True, exist_ok=True)
+        header = f"# Resolved sweep file: every default written out. Identity {self.identity}.\n"
+        write_atomically(self.path / "sweep.yaml", header + dump_sweep(self.sweep))
+
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json of an earlier part of this sweep, if there is one."""
+        path = self.path / "summary.json"
+        if not path.exists():
+            return None
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return summary
+
+    def locked(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Hold the folder for this process; see `hold`."""
+        return hold(self.path / LOCK_FILE, say=say)

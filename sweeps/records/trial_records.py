@@ -1,0 +1,225 @@
+"""What is known of each trial, on disk: one folder a trial, written as things happen.
+
+Everything else (tables, MLflow, reports, a resumed search) is made from these files, so that they are the one truth:
+`trial.json` is replaced whole by an atomic rename, `reports.jsonl` only grows.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from data_pipeline.schema.settings import Settings
+from data_pipeline.schema.whole_files import write_atomically
+from sweeps.records.outcomes import Outcome
+
+REPEAT = "repeat"
+"""`chosen_by` of a trial that repeats another's settings with another seed."""
+LOSS = "holdout/loss_nats_per_token"
+"""Metric that ranks trials, and that early stopping and the searcher see."""
+
+MemoryVerdict = Literal[
+    "refused by prediction", "skipped by dominance", "ran out of memory", "ran out of memory and went on"
+]
+"""What memory had to say of a trial: never launched (twice), launched and ended by it, launched and survived it with a
+smaller micro-batch."""
+
+
+class TrialSize(NamedTuple):
+    """What a trial's model is made of and costs, under the names of its record."""
+
+    flops_per_token: float | None = None
+    parameters: int | None = None
+    trainable_parameters: int | None = None
+
+
+class TrialRecord(Settings):
+    """One trial."""
+
+    number: int
+    settings: dict[str, Any]
+    """Swept settings: dotted path to value."""
+    chosen_by: str = "search"
+    """`search`; `start_with` for settings that the file lists; `informed` for points from knowledge; `repeat` for the
+    settings of a leading trial with another seed; `taken over` from an earlier sweep."""
+    taken_over_from: str = ""
+    """Folder of that sweep and name of the trial there; empty for a trial of this sweep."""
+    outcome: Outcome | None = None
+    """None while it runs, or when the sweep ended before it did."""
+    reason: str = ""
+    """The outcome in words and numbers."""
+    memory_verdict: MemoryVerdict | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Last holdout metrics."""
+    best_loss: float | None = None
+    """Smallest holdout loss on the way, in nats per predicted token."""
+    rung_losses: dict[int, float] = Field(default_factory=dict)
+    """Rung in tokens to the holdout loss there; with trunk-and-branch that of the branch, cooled down."""
+    paused_at: int | None = None
+    """Rung at which it waits to be promoted; its newest checkpoint is that of its trunk. None: it does not wait."""
+    twin_of: int | None = None
+    """Number of the trial whose settings are the same but for the micro-batch, from which it has its loss: it is not
+    trained itself. None: it is."""
+    run_to_end: bool = False
+    """Drawn to be trained to the end whatever its losses at rungs."""
+    tokens: int = 0
+    """Of the trunk."""
+    training_s: float = 0.0
+    """Seconds of steps of the trunk, restarts not included."""
+    branch_tokens: int = 0
+    """Of all its branches, which are thrown away."""
+    branch_s: float = 0.0
+    """Seconds of steps of its branches."""
+    tokens_per_s: float | None = None
+    flops_per_token: float | None = None
+    """Operations of training for each token, as the model needs them; None in records of older versions."""
+    parameters: int | None = None
+    """Of the model, adapters among them; None in records of older versions."""
+    trainable_parameters: int | None = None
+    """Those that training changes: all, or the adapters alone."""
+    micro_batch_size_asked: int | Literal["auto"] = "auto"
+    micro_batch_size_used: int | None = None
+    out_of_memory_events: int = 0
+    """Times that memory ran out; all of them survived unless the trial ended as infeasible."""
+    out_of_memory_micro_batches: tuple[int, ...] = ()
+    """Micro-batches that ran out and so are known not to fit."""
+    predicted_peak_memory_bytes: int | None = None
+    """With the micro-batch asked for; with the one used where that was `auto`."""
+    peak_memory_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    interruptions: int = 0
+    started_at: str = ""
+    ended_at: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of its folder and its MLflow run."""
+        return f"trial-{self.number:04d}"
+
+    @property
+    def training_flops(self) -> float | None:
+        """Operations of training so far."""
+        return None if self.flops_per_token is None else self.tokens_spent * self.flops_per_token
+
+    @property
+    def tokens_spent(self) -> int:
+        """Trained on in this sweep, branches included: nothing where the trial was taken over."""
+        return 0 if self.taken_over_from else self.tokens + self.branch_tokens
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of steps in this sweep, branches included: none where the trial was taken over."""
+        return 0.0 if self.taken_over_from else self.training_s + self.branch_s
+
+    @property
+    def state(self) -> str:
+        """Its outcome, or what it is doing, in a word."""
+        if self.outcome:
+            return str(self.outcome)
+        return "RUNNING" if self.paused_at is None and self.twin_of is None else "PAUSED"
+
+    @property
+    def loss(self) -> float | None:
+        """Last holdout loss in nats per predicted token; None before the first evaluation."""
+        return self.metrics.get(LOSS)
+
+    @property
+    def prediction_error(self) -> float | None:
+        """Share by which the measured peak is above the prediction; None where the two do not speak of the same.
+
+        A trial that ran out was measured up to where it broke off, and not with the micro-batch predicted.
+        """
+        predicted, measured = self.predicted_peak_memory_bytes, self.peak_memory_bytes
+        if not predicted or not measured or self.out_of_memory_events or self.outcome is Outcome.INFEASIBLE:
+            return None
+        return measured / predicted - 1
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do for it."""
+        return self.outcome is not None and self.outcome.is_final
+
+
+class RefusedProposal(Settings):
+    """Settings that the sampler proposed and that were never launched; they use up no trial."""
+
+    settings: dict[str, Any]
+    verdict: MemoryVerdict
+    reason: str
+    micro_batch_size: int | None = None
+    predicted_peak_memory_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+
+
+class TrialStore:
+    """The `trials/` folder of one sweep."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def folder_of(self, record: TrialRecord) -> Path:
+        """Folder of one trial; made when it is not there."""
+        folder = self.folder / record.name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def save(self, record: TrialRecord) -> None:
+        """Write the record; a reader sees the old one or the new one, never a half."""
+        path = self.folder_of(record) / "trial.json"
+        write_atomically(path, record.model_dump_json(indent=1))
+
+    def load_all(self) -> list[TrialRecord]:
+        """All records, by number."""
+        return [
+            TrialRecord.model_validate_json(path.read_text(encoding="utf-8"))
+            for path in sorted(self.folder.glob("trial-*/trial.json"))
+        ]
+
+    def append_report(self, record: TrialRecord, report: dict[str, float]) -> None:
+        """Add one report of the running trial."""
+        with (self.folder_of(record) / "reports.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(report) + "\n")
+
+    def append_refusal(self, refused: "RefusedProposal") -> None:
+        """Add one proposal that was never launched."""
+        with (self.folder / "refused.jsonl").open("a", encoding="utf-8") as file:
+            file.write(refused.model_dump_json() + "\n")
+
+    def load_refusals(self) -> list["RefusedProposal"]:
+        """All proposals that were never launched, in order."""
+        path = self.folder / "refused.jsonl"
+        if not path.exists():
+            return []
+        return [RefusedProposal.model_validate(line) for line in _json_lines(path)]
+
+    def append_widening(self, widening: Settings) -> None:
+        """Add one widening of the search space."""
+        with (self.folder / "widened.jsonl").open("a", encoding="utf-8") as file:
+            file.write(widening.model_dump_json(exclude_none=True) + "\n")
+
+    def load_widenings(self) -> list[Any]:
+        """All widenings of the search space, in order, as plain values."""
+        path = self.folder / "widened.jsonl"
+        return list(_json_lines(path)) if path.exists() else []
+
+    def reports(self, record: TrialRecord) -> Iterator[dict[str, float]]:
+        """The trial's reports in order of tokens; what was trained again after an interruption comes once."""
+        path = self.folder / record.name / "reports.jsonl"
+        if not path.exists():
+            return
+        last_tokens = -1.0
+        for report in _json_lines(path):
+            if report["tokens"] > last_tokens:
+                last_tokens = report["tokens"]
+                yield report
+
+
+def _json_lines(path: Path) -> Iterator[Any]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue  # The half line of a driver that was killed while it wrote.

@@ -1,0 +1,86 @@
+"""The run that a sweep is to be compared with: an earlier sweep's best trial, or any run of MLflow."""
+
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.schema.settings import Settings
+from data_pipeline.schema.user_errors import InputFault
+from sweeps.analysis.result_tables import trial_row
+from sweeps.records.trial_records import LOSS, TrialRecord
+from sweeps.report.compare_sweeps import read_summary
+
+_LOSS_COLUMN = LOSS.replace("/", "_")
+_NOT_SETTINGS = frozenset(trial_row(TrialRecord(number=1, settings={}), 1))
+
+
+class Baseline(Settings):
+    """What is known of it."""
+
+    name: str
+    loss: float
+    """Holdout loss in nats per predicted token."""
+    settings: dict[str, Any]
+    tokens: int | None = None
+    tokens_per_s: float | None = None
+    data_fingerprint: str | None = None
+    """Of the prepared corpus. Losses on another one are of other tokens."""
+
+
+def read_baseline(named: str, results_folder: Path) -> Baseline:
+    """Find a baseline.
+
+    Args:
+        named: A sweep's results folder, or a run of MLflow as `runs:/<run id>`.
+        results_folder: Beside whose results the MLflow store lies, unless MLFLOW_TRACKING_URI names a server.
+
+    Raises:
+        InputFault: There is no such run, or it has no holdout loss.
+    """
+    return _of_run(named, results_folder) if named.startswith("runs:/") else _of_folder(Path(named))
+
+
+def _of_folder(folder: Path) -> Baseline:
+    summary = read_summary(folder)
+    best = summary["best"]
+    if best is None:
+        raise InputFault(f"baseline: {folder} has no completed trial to compare with")
+    return Baseline(
+        name=f"{best['trial']} of {folder.resolve().name}",
+        loss=best[_LOSS_COLUMN],
+        # Dotted paths are settings; the other columns are what came out.
+        settings={name: value for name, value in best.items() if "." in name and name not in _NOT_SETTINGS},
+        tokens=best["tokens"],
+        tokens_per_s=best["tokens_per_s"],
+        data_fingerprint=summary["data"]["fingerprint"],
+    )
+
+
+def _of_run(named: str, results_folder: Path) -> Baseline:
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    from sweeps.tracking.mlflow_store import make_quick, store_uri, without_password
+    from sweeps.tracking.run_contents import FINAL_LOSS
+
+    make_quick()
+    uri = store_uri(results_folder)
+    try:
+        client = MlflowClient(uri)
+        run = client.get_run(named.removeprefix("runs:/"))
+        parent = run.data.tags.get("mlflow.parentRunId")
+        tags = client.get_run(parent).data.tags if parent else run.data.tags
+    except (MlflowException, OSError) as error:
+        raise InputFault(f"baseline: {named} is not in MLflow at {without_password(uri)}: {error}") from error
+    metrics = run.data.metrics
+    loss = metrics.get(FINAL_LOSS, metrics.get(LOSS))
+    if loss is None:
+        raise InputFault(f"baseline: {named} has neither the metric {FINAL_LOSS} nor {LOSS}")
+    tokens = metrics.get("final/tokens")
+    return Baseline(
+        name=f"{run.info.run_name} ({named})",
+        loss=loss,
+        settings=dict(run.data.params) if parent else {},
+        tokens=None if tokens is None else int(tokens),
+        tokens_per_s=metrics.get("final/tokens_per_s"),
+        data_fingerprint=tags.get("pretune.data"),
+    )

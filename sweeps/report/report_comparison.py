@@ -1,0 +1,139 @@
+"""Sections of a report on what may be concluded: ties, equal budgets, other stopping rules, fairness."""
+
+from collections.abc import Iterator
+
+from sweeps.analysis.fairness import Remark, holdout_remark, num_predicted_positions, remarks
+from sweeps.analysis.noise_floor import seed_groups, standings, verdict, winner_in_words
+from sweeps.analysis.rankings import AXES, disagreement, equal_budgets, in_words
+from sweeps.analysis.stopping_replay import Replay, replay
+from sweeps.analysis.sweep_findings import Findings
+from sweeps.early_stopping.rungs import rung_tokens
+from sweeps.report.report_blocks import Block, Bullets, Cell, Paragraph, Section, Table, number, without_empty_columns
+from sweeps.settings.search_space import settings_in_words
+
+_MOST_ROWS = 12
+
+
+def ties_section(findings: Findings) -> Section:
+    """Settings by their mean over seeds, with intervals, in groups that cannot be told apart."""
+    found = verdict(findings.records)
+    if found is None:
+        return Section("Winner and noise", [Paragraph("No trial completed.")])
+    standing = standings(findings.records)
+    rows: list[list[Cell]] = []
+    for group in seed_groups(findings.records)[:_MOST_ROWS]:
+        first = standing[group.records[0].number]
+        rows.append(
+            [
+                number(first.tie_group, "d"),
+                group.records[0].name,
+                settings_in_words(group.records[0].settings),
+                number(group.count, "d"),
+                number(first.mean_loss),
+                number(first.low),
+                number(first.high),
+                number(first.mean_loss - found.best.mean, "+.4f"),
+            ]
+        )
+    columns = ["tie group", "trial", "settings", "seeds", "mean loss", "95 % from", "to", "minus the best"]
+    blocks: list[Block] = [Paragraph(winner_in_words(found))]
+    blocks.append(without_empty_columns(Table(columns, rows, "ties")))
+    return Section("Winner and noise", blocks)
+
+
+def budgets_section(findings: Findings) -> Section:
+    """Rankings at equal tokens, training time and operations."""
+    budgets = equal_budgets(findings)
+    if not budgets:
+        words = "Fewer than two completed trials have losses that compare at equal tokens, time or operations."
+        return Section("Equal tokens, time, operations", [Paragraph(words)])
+    shown = [record for record, _ in budgets[0].losses][:_MOST_ROWS]
+    losses = [{record.number: loss for record, loss in budget.losses} for budget in budgets]
+    rows: list[list[Cell]] = []
+    for record in shown:
+        row: list[Cell] = [record.name, settings_in_words(record.settings)]
+        for budget, known in zip(budgets, losses, strict=True):
+            row += [number(budget.place(record), "d"), number(known.get(record.number))]
+        rows.append(row)
+    columns = ["trial", "settings"]
+    for budget in budgets:
+        columns += [f"place at {in_words(budget)}", "loss there"]
+    missing = [axis for axis in AXES if axis not in {budget.axis for budget in budgets}]
+    warned = disagreement(findings, budgets)
+    blocks: list[Block] = [Bullets(warned)] if warned else []
+    if not warned and len({budget.losses[0][0].number for budget in budgets}) > 1:
+        words = (
+            "Which trial is first is not the same for all of them, but their losses differ by no more than luck may."
+        )
+        blocks.append(Paragraph(words))
+    elif not warned and not missing:
+        blocks.append(Paragraph("The best trial is the same at equal tokens, training time and operations."))
+    blocks.append(without_empty_columns(Table(columns, rows, "equal-budgets")))
+    blocks.append(Paragraph(_what_compares(findings)))
+    return Section("Equal tokens, time, operations", blocks)
+
+
+def _what_compares(findings: Findings) -> str:
+    if findings.sweep.early_stopping.method == "trunk-and-branch":
+        return (
+            "Losses are those of branches that cooled down at the rungs, and final ones; between two of them they are "
+            "taken to fall evenly with the logarithm of what was used."
+        )
+    return (
+        "Losses are those at the constant learning rate, before the cooldown, which compare at any point; so they are "
+        "above the final ones. Repeats with other seeds are left out."
+    )
+
+
+def replay_section(findings: Findings) -> Section:
+    """What other rules of early stopping would have saved and lost."""
+    found = replay(findings)
+    title = "Other stopping rules"
+    if found is None:
+        return Section(title, [Paragraph("Too few trials have reached the end to replay other rules on their curves.")])
+    rows: list[list[Cell]] = [
+        [
+            rule.name,
+            number(rule.num_stopped, "d"),
+            number(rule.saved, ".0%"),
+            number(rule.lost_nats, "+.4f"),
+        ]
+        for rule in found.rules
+    ]
+    table = Table(["rule", "trials stopped", "tokens saved", "loss of its best minus the best"], rows, "replay")
+    return Section(title, [*map(Paragraph, _replay_in_words(found)), table])
+
+
+def _replay_in_words(found: Replay) -> Iterator[str]:
+    count = len(found.records)
+    yield (
+        f"Replayed on the curves of {count} trials that were drawn beforehand to be trained to the end: without bias."
+        if found.is_unbiased
+        else f"Replayed on the curves of the {count} trials that completed. Early stopping had let them through, so "
+        "they are better than what it stopped: real savings are larger than these, and so may be real losses."
+    )
+    if found.rank_correlation:
+        listed = ", ".join(f"{rho:.2f} at {rung:,} tokens" for rung, rho in found.rank_correlation.items())
+        yield f"Rank correlation between losses at a rung and final ones: {listed}."
+
+
+def fairness_section(findings: Findings) -> Section:
+    """Comparisons that hold, and those that mislead."""
+    sweep = findings.sweep
+    num_predicted = None if findings.manifest is None else num_predicted_positions(sweep, findings.manifest)
+    rungs = rung_tokens(sweep.early_stopping, sweep.budget.tokens_per_trial)
+    found = remarks(sweep, rungs=rungs, num_predicted=num_predicted)
+    found += after_the_sweep(findings)
+    words = [f"{remark.verdict}: {remark}" for remark in found]
+    nothing = "Nothing in the sweep file makes its trials incomparable."
+    return Section("Fairness", [Bullets(words) if words else Paragraph(nothing)])
+
+
+def after_the_sweep(findings: Findings) -> list[Remark]:
+    """What only the results show of the comparisons: differences too small for the holdout."""
+    found = verdict(findings.records)
+    if found is None or findings.manifest is None:
+        return []
+    num_predicted = num_predicted_positions(findings.sweep, findings.manifest)
+    remark = holdout_remark(loss=found.best.mean, margin_nats=found.margin_nats, num_predicted=num_predicted)
+    return [] if remark is None else [remark]

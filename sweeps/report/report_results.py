@@ -1,0 +1,279 @@
+"""Sections of a report on what came out: ranking, curves, settings, comparison, conclusions, what to try next."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from sweeps.analysis.expected_gain import loss_model
+from sweeps.analysis.importances import importances
+from sweeps.analysis.next_steps import next_steps
+from sweeps.analysis.noise_floor import noise_floor, verdict, winner_in_words
+from sweeps.analysis.rankings import disagreement, equal_budgets
+from sweeps.analysis.sweep_findings import Findings, finite_loss, speed
+from sweeps.figures.loss_plots import loss_curves, parameter_plots
+from sweeps.figures.setting_curves import setting_curves
+from sweeps.records.trial_records import LOSS, TrialRecord
+from sweeps.report.baseline import Baseline
+from sweeps.report.report_blocks import (
+    Block,
+    Bullets,
+    Cell,
+    Facts,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    number,
+    without_empty_columns,
+)
+from sweeps.report.report_models import model_blocks
+from sweeps.settings.search_space import format_setting, settings_in_words, short_name
+from sweeps.settings.setting_paths import MICRO_BATCH, SEED
+
+_METRICS = {
+    "holdout/perplexity": ("perplexity", ",.2f"),
+    "holdout/bits_per_byte": ("bits a byte", ".4f"),
+    "holdout/accuracy": ("accuracy", ".4f"),
+    "holdout/top10_accuracy": ("top-10", ".4f"),
+    "holdout/macro_f1": ("macro F1", ".4f"),
+}
+
+
+_BY_SETTINGS = (
+    " Settings that were trained with several seeds stand together, by the mean of their losses plus one standard "
+    "error of it, so the lowest loss of the table need not come first."
+)
+
+
+def summary_box(findings: Findings) -> list[Block]:
+    """What a reader wants first: the best settings, their loss, where the model is."""
+    best = findings.best
+    facts: list[tuple[str, str]] = []
+    if best is None:
+        words = "No trial has completed yet." if _goes_on(findings) else "No trial completed: there is no best one."
+        blocks: list[Block] = [Paragraph(words)]
+    else:
+        facts += [("best trial", best.name), ("holdout loss", f"{best.loss:.4f} nats per predicted token")]
+        facts += [(short_name(path), format_setting(value)) for path, value in best.settings.items()]
+        tied = sum(findings.is_tied_with_best(record) for record in findings.records)
+        if tied:
+            facts.append(("ties", f"{tied} more within the noise of the seeds"))
+        facts.append(("model", str(findings.summary.get("model") or "not written yet")))
+        blocks = []
+    facts.append(("trials", _counted(findings)))
+    return [*blocks, Facts(facts)]
+
+
+def _goes_on(findings: Findings) -> bool:
+    return findings.summary.get("status") not in ("finished", "interrupted")
+
+
+def _counted(findings: Findings) -> str:
+    open_ones = "running" if _goes_on(findings) else "unfinished"
+    counts = Counter(str(record.outcome or open_ones).lower() for record in findings.records)
+    words = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
+    refused = f"; {len(findings.refused)} proposals refused before launch" if findings.refused else ""
+    return f"{words} (budget {findings.sweep.budget.trials}){refused}"
+
+
+def ranking_section(findings: Findings) -> Section:
+    """Trials with a loss, best first."""
+    shown = [record for record in findings.records if record.loss is not None]
+    if not shown:
+        return Section("Ranking", [Paragraph("No trial has a holdout loss.")])
+    metrics = [name for name in _METRICS if any(name in record.metrics for record in shown)]
+    columns = [
+        "rank", "trial", "outcome", "holdout loss", *(_METRICS[name][0] for name in metrics),
+        *map(short_name, findings.paths), "tokens", "tokens/s", "tie",
+    ]  # fmt: skip
+    rows = [_ranking_row(findings, record, metrics) for record in shown]
+    blocks: list[Block] = [without_empty_columns(Table(columns, rows, "ranking"))]
+    blocks.append(
+        Paragraph(
+            "Losses are in nats per predicted token on the same holdout for every trial"
+            + (", under the same masks at 15\u00a0%." if findings.sweep.objective.masked_lm else ".")
+            + " Stopped trials stand behind completed ones, by how far they came: their final loss is not known."
+            + (_BY_SETTINGS if findings.repeats else "")
+        )
+    )
+    noise = noise_floor(findings.records)
+    blocks.append(
+        Paragraph(
+            f"Between seeds the loss has a standard deviation of {noise.std_nats:.4f} nats ({noise.degrees} degrees of "
+            f"freedom); two single runs that differ by less than {noise.least_difference(1, 1):.4f} count as ties."
+            if noise is not None
+            else f"No settings were repeated with other seeds (`{SEED}`), so how far luck moves a loss is not known "
+            "and ties are not marked."
+        )
+    )
+    return Section("Ranking", blocks)
+
+
+def _ranking_row(findings: Findings, record: TrialRecord, metrics: list[str]) -> list[Cell]:
+    return [
+        number(findings.rank(record), "d"),
+        record.name,
+        record.outcome or "running",
+        number(record.loss),
+        *(number(record.metrics.get(name), _METRICS[name][1]) for name in metrics),
+        *(_setting_cell(findings, record, path) for path in findings.paths),
+        number(record.tokens, ",d"),
+        number(speed(record), ",.0f"),
+        "tie" if findings.is_tied_with_best(record) else "",
+    ]
+
+
+def _setting_cell(findings: Findings, record: TrialRecord, path: str) -> Cell:
+    value = findings.setting(record, path)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number(value, ".3g" if isinstance(value, float) else "d")
+    return "" if value is None else format_setting(value)
+
+
+def curves_section(findings: Findings) -> Section:
+    """Loss over tokens, and what the best curve says."""
+    picture = loss_curves(findings)
+    if picture is None:
+        return Section("Loss curves", [Paragraph("No trial has reported a loss.")])
+    bands = " Grey bands span the seeds of one setting." if findings.repeats else ""
+    caption = (
+        "Loss over tokens of training; the leading five in colour, the others grey. The train loss is that of each "
+        f"trial's own task and need not compare between trials; the holdout loss does.{bands}"
+    )
+    return Section("Loss curves", [Picture(picture, caption), *map(Paragraph, _curve_analysis(findings))])
+
+
+def _curve_analysis(findings: Findings) -> Iterator[str]:
+    if findings.best is None:
+        return
+    curve = findings.curves[findings.best.number].holdout
+    if len(curve.tokens) < 2:
+        return
+    middle = len(curve.tokens) // 2
+    yield (
+        f"{findings.best.name}, the best: holdout loss {curve.losses[0]:.4f} at {curve.tokens[0]:,.0f} tokens, "
+        f"{curve.losses[middle]:.4f} at {curve.tokens[middle]:,.0f}, {curve.losses[-1]:.4f} at {curve.tokens[-1]:,.0f}."
+    )
+    lowest = curve.losses.argmin()
+    if lowest < len(curve.losses) - 1:
+        yield (
+            f"It was lowest on the way, {curve.losses[lowest]:.4f} at {curve.tokens[lowest]:,.0f} tokens: training "
+            "longer made it worse on the holdout."
+        )
+
+
+def settings_section(findings: Findings) -> Section:
+    """What each swept setting did to the loss."""
+    picture = parameter_plots(findings)
+    if not findings.paths:
+        return Section("Settings", [Paragraph("Nothing was swept.")])
+    blocks: list[Block] = []
+    if picture is not None:
+        caption = (
+            "Holdout loss against each setting. Marks along the top did not fit in memory or diverged, and have no "
+            "loss to show; a trial above the scale stands on its upper edge."
+        )
+        blocks.append(Picture(picture, caption))
+    modelled = loss_model(findings.sweep, findings.records)
+    if modelled is not None:
+        surface, progress = modelled
+        caption = (
+            f"What is expected of each setting {progress.in_words}, the others as they were in the trials, on average: "
+            f"a Gaussian process of {len(progress.losses)} trials, with a band of one standard deviation. What the "
+            f"settings do not explain has a standard deviation of {surface.noise_nats:.4f} nats."
+        )
+        blocks.append(Picture(setting_curves(findings, surface, progress), caption))
+    found = importances(findings)
+    if isinstance(found, str):
+        blocks.append(Paragraph(f"Importances are left out: {found}"))
+    else:
+        rows: list[list[Cell]] = [[f"{path}", number(share, ".1%", bar=share)] for path, share in found.shares.items()]
+        blocks.append(Table(["setting", "importance"], rows, "importances"))
+        control = " The micro-batch changes nothing that is learnt: its share shows how much is chance."
+        blocks.append(
+            Paragraph(
+                "Importance (PED-ANOVA): how sharply a setting sets the best quarter of the "
+                f"{found.num_trials} trials {found.in_words} apart." + (control if MICRO_BATCH in found.shares else "")
+            )
+        )
+    return Section("Settings", [*blocks, *model_blocks(findings)])
+
+
+def comparison_section(findings: Findings) -> Section:
+    """The best trial beside the baseline that the file names, and beside the settings that it starts with."""
+    best = findings.best
+    named = findings.summary.get("baseline")
+    if best is not None and named is not None:
+        return Section("Comparison with the baseline", list(_beside(findings, best, Baseline.model_validate(named))))
+    listed = [r for r in findings.completed if r.chosen_by == "start_with"]
+    if best is None or not listed:
+        why = "no trial completed" if best is None else "the file names no settings to start with, or none completed"
+        return Section("Comparison with the baseline", [Paragraph(f"There is none: {why}.")])
+    rows: list[list[Cell]] = []
+    best_loss = finite_loss(best)
+    assert best_loss is not None
+    for record in sorted(listed, key=lambda r: r.number):
+        loss = finite_loss(record)
+        assert loss is not None
+        rows.append([record.name, settings_in_words(record.settings), number(loss), number(best_loss - loss, "+.4f")])
+    words = (
+        "The best trial is one of the settings that the file starts with: the search found nothing better."
+        if best in listed
+        else f"The best trial is {best.name} with {settings_in_words(best.settings)}."
+    )
+    table = Table(["trial of start_with", "settings", "holdout loss", "best minus it"], rows, "comparison")
+    return Section("Comparison with the baseline", [Paragraph(words), table])
+
+
+def _beside(findings: Findings, best: TrialRecord, baseline: Baseline) -> Iterator[Block]:
+    best_loss = finite_loss(best)
+    assert best_loss is not None
+    difference = best_loss - baseline.loss
+    rows: list[list[Cell]] = [
+        ["baseline", baseline.name, number(baseline.loss), number(baseline.tokens, ",d"),
+         number(baseline.tokens_per_s, ",.0f"), settings_in_words(baseline.settings)],
+        ["best trial", best.name, number(best_loss), number(best.tokens, ",d"),
+         number(speed(best), ",.0f"), settings_in_words(best.settings)],
+    ]  # fmt: skip
+    word = "below" if difference < 0 else "above"
+    yield Paragraph(
+        f"The best trial is {abs(difference):.4f} nats per token ({abs(difference) / baseline.loss:.2%}) {word} "
+        "the baseline."
+        if difference
+        else "The best trial has the loss of the baseline."
+    )
+    yield without_empty_columns(
+        Table(["", "run", "holdout loss", "tokens", "tokens/s", "settings"], rows, "comparison")
+    )
+    fingerprint = (findings.summary.get("data") or {}).get("fingerprint")
+    if baseline.data_fingerprint != fingerprint:
+        yield Paragraph(
+            "The baseline was not evaluated on this prepared corpus: its holdout is of other tokens, and the two "
+            "losses do not compare exactly."
+            if baseline.data_fingerprint
+            else "The baseline does not say on which corpus it was evaluated."
+        )
+
+
+def next_section(findings: Findings) -> Section:
+    """What to try next."""
+    steps = next_steps(findings)
+    nothing = "Nothing in the figures asks for a change of the sweep."
+    return Section("What to try next", [Bullets(steps) if steps else Paragraph(nothing)])
+
+
+def conclusions_section(findings: Findings) -> Section:
+    """The result in sentences."""
+    best = findings.best
+    if best is None:
+        return Section("Conclusions", [Paragraph("None can be drawn: no trial completed.")])
+    setting = f" with {settings_in_words(best.settings)}" if best.settings else ""
+    items = [f"{best.name}{setting} is the best of {len(findings.completed)} completed trials: holdout loss "
+             f"{best.metrics[LOSS]:.4f} nats per predicted token."]  # fmt: skip
+    found_apart = verdict(findings.records)
+    items += [winner_in_words(found_apart)] if found_apart is not None else []
+    items += disagreement(findings, equal_budgets(findings))
+    found = importances(findings)
+    if not isinstance(found, str):
+        path, share = next(iter(found.shares.items()))
+        items.append(f"`{path}` mattered most ({share:.0%} of the importance).")
+    return Section("Conclusions", [Bullets(items)])

@@ -1,0 +1,305 @@
+"""Which trial Tune runs next: trials left over, then those the file lists, then proposals that fit in memory."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import attrgetter
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from core.settings.run_config import RunConfig
+from sweeps.analysis.expected_gain import expected_gain
+from sweeps.analysis.noise_floor import next_repeat
+from sweeps.analysis.space_widening import MOST_WIDENINGS, widened_sweep, widening
+from sweeps.early_stopping.promotion import Promotions
+from sweeps.early_stopping.token_scheduler import KeptOutOfPickles
+from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, Refusal, micro_batch_of
+from sweeps.memory_knowledge.micro_batch_store import MicroBatches, without_micro_batch
+from sweeps.records.outcomes import Outcome
+from sweeps.records.throttle import Pace
+from sweeps.records.trial_records import REPEAT, TrialRecord
+from sweeps.search.initial_points import informed_points, with_smaller_micro_batch
+from sweeps.search.ledger import Ledger
+from sweeps.search.settings_sampler import SettingsSampler
+from sweeps.search.sweep_budget import WALL_CLOCK_USED_UP, SweepBudget
+from sweeps.settings.setting_paths import MICRO_BATCH
+from sweeps.settings.sweep_config import SweepConfig
+
+MAX_REFUSALS_IN_A_ROW = 200
+"""Proposals refused, or known already, one after another before the rest of the space counts as used up."""
+
+
+class SweepSearcher(KeptOutOfPickles, Searcher):
+    """Tune's view of the sampler: trials left over, then those the file lists, then proposals that fit in memory."""
+
+    def __init__(
+        self,
+        sweep: SweepConfig,
+        ledger: Ledger,
+        frontier: MemoryFrontier,
+        *,
+        worst_loss: float,
+        trial_config: Callable[[TrialRecord, RunConfig], dict[str, Any]],
+        largest_micro_batch: Callable[[RunConfig, int], int],
+        budget: SweepBudget | None = None,
+        promotions: Promotions | None = None,
+        micro_batches: MicroBatches | None = None,
+    ) -> None:
+        """
+        Args:
+            largest_micro_batch: Of a run, predicted to need at most so many bytes.
+            budget: None: the trials of the sweep file, and nothing else, are the limit.
+            promotions: Who goes on after a pause at a rung; None where trials do not pause.
+            micro_batches: Their speeds: settings that equal a trial's but for the micro-batch need no training where
+                the speed is known. None: all are trained.
+        """
+        super().__init__(metric=None, mode=None)
+        self._sweep, self._ledger, self._frontier = sweep, ledger, frontier
+        self._largest_micro_batch = largest_micro_batch
+        self._trial_config = trial_config
+        self._budget = budget or SweepBudget(sweep.budget, elapsed_s=lambda: 0.0)
+        self.ended_by = ""
+        """Which limit ended the search, in words; empty until then."""
+        self._promotions, self._micro_batches = promotions, micro_batches
+        known = [
+            record
+            for record in ledger.records.values()
+            if (record.is_done or record.paused_at is not None) and record.chosen_by != REPEAT
+        ]
+        self._sweep = widened_sweep(sweep, ledger.widenings)
+        self._new_sampler = partial(SettingsSampler, worst_loss=worst_loss)
+        self._sampler = self._new_sampler(self._sweep, known=known, refused=ledger.refused)
+        self._num_without_gain = 0
+        self._beaten_pace = Pace()
+        self._numbers: dict[str, int] = {}
+        self._left_over = deque(record for record in ledger.unfinished() if record.paused_at is None)
+        # A trial taken over from an earlier sweep stands for the settings that the file lists.
+        listed_before = [r.settings for r in ledger.records.values() if r.chosen_by in ("start_with", "taken over")]
+        self._listed = deque(settings for settings in sweep.start_with if settings not in listed_before)
+        self._informed = deque(point.settings for point in informed_points(sweep))
+        # A grid is known whole: what does not fit is listed before anything starts.
+        self._sampler.keep(self._may_be_launched)
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's config, `FINISHED`, or None: ask again when a running trial has ended."""
+        is_hopeless = self._ledger.is_hopeless()
+        record = None if is_hopeless else self._next_leg()
+        if record is None and not is_hopeless and self._is_search_over():
+            record = self._next_in_a_wider_space() or self._next_repeat()
+        if record is None:
+            is_waiting = self._num_running() > 0
+            return None if is_waiting else str(Searcher.FINISHED)
+        self._numbers[trial_id] = record.number
+        run = self._launched_as(record)
+        self._ledger.start(record.number, micro_batch_size=micro_batch_of(run, self._frontier.num_workers))
+        return self._trial_config(record, run)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Settle the trial and tell the sampler."""
+        number = self._numbers.pop(trial_id, None)
+        if number is None:
+            return
+        record = self._ledger.settle(number, result, lost=error)
+        # The same settings with another seed are no new point of the space.
+        if record.chosen_by != REPEAT:
+            self._sampler.ended(record)
+            self._note_gain()
+        # It looks through all trials, and changes only how long checkpoints are kept.
+        if self._promotions is not None and self._beaten_pace.is_due():
+            done = self._beaten_pace.start()
+            beaten = list(self._promotions.beaten(self._ledger.records.values()))
+            done()
+            for one, reason in beaten:
+                self._sampler.ended(self._ledger.stop_paused(one.number, reason))
+        for twin in self._ledger.twins:
+            if twin.is_done:
+                self._sampler.ended(twin)  # What it is told already changes nothing.
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing to do: the ledger keeps the losses at rungs."""
+
+    def is_cut_off(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Whether a trial that reports is to stop, for the wall-clock is used up."""
+        number = self._numbers.get(trial_id)
+        if number is None or result.get("done") or not self._budget.is_over():
+            return False
+        self._ledger.cut_off(number, WALL_CLOCK_USED_UP)
+        return True
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the trial records say everything."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: a new searcher reads the trial records."""
+
+    def _run_of(self, settings: dict[str, Any]) -> RunConfig:
+        return self._sweep.run_config(settings)
+
+    def _num_running(self) -> int:
+        return len(self._numbers)
+
+    def _next_leg(self) -> TrialRecord | None:
+        """The trial to start, or to go on with."""
+        if self._left_over:
+            return self._ledger.reopen(self._left_over.popleft())
+        return self._promoted(is_closing=False) or self._next_record() or self._promoted(is_closing=True)
+
+    def _promoted(self, *, is_closing: bool) -> TrialRecord | None:
+        if self._promotions is None:
+            return None
+        records = self._ledger.records.values()
+        promoted = self._promotions.next(records, is_closing=is_closing)
+        if promoted is None or not self._budget.has_room_to_go_on(records, promoted):
+            return None
+        return promoted
+
+    def _next_record(self) -> TrialRecord | None:
+        while self._listed and not self._is_in_doubt_beside_another(self._listed[0]):
+            settings = self._listed.popleft()
+            record = self._ledger.open(settings, "start_with")
+            # The user asked for exactly this: only what has been observed may refuse it, never a prediction.
+            refusal = self._frontier.refusal(self._run_of(settings), trust_prediction=False, may_shrink=True)
+            if refusal is None:
+                return record
+            self._ledger.refuse(record, refusal)
+        if not self._has_room():
+            return None
+        return self._next_informed() or self._propose_feasible()
+
+    def _is_search_over(self) -> bool:
+        running = [self._ledger.records[number] for number in self._numbers.values()]
+        return all(record.chosen_by == REPEAT for record in running)
+
+    def _next_in_a_wider_space(self) -> TrialRecord | None:
+        """A trial of the space widened where the best one lies on its edge, if that is wanted."""
+        widenings, records = self._ledger.widenings, list(self._ledger.records.values())
+        may_go_on = self._sweep.searcher.extend and len(widenings) < MOST_WIDENINGS and not self._numbers
+        found = widening(self._sweep, records) if may_go_on else None
+        if found is None or self._has_no_more_gain():
+            return None
+        self._ledger.widen(found)
+        self._sweep = widened_sweep(self._sweep, [found])
+        known = [record for record in records if record.is_done and record.chosen_by != REPEAT]
+        self._sampler = self._new_sampler(self._sweep, known=known, refused=self._ledger.refused)
+        self._sampler.keep(self._may_be_launched)
+        return self._next_leg()
+
+    def _has_no_more_gain(self) -> bool:
+        patience = self._sweep.budget.patience
+        return patience is not None and self._num_without_gain >= patience
+
+    def _note_gain(self) -> None:
+        """After a trial of the search: is more to be expected than noise?"""
+        if self._sweep.budget.patience is None:
+            return
+        gain = expected_gain(self._sweep, list(self._ledger.records.values()))
+        if gain is not None:
+            self._num_without_gain = 0 if gain.is_worth_a_trial else self._num_without_gain + 1
+
+    def _next_repeat(self) -> TrialRecord | None:
+        """A leading trial's settings with another seed, while that may still decide something."""
+        records = list(self._ledger.records.values())
+        repeats = [r for r in records if r.chosen_by == REPEAT and r.outcome is not Outcome.INFEASIBLE]
+        room, _ = self._budget.room_for_repeat(records)
+        if len(repeats) >= self._budget.num_repeats or room == "no":
+            return None
+        file_seed = self._sweep.training.seed
+        settings = next_repeat(records, leaders=self._sweep.repeats.leaders, file_seed=file_seed)
+        return None if settings is None else self._ledger.open(settings, REPEAT)
+
+    def _has_room(self) -> bool:
+        more_trials = sum(one.more_trials for one in self._ledger.widenings)
+        num_waiting = len(self._listed) - more_trials
+        room, why = self._budget.room_for_search(self._ledger.records.values(), num_waiting=num_waiting)
+        if self._has_no_more_gain():
+            room, why = "no", f"{self._num_without_gain} trials in a row expected to gain less than the noise"
+        self.ended_by = why if room == "no" else ""
+        return room == "yes"
+
+    def _next_informed(self) -> TrialRecord | None:
+        while self._informed:
+            settings: dict[str, Any] | None = self._informed.popleft()
+            while settings is not None and self._refusal(settings) is not None:
+                settings = with_smaller_micro_batch(self._sweep, settings)
+            if settings is not None and not self._is_known(settings):
+                return self._ledger.open(settings, "informed")
+        return None
+
+    def _is_known(self, settings: dict[str, Any]) -> bool:
+        return settings in map(attrgetter("settings"), self._ledger.records.values())
+
+    def _is_in_doubt_beside_another(self, settings: dict[str, Any]) -> bool:
+        # One launch against the prediction at a time: the second may be ruled out by what the first one shows. A trial
+        # that has reported has shown it.
+        running = [self._ledger.records[number] for number in self._numbers.values()]
+        untried = [record.settings for record in running if not record.tokens]
+        return any(self._is_in_doubt(other) for other in untried) and self._is_in_doubt(settings)
+
+    def _is_in_doubt(self, settings: dict[str, Any]) -> bool:
+        return self._frontier.refusal(self._run_of(settings)) is not None
+
+    def _propose_feasible(self) -> TrialRecord | None:
+        for _ in range(MAX_REFUSALS_IN_A_ROW):
+            proposal = self._sampler.propose()
+            if proposal is None:
+                self.ended_by = "all points of the grid"
+                return None
+            settings, handle = proposal
+            if self._is_known(settings):
+                self._sampler.known_already(handle)
+                continue
+            refusal = self._refusal(settings)
+            if refusal is None and self._is_twin(settings):
+                self._sampler.known_already(handle)
+                if not self._has_room():
+                    return None
+                continue
+            if refusal is None:
+                record = self._ledger.open(settings, "search")
+                self._sampler.launched(record, handle)
+                return record
+            self._sampler.refused(handle, excess=refusal.excess)
+            self._ledger.refuse_proposal(settings, self._run_of(settings), refusal)
+        self.ended_by = f"{MAX_REFUSALS_IN_A_ROW} proposals in a row that are known already or do not fit in memory"
+        return None
+
+    def _is_twin(self, settings: dict[str, Any]) -> bool:
+        """Whether a trial has the same settings but for the micro-batch; then these are a trial without training."""
+        if self._micro_batches is None or MICRO_BATCH not in settings:
+            return False
+        wanted = without_micro_batch(settings)
+        originals = (
+            record
+            for record in self._ledger.records.values()
+            if without_micro_batch(record.settings) == wanted
+            and record.outcome in (None, Outcome.COMPLETED, Outcome.STOPPED, Outcome.DIVERGED)
+            and record.twin_of is None
+            and record.chosen_by != REPEAT
+        )
+        original = next(originals, None)
+        speed = None if original is None else self._micro_batches.speed(self._run_of(settings))
+        if original is None or speed is None or speed.rows_per_s is None:
+            return False
+        self._ledger.open_twin(settings, original, speed)
+        return True
+
+    def _may_be_launched(self, settings: dict[str, Any]) -> bool:
+        if any(refused.settings == settings for refused in self._ledger.refused):
+            return False
+        refusal = self._refusal(settings)
+        if refusal is not None:
+            self._ledger.refuse_proposal(settings, self._run_of(settings), refusal)
+        return refusal is None
+
+    def _refusal(self, settings: dict[str, Any]) -> Refusal | None:
+        # A swept micro-batch that does not fit is refused, for another will be proposed; one that is fixed shrinks.
+        return self._frontier.refusal(self._run_of(settings), may_shrink=MICRO_BATCH not in self._sweep.search)
+
+    def _launched_as(self, record: TrialRecord) -> RunConfig:
+        """The run of a trial; with fewer rows at once than it asks for where those are known to be too many."""
+        run = self._run_of(record.settings)
+        if run.training.on_oom == "stop":
+            return run
+        is_proposed = record.chosen_by != "start_with"
+        return self._frontier.fitting(run, self._largest_micro_batch, trust_prediction=is_proposed)

@@ -1,0 +1,157 @@
+"""Faults of a settings file, in words."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from data_pipeline.schema.user_errors import InputFault
+from sweeps.settings.yaml_lines import YamlDocument
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a file of settings."""
+
+    place: str
+    """Dotted path of the setting, or the file."""
+    line: int | None
+    value: Any
+    rule: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line else ""
+        shown = "" if self.value is None or isinstance(self.value, dict | list) else f" = {self.value!r}"
+        return f"{where}{self.place}{shown}: {self.rule}" + (f"; {self.remedy}" if self.remedy else "") + "."
+
+
+class SettingsFileError(InputFault):
+    """A file of settings that cannot be carried out, with every fault that was found."""
+
+    def __init__(self, source: str, faults: Sequence[Fault]) -> None:
+        self.source, self.faults = source, tuple(faults)
+        count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+        super().__init__(f"{source} has {count}:\n" + "\n".join(f"  {fault}" for fault in faults))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.source, self.faults)
+
+
+def without_union_noise(error: ValidationError) -> Iterator[Any]:
+    """One detail for each place: a union reports a fault for every member that did not fit."""
+    by_place: dict[str, list[Any]] = {}
+    for detail in error.errors(include_url=False):
+        by_place.setdefault(_place_of(detail["loc"]), []).append(detail)
+    for details in by_place.values():
+        if len(details) > 1 and {"literal_error"} & {detail["type"] for detail in details}:
+            literal = next(detail for detail in details if detail["type"] == "literal_error")
+            other = next(detail for detail in details if detail["type"] != "literal_error")
+            literal["msg"] = f"{_rule_of(other)}, or {literal['ctx']['expected']}"
+            literal["type"] = "union"
+            yield literal
+        else:
+            yield details[0]
+
+
+def _place_of(location: tuple[int | str, ...]) -> str:
+    # pydantic names the union member it tried (`constrained-int`, `literal['auto']`, `function-before[...]`).
+    parts = [
+        str(part)
+        for part in location
+        if not re.search(r"^(constrained-|literal\[|function-|int$|float$|str$|bool$)", str(part))
+    ]
+    return ".".join(parts)
+
+
+def fault_of(detail: Any, config: type[BaseModel], document: YamlDocument) -> Fault:
+    """One of pydantic's details as a fault with its line and remedy."""
+    place = _place_of(detail["loc"])
+    remedy = ""
+    value = detail.get("input")
+    match detail["type"]:
+        case "extra_forbidden":
+            parent, _, key = place.rpartition(".")
+            rule = "is not a setting"
+            remedy = nearest(key, _fields_at(parent, config))
+            value = None
+        case "missing":
+            rule, value = "is missing", None
+            description = _description(place, config)
+            remedy = f"give it: {description}" if description else "give it"
+        case "literal_error":
+            rule = f"is not one of {detail['ctx']['expected']}"
+            remedy = nearest(str(value), re.findall(r"'([^']*)'", detail["ctx"]["expected"]), listed=True)
+        case _:
+            rule = _rule_of(detail)
+    return Fault(place or "file", document.line_of(place), value, rule, remedy)
+
+
+def _rule_of(detail: Any) -> str:
+    message = str(detail["msg"])
+    for prefix, plain in (("Value error, ", ""), ("Input should be a valid ", "is not a "), ("Input should", "should")):
+        if message.startswith(prefix):
+            return plain + message.removeprefix(prefix)
+    return message
+
+
+def faults_of_value(section: type[BaseModel], path: str, value: Any, where: Fault) -> Iterator[Fault]:
+    """What is wrong with a value of a setting on its own: its section is valid but for it.
+
+    Args:
+        path: Dotted path of the setting in its section.
+        where: The fault without its rule.
+    """
+    nested: Any = value
+    for part in reversed(path.split(".")):
+        nested = {part: nested}
+    try:
+        section.model_validate(nested)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            if _place_of(detail["loc"]) == path:
+                yield replace(where, rule=_rule_of(detail))
+                return
+
+
+def nearest(word: str, known: Sequence[str], *, listed: bool = False) -> str:
+    """What to say of a word that is not known: the one that was meant, or else all there are.
+
+    Args:
+        listed: They stand in the message already.
+    """
+    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if matches:
+        return f"did you mean {matches[0]}?"
+    return "" if listed else f"known here: {', '.join(known)}"
+
+
+def _model_at(path: str, config: type[BaseModel]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = config
+    for part in path.split(".") if path else []:
+        field = model.model_fields.get(part) if model else None
+        model = next(iter(models_in(field.annotation)), None) if field else None
+    return model
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Sections that a field of this annotation may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from models_in(argument)
+
+
+def _fields_at(path: str, config: type[BaseModel]) -> list[str]:
+    model = _model_at(path, config)
+    return list(model.model_fields) if model else []
+
+
+def _description(path: str, config: type[BaseModel]) -> str:
+    parent, _, key = path.rpartition(".")
+    model = _model_at(parent, config)
+    description = (model.model_fields[key].description or "") if model and key in model.model_fields else ""
+    return description.split("\n")[0].rstrip(".")

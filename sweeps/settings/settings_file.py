@@ -1,0 +1,177 @@
+"""YAML files of settings: read, sized, overridden and checked, with all faults of a file at once."""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sweeps.settings.search_space import Distribution
+from sweeps.settings.settings_faults import Fault, SettingsFileError, fault_of, nearest, without_union_noise
+from sweeps.settings.size_presets import LAPTOP, lines_of_size, with_size
+from sweeps.settings.yaml_lines import YamlDocument, parse_value, read_yaml
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class SettingsKind(Generic[Config]):
+    """What a file is to be."""
+
+    config: type[Config]
+    """Has a field `size`."""
+    what: str
+    """As in `give the path of a sweep file`."""
+    example: str
+    """One that is complete, for somebody who gave an empty one."""
+    is_another: Callable[[dict[str, Any]], str | None]
+    """Of the values of a file of another kind: which command takes it. None: it is of this kind."""
+    more_faults: Callable[[dict[str, Any], YamlDocument], Iterator[Fault]]
+    """Those that the config's own rules do not find."""
+
+
+def load_settings(path: Path, kind: SettingsKind[Config], overrides: Sequence[str] = ()) -> Config:
+    """What a file describes, after `key=value` overrides on dotted keys.
+
+    Raises:
+        SettingsFileError: The file cannot be read, or anything in it breaks a rule; lists every fault.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        remedy = f"did you mean {path.parent / near[0]}?" if near else f"give the path of {kind.what}"
+        raise SettingsFileError(str(path), [Fault("file", None, None, f"cannot be read ({error})", remedy)]) from error
+    try:
+        document = read_yaml(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error)
+        line = mark.line + 1 if mark else None
+        raise SettingsFileError(str(path), [Fault("file", line, None, f"is not YAML: {problem}")]) from error
+    return resolve_settings(document, kind, overrides, source=str(path))
+
+
+def resolve_settings(
+    document: YamlDocument, kind: SettingsKind[Config], overrides: Sequence[str] = (), *, source: str
+) -> Config:
+    """What a YAML document describes; see `load_settings`."""
+    values = document.values
+    if not isinstance(values, dict):
+        rule = f"holds no settings; it starts with `name: my-sweep` (see {kind.example})"
+        raise SettingsFileError(source, [Fault("file", None, None, rule)])
+    command = kind.is_another(values)
+    if command is not None:
+        rule, remedy = f"says that this is not {kind.what}", f"{command} carries it out"
+        raise SettingsFileError(source, [Fault("objective", document.line_of("objective"), None, rule, remedy)])
+    faults = [Fault(key, line, None, "is given twice", "keep one of them") for key, line in document.duplicate_keys]
+    as_it_stands = {key: value for key, value in values.items() if key != "sizes"}
+    sizes, size, size_faults = _sizes(values, overrides, document)
+    values = with_size(as_it_stands, sizes.get(size, {}))
+    faults += size_faults + _apply_overrides(values, [one for one in overrides if not _is_size(one)])
+    values["size"] = size
+    config, found = _checked(values, kind, lines_of_size(document, size))
+    faults += found
+    if not faults:
+        # The sizes that are not asked for now are wrong now, and not on the day when they are.
+        for name, differences in sizes.items():
+            faults += _faults_of_size(name, as_it_stands, differences, kind, document) if name != size else []
+    if faults or config is None:
+        raise SettingsFileError(source, sorted(faults, key=lambda fault: fault.line or 0))
+    return config
+
+
+def _checked(
+    values: dict[str, Any], kind: SettingsKind[Config], document: YamlDocument
+) -> tuple[Config | None, list[Fault]]:
+    """The config, or all that keeps the values from being one."""
+    config, faults = None, []
+    try:
+        config = kind.config.model_validate(values)
+    except ValidationError as error:
+        faults = [fault_of(detail, kind.config, document) for detail in without_union_noise(error)]
+    return config, [*faults, *kind.more_faults(values, document)]
+
+
+def _is_size(override: str) -> bool:
+    return override.partition("=")[0].strip() == "size"
+
+
+def _sizes(
+    values: dict[str, Any], overrides: Sequence[str], document: YamlDocument
+) -> tuple[dict[str, dict[str, Any]], str, list[Fault]]:
+    """What differs in each size that the file has, and which one is asked for."""
+    faults = []
+    asked = [override.partition("=")[2].strip() for override in overrides if _is_size(override)]
+    stands_as = str(values.get("size", LAPTOP))
+    size = asked[-1] if asked else stands_as
+    given = values.get("sizes", {})
+    is_a_mapping = isinstance(given, dict) and all(isinstance(one, dict) for one in given.values())
+    if not is_a_mapping:
+        rule, remedy = "is not sizes by name, each with what differs", "write sizes: {full: {model: {layers: 6}}}"
+        faults.append(Fault("sizes", document.line_of("sizes"), None, rule, remedy))
+        given = {}
+    # Without `sizes` a size is only a label: that of a resolved file, in which it has been laid over already.
+    known = list(dict.fromkeys([LAPTOP, *given])) if "sizes" in values else [stands_as]
+    if size not in known and is_a_mapping:
+        place = f"--set size={size}" if asked else "size"
+        line = None if asked else document.line_of("size")
+        remedy = nearest(size, known, listed=True) or f"it has {', '.join(known)}"
+        faults.append(Fault(place, line, None, "is not a size of this file", remedy))
+    return given, size, faults
+
+
+def _faults_of_size(
+    name: str,
+    as_it_stands: dict[str, Any],
+    differences: dict[str, Any],
+    kind: SettingsKind[Config],
+    document: YamlDocument,
+) -> Iterator[Fault]:
+    own_lines = lines_of_size(document, name)
+    known = {fault.place for fault in _checked(as_it_stands, kind, document)[1]}
+    for fault in _checked(with_size(as_it_stands, differences) | {"size": name}, kind, own_lines)[1]:
+        if fault.place not in known:
+            yield replace(fault, place=f"sizes.{name}.{fault.place}")
+
+
+def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[Fault]:
+    faults = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            faults.append(Fault(f"--set {override}", None, None, "is not key=value", "write --set corpus.path=my.csv"))
+            continue
+        place: Any = values
+        *parents, leaf = _override_path(key.strip())
+        for name in parents:
+            if not isinstance(place.get(name), dict):
+                place[name] = {}
+            place = place[name]
+        try:
+            place[leaf] = parse_value(text)
+        except yaml.YAMLError:
+            faults.append(Fault(f"--set {override}", None, None, "its value is not YAML", "put it in quotes"))
+        # A corpus has one source: naming a path on the command line replaces a builtin corpus of the file.
+        if key.strip() in ("corpus.path", "corpus.builtin"):
+            place.pop("builtin" if leaf == "path" else "path", None)
+    return faults
+
+
+def _override_path(key: str) -> list[str]:
+    # Keys of `search` are dotted themselves: search.training.batch_size.choice is two levels, not four.
+    if key.startswith("search."):
+        setting, _, kind = key.removeprefix("search.").rpartition(".")
+        if kind in Distribution.model_fields:
+            return ["search", setting, kind]
+        return ["search", key.removeprefix("search.")]
+    return key.split(".")
+
+
+def objective_of(values: dict[str, Any]) -> Any:
+    """The name of the objective in the values of a file; None where there is none."""
+    objective = values.get("objective")
+    return next(iter(objective), None) if isinstance(objective, dict) else objective

@@ -1,0 +1,35 @@
+"""Sizes of a sweep file: as it stands it is the laptop's; `sizes` says what is different in others, as `full`."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+from sweeps.settings.yaml_lines import YamlDocument
+
+LAPTOP = "laptop"
+"""The size of a file as it stands."""
+
+
+def with_size(values: Mapping[str, Any], differences: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a file with the differences of one size laid over them; a copy.
+
+    Sections are merged key by key. A swept setting is replaced whole: a range of one size is no part of another's.
+    """
+    merged = {**deepcopy(dict(values))}
+    for key, value in differences.items():
+        there = merged.get(key)
+        if key == "search" and isinstance(there, dict) and isinstance(value, dict):
+            merged[key] = there | deepcopy(value)
+        elif isinstance(there, dict) and isinstance(value, dict):
+            merged[key] = with_size(there, value)
+        else:
+            merged[key] = deepcopy(value)
+    return merged
+
+
+def lines_of_size(document: YamlDocument, size: str) -> YamlDocument:
+    """The document with the lines of what a size says in place of what it replaces."""
+    prefix = f"sizes.{size}."
+    own = {path.removeprefix(prefix): line for path, line in document.lines.items() if path.startswith(prefix)}
+    return replace(document, lines=document.lines | own)

@@ -1,0 +1,132 @@
+"""Stages of a training (system A): each with rows of its own length, for so many epochs or tokens."""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from core.settings.run_config import RunConfig
+from core.settings.schedule import StepPlan, plan_steps
+from data_pipeline.schema.settings import Count, Settings
+
+
+class StageConfig(Settings):
+    """One stage. Weights and optimizer come from the one before; the schedule begins anew."""
+
+    sequence_length: Annotated[int, Field(ge=8)] | None = None
+    """Tokens in a row. None: model.sequence_length. Positions cover the longest stage, so that none are added later."""
+    batch_size: Count | None = None
+    """None: training.batch_size; likewise the next two."""
+    micro_batch_size: Count | Literal["auto"] | None = None
+    learning_rate: PositiveFloat | None = None
+    epochs: PositiveFloat | None = None
+    """Passes over the training rows; whole steps only."""
+    tokens: Count | None = None
+    """Tokens of training, instead of epochs."""
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> Self:
+        if (self.epochs is None) == (self.tokens is None):
+            raise ValueError("give exactly one of epochs and tokens")
+        return self
+
+    def run_config(self, whole: RunConfig) -> RunConfig:
+        """The run of this stage in a training whose other settings are these."""
+        own = {name: getattr(self, name) for name in ("batch_size", "micro_batch_size", "learning_rate")}
+        changes = {f"training.{name}": value for name, value in own.items() if value is not None}
+        return whole.with_overrides(
+            changes
+            | {
+                "training.tokens": self.tokens,
+                "training.epochs": self.epochs,
+                "model.sequence_length": self.sequence_length or whole.model.sequence_length,
+                "model.max_sequence_length": whole.model.num_positions,
+            }
+        )
+
+
+def with_lengths_of_stages(values: dict[str, Any]) -> dict[str, Any]:
+    """Raw values of a file with what its stages say of model and budget, where it says nothing itself.
+
+    The model is the last stage's, with positions for the longest. The budget is that of all stages; how many tokens
+    that is, only the prepared corpus says where epochs are given (`with_tokens_of_stages`).
+    """
+    stages = values.get("stages")
+    if not isinstance(stages, list | tuple) or not all(isinstance(stage, dict) for stage in stages) or not stages:
+        return values
+    model, budget = values.get("model") or {}, values.get("budget") or {}
+    lengths = [stage["sequence_length"] for stage in stages if isinstance(stage.get("sequence_length"), int)]
+    if isinstance(model, dict) and lengths:
+        if isinstance(stages[-1].get("sequence_length"), int):
+            model = {"sequence_length": lengths[-1], **model}
+        if max(lengths) > model.get("sequence_length", 0):
+            model = {"max_sequence_length": max(lengths), **model}
+        values = {**values, "model": model}
+    if isinstance(budget, dict):
+        known = [stage.get("tokens") for stage in stages]
+        total = sum(known) if all(isinstance(tokens, int) for tokens in known) else 1
+        values = {**values, "budget": {"trials": 1, "tokens_per_trial": total, **budget}}
+    # A single trial has none to be compared with on the way.
+    return {"early_stopping": {"method": "none"}, **values}
+
+
+def steps_of(run: RunConfig, *, num_rows: int, num_tokens: int, num_workers: int = 1) -> StepPlan:
+    """The steps of a stage in the terms of system A's log.
+
+    Args:
+        num_rows: Training rows of the stage; they hold `num_tokens` tokens.
+    """
+    training = run.training
+    epochs = training.epochs
+    if epochs is None:
+        assert training.tokens is not None, "a stage has epochs or tokens"
+        # The step that reaches the tokens is the last one; a millionth of a step more, so that rounding loses none.
+        num_steps = math.ceil(training.tokens / (training.batch_size * num_tokens / num_rows)) + 1e-6
+        epochs = num_steps * training.batch_size / num_rows
+    micro_batch = training.micro_batch_size
+    return plan_steps(
+        num_rows=num_rows,
+        epochs=epochs,
+        batch_size=training.batch_size,
+        # What `auto` comes to is decided by each worker's memory; a whole batch stands for it.
+        micro_batch_size=-(-training.batch_size // num_workers) if micro_batch == "auto" else micro_batch,
+        num_workers=num_workers,
+        warmup=training.warmup,
+    )
+
+
+def tokens_of(run: RunConfig, *, num_rows: int, num_tokens: int) -> int:
+    """Tokens of a stage, in whole steps where it has epochs."""
+    if run.training.tokens is not None:
+        return run.training.tokens
+    steps = steps_of(run, num_rows=num_rows, num_tokens=num_tokens)
+    return round(steps.num_steps * run.training.batch_size * num_tokens / num_rows)
+
+
+def fault_of_stages(
+    stages: Sequence[StageConfig], *, num_positions: int, sequence_length: int, num_workers: int, is_swept: bool
+) -> list[str]:
+    """What keeps stages from fitting the rest of a file.
+
+    Args:
+        num_positions: Longest row that the model takes.
+        sequence_length: The model's.
+    """
+    faults = []
+    if stages and is_swept:
+        faults.append("stages are one training, and search makes many: give the file one of the two")
+    last = stages[-1].sequence_length if stages else None
+    if last is not None and last != sequence_length:
+        faults.append(
+            f"model.sequence_length={sequence_length} is not the last stage's {last}; leave model.sequence_length out"
+        )
+    for number, stage in enumerate(stages, start=1):
+        if stage.sequence_length is not None and stage.sequence_length > num_positions:
+            faults.append(
+                f"stage {number} has rows of {stage.sequence_length} tokens and the model {num_positions} positions; "
+                "leave model.max_sequence_length out, or raise it"
+            )
+        if stage.batch_size is not None and stage.batch_size < num_workers:
+            faults.append(f"stage {number}: batch_size={stage.batch_size} is below the {num_workers} workers")
+    return faults

@@ -1,0 +1,249 @@
+"""What a sweep is: corpus, model, objective, training, search space, budget, resources."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from core.models.lora import WITHOUT_BASE, lora_faults
+from core.models.size_matching import equalized
+from core.settings.model_config import ModelConfig
+from core.settings.objective_config import ObjectiveConfig
+from core.settings.run_config import RunConfig
+from core.settings.training_config import LoraConfig, TrainingConfig
+from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.schema.settings import Settings
+from sweeps.settings.search_space import Distribution
+from sweeps.settings.size_presets import LAPTOP
+from sweeps.settings.stage_config import StageConfig, fault_of_stages, with_lengths_of_stages
+from sweeps.settings.sweep_sections import (
+    BudgetConfig,
+    EarlyStoppingConfig,
+    EvaluationConfig,
+    RepeatsConfig,
+    ResourcesConfig,
+    SearcherConfig,
+    StartConfig,
+    file_name,
+)
+
+
+def _names_objective(values: dict[str, Any], name: str) -> bool:
+    """Whether a raw sweep file has this objective."""
+    objective = values.get("objective")
+    if isinstance(objective, ObjectiveConfig):
+        return getattr(objective, name) is not None
+    return objective == name or (
+        isinstance(objective, dict) and (objective.get(name) is not None or [*objective] == [name])
+    )
+
+
+def _schedules(values: dict[str, Any]) -> set[Any]:
+    """Schedules of a raw sweep file, or nothing that is one where it is not well formed."""
+    swept = (values.get("search") or {}).get("training.schedule") if isinstance(values.get("search"), dict) else None
+    if isinstance(swept, dict) and isinstance(swept.get("choice"), list | tuple):
+        return set(map(str, swept["choice"]))
+    training = values.get("training") or {}
+    if isinstance(training, TrainingConfig):
+        return {training.schedule}
+    return {str(training.get("schedule", "wsd"))} if isinstance(training, dict) else {"wsd"}
+
+
+UNSWEEPABLE = {
+    "model.sequence_length": "rows are packed once, before the trials",
+    "model.family": "it decides the objective",
+    "training.tokens": "trials are compared at equal tokens; set budget.tokens_per_trial",
+    "training.epochs": "trials are compared at equal tokens; set budget.epochs_per_trial",
+}
+"""Settings that cannot differ between the trials of a sweep, with the reason."""
+
+
+class SweepConfig(Settings):
+    """One sweep file, resolved: every default written out."""
+
+    name: Annotated[str, AfterValidator(file_name)]
+    """Names the results folder and the MLflow run: letters, digits, dot, dash and underscore."""
+    purpose: str = ""
+    """What the sweep is to find out; stands in the report."""
+    baseline: str | None = None
+    """What the best trial is compared with in the report: a sweep's results folder, or runs:/ID of MLflow."""
+    corpus: CorpusConfig
+    size: str = LAPTOP
+    """Which of the file's `sizes` it is; `--set size=full` takes another."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    packing: PackingConfig = PackingConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig
+    training: TrainingConfig = TrainingConfig()
+    start: StartConfig | None = None
+    """What an earlier sweep or training gives to this one; a resolved file has its settings in their places."""
+    stages: tuple[StageConfig, ...] = ()
+    """A training in stages, one after another; without `search`."""
+    search: dict[str, Distribution] = Field(default_factory=dict)
+    """Dotted path of a setting to the values it may take. Empty: one trial."""
+    start_with: tuple[dict[str, Any], ...] = ()
+    """Settings tried first, as you give them: launched even where the memory prediction doubts them."""
+    searcher: SearcherConfig = SearcherConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    repeats: RepeatsConfig = RepeatsConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    budget: BudgetConfig
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_are_as_long_as_the_model_wants(cls, value: Any) -> Any:
+        # One number, said once: a row of the packing is a row of the model.
+        if isinstance(value, dict):
+            value = with_lengths_of_stages(value)
+            model, packing = value.get("model"), value.get("packing") or {}
+            length = model.get("sequence_length") if isinstance(model, dict) else None
+            default = ModelConfig.model_fields["sequence_length"].default
+            if isinstance(packing, dict) and "sequence_length" not in packing:
+                value = {**value, "packing": {**packing, "sequence_length": default if length is None else length}}
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _conversations_have_rows_of_their_own(cls, value: Any) -> Any:
+        if isinstance(value, dict) and _names_objective(value, "sft"):
+            packing = value.get("packing") or {}
+            if isinstance(packing, dict):
+                value = {**value, "packing": {"rows": "conversations", **packing}}
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _family_of_weights_follows_from_the_objective(cls, value: Any) -> Any:
+        # The rest of the shape comes with the weights (sweeps/planning/warm_start.py); the family decides what is valid
+        # before.
+        if isinstance(value, dict) and isinstance(value.get("start"), dict) and value["start"].get("weights_of"):
+            model = value.get("model") or {}
+            if isinstance(model, dict) and "family" not in model:
+                family = "encoder" if _names_objective(value, "masked_lm") else "decoder"
+                value = {**value, "model": {"family": family, **model}}
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_wsd_has_branches(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            stopping = value.get("early_stopping") or {}
+            if isinstance(stopping, dict) and "method" not in stopping and _schedules(value) != {"wsd"}:
+                value = {**value, "early_stopping": {**stopping, "method": "asha"}}
+        return value
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> Self:
+        faults = list(self._branch_faults())
+        if self.packing.sequence_length != self.model.sequence_length:
+            faults.append(
+                f"packing.sequence_length={self.packing.sequence_length} differs from "
+                f"model.sequence_length={self.model.sequence_length}; leave packing.sequence_length out"
+            )
+        if not 0 < self.corpus.holdout < 1:
+            faults.append(
+                f"corpus.holdout={self.corpus.holdout:g} leaves nothing to compare trials on, or to train on; try 2%"
+            )
+        if self.objective.masked_lm is not None and self.tokenizer.special_tokens == "minimind":
+            faults.append("masked_lm needs a <mask> token; use tokenizer.special_tokens: roberta")
+        if self.training.tokens is not None or self.training.epochs is not None:
+            faults.append("training.tokens and training.epochs are set by budget.tokens_per_trial in a sweep")
+        wrong_objective = self.objective.fault_for(self.model.family)
+        if wrong_objective is not None:
+            faults.append(wrong_objective)
+        if self.objective.classification is not None:
+            faults.append("objective: classification is for pretune finetune, with a file of its own")
+        if self.objective.sft is not None and self.packing.rows == "packed":
+            faults.append("packing.rows=packed lets a conversation see the one before; leave packing.rows out")
+        if self.objective.sft is None and self.packing.rows == "conversations":
+            faults.append("packing.rows=conversations is for objective: sft; leave packing.rows out")
+        if self.start is None or self.start.weights_of is None:  # else the shape is not known yet
+            faults += self.lora_faults(equalized(self.model))
+        faults += fault_of_stages(
+            self.stages,
+            num_positions=self.model.num_positions,
+            sequence_length=self.model.sequence_length,
+            num_workers=self.resources.workers_per_trial,
+            is_swept=bool(self.search),
+        )
+        if self.stages and self.budget.shorten_to is not None:
+            faults.append("budget.shorten_to: stages say how long the training is; leave shorten_to out")
+        smallest_batch = min(self.values_of("training.batch_size"))
+        if smallest_batch < self.resources.workers_per_trial:
+            faults.append(
+                f"training.batch_size={smallest_batch} leaves some of the {self.resources.workers_per_trial} workers "
+                "without a row; the batch size is at least the number of workers"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _branch_faults(self) -> Iterator[str]:
+        stopping = self.early_stopping
+        if stopping.method != "trunk-and-branch":
+            return
+        others = sorted(set(self.values_of("training.schedule")) - {"wsd"})
+        if others:
+            yield (
+                f"early_stopping.method=trunk-and-branch needs a trunk at constant learning rate, which "
+                f"training.schedule={others[0]} has not; use training.schedule: wsd, or early_stopping.method: asha"
+            )
+        cooldown = max(self.values_of("training.cooldown"))
+        if cooldown + 1 / stopping.reduction_factor > 1:
+            yield (
+                f"training.cooldown={cooldown:g} begins before the last rung, at 1/{stopping.reduction_factor} of the "
+                f"tokens; use a cooldown of at most {1 - 1 / stopping.reduction_factor:.2g}"
+            )
+
+    def lora_faults(self, model: ModelConfig) -> list[str]:
+        """What keeps a model of this shape from being adapted, over all combinations of swept settings of adapters."""
+        swept = [path for path in self.search if path.startswith("training.lora.")]
+        if self.training.lora is None and not swept:
+            return []
+        faults = []
+        if self.training.initial_weights is None and (self.start is None or self.start.weights_of is None):
+            faults.append(WITHOUT_BASE)
+        lora = self.training.lora or LoraConfig()
+        given = {name: getattr(lora, name) for name in ("rank", "targets")}
+        values = {
+            name: self.search[path].extremes() if (path := f"training.lora.{name}") in self.search else (value,)
+            for name, value in given.items()
+        }
+        for rank, targets in itertools.product(*values.values()):
+            if isinstance(rank, int) and isinstance(targets, str):
+                faults += lora_faults(model, LoraConfig(rank=rank, targets=targets))
+        return list(dict.fromkeys(faults))
+
+    def values_of(self, path: str) -> tuple[Any, ...]:
+        """All values of a choice, both ends of a range, or the one value of a setting that is not swept."""
+        if path in self.search:
+            return self.search[path].extremes()
+        return (self.value_at(path),)
+
+    def value_at(self, path: str) -> Any:
+        """What the file says, or its default, at a dotted path; None where a section on the way is left out."""
+        value: Any = self
+        for part in path.split("."):
+            value = getattr(value, part, None)
+        return value
+
+    def run_config(self, settings: dict[str, Any] | None = None) -> RunConfig:
+        """The training run of a trial with these settings (dotted path to value)."""
+        base = RunConfig(
+            model=self.model,
+            objective=self.objective,
+            training=self.training.model_copy(update={"tokens": self.budget.tokens_per_trial}),
+        )
+        run = base.with_overrides(settings or {})
+        return run.model_copy(update={"model": equalized(run.model)})
+
+    def stage_runs(self) -> tuple[RunConfig, ...]:
+        """The training run of each stage; none where there are no stages."""
+        whole = self.run_config()
+        return tuple(stage.run_config(whole) for stage in self.stages)
+
+    def packing_of(self, run: RunConfig) -> PackingConfig:
+        """How the rows of one of its runs are packed."""
+        return self.packing.model_copy(update={"sequence_length": run.model.sequence_length})

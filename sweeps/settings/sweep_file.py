@@ -1,0 +1,112 @@
+"""YAML to a sweep, with all faults of the file at once."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from core.settings.run_config import RunConfig
+from sweeps.settings.search_space import Distribution
+from sweeps.settings.settings_faults import Fault, faults_of_value, models_in, nearest
+from sweeps.settings.settings_file import SettingsKind, load_settings, objective_of, resolve_settings
+from sweeps.settings.sweep_config import UNSWEEPABLE, SweepConfig
+from sweeps.settings.yaml_lines import YamlDocument
+
+
+def load_sweep_file(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """The sweep that a file describes, after `key=value` overrides on dotted keys.
+
+    Raises:
+        SettingsFileError: The file cannot be read, or anything in it breaks a rule; lists every fault.
+    """
+    return load_settings(path, _SWEEP, overrides)
+
+
+def resolve_sweep(document: YamlDocument, overrides: Sequence[str] = (), *, source: str) -> SweepConfig:
+    """The sweep that a YAML document describes; see `load_sweep_file`."""
+    return resolve_settings(document, _SWEEP, overrides, source=source)
+
+
+def dump_sweep(sweep: SweepConfig) -> str:
+    """YAML with every default written out; loading it gives an equal sweep."""
+    plain = sweep.model_dump(mode="json", exclude_none=True)
+    if sweep.start is not None and sweep.start.weights_of is not None:
+        # What the file leaves out is the model's own, which is not known here.
+        plain["model"] = sweep.model.model_dump(mode="json", exclude_unset=True)
+        if "tokenizer" not in sweep.model_fields_set:
+            del plain["tokenizer"]
+    for name in ("start_with", "stages"):
+        if not plain[name]:
+            del plain[name]
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[Fault]:
+    """Faults of swept keys and values; checked on their own, so that they show beside faults of other sections."""
+    search = values.get("search")
+    for path, raw in search.items() if isinstance(search, dict) else ():
+        place = f"search.{path}"
+        line = document.line_of(place)
+        yield from _key_faults(path, place, line)
+        try:
+            extremes = Distribution.model_validate(raw).extremes()
+        except ValidationError:
+            continue  # Said already, with its place, by the check of the whole file.
+        for value in extremes:
+            yield from _value_faults(path, value, place, line)
+    starts = values.get("start_with")
+    for index, settings in enumerate(starts if isinstance(starts, list) else ()):
+        place = f"start_with.{index}"
+        if not isinstance(settings, dict):
+            continue
+        for path, value in settings.items():
+            line = document.line_of(f"{place}.{path}")
+            if not isinstance(search, dict) or path not in search:
+                remedy = nearest(path, list(search) if isinstance(search, dict) else [])
+                yield Fault(f"{place}.{path}", line, value, "is not a swept setting", remedy)
+            else:
+                yield from _value_faults(path, value, f"{place}.{path}", line)
+
+
+def _key_faults(path: str, place: str, line: int | None) -> Iterator[Fault]:
+    known = list(sweepable_paths())
+    if path in UNSWEEPABLE:
+        yield Fault(place, line, None, "cannot be swept", UNSWEEPABLE[path])
+    elif path not in known:
+        yield Fault(place, line, None, "is not a setting that can be swept", nearest(path, known))
+
+
+def _value_faults(path: str, value: Any, place: str, line: int | None) -> Iterator[Fault]:
+    if path not in sweepable_paths():
+        return
+    section, _, rest = path.partition(".")
+    model = RunConfig.model_fields[section].annotation
+    assert isinstance(model, type)
+    assert issubclass(model, BaseModel)
+    yield from faults_of_value(model, rest, value, Fault(place, line, value, ""))
+
+
+def sweepable_paths() -> Iterator[str]:
+    """Dotted paths of all settings that trials of one sweep may differ in."""
+    for section in RunConfig.model_fields:
+        for path in _leaves(section, RunConfig.model_fields[section].annotation):
+            if path not in UNSWEEPABLE:
+                yield path
+
+
+def _leaves(prefix: str, annotation: Any) -> Iterator[str]:
+    models = list(models_in(annotation))
+    if not models:
+        yield prefix
+    for model in models:
+        for name, field in model.model_fields.items():
+            yield from _leaves(f"{prefix}.{name}", field.annotation)
+
+
+def _is_another(values: dict[str, Any]) -> str | None:
+    return "pretune finetune" if objective_of(values) == "classification" else None
+
+
+_SWEEP = SettingsKind(SweepConfig, "a sweep file", "sweeps/configs/quickstart.yaml", _is_another, _search_faults)

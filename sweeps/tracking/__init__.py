@@ -1,0 +1,1 @@
+"""Tracking in MLflow and TensorBoard: store, runs, tags, data sets, models, outbox, pages."""

@@ -1,0 +1,44 @@
+"""Which code, which command and whose run it was, in the tags that MLflow's own pages read."""
+
+import getpass
+from pathlib import Path
+
+import sweeps
+from sweeps.analysis.result_tables import versions
+from sweeps.tracking.git_state import git_state
+from sweeps.tracking.mlflow_store import without_password
+
+_GIT = {
+    "commit": "mlflow.source.git.commit",
+    "branch": "mlflow.source.git.branch",
+    "remote": "mlflow.source.git.repoURL",
+}
+
+
+def source_tags(command: str, folder: Path) -> dict[str, str]:
+    """Tags of every run of a sweep.
+
+    Args:
+        command: As it was given.
+        folder: Where it was given. Its git state is recorded; else that of a checkout which pretune runs from.
+    """
+    state = git_state(folder) or git_state(Path(sweeps.__file__).parent)
+    known = versions()
+    tags = {
+        "mlflow.source.name": command,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+        "pretune.version": known["pretune"],
+        "pretune.torch_version": known["torch"],
+    }
+    tags |= {tag: without_password(state[name]) for name, tag in _GIT.items() if state.get(name)}
+    if state.get("changed since", "nothing") != "nothing":
+        tags["pretune.git.changed"] = state["changed since"]
+    return tags
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""  # A container may run under a number that no name belongs to.

@@ -1,0 +1,309 @@
+"""MLflow: one parent run a sweep, one child run a trial, metrics on the token axis.
+
+A run's identity is its sweep and trial number, kept as tags, so a sweep that goes on adds to the runs there are.
+MLflow only mirrors the trial folders: a server that goes away stops nothing, and what it missed is sent from them.
+"""
+
+import tempfile
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import DatasetInput, Metric, Param
+
+from sweeps.analysis.result_tables import calibration, memory_counts
+from sweeps.records.outcomes import Outcome
+from sweeps.records.results_folder import MAP_FILE
+from sweeps.records.trial_records import RefusedProposal, TrialRecord, TrialStore
+from sweeps.tracking.mlflow_model import ARTIFACT, example_of, register, save_model
+from sweeps.tracking.mlflow_runs import RunChange, run_writer
+from sweeps.tracking.mlflow_store import MlflowStore, without_password
+from sweeps.tracking.outbox import RETRY_S, Outbox
+from sweeps.tracking.run_contents import (
+    FINAL_LOSS,
+    STATUS,
+    as_metrics,
+    as_ms,
+    as_params,
+    as_tags,
+    final_metrics,
+    final_tags,
+    now_ms,
+    report_metrics,
+)
+
+_THE_END = "the end of the sweep"
+"""Key in the outbox, besides trial numbers."""
+
+
+@dataclass
+class _Unsent:
+    """What MLflow is still to hear of one trial."""
+
+    record: TrialRecord
+    reports: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _End:
+    status: str
+    records: Sequence[TrialRecord]
+    folder: Path
+    refused: Sequence[RefusedProposal]
+
+
+class Tracking:
+    """The MLflow runs of one sweep."""
+
+    def __init__(self, results_folder: Path, *, say: Callable[[str], None], retry_s: float = RETRY_S) -> None:
+        """Open the store, and fail now rather than after hours of training.
+
+        Args:
+            say: Told in a line when the store goes away in the middle, and when it is back.
+            retry_s: Pause before a store that went away is asked again.
+
+        Raises:
+            TrackingError: The store does not answer or cannot be written.
+        """
+        self._store = MlflowStore(results_folder)
+        self._client, self._experiment_id = self._store.client, self._store.experiment_id
+        self._writer = run_writer(self._client, self._experiment_id)
+        self.uri = self._store.uri
+        self._say, self._retry_s = say, retry_s
+        self._parent_id = ""
+        self._runs: dict[int, str] = {}
+        self._described: set[int] = set()
+        """Trials whose runs have their settings and say what they read."""
+        self._maybe_made: set[int] = set()
+        """Trials whose runs were to be made when the store went away: it may have made them all the same."""
+        self._lock = threading.Lock()
+        self._unsent: dict[int, _Unsent] = {}
+        self._shown_running: set[int] = set()
+        self._end: _End | None = None
+        self._outbox: Outbox | None = None
+        self.is_complete = False
+        """After `start`: the runs of this sweep are there, whole, with the sweep finished."""
+        self.not_taken = ""
+        """After `finish`: what the store has not taken, in words; empty when it has taken everything."""
+        self.model_uri = ""
+        """After `finish`: the winner in the model registry, as `models:/traffic-mlm/1`; empty without one."""
+
+    def start(
+        self,
+        *,
+        name: str,
+        identity: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+        store: TrialStore,
+        source: Mapping[str, str] | None = None,
+        datasets: Sequence[DatasetInput] = (),
+    ) -> None:
+        """Find or create the parent run, and send what the trial folders know and MLflow does not.
+
+        Args:
+            params: Settings that all trials share; they go to the parent, so that children show only what differs.
+            source: Tags of the parent and of every trial that starts from now on: which code and command they come of.
+            datasets: What the parent and every trial read.
+
+        Raises:
+            TrackingError: The store answers no longer.
+        """
+        self._name, self._identity = name, identity
+        self._source, self._datasets = dict(source or {}), list(datasets)
+        with self._store.explained():
+            found = self._find(f"tags.`pretune.sweep` = '{identity}' and tags.`pretune.kind` = 'sweep'")
+            self._parent_id = found[0].info.run_id if found else self._create(name)
+            self._log(self._parent_id, params=params, tags={**self._source, **tags})
+            self._log_datasets(self._parent_id)
+            outcomes = {}
+            for run in self._find(self._children()):
+                number = int(run.data.tags["pretune.trial"])
+                self._runs[number] = run.info.run_id
+                if run.data.params:
+                    self._described.add(number)
+                if run.info.status != "RUNNING":
+                    outcomes[number] = run.data.tags.get("pretune.outcome")
+            # A running trial may have reports that MLflow never got; of one that has ended there all is there.
+            missed = [r for r in store.load_all() if r.outcome is None or outcomes.get(r.number) != str(r.outcome)]
+            self.is_complete = bool(found) and found[0].info.status == "FINISHED" and not missed
+            if found and not self.is_complete:
+                self._client.update_run(self._parent_id, status="RUNNING")
+        self._outbox = Outbox(
+            self._send,
+            answers=self._store.answers,
+            say=lambda text: self._say(f"{self._store.name} {text}"),
+            retry_s=self._retry_s,
+        )
+        for record in missed:
+            # From the first report on: a metric that is there already, at the same token and time, is kept once.
+            self._unsent[record.number] = _Unsent(record, list(store.reports(record)))
+            self._outbox.put(record.number)
+
+    @property
+    def parent_id(self) -> str:
+        """Run id of the sweep."""
+        return self._parent_id
+
+    def on_event(self, event: str, record: TrialRecord, report: dict[str, float] | None) -> None:
+        """A ledger listener: `started`, `report`, `ended`. Never waits for the store, and never fails."""
+        assert self._outbox is not None, "start() comes first"
+        with self._lock:
+            unsent = self._unsent.setdefault(record.number, _Unsent(record))
+            unsent.record = record
+            if report is not None:
+                unsent.reports.append(report)
+        # What begins or ends shows at once; numbers on the way go together, some at a time.
+        self._outbox.put(record.number, can_wait=event == "report")
+
+    def finish(
+        self, *, status: str, records: Sequence[TrialRecord], folder: Path, refused: Sequence[RefusedProposal] = ()
+    ) -> None:
+        """Close the parent run with the ranking and the files that a reader wants; `not_taken` says what is missing.
+
+        Args:
+            status: `finished`, or how else the sweep ended.
+            records: Best first.
+            folder: The sweep's results folder; its files and the winner become artifacts of the parent run.
+            refused: Proposals that were never launched; the parent run counts them.
+        """
+        assert self._outbox is not None, "start() comes first"
+        self._end = _End(status, records, folder, refused)
+        self._outbox.put(_THE_END)
+        missing = self._outbox.close()
+        if missing:
+            num_trials = len(missing.keys() - {_THE_END})
+            what = f"all of {num_trials} trial{'s' if num_trials != 1 else ''}" if num_trials else _THE_END
+            self.not_taken = f"{self._store.name} has not got {what}: {without_password(next(iter(missing.values())))}"
+
+    def _send(self, keys: Sequence[Hashable]) -> None:
+        """Bring the runs of trials, or the end of the sweep, up to date. Sending the same again changes nothing."""
+        with self._lock:
+            unsent = [self._unsent[key] for key in keys if isinstance(key, int) and key in self._unsent]
+            news = [(one, one.record, list(one.reports)) for one in unsent]
+        self._write({record.number: self._change(record, reports) for _, record, reports in news})
+        for _, record, _ in news:
+            self._described.add(record.number)
+            (self._shown_running.discard if record.ended_at else self._shown_running.add)(record.number)
+        with self._lock:
+            for one, record, reports in news:
+                del one.reports[: len(reports)]
+                if record.ended_at and one.record is record and not one.reports:
+                    self._unsent.pop(record.number, None)
+        if _THE_END in keys:
+            assert self._end is not None
+            self._send_end(self._end)
+
+    def _write(self, changes: Mapping[int, RunChange]) -> None:
+        """Changes of trials' runs, by number of the trial."""
+        # The server may make a run and go away before it could say so.
+        self._maybe_made |= {number for number, change in changes.items() if change.run_id is None}
+        try:
+            self._writer.write(list(changes.values()))
+        finally:
+            made = {number: change.run_id for number, change in changes.items() if change.run_id is not None}
+            self._runs |= made
+            self._maybe_made -= made.keys()
+
+    def _change(self, record: TrialRecord, reports: Sequence[Mapping[str, float]]) -> RunChange:
+        """What a trial's run is to get, so that it says all that is known of the trial."""
+        run_id = self._run_of(record.number)
+        is_described = record.number in self._described
+        change = RunChange(
+            run_id,
+            name=record.name,
+            started_ms=as_ms(record.started_at) or now_ms(),
+            datasets=() if is_described else self._datasets,
+            params={} if is_described else as_params(record.settings),
+            metrics=[metric for report in reports for metric in report_metrics(record, report)],
+        )
+        tags: dict[str, str] = {}
+        if run_id is None:
+            tags = self._own_tags("trial") | {"mlflow.parentRunId": self._parent_id}
+            tags |= {"pretune.trial": str(record.number), "pretune.chosen_by": record.chosen_by, **self._source}
+            tags["pretune.taken_over_from"] = record.taken_over_from
+        if record.ended_at:
+            change.metrics = [*change.metrics, *final_metrics(record)]
+            tags |= final_tags(record)
+            change.status, change.ended_ms = STATUS[record.outcome or Outcome.INTERRUPTED], as_ms(record.ended_at)
+        elif record.number not in self._shown_running:
+            tags["pretune.outcome"] = change.status = "RUNNING"
+        change.tags = {name: value for name, value in tags.items() if value}
+        return change
+
+    def _send_end(self, end: _End) -> None:
+        ranks: dict[int, RunChange] = {}
+        for rank, record in enumerate(end.records, start=1):
+            metric = Metric("final/rank", float(rank), now_ms(), record.tokens)
+            run_id = self._run_of(record.number)
+            ranks[record.number] = RunChange(run_id) if run_id else self._change(record, ())
+            ranks[record.number].metrics = [*ranks[record.number].metrics, metric]
+        self._write(ranks)
+        best = end.records[0] if end.records and end.records[0].outcome is Outcome.COMPLETED else None
+        if best is not None and best.loss is not None:
+            values = {FINAL_LOSS: best.loss} | best.metrics
+            self._client.log_batch(self._parent_id, metrics=as_metrics(values, step=best.tokens, at_ms=now_ms()))
+            self._client.set_tag(self._parent_id, "pretune.best_trial", best.name)
+        self._client.log_batch(self._parent_id, metrics=as_metrics(_memory_figures(end), step=0, at_ms=now_ms()))
+        for name in ("sweep.yaml", "trials.csv", "summary.json", "report.html", "EXPERIMENT.md", MAP_FILE):
+            if (end.folder / name).exists():
+                self._client.log_artifact(self._parent_id, str(end.folder / name))
+        if best is not None and (end.folder / "best").exists():
+            self._log_model(end, best)
+        self._client.set_terminated(self._parent_id, "FINISHED" if end.status == "finished" else "KILLED")
+
+    def _log_model(self, end: _End, best: TrialRecord) -> None:
+        """The winner as a model that MLflow serves; of a finished sweep also a version in the registry."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / ARTIFACT
+            save_model(end.folder / "best", folder, example=example_of(end.folder))
+            self._client.log_artifacts(self._parent_id, str(folder), artifact_path=ARTIFACT)
+        if end.status == "finished":
+            tags = {"pretune.sweep": self._identity, "pretune.trial": best.name, FINAL_LOSS: str(best.loss)}
+            self.model_uri = register(self._client, name=self._name, run_id=self._parent_id, tags=tags)
+
+    def _find(self, query: str) -> list[Any]:
+        runs: list[Any] = []
+        token = None
+        while True:
+            page = self._client.search_runs([self._experiment_id], query, max_results=1000, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def _children(self) -> str:
+        return f"tags.`mlflow.parentRunId` = '{self._parent_id}' and tags.`pretune.kind` = 'trial'"
+
+    def _own_tags(self, kind: str) -> dict[str, str]:
+        return {"pretune.sweep": self._identity, "pretune.kind": kind}
+
+    def _run_of(self, number: int) -> str | None:
+        """The run of a trial; None: it is to be made."""
+        if number in self._maybe_made:
+            found = self._find(f"{self._children()} and tags.`pretune.trial` = '{number}'")
+            self._maybe_made.discard(number)
+            if found:
+                self._runs[number] = str(found[0].info.run_id)
+        return self._runs.get(number)
+
+    def _create(self, name: str) -> str:
+        run = self._client.create_run(self._experiment_id, run_name=name, tags=self._own_tags("sweep"))
+        return str(run.info.run_id)
+
+    def _log(self, run_id: str, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """All of it in as few requests as MLflow's limits allow, which its client sees to."""
+        settings = [Param(name, value) for name, value in as_params(params).items()]
+        self._client.log_batch(run_id, params=settings, tags=as_tags(tags))
+
+    def _log_datasets(self, run_id: str) -> None:
+        if self._datasets:
+            self._client.log_inputs(run_id, self._datasets)
+
+
+def _memory_figures(end: _End) -> dict[str, float]:
+    """How often memory had a say, and how well it was predicted."""
+    counts = {verdict.replace(" ", "_"): count for verdict, count in memory_counts(end.records, end.refused).items()}
+    return {f"memory/{name}": float(value) for name, value in (calibration(end.records) | counts).items()}

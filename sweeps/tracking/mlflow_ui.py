@@ -1,0 +1,237 @@
+"""The MLflow UI on the runs of all sweeps, opened where they stand."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+
+from sweeps.analysis.trial_curves import TRAIN_LOSS
+from sweeps.records.results_folder import ResultsError
+from sweeps.records.trial_records import LOSS
+from sweeps.tracking.mlflow_store import EXPERIMENT, store_uri, without_password
+from sweeps.tracking.run_contents import FINAL_LOSS
+
+_START_S = 120.0
+"""How long the server may take until it answers: seconds on a free machine."""
+_STOP_S = 10.0
+_MODEL_TRAINING = "workflowType=machine_learning"
+"""Without it MLflow 3 opens on its pages for agents and prompts."""
+_VIEW_TAG = "mlflow.sharedViewState."
+"""Tag of an experiment that holds a view of its runs table: what the UI's own "share view" writes."""
+_SECTION = "pretune"
+"""Section of the charts page that holds our charts."""
+_MAX_COMPARED = 30
+"""Runs on the compare page; more make its address longer than browsers take."""
+
+
+def serve_ui(results_folder: Path, *, host: str, port: int, console: Console) -> None:
+    """Serve the UI until Ctrl-C. A store that is a server already has its own UI: say where.
+
+    Raises:
+        ResultsError: There is nothing to show, or the port is taken.
+    """
+    uri = store_uri(results_folder)
+    if uri.startswith("http"):
+        _print_addresses(without_password(uri).rstrip("/"), MlflowClient(uri), console)
+        return
+    if not (results_folder / "mlflow.db").exists() or _experiment_id(MlflowClient(uri)) is None:
+        raise ResultsError(f"{results_folder} holds no runs yet. Run a sweep first, or give --results FOLDER.")
+    _check_port(host, port)
+    artifacts = (results_folder.absolute() / "mlartifacts").as_uri()
+    address = f"http://{host}:{port}"
+    with _server(uri, artifacts, host=host, port=port) as server:
+        _wait_until_up(server, address)
+        _print_addresses(address, MlflowClient(uri), console)
+        console.print("(Ctrl-C ends the server)", highlight=False)
+        server.wait()
+
+
+def _print_addresses(address: str, client: MlflowClient, console: Console) -> None:
+    experiment = _experiment_id(client)
+    if experiment is None:
+        console.print(f"no runs yet at {address}", highlight=False, soft_wrap=True)
+        return
+    sweeps = client.search_runs(
+        [experiment], "tags.`pretune.kind` = 'sweep'", order_by=["attributes.start_time DESC"], max_results=1
+    )
+    trials = _trials(client, experiment, sweeps[0].info.run_id) if sweeps else []
+    # MLflow nests runs only in order of their dates, so nested and ranked are two addresses.
+    nested = _view(trials, order_by="attributes.start_time", ascending=False)
+    lines = [("all sweeps", _runs_table(address, client, experiment, "sweeps", nested))]
+    if sweeps:
+        query = _trials_of(sweeps[0].info.run_id)
+        ranking = _view(trials, order_by=f"metrics.`{FINAL_LOSS}`", ascending=True, query=query)
+        name = sweeps[0].info.run_name
+        table = _runs_table(address, client, experiment, "newest", ranking)
+        charts = _runs_table(address, client, experiment, "charts", ranking | _charts(trials))
+        lines += [(f"{name}, best first", table), (f"{name}, charts", f"{charts}&compareRunsMode=CHART")]
+        lines += [(f"{name}, compared", _compare_page(address, experiment, trials))]
+    for label, line in lines:
+        console.print(f"{label}: {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _runs_table(address: str, client: MlflowClient, experiment: str, key: str, view: dict[str, Any]) -> str:
+    client.set_experiment_tag(experiment, f"{_VIEW_TAG}pretune-{key}", json.dumps(view))
+    return f"{address}/#/experiments/{experiment}/runs?{_MODEL_TRAINING}&viewStateShareKey=pretune-{key}"
+
+
+def _view(trials: Sequence[Any], *, order_by: str, ascending: bool, query: str = "") -> dict[str, Any]:
+    """State of the runs table, as the UI reads it; the columns are what was swept and what came out."""
+    return {
+        "searchFilter": query,
+        "orderByKey": order_by,
+        "orderByAsc": ascending,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "selectedColumns": _columns(trials),
+        "runsHiddenMode": "SHOW_ALL",
+    }
+
+
+def _charts(trials: Sequence[Any]) -> dict[str, Any]:
+    """Charts above those that MLflow makes of every metric: the settings beside the final loss, losses over tokens.
+
+    Its own compare page has no such choice: it takes the first metric of the first run.
+    """
+    shared = {"metricSectionId": _SECTION, "deleted": False, "isGenerated": False, "runsCountToCompare": _MAX_COMPARED}
+    settings: dict[str, Any] = {"type": "PARALLEL", "uuid": f"{_SECTION}-settings", "showAllRuns": True}
+    settings |= {"selectedParams": _differing(trials), "selectedMetrics": [FINAL_LOSS]}
+    charts = [settings] + [
+        {"type": "LINE", "uuid": f"{_SECTION}-{metric}", "displayName": metric, "metricKey": metric,
+         "selectedMetricKeys": [metric], "xAxisKey": "step", "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True,
+         "lineSmoothness": 0, "xAxisScaleType": "linear", "scaleType": "linear", "range": {}, "yAxisKey": "metric",
+         "yAxisExpressions": [], "selectedXAxisMetricKey": "", "ignoreOutliers": False}
+        for metric in (LOSS, TRAIN_LOSS)
+    ]  # fmt: skip
+    section = {"uuid": _SECTION, "name": "Sweep, over tokens", "display": True, "isReordered": True, "columns": 1}
+    return {
+        "compareRunCharts": [shared | chart for chart in charts],
+        "compareRunSections": [section],
+        # Sections stay in this order: ours before those by the first part of a metric's name.
+        "isAccordionReordered": True,
+    }
+
+
+def _differing(trials: Sequence[Any]) -> list[str]:
+    """Settings that have more than one value among the trials."""
+    values: dict[str, set[str]] = {}
+    for trial in trials:
+        for name, value in trial.data.params.items():
+            values.setdefault(name, set()).add(value)
+    return [name for name, seen in values.items() if len(seen) > 1]
+
+
+def _columns(trials: Sequence[Any]) -> list[str]:
+    swept = {name: None for trial in trials for name in trial.data.params}
+    measured = ("final/rank", FINAL_LOSS, "final/tokens", "final/tokens_per_s", "memory/measured_peak_bytes")
+    return ["tags.`pretune.outcome`", *(f"metrics.`{name}`" for name in measured), *(f"params.`{n}`" for n in swept)]
+
+
+def _trials(client: MlflowClient, experiment: str, sweep_run: str) -> list[Any]:
+    """Trials of a sweep, best first."""
+    order = [f"metrics.`{FINAL_LOSS}` ASC"]
+    return list(client.search_runs([experiment], _trials_of(sweep_run), order_by=order, max_results=_MAX_COMPARED))
+
+
+def _trials_of(sweep_run: str) -> str:
+    return f"tags.`mlflow.parentRunId` = '{sweep_run}'"
+
+
+def _compare_page(address: str, experiment: str, trials: Sequence[Any]) -> str:
+    # The page plots only what all its runs have, so trials without a loss stay out.
+    compared = [trial.info.run_id for trial in trials if FINAL_LOSS in trial.data.metrics]
+    runs = quote(json.dumps(compared, separators=(",", ":")))
+    return f"{address}/#/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment]))}&{_MODEL_TRAINING}"
+
+
+@contextmanager
+def _server(uri: str, artifacts: str, *, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--default-artifact-root", artifacts, "--host", host, "--port", str(port), "--workers", "1"]
+    # Its workers for judging prompts would be seven more processes; its log is one line a request.
+    quiet = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONWARNINGS": "ignore",
+    }
+    server = subprocess.Popen(
+        [*command, "--uvicorn-opts", "--log-level warning"],
+        env=os.environ | quiet,
+        # A group of its own: Ctrl-C reaches us alone, and we end all of it.
+        start_new_session=True,
+    )
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield server
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _end_group(server)
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _end_group(server: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, number)
+        except ProcessLookupError:
+            return
+        give_up_at = time.monotonic() + _STOP_S
+        while time.monotonic() < give_up_at and _is_alive(server):
+            time.sleep(0.05)
+
+
+def _is_alive(server: subprocess.Popen[bytes]) -> bool:
+    server.poll()  # Takes the exit status, without which an ended server still counts as a member of its group.
+    try:
+        os.killpg(server.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _wait_until_up(server: subprocess.Popen[bytes], address: str) -> None:
+    give_up_at = time.monotonic() + _START_S
+    while time.monotonic() < give_up_at:
+        if server.poll() is not None:
+            raise ResultsError(f"the MLflow server ended with exit code {server.returncode}; what it said stands above")
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise ResultsError(f"the MLflow server does not answer at {address} after {_START_S:.0f} s")
+
+
+def _experiment_id(client: MlflowClient) -> str | None:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return None if experiment is None else str(experiment.experiment_id)
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ResultsError(
+                f"port {port} on {host} cannot be used ({error.strerror}). Give another: --port 5001."
+            ) from error

@@ -1,0 +1,1 @@
+"""Trained models: found by name, loaded, exported, prompted, embedded."""

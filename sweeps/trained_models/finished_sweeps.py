@@ -1,0 +1,114 @@
+"""Finished sweeps and their models, found by name."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.analysis.result_tables import best_trial
+from sweeps.records.outcomes import Outcome
+from sweeps.records.results_folder import ResultsError
+from sweeps.records.trial_records import TrialRecord, TrialStore
+from sweeps.settings.sweep_config import SweepConfig
+from sweeps.settings.sweep_file import load_sweep_file
+from sweeps.trained_models.model_folder import model_folder
+
+BEST = "best"
+
+
+@dataclass(frozen=True)
+class FinishedSweep:
+    """A sweep that left results."""
+
+    folder: Path
+    sweep: SweepConfig
+    records: tuple[TrialRecord, ...]
+
+    def trial(self, name: str) -> TrialRecord:
+        """The best trial, or the one of this name.
+
+        Raises:
+            ResultsError: There is none, or it has nothing to go on from.
+        """
+        if name == BEST:
+            best = best_trial(self.records)
+            if best is None:
+                raise ResultsError(f"no trial of {self.folder} completed, so there is no best one to go on from")
+            return best
+        found = next((record for record in self.records if record.name == name), None)
+        if found is None or found.outcome in (Outcome.INFEASIBLE, Outcome.FAILED, Outcome.DIVERGED, None):
+            what = "no such trial" if found is None else f"only one that ended as {found.outcome or 'nothing yet'}"
+            usable = [one.name for one in self.records if one.outcome in (Outcome.COMPLETED, Outcome.STOPPED)]
+            others = ", ".join(usable) or "none that can be gone on from"
+            raise ResultsError(f"--from {name}: {self.folder} has {what}; it has {others}")
+        return found
+
+    def folder_of(self, record: TrialRecord) -> Path:
+        """Where a trial's checkpoints are."""
+        return TrialStore(self.folder / "trials").folder_of(record)
+
+
+def finished_sweep(folder: Path) -> FinishedSweep:
+    """What lies in a results folder.
+
+    Raises:
+        ResultsError: Nothing of a sweep does.
+    """
+    if not (folder / "sweep.yaml").is_file():
+        raise ResultsError(f"{folder} is no results folder of a sweep: it has no sweep.yaml. Give results/<name>-<id>.")
+    records = TrialStore(folder / "trials").load_all()
+    return FinishedSweep(folder.absolute(), load_sweep_file(folder / "sweep.yaml"), tuple(records))
+
+
+def find_finished(
+    name: str, *, size: str, results_folder: Path, what_for: str, is_needed: bool = False
+) -> FinishedSweep:
+    """The newest finished sweep or training of a name and size, or the one in the folder that the name is.
+
+    Args:
+        what_for: The setting that asks, for the message.
+        is_needed: Whether nothing can be done without it.
+
+    Raises:
+        ResultsError: There is none; says what to run first.
+    """
+    if (Path(name) / "sweep.yaml").is_file():
+        return finished_sweep(Path(name))
+    finished = []
+    for summary in results_folder.glob(f"{name}-*/summary.json"):
+        values = json.loads(summary.read_text(encoding="utf-8"))
+        if values.get("name") == name and values.get("status") == "finished" and values.get("best"):
+            finished.append((summary.stat().st_mtime, summary.parent))
+    for _, folder in sorted(finished, reverse=True):
+        found = finished_sweep(folder)
+        if found.sweep.size == size:
+            return found
+    without = "or leave it out (pretune train ... --from file trains with the file's own settings)"
+    others = "or name another one or its folder" if is_needed else f"name another one or its folder, {without}"
+    raise ResultsError(
+        f"{what_for}: {results_folder} holds no finished sweep or training called {name} of size {size}. Run that "
+        f"first, {others}."
+    )
+
+
+def place_of_model(
+    name: str, size: str, results_folder: Path, *, is_needed: bool = False
+) -> tuple[Path, SweepConfig | None]:
+    """Where the model that `start.weights_of` names lies, and the sweep that it came of, if it is one's.
+
+    Args:
+        is_needed: Whether nothing can be done without it.
+
+    Raises:
+        ResultsError: There is none; says what to do first.
+    """
+    place = Path(name).expanduser()
+    if (place / "config.json").is_file() or (place / "trial.json").is_file():
+        return place, None
+    if place.is_dir() and not (place / "sweep.yaml").is_file():
+        model_folder(place)  # says what it lacks
+    found = find_finished(
+        name, size=size, results_folder=results_folder, what_for="start.weights_of", is_needed=is_needed
+    )
+    best = found.folder / "best"
+    # A model that transformers has no class for is in no best/; its trial has the weights.
+    return (best if (best / "config.json").is_file() else found.folder_of(found.trial(BEST))), found.sweep

@@ -1,0 +1,182 @@
+"""What a model's folder gives to a training that begins with it: shape, tokenizer, weights, and whether they fit."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.layers.feed_forward import feed_forward_kind, inner_width
+from core.model_files.adapter_folder import is_adapter
+from core.model_files.checkpoint import newest_checkpoint
+from core.model_files.huggingface import holds_weights
+from core.model_files.huggingface_config import read_config, read_shape
+from core.settings.model_config import ModelConfig
+from core.settings.run_config import RunConfig
+from data_pipeline.schema.user_errors import InputFault
+from data_pipeline.tokens.token_blocks import open_prepared
+from data_pipeline.tokens.tokenizer import load_tokenizer, vocabulary_of
+from sweeps.records.results_folder import ResultsError
+from sweeps.records.trial_records import TrialRecord
+from sweeps.settings.sweep_file import load_sweep_file
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk, its weights not read yet."""
+
+    weights: Path
+    """What `training.initial_weights` takes."""
+    model: ModelConfig
+    tokenizer: Path
+    """Its tokenizer.json."""
+    run: RunConfig | None = None
+    """What was trained, where it is a trial's."""
+
+
+def model_folder(place: Path) -> ModelFolder:
+    """The model in a folder of transformers, such as a sweep's best/, or in the folder of a trial.
+
+    Raises:
+        ResultsError: There is none, or tokenizer and weights do not belong together; says what is wrong.
+    """
+    if (place / "trial.json").is_file():
+        found = trial_folder(place)
+        if found.run is not None and found.run.training.lora is not None:
+            raise ResultsError(
+                f"{place} has kept adapters, and no whole model; give best/ of its sweep, or make the trial a model of "
+                "its own with pretune export"
+            )
+        return found
+    if is_adapter(place):
+        raise ResultsError(f"{place} holds an adapter, and no whole model; make it one with pretune export")
+    if not (place / "config.json").is_file():
+        raise ResultsError(
+            f"{place} holds no model (config.json); give a model's folder: a sweep's best/, one of its trials, or one "
+            "of Hugging Face transformers"
+        )
+    try:
+        model, vocabulary_size = read_shape(place)
+        theirs = read_config(place)
+    except KeyError as cause:
+        raise ResultsError(
+            f"{place / 'config.json'} does not say {cause}; it is not a config of transformers"
+        ) from cause
+    except ValueError as cause:
+        raise ResultsError(f"the model in {place} cannot be used: {cause}") from cause
+    faults = [] if holds_weights(place) else ["it has no model.safetensors; save it with safe_serialization=True"]
+    tokenizer = place / TOKENIZER_FILE
+    faults += tokenizer_faults(tokenizer, vocabulary_size, theirs)
+    if faults:
+        raise ResultsError(f"the model in {place} cannot be used: " + "; ".join(faults))
+    return ModelFolder(place.absolute(), model, tokenizer.absolute())
+
+
+def tokenizer_faults(path: Path, vocabulary_size: int, theirs: dict[str, Any]) -> list[str]:
+    """Why a tokenizer does not fit weights, in words.
+
+    Args:
+        vocabulary_size: Rows of the weights' vocabulary. More than the tokenizer has ids is padding.
+        theirs: config.json, for the ids of special tokens.
+    """
+    try:
+        vocabulary = vocabulary_of(load_tokenizer(path))
+    except ValueError as cause:
+        return [f"{cause}; give a folder with the tokenizer.json that the model was trained with"]
+    faults = []
+    if vocabulary.size > vocabulary_size:
+        faults.append(
+            f"its tokenizer has ids up to {vocabulary.size - 1:,} and its weights {vocabulary_size:,} rows; put the "
+            "tokenizer.json there that the model was trained with"
+        )
+    said = theirs.get("eos_token_id")
+    ends = said if isinstance(said, list) else [said]
+    if said is not None and vocabulary.eos_id not in ends:
+        faults.append(
+            f"its config.json ends a text with id {said} and its tokenizer with {vocabulary.eos_id}; one of the two is "
+            "another model's"
+        )
+    return faults
+
+
+def trial_folder(place: Path) -> ModelFolder:
+    """The model of a trial, from its newest checkpoint.
+
+    Raises:
+        ResultsError: It has kept none, or its prepared corpus, where its tokenizer lies, is gone.
+    """
+    record = TrialRecord.model_validate_json((place / "trial.json").read_text(encoding="utf-8"))
+    sweep_folder = place.absolute().parents[1]
+    checkpoint = newest_checkpoint(place)
+    prepared = prepared_of(sweep_folder)
+    if checkpoint is None or prepared is None:
+        missing = "checkpoint; only the best trial keeps its own" if checkpoint is None else "prepared corpus any more"
+        raise ResultsError(f"{record.name} has no {missing}")
+    run = load_sweep_file(sweep_folder / "sweep.yaml").run_config(record.settings)
+    return ModelFolder(checkpoint.absolute(), run.model, open_prepared(prepared).tokenizer_path.absolute(), run)
+
+
+def prepared_of(sweep_folder: Path) -> Path | None:
+    """The corpus that a sweep was trained on; None where that is not known, or it is gone."""
+    summary = sweep_folder / "summary.json"
+    if not summary.is_file():
+        return None
+    folder = Path(json.loads(summary.read_text(encoding="utf-8"))["data"]["folder"])
+    return folder if folder.is_dir() else None
+
+
+_OF_THE_ROWS = ("sequence_length", "max_sequence_length", "dropout")
+"""Settings of a model that its weights leave free."""
+
+
+def merged_shape(said: ModelConfig, folder: ModelFolder) -> tuple[ModelConfig, list[str]]:
+    """The folder's shape with the rows that a file asks for, and each setting that contradicts the folder.
+
+    Args:
+        said: What the file says; settings that it leaves out are the folder's.
+    """
+    there = folder.model
+    resolved = there.model_copy(
+        update={
+            "feed_forward": feed_forward_kind(there),
+            "feed_forward_width": inner_width(there),
+            "kv_heads": there.kv_heads or (there.heads if there.is_causal else None),
+        }
+    )
+    faults = []
+    for name in sorted(said.model_fields_set - {*_OF_THE_ROWS, *(("form",) if there.is_causal else ())}):
+        wanted, has = getattr(said, name), getattr(resolved, name)
+        if wanted not in (None, "auto", has):
+            faults.append(f"model.{name}={wanted} is not the {has} of {folder.weights}; leave model.{name} out")
+    rows: dict[str, Any] = {name: getattr(said, name) for name in _OF_THE_ROWS if name in said.model_fields_set}
+    length = rows.get("sequence_length") or there.sequence_length
+    has_learned_positions = not there.is_causal and there.form == "roberta"
+    if has_learned_positions and max(length, said.max_sequence_length or 0) > there.num_positions:
+        faults.append(
+            f"model.sequence_length={length} is above the {there.num_positions} learned positions of {folder.weights}; "
+            f"use {there.num_positions} or fewer"
+        )
+        length = there.num_positions
+    positions = max(length, there.num_positions, rows.get("max_sequence_length") or 0)
+    rows |= {"sequence_length": length, "max_sequence_length": positions if positions > length else None}
+    return ModelConfig.model_validate(there.model_dump() | rows), faults
+
+
+def check_tokenizer(path: Path, folder: ModelFolder) -> None:
+    """See that a tokenizer gives every text the ids that the folder's own gives.
+
+    Raises:
+        InputFault: It does not.
+    """
+    try:
+        named = load_tokenizer(path)
+    except ValueError as cause:
+        raise InputFault(str(cause)) from cause
+    own = load_tokenizer(folder.tokenizer)
+    if named.to_str() != own.to_str() and named.get_vocab(True) != own.get_vocab(True):
+        raise InputFault(
+            f"tokenizer.path={path}: it has {vocabulary_of(named).size:,} ids and the tokenizer of {folder.weights} "
+            f"{vocabulary_of(own).size:,}, or other ones, so its tokens would mean nothing to the weights; leave "
+            "tokenizer out, and the model's own is used"
+        )

@@ -1,0 +1,145 @@
+"""Where a model is, by what a user calls it: a folder, a run of MLflow, or a version in its model registry."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.records.results_folder import ResultsError
+
+_RUNS, _MODELS = "runs:/", "models:/"
+_SUMMARY = "summary.json"
+"""Artifact of a sweep's run."""
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """Where a model is, and the corpus that it comes of."""
+
+    folder: Path
+    prepared: Path | None = None
+    """The prepared corpus that MLflow names; None for a folder, which says it itself, and where it is not here."""
+
+
+def is_of_mlflow(place: str) -> bool:
+    """Whether a model is called by its address in MLflow."""
+    return place.startswith((_RUNS, _MODELS))
+
+
+@contextmanager
+def model_at(place: str, results_folder: Path) -> Iterator[ModelPlace]:
+    """A local folder with the model of `place`, there for as long as the block runs.
+
+    Args:
+        place: A folder; the name of a sweep or training, whose newest results with a model are taken; `runs:/<run id>`
+            of a sweep or of its best trial; `models:/<name>`, the newest version, `models:/<name>/<version>` or
+            `models:/<name>@<alias>`.
+        results_folder: Beside whose results the MLflow store lies, unless MLFLOW_TRACKING_URI names a server.
+
+    Raises:
+        ResultsError: MLflow has no such model, or does not answer.
+    """
+    if not is_of_mlflow(place):
+        yield ModelPlace(_named(place, results_folder) or Path(place))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield _fetched(place, results_folder, scratch)
+
+
+def _named(name: str, results_folder: Path) -> Path | None:
+    """The newest results of a sweep or training of this name with a model; None where there are none, or of a path."""
+    if Path(name).exists() or Path(name).name != name:
+        return None
+    finished = []
+    for summary in results_folder.glob(f"{name}-*/{_SUMMARY}"):
+        values = json.loads(summary.read_text(encoding="utf-8"))
+        if values.get("name") == name and (summary.parent / "best" / "config.json").is_file():
+            finished.append((summary.stat().st_mtime, summary.parent))
+    return max(finished)[1] if finished else None
+
+
+def _fetched(place: str, results_folder: Path, scratch: str) -> ModelPlace:
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    from sweeps.tracking.mlflow_store import make_quick, store_uri, without_password
+
+    uri = store_uri(results_folder)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise ResultsError(
+            f"{place}: there is no MLflow store in {results_folder}. Give --results FOLDER, or set MLFLOW_TRACKING_URI."
+        )
+    make_quick()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        client = MlflowClient(uri)
+        found = _in_run(client, place) if place.startswith(_RUNS) else _in_registry(client, place)
+        fetched = Path(download_artifacts(artifact_uri=found.source, tracking_uri=uri, dst_path=scratch))
+        prepared = _prepared(client, found.run_id, results_folder, scratch)
+    except (MlflowException, OSError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ResultsError(f"{place} cannot be fetched from MLflow at {without_password(uri)}: {why}") from error
+    models = sorted(
+        path.parent for path in fetched.rglob("config.json") if (path.parent / "model.safetensors").is_file()
+    )
+    if not models:
+        raise ResultsError(f"{place} holds no model of pretune: no config.json with model.safetensors beside it")
+    return ModelPlace(models[0], prepared)
+
+
+@dataclass(frozen=True)
+class _Source:
+    source: str
+    """Address of the artifact."""
+    run_id: str
+    """Of the sweep."""
+
+
+def _prepared(client, run_id: str, results_folder: Path, scratch: str) -> Path | None:  # type: ignore[no-untyped-def]
+    """The corpus of a sweep's run: where it was prepared, or among these results."""
+    if not any(one.path == _SUMMARY for one in client.list_artifacts(run_id)):
+        return None
+    summary = Path(client.download_artifacts(run_id, _SUMMARY, scratch))
+    data = json.loads(summary.read_text(encoding="utf-8")).get("data") or {}
+    if "folder" not in data:
+        return None
+    folder = Path(data["folder"])
+    places = (folder, results_folder.absolute() / folder.parent.name / folder.name)
+    return next((one for one in places if one.is_dir()), None)
+
+
+def _in_run(client, place: str) -> _Source:  # type: ignore[no-untyped-def]  # MLflow is imported when it is needed.
+    from sweeps.tracking.mlflow_model import ARTIFACT
+
+    run_id, _, path = place.removeprefix(_RUNS).partition("/")
+    run = client.get_run(run_id)
+    parent = run.data.tags.get("mlflow.parentRunId")
+    if parent and not path:
+        sweep = client.get_run(parent)
+        best = sweep.data.tags.get("pretune.best_trial")
+        if best != run.info.run_name:
+            known = f"; the best is {best}, runs:/{parent}" if best else ""
+            raise ResultsError(f"{place} is {run.info.run_name}, and only the best trial keeps its model{known}")
+        run = sweep
+    return _Source(f"{str(run.info.artifact_uri).rstrip('/')}/{path or ARTIFACT}", run.info.run_id)
+
+
+def _in_registry(client, place: str) -> _Source:  # type: ignore[no-untyped-def]  # As above.
+    name, _, version = place.removeprefix(_MODELS).partition("/")
+    name, _, alias = name.partition("@")
+    if alias:
+        found = client.get_model_version_by_alias(name, alias)
+        return _Source(str(found.source), str(found.run_id))
+    if version:
+        found = client.get_model_version(name, version)
+        return _Source(str(found.source), str(found.run_id))
+    versions = client.search_model_versions(f"name = '{name}'")
+    if not versions:
+        known = ", ".join(sorted(model.name for model in client.search_registered_models())) or "none"
+        raise ResultsError(f"{place}: the registry has no model of this name; it has: {known}")
+    newest = max(versions, key=lambda one: int(one.version))
+    return _Source(str(newest.source), str(newest.run_id))

@@ -1,0 +1,264 @@
+"""A trained model, by where it lies: a sweep's results folder, one of its trials, a folder of transformers."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from core.distributed.workers import Workers
+from core.memory.out_of_memory import OomFacts
+from core.model_files.adapter_folder import import_adapted, is_adapter
+from core.model_files.huggingface import export_huggingface, import_huggingface, why_not_exportable
+from core.model_files.initial_weights import whole_model
+from core.models.decoder import LlamaDecoder
+from core.models.generation import Filling, Sampling, fill_mask, stream
+from core.models.language_model import LanguageModel
+from core.settings.model_config import ModelConfig
+from core.settings.precision import choose_precision
+from core.step.evaluation import evaluate, holdout_source
+from data_pipeline.preparation.prepare import prepare
+from data_pipeline.reading.corpus_files import find_files
+from data_pipeline.reading.file_inspection import examine_files
+from data_pipeline.reading.parcel_tasks import for_each_parcel_here
+from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.schema.user_errors import InputFault
+from data_pipeline.tokens.chat_template import ChatTemplate, TemplateError, Turn, chat_with_marks, source_in
+from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
+from data_pipeline.tokens.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
+from sweeps.records.results_folder import ResultsError
+from sweeps.trained_models.model_folder import prepared_of, trial_folder
+
+_ROWS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model and the tokenizer that its texts go through."""
+
+    model: LanguageModel
+    config: ModelConfig
+    tokenizer: Tokenizer
+    tokenizer_path: Path
+    vocabulary: Vocabulary
+    prepared: Path | None
+    """The corpus that it was trained on; None where that is not known."""
+    chat: ChatTemplate | None = None
+    """How it was told conversations; None: it was not."""
+    classes: tuple[str, ...] = ()
+    """What a classifier tells apart; empty for language models."""
+
+    def fill(self, text: str, *, num_candidates: int) -> list[list[tuple[str, float]]]:
+        """For each mask of a text its likeliest fillings, as (text, probability).
+
+        Raises:
+            InputFault: A model that continues texts, or a text without a mask.
+        """
+        self._check_is_language_model()
+        mask_id = self.vocabulary.mask_id
+        if isinstance(self.model, LlamaDecoder) or mask_id is None:
+            raise InputFault("this model continues texts and fills no masks; use pretune generate")
+        mask = str(self.tokenizer.id_to_token(mask_id))
+        if mask not in text:
+            raise InputFault(f"the text has no {mask}: write it where a token is missing, as in 'the {mask} is red'")
+        vocabulary = self.vocabulary
+        tokens = [vocabulary.bos_id, *self._encode(text), vocabulary.eos_id]
+        if len(tokens) > self.config.num_positions:
+            raise InputFault(f"the text has {len(tokens)} tokens, and the model takes {self.config.num_positions}")
+        assert not isinstance(self.model, LlamaDecoder)
+        found = fill_mask(self.model, tokens, mask_id=mask_id, num_candidates=num_candidates)  # type: ignore[arg-type]
+        return [[self._in_words(filling) for filling in fillings] for fillings in found]
+
+    def continue_text(self, prompt: str, *, max_new_tokens: int, sampling: Sampling, seed: int) -> Iterator[str]:
+        """What follows a text, piece by piece, as soon as it is there.
+
+        Raises:
+            InputFault: A model that fills masks.
+        """
+        if not isinstance(self.model, LlamaDecoder):
+            raise InputFault("this model fills masks and continues no texts; use pretune fill-mask")
+        tokens = [self.vocabulary.bos_id, *self._encode(prompt)]
+        return self._told(
+            stream(
+                self.model,
+                tokens,
+                max_new_tokens=max_new_tokens,
+                end_ids=(self.vocabulary.eos_id,),
+                sampling=sampling,
+                seed=seed,
+            )
+        )
+
+    def answer(self, turns: Sequence[Turn], *, max_new_tokens: int, sampling: Sampling, seed: int) -> Iterator[str]:
+        """What the assistant says after these turns, piece by piece, up to its end mark.
+
+        Raises:
+            InputFault: A model that was not trained on conversations, or turns that its template cannot write.
+        """
+        if self.chat is None or not isinstance(self.model, LlamaDecoder):
+            raise InputFault("this model has no chat template, so it continues texts; train it with objective: sft")
+        try:
+            tokens = self._encode(self.chat.prompt(turns))
+        except TemplateError as cause:
+            raise InputFault(f"the model's chat template refuses this conversation: {cause}") from cause
+        end_ids = self.chat.end_ids(self.tokenizer)
+        return self._told(
+            stream(self.model, tokens, max_new_tokens=max_new_tokens, end_ids=end_ids, sampling=sampling, seed=seed)
+        )
+
+    def _told(self, tokens: Iterator[int]) -> Iterator[str]:
+        new: list[int] = []
+        said = ""
+        for token in tokens:
+            new.append(token)
+            text = self.tokenizer.decode(new)
+            # A character of several tokens is there with the last of them.
+            if not text.endswith("\ufffd"):
+                yield text[len(said) :]
+                said = text
+        yield self.tokenizer.decode(new)[len(said) :]
+
+    def evaluate(self, corpus: Path | None, *, work_folder: Path, all_tokens: bool = False) -> dict[str, float]:
+        """Metrics on the holdout that it was swept on, or on all of a corpus, under the masks of every evaluation.
+
+        Args:
+            work_folder: Where the corpus is prepared; of no use afterwards.
+            all_tokens: Also the accuracy over all tokens, masked or not.
+
+        Raises:
+            InputFault: No corpus given, and none known; or one that cannot be read.
+        """
+        self._check_is_language_model()
+        if corpus is None and self.prepared is None:
+            raise InputFault(
+                "which corpus? That which this model was trained on is not known, or not here any more: "
+                "give --corpus FILE"
+            )
+        data = open_prepared(self.prepared) if corpus is None and self.prepared else self._prepare(corpus, work_folder)
+        workers = Workers()
+        metrics = evaluate(
+            self.model,
+            holdout_source(data, is_causal=self.config.is_causal),
+            workers,
+            micro_batch_size=_ROWS_AT_ONCE,
+            precision=choose_precision("fp32", workers.device),
+            all_tokens=all_tokens and not self.config.is_causal,  # causal LM predicts all tokens anyway
+        )
+        if isinstance(metrics, OomFacts):
+            raise InputFault(f"this machine has not enough memory to evaluate the model: {metrics.message}")
+        return metrics
+
+    def export(self, target: Path) -> None:
+        """Write it as a folder that Hugging Face transformers loads.
+
+        Raises:
+            InputFault: The folder is there already, or transformers has no such model.
+        """
+        if target.exists():
+            raise InputFault(f"{target} is there already; name a folder that is not")
+        foreign = why_not_exportable(self.config)
+        if foreign is not None:
+            raise InputFault(foreign)
+        partial = target.with_name(f".{target.name}-partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        template = None if self.chat is None else self.chat.source
+        export_huggingface(
+            self.model,
+            self.config,
+            self.tokenizer_path,
+            self.vocabulary,
+            partial,
+            chat_template=template,
+            classes=self.classes or None,
+        )
+        partial.rename(target)
+
+    def _check_is_language_model(self) -> None:
+        if self.classes:
+            raise InputFault(
+                f"this model tells {len(self.classes)} classes of texts apart and predicts no tokens: its figures are "
+                "in the metrics.json beside it; pipeline('text-classification') of transformers applies it"
+            )
+
+    def _prepare(self, corpus: Path | None, work_folder: Path) -> PreparedCorpus:
+        config = CorpusConfig(path=str(corpus), holdout=0.0)
+        has_dialogues = examine_files(find_files(config), config, memory=None).has_dialogues
+        data = prepare(
+            config,
+            TokenizerConfig(kind="file", path=str(self.tokenizer_path)),
+            PackingConfig(
+                sequence_length=self.config.sequence_length, rows="conversations" if has_dialogues else "packed"
+            ),
+            prepared_folder=work_folder,
+            run=for_each_parcel_here,
+        )
+        return replace(data, holdout=data.train)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _in_words(self, filling: Filling) -> tuple[str, float]:
+        return self.tokenizer.decode([filling.token], skip_special_tokens=False), filling.probability
+
+
+def load_trained(place: Path, *, prepared: Path | None = None) -> TrainedModel:
+    """The model in a place, in fp32 and evaluation mode, on the processor.
+
+    Args:
+        prepared: The corpus that it was trained on, where the place does not say it itself.
+
+    Raises:
+        InputFault: Nothing there is a trained model; what is missing is said.
+    """
+    if (place / "trial.json").is_file():
+        return _of_trial(place)
+    if is_adapter(place):
+        return _of_adapter(place)
+    folder = place if (place / "config.json").is_file() else place / "best"
+    if not (folder / "config.json").is_file():
+        raise ResultsError(
+            f"{place} holds no trained model. Give a sweep's folder (results/<name>-<id>), one of its trials "
+            "(.../trials/trial-0001), a folder of Hugging Face transformers, or an adapter's (adapter_config.json)."
+        )
+    try:
+        loaded = import_huggingface(folder)
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
+        source = source_in(folder)
+    except (OSError, ValueError) as cause:
+        raise ResultsError(f"the model in {folder} cannot be loaded: {cause}") from cause
+    vocabulary = vocabulary_of(tokenizer)
+    prepared = prepared_of(place) if folder != place else prepared
+    chat = None if source is None else chat_with_marks(source, tokenizer)
+    return TrainedModel(
+        loaded.model, loaded.config, tokenizer, folder / "tokenizer.json", vocabulary, prepared, chat, loaded.classes
+    )
+
+
+def _of_adapter(place: Path) -> TrainedModel:
+    """A model with an adapter laid over it."""
+    try:
+        loaded, base = import_adapted(place)
+        tokenizer = load_tokenizer(base / "tokenizer.json")
+        source = source_in(place) or source_in(base)
+    except (OSError, ValueError) as cause:
+        raise ResultsError(str(cause)) from cause
+    vocabulary = vocabulary_of(tokenizer)
+    chat = None if source is None else chat_with_marks(source, tokenizer)
+    return TrainedModel(loaded.model, loaded.config, tokenizer, base / "tokenizer.json", vocabulary, None, chat)
+
+
+def _of_trial(place: Path) -> TrainedModel:
+    found = trial_folder(place)
+    tokenizer = load_tokenizer(found.tokenizer)
+    vocabulary = vocabulary_of(tokenizer)
+    assert found.run is not None
+    try:
+        model = whole_model(found.run, vocabulary, found.weights)
+    except (OSError, ValueError) as cause:  # of adapters: the base is gone, or another one
+        raise ResultsError(f"the model of {place.name} cannot be put together: {cause}") from cause
+    prepared = prepared_of(place.absolute().parents[1])
+    source = None if prepared is None else open_prepared(prepared).manifest.chat_template
+    chat = None if source is None else chat_with_marks(source, tokenizer)
+    return TrainedModel(model.eval(), found.model, tokenizer, found.tokenizer, vocabulary, prepared, chat)

@@ -1,0 +1,75 @@
+"""The winning trial's model, as a folder that Hugging Face transformers loads."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.model_files.adapter_folder import save_adapter
+from core.model_files.checkpoint import newest_checkpoint
+from core.model_files.huggingface import export_huggingface, why_not_exportable
+from core.model_files.initial_weights import adapted_model, whole_model
+from core.settings.run_config import RunConfig
+from data_pipeline.tokens.chat_template import TEMPLATE_FILE
+from data_pipeline.tokens.token_blocks import PreparedCorpus
+from sweeps.trained_models.sample_outputs import Sample, draw_samples
+
+
+@dataclass(frozen=True)
+class Winner:
+    """What became of the winning trial's weights."""
+
+    model: str
+    """Where the model lies, or why it could not be written, in words."""
+    samples: tuple[Sample, ...] = ()
+    """What it makes of rows of the holdout."""
+
+
+ADAPTER = "best-adapter"
+"""Folder beside the winner's model, of a sweep of adapters: those alone, as PEFT reads them."""
+
+NOT_YET = Winner("")
+"""While a sweep runs."""
+
+
+def export_winner(run: RunConfig, data: PreparedCorpus, trial_folder: Path, best: Path) -> Winner:
+    """Write the weights that a trial ended with to `best`, replaced whole, and try the model."""
+    checkpoint = newest_checkpoint(trial_folder)
+    if checkpoint is None:
+        return Winner(f"no checkpoint in {trial_folder}")
+    model = whole_model(run, data.vocabulary, checkpoint)
+    samples = tuple(draw_samples(model, data))
+    foreign = why_not_exportable(run.model)
+    if foreign is not None:
+        return Winner(f"{foreign} Its weights are in {checkpoint}.", samples)
+    partial = best.with_name(".best-partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    template = data.manifest.chat_template
+    export_huggingface(model, run.model, data.tokenizer_path, data.vocabulary, partial, chat_template=template)
+    shutil.rmtree(best, ignore_errors=True)
+    partial.rename(best)
+    if run.training.lora is not None:
+        _export_adapter(run, data, checkpoint, best.with_name(ADAPTER))
+    return Winner(str(best), samples)
+
+
+def _export_adapter(run: RunConfig, data: PreparedCorpus, checkpoint: Path, target: Path) -> None:
+    """The adapters alone, for PEFT, where it could load what they belong to."""
+    lora, base = run.training.lora, run.training.initial_weights
+    assert lora is not None
+    if base is None or not (Path(base) / "config.json").is_file():
+        return
+    partial = target.with_name(f".{target.name}-partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_adapter(adapted_model(run, data.vocabulary, checkpoint), run.model, lora, Path(base), partial)
+    if data.manifest.chat_template is not None:
+        # The base's own files know nothing of the conversations that the adapters have learnt.
+        (partial / TEMPLATE_FILE).write_text(data.manifest.chat_template, encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def drop_checkpoints(trial_folder: Path) -> None:
+    """Remove a trial's weights and optimizer state; its log and curves stay."""
+    for pattern in ("step-*", "trunk-*", "best-*"):
+        for checkpoint in trial_folder.glob(pattern):
+            shutil.rmtree(checkpoint)

@@ -1,0 +1,60 @@
+"""The last words of a sweep on the terminal."""
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+from swept_folder import TOKENS, example_sweep, write_results
+
+from sweeps.commands.end_summary import print_end
+from sweeps.execution.run_sweep import SweepEnd
+from sweeps.records.outcomes import Outcome
+from sweeps.records.results_folder import SweepFolder
+from sweeps.records.trial_records import LOSS, TrialRecord
+
+RATE = "training.learning_rate"
+
+
+def last_words(results: Path, *, rates: tuple[float, ...], seconds: tuple[float, ...]) -> list[str]:
+    """Lines of a finished sweep of four trials, the first the best at equal tokens."""
+    sweep = example_sweep(search={RATE: {"log_uniform": [1e-4, 1e-2]}}, start_with=[])
+    folder = SweepFolder(results, sweep, "4f1c9be2" * 8)
+    folder.create()
+    records = [
+        TrialRecord(
+            number=number,
+            settings={RATE: rate},
+            outcome=Outcome.COMPLETED,
+            metrics={LOSS: 4.0 + 0.01 * number},
+            rung_losses={TOKENS // 9: 5.0 + 0.01 * number, TOKENS // 3: 4.5 + 0.01 * number},
+            tokens=TOKENS,
+            training_s=training_s,
+        )
+        for number, (rate, training_s) in enumerate(zip(rates, seconds, strict=True), start=1)
+    ]
+    end = SweepEnd(
+        folder, "finished", tuple(records), write_results(folder.path, records), was_done_before=False, not_tracked="",
+        model_uri="",
+    )  # fmt: skip
+    printed = io.StringIO()
+    print_end(end, Console(file=printed, width=160), command="pretune sweep file.yaml")
+    return printed.getvalue().splitlines()
+
+
+def test_a_winner_on_the_edge_of_the_space_is_said_with_a_value_beyond(tmp_path: Path) -> None:
+    lines = last_words(tmp_path, rates=(9e-3, 3e-3, 1e-3, 2e-4), seconds=(100.0,) * 4)
+    (edge,) = [line for line in lines if line.startswith("edge     ")]
+    assert f"The best trial has {RATE} 0.009" in edge
+    assert "to 0.03 for instance" in edge
+
+
+def test_rankings_that_disagree_are_said(tmp_path: Path) -> None:
+    lines = last_words(tmp_path, rates=(1e-3, 3e-3, 5e-4, 2e-4), seconds=(400.0, 100.0, 100.0, 100.0))
+    (ranking,) = [line for line in lines if line.startswith("ranking  ")]
+    assert "trial-0002 is best, at equal tokens trial-0001" in ranking
+
+
+def test_a_winner_against_which_nothing_speaks_is_given_without_a_warning(tmp_path: Path) -> None:
+    lines = last_words(tmp_path, rates=(1e-3, 3e-3, 5e-4, 2e-4), seconds=(100.0,) * 4)
+    assert [line for line in lines if line.startswith(("edge", "ranking"))] == []
+    assert any(line.startswith("best     trial-0001") for line in lines)

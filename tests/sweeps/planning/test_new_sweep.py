@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sweeps.commands.cli import app
+from sweeps.planning.new_sweep import CorpusFacts, look_at, sweep_text, write_new_sweep
+from sweeps.settings.sweep_config import SweepConfig
+from sweeps.settings.sweep_file import load_sweep_file, resolve_sweep
+from sweeps.settings.yaml_lines import read_yaml
+
+REAL_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+PROSE = CorpusFacts(10_000, 10**8, ("jsonl",), ("utf-8",), "text", 2_000, is_hex=False)
+
+
+def written(
+    facts: CorpusFacts, *, path: str = "texts.jsonl", flops_per_s: float = 1e11, **settings: bool
+) -> SweepConfig:
+    text = sweep_text(path, facts, is_causal=settings.get("is_causal", False), flops_per_s=flops_per_s)
+    return resolve_sweep(read_yaml(text), source="sweep.yaml")
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("num_bytes", [1_000, 10**6, 10**8, 10**11])
+@pytest.mark.parametrize("flops_per_s", [1e9, 1e12, 1e15])
+def test_file_is_valid_for_any_corpus_and_machine(num_bytes: int, flops_per_s: float, is_causal: bool) -> None:
+    facts = CorpusFacts(100, num_bytes, ("txt",), ("utf-8",), None, 80, is_hex=False)
+    sweep = written(facts, flops_per_s=flops_per_s, is_causal=is_causal)
+    assert sweep.model.is_causal == is_causal
+    assert sweep.budget.tokens_per_trial >= 20_000
+
+
+def test_faster_machine_gets_a_larger_model_on_the_same_corpus() -> None:
+    laptop, cluster = (written(PROSE, flops_per_s=rate).model for rate in (1e10, 1e14))
+    assert laptop.width < cluster.width
+
+
+@pytest.mark.parametrize("path", ["my data/a: b.csv", "it's [1].jsonl", "s3://bucket/texts/*.jsonl.gz"])
+def test_awkward_paths_come_back_as_they_were(path: str) -> None:
+    read = written(PROSE, path=path).corpus.path
+    assert read == (path if "://" in path else str(Path(path).absolute()))
+
+
+def test_written_file_names_the_column_and_plans(tmp_path: Path) -> None:
+    corpus = tmp_path / "reviews.csv"
+    corpus.write_text("id,text\n" + "".join(f"{n},this is the review number {n}\n" for n in range(500)))
+    target = tmp_path / "sweep.yaml"
+    done = CliRunner().invoke(app, ["new", str(corpus), "-o", str(target)])
+    assert done.exit_code == 0, done.output
+    sweep = load_sweep_file(target)
+    assert (sweep.name, sweep.corpus.path, sweep.corpus.text) == ("reviews", str(corpus), "text")
+    assert CliRunner().invoke(app, ["plan", str(target)]).exit_code == 0
+    again = CliRunner().invoke(app, ["new", str(corpus), "-o", str(target)])
+    assert again.exit_code == 2
+    assert "is there already" in again.output
+
+
+def test_corpus_that_a_sweep_would_refuse_is_refused_with_the_reasons(tmp_path: Path) -> None:
+    corpus = tmp_path / "broken.jsonl"
+    corpus.write_text(json.dumps({"text": "good"}) + "\n" + "{broken\n" * 5)
+    done = CliRunner().invoke(app, ["new", str(corpus), "-o", str(tmp_path / "sweep.yaml")])
+    assert done.exit_code == 2
+    assert "malformed JSON" in done.output
+    assert not (tmp_path / "sweep.yaml").exists()
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real corpora are not here")
+def test_packets_are_known_by_their_hex_words_and_prose_is_not() -> None:
+    assert look_at(str(REAL_DATA / "traffic_ndpi/packets.csv")).is_hex
+    assert not look_at(str(REAL_DATA / "kant/kant.txt")).is_hex
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real corpora are not here")
+@pytest.mark.parametrize(
+    "corpus",
+    [
+        *("chinese/poems_minimind.jsonl", "chinese/tf_docs_zh.jsonl", "english/books", "english/tinyshakespeare.txt"),
+        *("english/ulysses_latin1_crlf_raw.txt", "kant/kant.txt", "kant/gbk_crcrlf_book.txt"),
+        *("sft_en/self_instruct_conversations.jsonl", "sft_zh/kdconv_conversations.jsonl"),
+        *("traffic_ndpi/packets.csv", "traffic_ndpi/flows_etbert.tsv"),
+    ],
+)
+def test_file_for_a_real_corpus_plans(corpus: str, tmp_path: Path) -> None:
+    target = tmp_path / "sweep.yaml"
+    text = write_new_sweep(str(REAL_DATA / corpus), target, is_causal=False, training_flops_per_s=1e10)
+    assert text.startswith("# ")
+    # Else it is measured how many lanes are fastest, which takes seconds and is proved in test_auto_lanes.py.
+    lanes = ("--set", "resources.concurrent_trials=1", "--results", str(tmp_path))
+    planned = CliRunner().invoke(app, ["plan", str(target), "--json", *lanes])
+    assert planned.exit_code == 0, planned.output
+    assert json.loads(planned.output)["largest_micro_batch"]

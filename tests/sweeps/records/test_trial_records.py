@@ -1,0 +1,52 @@
+import math
+from pathlib import Path
+
+from sweep_examples import record
+from sweeps.records.outcomes import Outcome
+from sweeps.records.trial_records import LOSS, RefusedProposal, TrialStore
+
+
+def test_a_record_read_back_equals_the_one_written(tmp_path: Path) -> None:
+    store = TrialStore(tmp_path / "trials")
+    written = [
+        record(1, loss=3.25, rung_losses={1000: 4.0}, memory_limit_bytes=2**30),
+        record(2, Outcome.INFEASIBLE, reason="ran out of memory: 3 of 2", memory_verdict="ran out of memory"),
+        record(3, None),
+    ]
+    for one in reversed(written):
+        store.save(one)
+    assert TrialStore(tmp_path / "trials").load_all() == written
+
+
+def test_a_loss_that_is_not_a_number_is_read_back_as_such(tmp_path: Path) -> None:
+    store = TrialStore(tmp_path / "trials")
+    store.save(record(1, Outcome.DIVERGED, loss=math.nan, best_loss=math.inf))
+    (read,) = store.load_all()
+    assert read.loss is not None
+    assert math.isnan(read.loss)
+    assert read.best_loss == math.inf
+
+
+def test_reports_trained_again_after_an_interruption_come_once_and_a_half_line_is_passed_over(tmp_path: Path) -> None:
+    store, one = TrialStore(tmp_path / "trials"), record(1)
+    for tokens in (100, 200, 300, 200, 300, 400):
+        store.append_report(one, {"tokens": tokens, LOSS: 5.0 - tokens / 1000})
+    with (store.folder_of(one) / "reports.jsonl").open("a") as file:
+        file.write('{"tokens": 50')
+    assert [report["tokens"] for report in store.reports(one)] == [100, 200, 300, 400]
+
+
+def test_refused_proposals_are_kept_in_order(tmp_path: Path) -> None:
+    store = TrialStore(tmp_path / "trials")
+    refused = [
+        RefusedProposal(settings={"training.batch_size": size}, verdict="refused by prediction", reason=f"{size}")
+        for size in (3, 1, 2)
+    ]
+    for one in refused:
+        store.append_refusal(one)
+    assert store.load_refusals() == refused
+
+
+def test_only_an_interrupted_or_unended_trial_is_run_again() -> None:
+    again = [outcome for outcome in (*Outcome, None) if not record(1, outcome).is_done]
+    assert again == [Outcome.INTERRUPTED, None]
