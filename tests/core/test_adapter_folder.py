@@ -18,8 +18,8 @@ from core.low_rank import LowRankLinear
 from core.run_config import LoraConfig, ModelConfig
 from data_pipeline.tokenizer import Vocabulary
 
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft", reason="no peft (pip install peft)")
+transformers = pytest.importorskip("transformers", reason="no transformers (pip install transformers)")
 
 __all__ = ["tokenizer_path", "vocabulary"]  # fixtures
 

@@ -26,7 +26,7 @@ from data_pipeline.labelled_rows import LabelledTexts, encode_texts, hold_out, l
 from data_pipeline.token_blocks import PreparedCorpus
 from data_pipeline.tokenizer import Vocabulary, train_tokenizer, vocabulary_of
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="no transformers (pip install transformers)")
 
 CONFIGS = {
     "roberta": ModelConfig(layers=2, width=48, heads=4, sequence_length=24),

@@ -192,7 +192,7 @@ def test_a_limit_below_one_byte_is_refused(limit_bytes):
         pass
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device (run on a machine with a GPU)")
 def test_on_cuda_the_allocator_itself_refuses_and_the_limit_ends_with_the_block():
     device = torch.device("cuda", 0)
     torch.ones(1, device=device)

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from reading import REAL_DATA, needs_real_data
 from typer.testing import CliRunner
 
 from sweeps.cli import app
@@ -10,7 +11,6 @@ from sweeps.sweep_config import SweepConfig
 from sweeps.sweep_file import load_sweep_file, resolve_sweep
 from sweeps.yaml_places import read_yaml
 
-REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 PROSE = CorpusFacts(10_000, 10**8, ("jsonl",), ("utf-8",), "text", 2_000, is_hex=False)
 
 
@@ -65,13 +65,13 @@ def test_corpus_that_a_sweep_would_refuse_is_refused_with_the_reasons(tmp_path: 
     assert not (tmp_path / "sweep.yaml").exists()
 
 
-@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real corpora are not here")
+@needs_real_data
 def test_packets_are_known_by_their_hex_words_and_prose_is_not() -> None:
     assert look_at(str(REAL_DATA / "traffic_ndpi/packets.csv")).is_hex
     assert not look_at(str(REAL_DATA / "kant/kant.txt")).is_hex
 
 
-@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real corpora are not here")
+@needs_real_data
 @pytest.mark.parametrize(
     "corpus",
     [
