@@ -1,8 +1,13 @@
-"""At the end of a run: what skipped tests need, a line each, with the command that brings it."""
+"""Settings of all tests; at the end of a run what skipped ones need, a line each, with the command that brings it."""
 
 from collections import Counter
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is slow, not wrong.
+settings.register_profile("at_any_speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("at_any_speed")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
