@@ -1,5 +1,6 @@
 """How a lane tells a shortage from a loss, and what becomes of the trial: real processes, stopped and short."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from core.live_tensors import SLACK_BYTES
 from core.memory_model import Place, predict_memory
 from core.optimizer_step import UpdateOutOfMemoryError
 from core.out_of_memory import OomFacts, classify, corroborated
+from core.precision import choose_precision
 from core.run_end import RunEnd
 from data_pipeline.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.prepare import prepare
@@ -231,6 +233,16 @@ def end_of(lane: Lane) -> Message:
     while (message := lane.next_message()).kind != "end":
         pass
     return message
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("prepared")
+def test_workers_get_the_variables_that_limit_a_processor_and_so_compute_in_the_format_of_their_driver() -> None:
+    def told() -> list[str | None]:
+        limits = [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")]
+        return [*limits, choose_precision("auto", torch.device("cpu")).name]
+
+    assert ray.get(ray.remote(num_cpus=0)(told).remote()) == told()
 
 
 @pytest.mark.ray
