@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_TEST := $(VENV)/.ready-test
 
-.PHONY: quickstart test quick long lint types systems
+.PHONY: quickstart test test-older-cpu test-busy quick long ray lint types systems
 
 quickstart: $(READY)
 	$(BIN)/pretune sweep sweeps/configs/quickstart.yaml
@@ -14,8 +14,15 @@ quickstart: $(READY)
 systems: $(READY)
 	$(BIN)/python tests/run_systems.py
 
-test: lint types quick long
-	$(BIN)/python -m pytest -m "ray and not slow"
+test: lint types quick long ray
+
+# The tests of `test` as an older processor runs them: it has neither bf16, so `auto` is fp32, nor AVX-512.
+test-older-cpu:
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(MAKE) quick long ray
+
+# The tests of `test` beside two busy loops, which last as long as the shell of this recipe and end with it in any way.
+test-busy:
+	for loop in 1 2; do (while kill -0 $$$$; do :; done) 2>/dev/null & done; $(MAKE) quick long ray
 
 # One process a core, each with one thread of torch's; what starts Ray takes all cores and goes one after another.
 # Modules are compiled once, also where the environment says otherwise: every process would do it again.
@@ -26,6 +33,9 @@ quick: $(READY_TEST)
 
 long: $(READY_TEST)
 	$(A_PROCESS_A_CORE) -m "long and not ray and not slow"
+
+ray: $(READY_TEST)
+	$(BIN)/python -m pytest -m "ray and not slow"
 
 lint: $(READY_TEST)
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from data_pipeline.reading.row_readers import read_piece
 from data_pipeline.schema.corpus_config import CorpusConfig
 
 REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real corpora are not here")
+needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="no ../shared/data (put the corpora there)")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def chromium() -> str:
     """The browser; a test without one is skipped."""
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
-        pytest.skip("no chromium here; `apt-get install chromium`")
+        pytest.skip("no Chromium (apt-get install chromium)")
     return found
 
 

@@ -19,14 +19,14 @@ def _program(name: str) -> str:
     places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
     found = str(places[-1]) if places else shutil.which(name)
     if found is None:
-        pytest.skip("no PostgreSQL here; `apt-get install postgresql`")
+        pytest.skip("no PostgreSQL (apt-get install postgresql)")
     return found
 
 
 @contextmanager
 def postgres() -> Iterator[str]:
     """URI of an empty database."""
-    pytest.importorskip("psycopg2")
+    pytest.importorskip("psycopg2", reason="no psycopg2 (pip install psycopg2-binary)")
     # PostgreSQL refuses to run as root, as which containers run tests; Debian's package makes a user for it.
     user = "postgres" if os.geteuid() == 0 else None
     port = free_port()

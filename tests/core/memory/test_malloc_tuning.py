@@ -12,7 +12,7 @@ import torch
 
 from core.memory.malloc_tuning import freed_memory_stays
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have ways of their own")
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc (run on Debian or the like)")
 
 NUM_BYTES = 5 * 2**23  # over the 32 MiB from which on glibc takes and gives back blocks one by one
 NUM_PAGES = NUM_BYTES // os.sysconf("SC_PAGE_SIZE")

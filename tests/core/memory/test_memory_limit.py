@@ -179,7 +179,7 @@ def test_a_limit_below_one_byte_is_refused(limit_bytes):
         pass
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device (run on a machine with a GPU)")
 def test_on_cuda_the_allocator_itself_refuses_and_the_limit_ends_with_the_block():
     device = torch.device("cuda", 0)
     torch.ones(1, device=device)
@@ -247,7 +247,7 @@ print(abs(free.metrics["holdout/loss_nats_per_token"] - starved.metrics["holdout
 @pytest.mark.slow
 def test_a_run_that_the_kernel_refuses_memory_goes_on_with_smaller_micro_batches():
     output = subprocess.run(
-        [sys.executable, "-c", STARVED_RUN.format(paths=[os.path.dirname(os.path.dirname(__file__)), os.getcwd()])],
+        [sys.executable, "-c", STARVED_RUN.format(paths=sys.path)],
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
         capture_output=True,
         text=True,
@@ -268,7 +268,7 @@ def test_counting_costs_less_than_a_fifth_of_a_small_training_step():
     model = nn.Sequential(*[nn.Sequential(nn.Linear(256, 256), nn.GELU(), nn.LayerNorm(256)) for _ in range(12)])
     rows = torch.randn(512, 256)
 
-    def seconds(num_steps: int = 20) -> float:
+    def seconds(num_steps: int = 2) -> float:
         """Of the processor, on one thread: other work beside takes none of them."""
         started_at = time.process_time()
         for _ in range(num_steps):
@@ -277,7 +277,8 @@ def test_counting_costs_less_than_a_fifth_of_a_small_training_step():
 
     seconds()
     plain_s, counted_s = [], []
-    for _ in range(5):
+    # Short stretches and many of them: other work beside empties the caches, and leaves some alone.
+    for _ in range(50):
         plain_s.append(seconds())
         with memory_limit(2**34, CPU):
             counted_s.append(seconds())

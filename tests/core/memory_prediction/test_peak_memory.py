@@ -230,11 +230,15 @@ def test_predicting_inside_a_budget_does_not_touch_it():
 @pytest.mark.slow
 def test_a_prediction_for_a_model_of_roberta_size_takes_under_one_and_a_half_seconds():
     predict_memory(a_run(layers=1), 502, micro_batch_size=4)  # imports
+    # Where Python sums a million squares in 45 ms; another processor takes longer for both.
+    started_s = time.process_time()
+    sum(number * number for number in range(1_000_000))
+    limit_s = 1.5 * (time.process_time() - started_s) / 0.045
     for device_type, precision in (("cpu", "fp32"), ("cpu", "bf16"), ("cuda", "bf16")):
         run = a_run(layers=6, width=768, heads=12, sequence_length=512, batch_size=64, precision=precision)
         started_s = time.process_time()
         predict_memory(run, 52_000, micro_batch_size=16, place=Place(device_type=device_type))
-        assert time.process_time() - started_s < 1.5
+        assert time.process_time() - started_s < limit_s
 
 
 def test_a_micro_batch_of_no_rows_is_refused():

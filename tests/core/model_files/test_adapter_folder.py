@@ -19,8 +19,8 @@ from core.settings.model_config import ModelConfig
 from core.settings.training_config import LoraConfig
 from data_pipeline.tokens.tokenizer import Vocabulary
 
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft", reason="no peft (pip install peft)")
+transformers = pytest.importorskip("transformers", reason="no transformers (pip install transformers)")
 
 __all__ = ["tokenizer_path", "vocabulary"]  # fixtures
 

@@ -16,7 +16,7 @@ from core.models.model_factory import build_model
 from core.settings.model_config import ModelConfig
 from data_pipeline.tokens.tokenizer import Vocabulary
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="no transformers (pip install transformers)")
 
 CONFIGS = {
     "roberta": ModelConfig(layers=3, width=48, heads=4, sequence_length=40),

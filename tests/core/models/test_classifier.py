@@ -28,7 +28,7 @@ from data_pipeline.tokens.batches import Batch, BatchSource
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from data_pipeline.tokens.tokenizer import Vocabulary, train_tokenizer, vocabulary_of
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="no transformers (pip install transformers)")
 
 CONFIGS = {
     "roberta": ModelConfig(layers=2, width=48, heads=4, sequence_length=24),

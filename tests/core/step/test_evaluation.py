@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn import metrics as sklearn_metrics
 from small_corpus import VOCABULARY, small_corpus
 from small_steps import a_step, train
 from two_workers import on_workers
@@ -54,7 +55,6 @@ def predictions(family: str) -> tuple[np.ndarray, np.ndarray, BatchSource]:
 
 @pytest.mark.parametrize("family", ["encoder", "decoder"])
 def test_metrics_are_those_of_scikit_learn(family: str) -> None:
-    sklearn_metrics = pytest.importorskip("sklearn.metrics")
     found = metrics_of(Workers(), family, 7)
     logits, labels, source = predictions(family)
     likeliest = logits.argmax(-1)

@@ -142,7 +142,7 @@ def test_each_trial_says_how_many_of_its_parameters_it_trains_and_needs_what_was
 def test_winner_is_a_model_for_transformers_and_an_adapter_for_peft_with_the_same_logits(
     swept: tuple[Path, str], base: Path, tmp_path: Path
 ) -> None:
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="no peft (pip install peft)")
     folder, _ = swept
     inputs_BT = torch.arange(5, 25)[None]
     with torch.no_grad():

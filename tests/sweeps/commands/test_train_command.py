@@ -1,7 +1,6 @@
 """`pretune train` as a user runs it: a sweep's winner, trained in stages, interrupted, gone on with, and used."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import transformers
 from mlflow.tracking import MlflowClient
 
 from command import press_ctrl_c, run, start
-from patience import HANGS_AFTER_S
+from patience import HANGS_AFTER_S, wait_until
 from sweeps.records.trial_records import TrialStore
 from sweeps.tracking.mlflow_store import EXPERIMENT
 
@@ -81,13 +80,11 @@ def staged(results: Path) -> tuple[str, str, list[float]]:
 
 
 def wait_for_second_stage(results: Path) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        for reports in results.glob("small-staged-*/trials/trial-0001/reports.jsonl"):
-            if '"stage": 2.0' in reports.read_text(encoding="utf-8"):
-                return
-        time.sleep(0.1)
-    raise AssertionError("the second stage never began")
+    def has_begun() -> bool:
+        found = results.glob("small-staged-*/trials/trial-0001/reports.jsonl")
+        return any('"stage": 2.0' in reports.read_text(encoding="utf-8") for reports in found)
+
+    wait_until(has_begun, "the second stage never began")
 
 
 def reports_of(results: Path) -> list[dict[str, float]]:

@@ -1,5 +1,6 @@
 """How a lane tells a shortage from a loss, and what becomes of the trial: real processes, stopped and short."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from core.memory.out_of_memory import OomFacts, classify, corroborated
 from core.memory.tensor_memory import SLACK_BYTES
 from core.memory_prediction.peak_memory import Place, predict_memory
 from core.settings.cooldown_branch import Pause
+from core.settings.precision import choose_precision
 from core.step.optimizer_step import UpdateOutOfMemoryError
 from core.training.run_end import RunEnd
 from data_pipeline.preparation.prepare import prepare
@@ -231,6 +233,16 @@ def end_of(lane: Lane) -> Message:
     while (message := lane.next_message()).kind != "end":
         pass
     return message
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("prepared")
+def test_workers_get_the_variables_that_limit_a_processor_and_so_compute_in_the_format_of_their_driver() -> None:
+    def told() -> list[str | None]:
+        limits = [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")]
+        return [*limits, choose_precision("auto", torch.device("cpu")).name]
+
+    assert ray.get(ray.remote(num_cpus=0)(told).remote()) == told()
 
 
 @pytest.mark.ray

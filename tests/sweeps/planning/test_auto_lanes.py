@@ -18,7 +18,7 @@ from sweeps.settings.sweep_sections import ResourcesConfig
 
 LONG = ("budget.trials=40", "budget.tokens_per_trial=10M", "training.micro_batch_size=8")
 CORES = os.cpu_count() or 1
-needs_two_cores = pytest.mark.skipif(CORES < 2, reason="one core leaves nothing to choose")
+needs_two_cores = pytest.mark.skipif(CORES < 2, reason="one core alone (run on a machine with two)")
 
 
 def choice(sweep: SweepConfig, results: Path) -> AutoLanes | None:

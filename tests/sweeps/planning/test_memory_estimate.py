@@ -16,8 +16,12 @@ from sweeps.planning.sweep_plan import SweepPlan, plan_sweep
 MEBIBYTE = 2**20
 
 
-def planned(*overrides: str) -> SweepPlan:
-    return plan_sweep(tiny_sweep("search={}", *overrides), vocabulary_size=1000, num_cpus=2, num_gpus=0)
+each_format = pytest.mark.parametrize("precision", ["fp32", "bf16"])
+
+
+def planned(precision: str = "auto", *overrides: str) -> SweepPlan:
+    sweep = tiny_sweep("search={}", f"training.precision={precision}", *overrides)
+    return plan_sweep(sweep, vocabulary_size=1000, num_cpus=2, num_gpus=0)
 
 
 def estimated(plan: SweepPlan, memory: str) -> list[str]:
@@ -38,8 +42,9 @@ def fitting(run: RunConfig, memory_bytes: int, *, checkpointing: bool = False) -
 
 
 @pytest.mark.long
-def test_parts_add_up_to_the_peak_and_largest_micro_batches_are_named() -> None:
-    plan = planned("training.batch_size=8", "training.micro_batch_size=4")
+@each_format
+def test_parts_add_up_to_the_peak_and_largest_micro_batches_are_named(precision: str) -> None:
+    plan = planned(precision, "training.batch_size=8", "training.micro_batch_size=4")
     lines, memory_bytes = estimated(plan, "1300KiB"), 1300 * 1024
     run = plan.sweep.run_config()
     prediction = predict_memory(run, 1000, micro_batch_size=4)
@@ -52,8 +57,9 @@ def test_parts_add_up_to_the_peak_and_largest_micro_batches_are_named() -> None:
     assert lines[-2] == f"largest micro-batch: {without}, with activation checkpointing {with_it} (of 8 rows a step)"
 
 
-def test_what_does_not_fit_is_told_what_to_change() -> None:
-    plan = planned("training.batch_size=8", "training.micro_batch_size=8")
+@each_format
+def test_what_does_not_fit_is_told_what_to_change(precision: str) -> None:
+    plan = planned(precision, "training.batch_size=8", "training.micro_batch_size=8")
     run = plan.sweep.run_config()
     peak = predict_memory(run, 1000, micro_batch_size=8).peak_bytes
     (words,) = estimated(plan, str(peak - MEBIBYTE // 4))[-1:]
@@ -64,8 +70,9 @@ def test_what_does_not_fit_is_told_what_to_change() -> None:
     assert estimated(plan, str(peak))[-1].endswith("; fits")
 
 
-def test_an_automatic_micro_batch_is_shown_as_a_run_would_choose_it() -> None:
-    plan = planned("training.batch_size=8")
+@each_format
+def test_an_automatic_micro_batch_is_shown_as_a_run_would_choose_it(precision: str) -> None:
+    plan = planned(precision, "training.batch_size=8")
     peak_of_4 = predict_memory(plan.sweep.run_config(), 1000, micro_batch_size=4).peak_bytes
     assert estimated(plan, str(peak_of_4))[0].startswith("micro-batch 4 (auto)")
 
@@ -78,7 +85,7 @@ def test_a_gpu_by_name_is_predicted_as_a_gpu_without_its_context() -> None:
 
 
 def test_what_the_figures_hold_for_is_said_and_what_of_a_gpus_memory_nobody_has_measured() -> None:
-    plenty = planned("training.micro_batch_size=1", "training.batch_size=1", "training.precision=bf16")
+    plenty = planned("bf16", "training.micro_batch_size=1", "training.batch_size=1")
     assert "predicted for training on processors in bf16; --device predicts for a GPU" in shown(plenty, memory="1GiB")
     words = shown(plenty, device="A100 40GB")
     assert "predicted for a GPU in bf16, not measured on one" in words

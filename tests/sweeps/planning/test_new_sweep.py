@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+from written_files import REAL_DATA, needs_real_data
 
 from sweeps.commands.cli import app
 from sweeps.planning.new_sweep import CorpusFacts, look_at, sweep_text, write_new_sweep
@@ -10,7 +11,6 @@ from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file, resolve_sweep
 from sweeps.settings.yaml_lines import read_yaml
 
-REAL_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 PROSE = CorpusFacts(10_000, 10**8, ("jsonl",), ("utf-8",), "text", 2_000, is_hex=False)
 
 
@@ -65,13 +65,13 @@ def test_corpus_that_a_sweep_would_refuse_is_refused_with_the_reasons(tmp_path: 
     assert not (tmp_path / "sweep.yaml").exists()
 
 
-@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real corpora are not here")
+@needs_real_data
 def test_packets_are_known_by_their_hex_words_and_prose_is_not() -> None:
     assert look_at(str(REAL_DATA / "traffic_ndpi/packets.csv")).is_hex
     assert not look_at(str(REAL_DATA / "kant/kant.txt")).is_hex
 
 
-@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real corpora are not here")
+@needs_real_data
 @pytest.mark.parametrize(
     "corpus",
     [

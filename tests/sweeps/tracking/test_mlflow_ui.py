@@ -16,6 +16,7 @@ from rich.console import Console
 
 from command import press_ctrl_c, processes_marked, read_until, start
 from mlflow_server import free_port
+from patience import HANGS_AFTER_S
 from sweep_examples import record
 from sweeps.analysis.result_tables import ranked
 from sweeps.analysis.trial_curves import TRAIN_LOSS
@@ -52,7 +53,7 @@ def ask(address: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(
         f"{address}/api/2.0/mlflow/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=HANGS_AFTER_S) as answer:
         return dict(json.load(answer))
 
 
@@ -63,10 +64,11 @@ def names_of_runs(address: str, experiment: str, query: str, order_by: list[str]
 
 @pytest.mark.long
 def test_the_ui_shows_the_runs_to_this_machine_alone_and_ctrl_c_leaves_nothing_behind(results: Path) -> None:
-    port = free_port()
+    port, started_at = free_port(), time.monotonic()
     process = start("ui", "--results", results, "--port", str(port), mark=f"ui-{port}")
     try:
         printed = read_until(process, "Ctrl-C ends the server")
+        start_s = time.monotonic() - started_at
         address = f"http://127.0.0.1:{port}"
         tables = re.findall(rf"{address}/#/experiments/(\d+)/runs\?(\S+)", printed)
         (experiment,) = {experiment for experiment, _ in tables}
@@ -99,11 +101,12 @@ def test_the_ui_shows_the_runs_to_this_machine_alone_and_ctrl_c_leaves_nothing_b
             if connection.status == psutil.CONN_LISTEN
         }
         assert {laddr.ip for laddr in listening} == {"127.0.0.1"}
-        started_at = time.monotonic()
+        pressed_at = time.monotonic()
         press_ctrl_c(process)
-        process.communicate(timeout=60)
+        process.communicate(timeout=HANGS_AFTER_S)
         assert process.returncode == 0
-        assert time.monotonic() - started_at < 30
+        # Sooner than it has started, on any machine.
+        assert time.monotonic() - pressed_at < start_s
         assert processes_marked(f"ui-{port}") == []
     finally:
         for running in processes_marked(f"ui-{port}"):
