@@ -28,7 +28,8 @@ from core.settings.precision import Precision
 from core.settings.training_config import LoraConfig, TrainingConfig
 from core.step.optimizer import build_optimizer
 from core.step.optimizer_step import OptimizerStep, StepResult
-from core.step.step_profile import StepProfile, Stretch
+from core.step.step_profile import StepProfile
+from core.step.step_stretches import Stretch
 from data_pipeline.tokens.batches import Batch, BatchSource, Shard
 
 Part = Literal[

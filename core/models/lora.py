@@ -15,10 +15,6 @@ from core.models.model_factory import build_model
 from core.settings.model_config import ModelConfig
 from core.settings.training_config import LoraConfig
 
-WITHOUT_BASE = (
-    "training.lora trains adapters of a model that is there already; give one as training.initial_weights (its folder) "
-    "or start.weights_of, or leave training.lora out"
-)
 _NAMES: dict[Form, dict[str, tuple[str, ...]]] = {
     "llama": {
         "qkv": ("q_proj", "k_proj", "v_proj"),

@@ -21,6 +21,12 @@ def _joined(targets: Any) -> Any:
     return targets
 
 
+WITHOUT_BASE = (
+    "training.lora trains adapters of a model that is there already; give one as training.initial_weights (its folder) "
+    "or start.weights_of, or leave training.lora out"
+)
+
+
 class LoraConfig(Settings):
     """Low-rank adaptation (LoRA, arXiv:2106.09685): all weights stay as they are, and beside chosen matrices W a
     product of two thin ones is trained, so that the model computes with W + alpha / rank x B A."""

@@ -18,15 +18,10 @@ from core.memory.memory_reports import Shortage
 from core.memory.out_of_memory import OomFacts
 from core.models.language_model import LanguageModel
 from core.settings.precision import Precision
+from core.step.holdout_masks import MASKING_RATE, MASKING_SEED
 from core.step.objectives import predicted_hidden
 from data_pipeline.tokens.batches import Batch, BatchSource
 from data_pipeline.tokens.token_blocks import PreparedCorpus
-
-MASKING_RATE = 0.15
-"""At which every masked LM is evaluated, whatever rate it trains with: losses at different rates do not compare."""
-
-MASKING_SEED = 15
-"""Of the holdout's masks: the same for every run there is."""
 
 _LOGITS_AT_ONCE = 2**23
 _LOGITS_IN_CACHE = 2**21

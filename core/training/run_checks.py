@@ -8,8 +8,9 @@ from core.model_files.adapter_folder import is_adapter
 from core.model_files.checkpoint import MODEL_FILE, read_progress
 from core.model_files.huggingface import holds_weights
 from core.model_files.initial_weights import hash_of_base
-from core.models.lora import WITHOUT_BASE, lora_faults
+from core.models.lora import lora_faults
 from core.settings.run_config import RunConfig
+from core.settings.training_config import WITHOUT_BASE
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 
 

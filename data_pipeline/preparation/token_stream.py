@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 
 from data_pipeline.preparation.duplicates import count_duplicates, find_duplicates
 from data_pipeline.preparation.encode import EncodeWork, token_dtype
-from data_pipeline.preparation.node_copies import all_nodes_see
 from data_pipeline.preparation.survey import Survey, holdout_threshold, sampled_texts, survey_parcel
 from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.parcel_tasks import RunParcels, for_each_parcel
@@ -207,6 +206,9 @@ def _encode(
     judges: bool = False,
 ) -> list[dict[str, Any]]:
     """What each parcel gave, in the order of the corpus; its blocks are in `work`."""
+    # It imports Ray, which a run in this process does without.
+    from data_pipeline.preparation.node_copies import all_nodes_see
+
     counter = PhaseCounter(report, "tokenizing", total=corpus.num_plain_bytes, unit="bytes")
     encode = EncodeWork(
         corpus=corpus,

@@ -8,8 +8,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import ray.data
-from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
 from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.pieces import Piece, describe, pieces_of, rebuild
@@ -29,6 +27,10 @@ def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]
     Names sort as the corpus is read. One task cuts, as many as there are cores work; what is cut and not yet worked on
     waits in the object store, which Ray Data keeps bounded.
     """
+    # Ray takes seconds to import, and commands that read in this process need none of it.
+    import ray.data
+    from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+
     units = [{"unit": number, "files": json.dumps(files)} for number, files in enumerate(_units(corpus))]
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from core.step.evaluation import MASKING_RATE
+from core.step.holdout_masks import MASKING_RATE
 from data_pipeline.schema.manifest import Manifest
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.settings.setting_paths import BATCH, BETA2, HALF_LIFE, MASKING, half_life_tokens

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from core.step.step_profile import STRETCHES
+from core.step.step_stretches import STRETCHES
 from sweeps.records.trial_records import LOSS
 
 TRAIN_LOSS = "train/loss_nats_per_token"

@@ -7,7 +7,6 @@ when they are lost, the next trial (or the same one again, from its checkpoint) 
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from core.distributed.workers import WorkerSilentError
 from core.memory.host_memory import kernel_oom_kills
 from core.memory.out_of_memory import OomFacts, classify, corroborated
+from sweeps.lanes.lane_spec import LaneSpec
 from sweeps.lanes.lane_worker import train_assignments
 from sweeps.lanes.mailbox import Assignment, Mailbox, Message
 
@@ -32,24 +32,6 @@ _GROUP_END_S = 60.0
 """How long a worker group may take to end after one of its workers failed; Train looks every 2 s."""
 _STOP_S = 60.0
 """How long a trial may take to end after it was told to: one optimizer step, or one evaluation."""
-
-
-@dataclass(frozen=True)
-class LaneSpec:
-    """What every lane of a sweep is made of."""
-
-    workers: int
-    use_gpu: bool
-    threads_per_worker: int
-    cpus_per_worker: float
-    gpus_per_worker: float
-    """0 without GPUs; below 1 where lanes share one, each with its part of the memory."""
-    storage_folder: str
-    """Where Ray Train writes its own state; nothing there is read back."""
-    environment: dict[str, str]
-    """Variables that the workers start with."""
-    worker_deadline_s: float
-    """A worker that does not answer the others for so long counts as lost."""
 
 
 class WorkersLostError(RuntimeError):

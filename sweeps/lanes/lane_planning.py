@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
 from core.memory.host_memory import host_memory_share
 from core.memory.memory_reports import LimitBy
 from data_pipeline.schema.user_errors import InputFault
-from sweeps.lanes.lane import LaneSpec
+from sweeps.lanes.lane_spec import LaneSpec
 from sweeps.settings.sweep_sections import ResourcesConfig
 
 _RESOURCE_STEPS = 10_000
@@ -196,6 +195,8 @@ def device_kind(lanes: LanePlan) -> str:
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)
         return f"{device.name} {device.total_memory / 2**30:.0f} GiB"
+    import ray
+
     # The driver's own node has no GPU: Ray knows what the others have, by name alone.
     names = sorted(name for name in ray.cluster_resources() if name.startswith("accelerator_type:"))  # type: ignore[no-untyped-call]
     return " ".join(name.removeprefix("accelerator_type:") for name in names) or "gpu"

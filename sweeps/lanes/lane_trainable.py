@@ -11,12 +11,12 @@ from ray import tune
 from core.training.run_end import RunEnd
 from sweeps.lanes.lane import (
     Lane,
-    LaneSpec,
     TrialFailedError,
     TrialOutOfMemoryError,
     WorkerKilledForMemoryError,
     WorkersLostError,
 )
+from sweeps.lanes.lane_spec import LaneSpec
 from sweeps.lanes.mailbox import Assignment
 from sweeps.records.outcomes import Outcome
 

@@ -6,12 +6,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from core.models.lora import WITHOUT_BASE, lora_faults
-from core.models.size_matching import equalized
 from core.settings.model_config import ModelConfig
 from core.settings.objective_config import ObjectiveConfig
 from core.settings.run_config import RunConfig
-from core.settings.training_config import LoraConfig, TrainingConfig
+from core.settings.training_config import WITHOUT_BASE, LoraConfig, TrainingConfig
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.schema.settings import Settings
 from sweeps.settings.search_space import Distribution
@@ -160,7 +158,7 @@ class SweepConfig(Settings):
         if self.objective.sft is None and self.packing.rows == "conversations":
             faults.append("packing.rows=conversations is for objective: sft; leave packing.rows out")
         if self.start is None or self.start.weights_of is None:  # else the shape is not known yet
-            faults += self.lora_faults(equalized(self.model))
+            faults += self.lora_faults(_equal_sized(self.model))
         faults += fault_of_stages(
             self.stages,
             num_positions=self.model.num_positions,
@@ -205,6 +203,8 @@ class SweepConfig(Settings):
         faults = []
         if self.training.initial_weights is None and (self.start is None or self.start.weights_of is None):
             faults.append(WITHOUT_BASE)
+        from core.models.lora import lora_faults  # It builds the model, so it needs torch.
+
         lora = self.training.lora or LoraConfig()
         given = {name: getattr(lora, name) for name in ("rank", "targets")}
         values = {
@@ -237,7 +237,7 @@ class SweepConfig(Settings):
             training=self.training.model_copy(update={"tokens": self.budget.tokens_per_trial}),
         )
         run = base.with_overrides(settings or {})
-        return run.model_copy(update={"model": equalized(run.model)})
+        return run.model_copy(update={"model": _equal_sized(run.model)})
 
     def stage_runs(self) -> tuple[RunConfig, ...]:
         """The training run of each stage; none where there are no stages."""
@@ -247,3 +247,12 @@ class SweepConfig(Settings):
     def packing_of(self, run: RunConfig) -> PackingConfig:
         """How the rows of one of its runs are packed."""
         return self.packing.model_copy(update={"sequence_length": run.model.sequence_length})
+
+
+def _equal_sized(model: ModelConfig) -> ModelConfig:
+    """The model with `equal_in` carried out. torch is imported only where there is something to carry out."""
+    if model.equal_in is None:
+        return model
+    from core.models.size_matching import equalized
+
+    return equalized(model)

@@ -53,7 +53,8 @@ from core.models.model_factory import build_model
 from core.settings.model_config import ModelConfig
 from core.settings.precision import choose_precision
 from core.settings.training_config import TrainingConfig
-from core.step.evaluation import MASKING_RATE, MASKING_SEED, evaluate
+from core.step.evaluation import evaluate
+from core.step.holdout_masks import MASKING_RATE, MASKING_SEED
 from core.step.noise_scale import steps_between_measurements
 from core.step.optimizer import build_optimizer, gradient_norm
 from core.step.optimizer_step import OptimizerStep, StepResult

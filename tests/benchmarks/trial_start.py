@@ -37,7 +37,7 @@ from core.training.training_run import run_training
 from data_pipeline.preparation.prepare import prepare
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.tokens.token_blocks import open_prepared
-from sweeps.lanes.lane import LaneSpec
+from sweeps.lanes.lane_spec import LaneSpec
 from sweeps.lanes.lane_trainable import LaneTrainable
 from sweeps.lanes.mailbox import Assignment
 from sweeps.lanes.ray_session import connect

@@ -17,7 +17,8 @@ from core.memory.memory_limit import memory_limit
 from core.memory.out_of_memory import OomFacts
 from core.models.language_model import LanguageModel
 from core.settings.precision import Precision
-from core.step.evaluation import MASKING_RATE, evaluate, holdout_source
+from core.step.evaluation import evaluate, holdout_source
+from core.step.holdout_masks import MASKING_RATE
 from core.step.objectives import summed_loss
 from data_pipeline.tokens.batches import BatchSource
 

@@ -29,7 +29,7 @@ from core.models.model_factory import build_model
 from core.settings.precision import Precision
 from core.settings.run_config import RunConfig
 from core.step.evaluation import evaluate, holdout_source
-from core.step.step_profile import STRETCHES
+from core.step.step_stretches import STRETCHES
 from core.training import run_checkpoints, training_run
 from core.training.run_end import RunEnd
 from core.training.training_run import run_training

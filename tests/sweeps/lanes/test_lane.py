@@ -31,13 +31,13 @@ from sweep_examples import TINY
 from sweeps.lanes import lane_worker
 from sweeps.lanes.lane import (
     Lane,
-    LaneSpec,
     TrialFailedError,
     TrialOutOfMemoryError,
     WorkerKilledForMemoryError,
     WorkersLostError,
     _ending,
 )
+from sweeps.lanes.lane_spec import LaneSpec
 from sweeps.lanes.lane_trainable import LaneTrainable
 from sweeps.lanes.lane_worker import train_assignments
 from sweeps.lanes.mailbox import Assignment, Message

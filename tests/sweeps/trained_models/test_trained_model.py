@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from core.distributed.workers import Workers
 from core.settings.precision import choose_precision
-from core.step.evaluation import MASKING_RATE, MASKING_SEED, evaluate
+from core.step.evaluation import evaluate
+from core.step.holdout_masks import MASKING_RATE, MASKING_SEED
 from data_pipeline.preparation.prepare import prepare
 from data_pipeline.reading.parcel_tasks import for_each_parcel_here
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
