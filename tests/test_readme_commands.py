@@ -1,4 +1,4 @@
-"""Every command of the README runs as it stands there, one after another in one folder."""
+"""Every command of the READMEs runs as it stands there, one after another in one folder."""
 
 import json
 import os
@@ -23,7 +23,7 @@ WRITES_NOTHING = ("pretune new", "pretune plan", "pretune estimate", "pretune pr
 
 
 class Folder:
-    """Where a user of the README stands: a corpus and a sweep file."""
+    """Where a user of the READMEs stands: a corpus and a sweep file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,7 +63,7 @@ class Folder:
 
 @pytest.fixture(scope="module")
 def printed(folder: Folder) -> dict[str, str]:
-    """What each command of the README printed."""
+    """Output of each command of the READMEs."""
     commands = commands_to_run()
     apart = [command for command in commands if command.startswith(WRITES_NOTHING)]
     with ThreadPoolExecutor(os.cpu_count()) as side_by_side:
@@ -76,10 +76,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return Folder(tmp_path_factory.mktemp("user"))
 
 
-def test_every_command_of_the_readme_runs(printed: dict[str, str], folder: Folder) -> None:
-    assert len(printed) >= 7
+def test_every_command_of_the_readmes_runs(printed: dict[str, str], folder: Folder) -> None:
+    assert len(printed) >= 12
     assert (folder.path / "first-sweep.yaml").is_file()
     assert (folder.results("my-sweep") / "best" / "model.safetensors").is_file()
+    assert (folder.path / "my-model" / "model.safetensors").is_file()
 
 
 def test_a_winner_goes_on_from_its_own_trunk_so_that_nothing_is_trained_twice(
@@ -97,7 +98,7 @@ def test_a_winner_goes_on_from_its_own_trunk_so_that_nothing_is_trained_twice(
 
 
 @pytest.mark.slow
-def test_the_picture_of_the_readme_is_drawn_by_the_command_beside_it(tmp_path: Path) -> None:
+def test_the_picture_of_a_readme_is_drawn_by_the_command_beside_it(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     shutil.copytree(ROOT / "sweeps" / "configs", tmp_path / "sweeps" / "configs")
     folder.run("pretune sweep sweeps/configs/quickstart.yaml --set resources.memory=90MiB")
