@@ -1,18 +1,16 @@
 """What a file says of a fine-tuning for classes: the model to begin with, labelled rows, training, what is tried."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, model_validator
 
 from data_pipeline.reading.table_rows import SettingNames
 from data_pipeline.schema.settings import Count, NumBytes, Settings, Share
+from sweeps.finetuning.finetune_settings import FinetuneSettings
 from sweeps.settings.search_space import Distribution
 from sweeps.settings.size_presets import LAPTOP
 from sweeps.settings.sweep_sections import file_name
-
-if TYPE_CHECKING:  # It brings torch with it; `pretune explain` reads only the fields.
-    from sweeps.finetuning.finetune_results import FinetuneSettings
 
 IN_A_FILE = SettingNames(
     text="corpus.text",
@@ -115,10 +113,8 @@ class FinetuneConfig(Settings):
             raise ValueError(f"search asks for {num_runs:,} runs; list fewer values, {_MOST_RUNS} combinations at most")
         return self
 
-    def settings(self) -> "FinetuneSettings":
+    def settings(self) -> FinetuneSettings:
         """The same as the engine takes it."""
-        from sweeps.finetuning.finetune_results import FinetuneSettings
-
         corpus, training = self.corpus, self.training
         rates = self._tried("training.learning_rate")
         micro = training.micro_batch_size

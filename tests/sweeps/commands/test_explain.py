@@ -9,6 +9,8 @@ import pytest
 from command import ROOT, run
 from patience import HANGS_AFTER_S
 
+pytestmark = pytest.mark.long
+
 
 def test_a_setting_is_explained_with_values_default_and_docstring() -> None:
     code, output = run("explain", "training.beta2")
@@ -37,6 +39,7 @@ def test_a_typo_is_a_fault_with_the_setting_that_was_meant(command: tuple[str, .
         ("learning_rate", "did you mean training.learning_rate or stages.learning_rate?"),
         ("trainig.beta2", "did you mean training.beta2?"),
         ("zzzz", "pretune explain lists all"),
+        ("5", "pretune explain lists all"),
     ],
 )
 def test_a_key_without_its_section_is_a_fault_that_names_the_sections(key: str, meant: str) -> None:
