@@ -12,12 +12,14 @@ class MixtureConfig(Settings):
     """Mixture of experts: top-k routing with an auxiliary balance loss (Switch, arXiv:2101.03961)."""
 
     experts: Count = 4
-    """Routed experts a layer."""
+    """Routed experts in each layer. All of them take memory; a token passes only experts_per_token of them."""
     experts_per_token: Count = 2
+    """Routed experts that each token passes; at most experts. Two is usual (Mixtral, arXiv:2401.04088)."""
     shared_experts: Annotated[int, Field(ge=0)] = 1
-    """Experts that every token passes."""
+    """Further experts in each layer that every token passes (DeepSeekMoE, arXiv:2401.06066)."""
     balance_weight: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the balance loss in the objective."""
+    """Weight of the balance loss in the objective. 0 leaves the router free, and a few experts may then take all
+    tokens. Switch Transformers uses 0.01 (arXiv:2101.03961)."""
 
     @model_validator(mode="after")
     def _enough_experts(self) -> Self:
@@ -30,10 +32,12 @@ class MemoryLayerConfig(Settings):
     """Product-key memory (arXiv:1907.05242) in place of the feed-forward."""
 
     entries: Count = 1_048_576
-    """Values in the table; a square number, for keys are pairs."""
+    """Values in the table, which all layers share; a square number, for keys are pairs. The table holds
+    entries x width parameters."""
     heads: Count = 4
+    """Queries that each token sends to the table; their results are added. Four in the paper (arXiv:1907.05242)."""
     entries_per_token: Count = 32
-    """Values read by each head for each token."""
+    """Values that each head reads for each token; at most the square root of entries. The paper takes 32."""
 
     @property
     def half_keys(self) -> int:
@@ -58,37 +62,58 @@ class ModelConfig(Settings):
     """Shape of one transformer. Whatever changes the parameter count lives here, except the vocabulary."""
 
     family: Literal["encoder", "decoder"] = "encoder"
-    """encoder: masked LM, every token sees its whole row. decoder: causal LM in Llama's form."""
+    """encoder: masked LM, every token sees its whole row. decoder: causal LM in Llama's form (pre-norm, rotary
+    positions, RMS norms, no biases)."""
 
     form: Literal["roberta", "modern"] = "roberta"
-    """Encoders only. roberta: post-norm, learned positions. modern: pre-norm, rotary, gated GELU, no biases."""
+    """Encoders only. roberta: post-norm, learned positions. modern: pre-norm, rotary positions, gated GELU, no
+    biases."""
 
     layers: Count = 4
+    """Transformer blocks, one after another. Parameters and operations grow in proportion. At equal parameters the loss
+    depends little on layers against width (arXiv:2001.08361)."""
     width: Count = 256
-    """Width of the residual stream; a multiple of heads."""
+    """Numbers in the vector of a token (the residual stream); a multiple of heads. Parameters grow with its square."""
     heads: Count = 4
+    """Attention heads of each layer. Each is width / heads numbers wide: 32 in small models and 64 in larger ones are
+    usual."""
     kv_heads: Count | None = None
-    """Key/value heads of a decoder (grouped-query attention). None: as many as heads."""
+    """Key/value heads of a decoder (grouped-query attention, arXiv:2305.13245); heads is a multiple of it. Fewer save
+    memory when text is generated. null: as many as heads."""
 
     feed_forward: Literal["auto", "gelu", "geglu", "swiglu", "moe", "memory", "none"] = "auto"
-    """auto: gelu for roberta, geglu for modern, swiglu for decoders."""
+    """Feed-forward part of each layer. gelu: two matrices. geglu, swiglu: gated, three matrices (arXiv:2002.05202).
+    moe: a mixture of experts, set by mixture. memory: a product-key memory, set by memory. none: attention only. auto:
+    gelu for roberta, geglu for modern, swiglu for decoders."""
     feed_forward_width: Count | None = None
-    """None: 4 x width for gelu; 8/3 x width rounded up to a multiple of 64 for gated forms."""
+    """Numbers in the hidden vector of the feed-forward. null: 4 x width for gelu; 8/3 x width, rounded up to a multiple
+    of 64, for gated forms. Both give the same parameters."""
     equal_in: Literal["parameters", "flops"] | None = None
-    """Make this model equal to the same one with its family's own feed-forward, in parameters or in operations a token:
-    the feed-forward's width, or the memory's entries, or else the layers are chosen for that. For comparing
-    feed-forwards. None: everything is as said."""
+    """For a fair comparison of feed-forwards: this model is made equal, in parameters or in operations a token, to the
+    same model with feed_forward: auto. The feed-forward's width is chosen for that, or the memory's entries, or else
+    the layers. null: the model is as the file has it."""
     mixture: MixtureConfig = MixtureConfig()
+    """Mixture of experts; for feed_forward: moe."""
     memory: MemoryLayerConfig = MemoryLayerConfig()
+    """Product-key memory; for feed_forward: memory."""
 
     sequence_length: Count = 128
-    """Tokens in a row of training."""
+    """Tokens in a row of training. Activations grow in proportion, and the time of attention with the square."""
     max_sequence_length: Count | None = None
-    """Longest row the model can take (learned positions). None: sequence_length."""
+    """Tokens in the longest row that the model can take (learned positions); at least sequence_length. null:
+    sequence_length."""
     rotary_base: PositiveFloat = 10_000.0
+    """Base of the rotary position frequencies; decoders and form: modern. 10,000 is for rows of a few thousand tokens
+    (arXiv:2104.09864); longer rows take more, as 500,000 (Llama 3, arXiv:2407.21783)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of activations set to zero in training: of embeddings, attention weights and the output of each part. 0 is
+    usual where a text is read once; 0.1 where it is read many times (BERT, arXiv:1810.04805)."""
     norm_epsilon: PositiveFloat = 1e-5
+    """Number added to the variance in each norm, against division by zero. 1e-5 is usual; 1e-6 and 1e-12 (BERT) also
+    occur. It hardly changes a loss."""
     tied_embeddings: bool = True
+    """true: the matrix that predicts tokens is the embedding of tokens (arXiv:1608.05859), which saves
+    vocabulary x width parameters: often most of a small model. false: each has its own."""
 
     @property
     def is_causal(self) -> bool:

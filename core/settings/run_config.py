@@ -14,8 +14,11 @@ class RunConfig(Settings):
     """One training run, whole."""
 
     model: ModelConfig = ModelConfig()
+    """Shape of the transformer."""
     objective: ObjectiveConfig
+    """Tokens or classes that are predicted."""
     training: TrainingConfig = TrainingConfig()
+    """Length of the training, batch, optimizer, learning rate, number format."""
 
     @model_validator(mode="after")
     def _objective_fits_family(self) -> Self:

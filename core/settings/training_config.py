@@ -32,15 +32,16 @@ class LoraConfig(Settings):
     product of two thin ones is trained, so that the model computes with W + alpha / rank x B A."""
 
     rank: Count = 8
-    """Rows of A, and columns of B."""
+    """Rows of A and columns of B; at most the smaller side of each adapted matrix. Trainable parameters grow in
+    proportion. 4 to 64 are usual."""
     alpha: PositiveFloat = 16.0
-    """Over the rank, the factor on what is learnt."""
-    targets: Annotated[str, BeforeValidator(_joined)] = "all-linear"
+    """Strength of the adapters: their product is multiplied by alpha / rank. Twice the rank is usual."""
+    targets: Annotated[str, BeforeValidator(_joined), Field(examples=["[q_proj, v_proj]"])] = "all-linear"
     """Matrices that are adapted: all-linear, attention, feed-forward, or names as transformers has them, such as
     [q_proj, v_proj]. Several names are also one text, for a search: "q_proj,v_proj"."""
     recompute_feed_forward: bool = True
-    """Compute the inside of feed-forwards again in the backward pass: about half the memory, for less time than frozen
-    weights save."""
+    """true: the backward pass computes the inside of feed-forwards again. That takes about half the memory, and less
+    time than frozen weights save. false: the activations are kept."""
 
     @property
     def scale(self) -> float:
@@ -52,51 +53,71 @@ class TrainingConfig(Settings):
     """How the parameters are moved."""
 
     batch_size: Count = 64
-    """Sequences per optimizer step over all workers (global)."""
+    """Sequences in each optimizer step, over all workers together; at least one for each worker. Small batches train
+    small models well if the learning rate and beta2 fit them (arXiv:2507.07101)."""
     micro_batch_size: Count | Literal["auto"] = "auto"
-    """Sequences per forward/backward on one worker. Changes speed and memory, never what is learnt."""
+    """Sequences in each forward and backward pass of one worker. It changes speed and memory, never what is learnt.
+    auto: the largest power of two that fits in memory and holds at most about 8,192 tokens."""
     tokens: Count | None = None
-    """Tokens of training. A sweep says it as budget.tokens_per_trial."""
+    """Tokens of training, as 20M; padding does not count. A sweep file has budget.tokens_per_trial instead."""
     epochs: PositiveFloat | None = None
-    """Passes over the training rows; instead of tokens."""
+    """Passes over the training rows, instead of tokens. A sweep file has budget.epochs_per_trial instead."""
 
     initial_weights: Annotated[str, AfterValidator(_absolute)] | None = None
-    """Folder of a model to begin with, such as the best/ of a sweep or a trial's checkpoint: the next stage of a
-    training, with longer rows for instance. Every worker reads it. None: weights are drawn at random."""
+    """Folder of a model whose weights the training begins with, such as the best/ of a sweep or a trial's checkpoint.
+    All nodes must be able to read it. null: weights are drawn at random."""
     lora: LoraConfig | None = None
-    """Train low-rank adapters of the initial weights, and not the weights. None: all weights are trained."""
+    """Low-rank adapters: they are trained, and the initial weights stay as they are. null: all weights are trained."""
 
     learning_rate: PositiveFloat = 5e-4
-    """Peak of the schedule."""
+    """Highest learning rate of the schedule (AdamW). The setting that a loss depends on most; small models take more
+    than large ones. Sweep it first, on a logarithmic scale, as {log_uniform: [1e-4, 1e-2]}."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
-    """wsd: warm-up, stable, 1-sqrt cooldown (arXiv:2405.18392)."""
+    """Course of the learning rate after the warm-up. wsd: constant, then a cooldown that falls with 1 - sqrt
+    (arXiv:2405.18392). cosine, linear: falls to the floor along that curve. constant: stays at the peak."""
     warmup: Share = 0.02
-    """Share of the tokens over which the learning rate rises."""
+    """Share of the tokens over which the learning rate rises from zero to its peak. 1 % to 5 % is usual. warmup and
+    cooldown together are at most 1."""
     cooldown: Share = 0.15
-    """wsd: share of the tokens over which the learning rate falls to zero."""
+    """wsd only: share of the tokens, at the end, over which the learning rate falls to zero. 10 % to 20 % reaches the
+    loss of a cosine schedule (arXiv:2405.18392)."""
     floor: Share = 0.0
-    """cosine, linear: share of the peak that is left at the end."""
+    """cosine and linear only: learning rate at the end, as a share of the peak. 0 to 0.1 is usual."""
 
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """On matrices only."""
+    """Decoupled weight decay of AdamW (arXiv:1711.05101): each step shrinks matrices by learning rate x weight_decay.
+    Biases and norms are not decayed. 0.01 (RoBERTa) to 0.1 (GPT-3) is usual."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Adam's decay of the running mean of gradients, per optimizer step. The mean reaches over about 1 / (1 - beta1)
+    steps. 0.9 is usual (arXiv:1412.6980) and seldom worth a sweep."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    """Adam's decay of the running mean of squared gradients, per optimizer step. The mean reaches over about
+    1 / (1 - beta2) steps. 0.95 (GPT-3) to 0.999 (arXiv:1412.6980) are usual; RoBERTa takes 0.98 (arXiv:1907.11692). The
+    smaller the batch, the nearer to 1."""
     beta2_half_life_tokens: Count | None = None
-    """Half-life of the second moment in tokens; instead of beta2, so that it holds for every batch size."""
+    """Tokens after which a squared gradient weighs half; instead of beta2. It holds for every batch size, where beta2
+    itself does not (arXiv:2507.07101). null: beta2 is as given."""
     epsilon: PositiveFloat = 1e-8
+    """Number added to Adam's denominator, against division by zero. 1e-8 is usual (arXiv:1412.6980); RoBERTa takes
+    1e-6. It hardly changes a loss."""
     clip: PositiveFloat | None = 1.0
-    """Largest global gradient norm. None: no clipping."""
+    """Largest Euclidean norm of all gradients together; larger ones are scaled down to it. 1.0 is usual. null: no
+    clipping."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the hardware computes it natively, else fp32."""
+    """Number format of matrix products; weights are always fp32. fp16 is for GPUs without bf16. auto: bf16 where the
+    hardware computes it natively, else fp32."""
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """true: the backward pass computes activations again. That takes less memory, and about a third more time."""
     compile: bool = False
+    """true: torch.compile translates the model to faster kernels. The first step of each shape takes up to minutes, so
+    it pays for long trainings and seldom for a sweep of short trials."""
     on_oom: Literal["shrink", "stop"] = "shrink"
-    """shrink: go on with a smaller micro-batch, which changes nothing in what is learnt. stop: the run ends as
-    infeasible, so that a micro-batch that is swept is judged as it is."""
+    """Reaction of a run that ran out of memory. shrink: it continues with a smaller micro-batch, which changes nothing
+    in what is learnt. stop: it ends as infeasible, so that a swept micro-batch is judged as it is."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the initial weights, the order of rows and the masks."""
+    """Seed of the initial weights, the order of rows, the masks and dropout. Another seed is another repeat of the same
+    settings."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -18,31 +18,35 @@ class CorpusConfig(Settings):
     """Where documents come from and which of them are held out."""
 
     path: str | tuple[str, ...] | None = None
-    """File, folder, glob, URI, or a list of them."""
+    """File, folder, glob or URI of the corpus, or a list of them. Instead of builtin."""
 
     builtin: Literal["python-docs"] | None = None
-    """A corpus that needs no file: the English prose that every CPython carries."""
+    """A corpus that needs no file, instead of path. python-docs: the English prose that every CPython carries."""
 
     text: str | None = None
-    """Column or key that holds the text. None: the column called text, or the only one that can be it."""
+    """Column or key that holds the text. null: the column called text, or the only one that can hold it."""
 
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "txt", "parquet"] = "auto"
-    """auto: told by the content of each file, not by its name."""
+    """Format of all files. auto: detected from the content of each file, not from its name."""
 
     documents: Literal["lines", "paragraphs", "files"] = "lines"
-    """What a document of a plain text file is. Other formats: a row is a document."""
+    """Unit of a plain text file that is one document: a line, a paragraph (text between empty lines) or the whole file.
+    In other formats a row is a document."""
 
     encoding: str | None = None
-    """Encoding of text files. None: detected for each file."""
+    """Encoding of text files, by any name that Python knows, as utf-8, gb18030 or latin-1. null: detected for each
+    file."""
 
     holdout: Share = 0.02
-    """Share of documents held out, chosen by a hash of their content; equal texts stand on one side."""
+    """Share of documents that no trial trains on, chosen by a hash of their content; equal texts are on one side. A
+    sweep needs a share above 0 and below 1. 1 % to 5 % is usual, and more for a corpus of a few megabytes."""
 
     max_rejected: Share = 0.05
-    """Preparation stops when a larger share of rows than this is rejected."""
+    """Largest share of rows, or of files, that may be rejected; preparation stops with the reasons above it."""
 
     drop_duplicates: bool = False
-    """Keep only the first of documents with equal text."""
+    """true: only the first of documents with equal text is used. Duplicates raise the loss on new text
+    (arXiv:2107.06499)."""
 
     @field_validator("encoding")
     @classmethod
@@ -65,23 +69,27 @@ class TokenizerConfig(Settings):
     """Which tokenizer is trained on the training split, or loaded."""
 
     kind: Literal["byte-bpe", "wordpiece", "words", "file"] = "byte-bpe"
-    """byte-bpe: byte-level BPE. words: split on white space; two-byte hex words get all 65,536 ids where there is room.
-    file: a tokenizer.json at `path`."""
+    """Kind of tokenizer. byte-bpe: byte-level BPE (GPT-2, RoBERTa). wordpiece: WordPiece (BERT). words: split on white
+    space; two-byte hex words get all 65,536 ids where there is room. file: the tokenizer.json at path."""
 
     vocabulary: Count = 8192
-    """Upper bound of entries, special tokens included. Not used for kind: file."""
+    """Most entries of the vocabulary, special tokens included; not used for kind: file. Embeddings take vocabulary x
+    width parameters, so small models do well with 4,000 to 16,000. Losses per token of different vocabularies do not
+    compare."""
 
     min_frequency: Count = 2
-    """A merge or word seen less often than this is not learnt."""
+    """Times that a merge or word must occur in the training text to be learnt. Not used for kind: file."""
 
     training_bytes: NumBytes = 128 * 2**20
-    """Text that the tokenizer is trained on: a sample, chosen by hash, of a corpus that has more."""
+    """Bytes of text that the tokenizer is trained on. A larger corpus gives a sample, chosen by hash. Not used for
+    kind: file."""
 
     special_tokens: Literal["roberta", "minimind"] = "roberta"
-    """roberta: <s> <pad> </s> <unk> <mask> = 0..4 (system D). minimind: <unk> <s> </s> = 0..2 (system C); no mask."""
+    """Special tokens and their ids. roberta: <s> <pad> </s> <unk> <mask> are 0 to 4. minimind: <unk> <s> </s> are 0 to
+    2; it has no mask, so it is for causal LMs. Not used for kind: file."""
 
     path: str | None = None
-    """tokenizer.json, for kind: file."""
+    """Path of a tokenizer.json; for kind: file, which needs it."""
 
     @model_validator(mode="after")
     def _path_belongs_to_file(self) -> Self:
@@ -96,18 +104,20 @@ class PackingConfig(Settings):
     """How documents become rows of equal length."""
 
     rows: Literal["packed", "one_per_row", "conversations"] = "packed"
-    """packed: documents one after another, no padding but in the last row. one_per_row: padded. conversations: as many
-    whole ones as a row holds, none of which sees another; a sweep file with objective: sft has this as its default."""
+    """Way in which documents fill rows. packed: one document after another; only the last row is padded. one_per_row: a
+    document in each row, padded. conversations: as many whole conversations as a row holds, none of which sees another;
+    the default with objective: sft."""
 
     too_long: Literal["split", "truncate"] = "split"
-    """one_per_row, conversations: what becomes of a document longer than a row. Conversations are split behind answers,
-    or end with the last answer that fits."""
+    """Treatment of documents longer than a row; one_per_row and conversations only. split: several rows; conversations
+    are split behind answers. truncate: the rest is left out; conversations end with the last answer that fits."""
 
     attention: Literal["across_documents", "within_documents"] = "across_documents"
-    """packed: whether a token sees other documents of its row; within: positions restart at each document."""
+    """Tokens that a token may attend to; packed only. across_documents: its whole row. within_documents: its own
+    document, whose positions begin at 0."""
 
     sequence_length: Count = Field(default=128, ge=8)
-    """Tokens in a row, special tokens included. A sweep file says it as model.sequence_length."""
+    """Tokens in a row, special tokens included. Leave it out of a sweep file: it equals model.sequence_length."""
 
     @property
     def confines_attention(self) -> bool:

@@ -5,7 +5,7 @@ What a command needs is imported when it runs: `pretune --help` answers at once.
 
 import typer
 
-from sweeps.commands import after_sweep, before_sweep, downstream, training_commands
+from sweeps.commands import after_sweep, before_sweep, downstream, explain, training_commands
 
 _BEFORE, _SWEEP, _AFTER = "Before a sweep", "The sweep", "After a sweep"
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 
 # One line each in the list, so that it fits a screen: the first line of the command's docstring.
 app.command(rich_help_panel=_BEFORE)(before_sweep.new)
+app.command(rich_help_panel=_BEFORE)(explain.explain)
 app.command(rich_help_panel=_BEFORE)(before_sweep.plan)
 app.command(rich_help_panel=_BEFORE)(before_sweep.estimate)
 app.command(rich_help_panel=_BEFORE)(before_sweep.prepare)

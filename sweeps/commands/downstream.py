@@ -88,8 +88,8 @@ def finetune(
     from data_pipeline.schema.settings import parse_bytes
     from sweeps.finetuning.finetune_report import print_figures
     from sweeps.finetuning.finetune_request import FinetuneRequest, request_of_file
-    from sweeps.finetuning.finetune_results import FinetuneSettings
     from sweeps.finetuning.finetune_run import carry_out
+    from sweeps.finetuning.finetune_settings import FinetuneSettings
 
     if Path(place).suffix in (".yaml", ".yml"):
         _refuse_beside_a_file(context, place)

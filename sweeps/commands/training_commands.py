@@ -16,6 +16,7 @@ from sweeps.commands.command_frame import (
     results_place,
     terminal,
 )
+from sweeps.commands.explain import ExplainKey
 
 
 @explains_faults
@@ -24,6 +25,7 @@ def sweep(
     overrides: Set = None,
     results: Results = None,
     verbose: Verbose = False,
+    _explain: ExplainKey = None,
 ) -> None:
     """Run a sweep; the same command again goes on with it.
 

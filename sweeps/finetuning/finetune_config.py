@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, model
 
 from data_pipeline.reading.table_rows import SettingNames
 from data_pipeline.schema.settings import Count, NumBytes, Settings, Share
-from sweeps.finetuning.finetune_results import FinetuneSettings
+from sweeps.finetuning.finetune_settings import FinetuneSettings
 from sweeps.settings.search_space import Distribution
 from sweeps.settings.size_presets import LAPTOP
 from sweeps.settings.sweep_sections import file_name
@@ -28,72 +28,83 @@ class PretrainedConfig(Settings):
     """Whose weights the runs begin with."""
 
     weights_of: str
-    """An encoder: a sweep's or training's, by name or results folder, or a folder of Hugging Face transformers.
-    Also runs:/ or models:/ of MLflow."""
+    """Encoder whose weights the runs begin with: a sweep or training by name or results folder, a folder of Hugging
+    Face transformers, or runs:/ID or models:/NAME of MLflow."""
     from_scratch: bool = False
-    """Train the same from random weights as well: what was pretraining worth?"""
+    """true: each run is also trained from random weights, which shows the gain of pretraining."""
 
 
 class LabelledCorpusConfig(Settings):
     """Texts with a class each."""
 
     path: str
-    """CSV, TSV, JSONL or Parquet: a file, folder or glob."""
+    """File, folder or glob of the labelled rows: CSV, TSV, JSONL or Parquet."""
     label: str
     """Column of the classes."""
     text: str | None = None
-    """Column of the texts. None: told by its name."""
+    """Column of the texts. null: found by its name."""
     holdout: Annotated[Share, Field(ge=0.01, le=0.9)] = 0.2
-    """Share of the texts that is held out; equal texts stand on one side."""
+    """Share of the texts that no run trains on; equal texts are on one side. 10 % to 20 % is usual."""
     least_rows: Count = 1
-    """Classes of fewer rows are left out."""
+    """Rows that a class needs; smaller classes are left out."""
     max_tokens: Annotated[Count, Field(ge=3)] | None = None
-    """Texts are cut to so many tokens. None: to what the model takes."""
+    """Tokens that a text is cut to, special tokens included. null: the longest row that the model takes."""
 
 
 class ClassifierTrainingConfig(Settings):
     """How a classifier is trained: AdamW along a linear schedule with a short warm-up."""
 
     learning_rate: PositiveFloat | Literal["auto"] = "auto"
-    """Peak of the schedule. auto: 5e-5 at a width of 768, and more for narrower models, in proportion."""
+    """Highest learning rate of the schedule. auto: 5e-5 at a width of 768 (BERT, arXiv:1810.04805), and in inverse
+    proportion to the width more for narrower models."""
     batch_size: Count = 32
-    """Rows a step."""
+    """Rows in each optimizer step. 16 and 32 are usual (BERT)."""
     micro_batch_size: Count | Literal["auto"] = "auto"
-    """Rows of one forward/backward; changes speed and memory, not what is learnt."""
+    """Rows in each forward and backward pass. It changes speed and memory, never what is learnt. auto: chosen by
+    memory."""
     epochs: PositiveFloat = 10.0
-    """Passes over the rows. The holdout is evaluated after each, and the best is kept."""
+    """Passes over the rows. The holdout is evaluated after each, and the best epoch is kept. 3 to 10 are usual."""
     dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    """Share of activations set to zero in training, of the encoder and of the head. 0.1 is usual (BERT)."""
     seed: NonNegativeInt = 0
-    """Of the head's first weights, the order of rows and dropout."""
+    """Seed of the head's first weights, the order of rows and dropout."""
 
 
 class MemoryConfig(Settings):
     """What the runs may use."""
 
     memory: NumBytes | None = None
-    """For weights, gradients, optimizer state and activations. None: no limit but the machine's."""
+    """Memory limit of the runs, in bytes, for weights, gradients, optimizer state and activations. Batches that do not
+    fit pass in smaller micro-batches. null: all that the machine has."""
 
 
 class FinetuneConfig(Settings):
     """One file of a fine-tuning for classes, resolved: every default written out."""
 
     name: Annotated[str, AfterValidator(file_name)]
-    """Names the results folder and the MLflow run: letters, digits, dot, dash and underscore."""
+    """Name of the fine-tuning, of its results folder and of its MLflow run: up to 64 letters, digits, dots, dashes and
+    underscores; the first is a letter or digit."""
     purpose: str = ""
-    """What it is to find out; stands in the report."""
+    """Question that the fine-tuning answers, in your words; the report quotes it."""
     size: str = LAPTOP
-    """Which of the file's `sizes` it is; `--set size=full` takes another."""
+    """Name of the size that is taken: laptop is the file as it stands, others are under sizes. --set size=full takes
+    another."""
     objective: Literal["classification"] = "classification"
+    """Predict the class of a text. It marks a file as one of a fine-tuning."""
     start: PretrainedConfig
-    """The model that is fine-tuned."""
+    """Encoder that is fine-tuned."""
     corpus: LabelledCorpusConfig
-    """Labelled rows."""
+    """Labelled rows: texts, and the class of each."""
     training: ClassifierTrainingConfig = ClassifierTrainingConfig()
+    """Learning rate, batch, epochs, dropout and seed of the classifier."""
     search: dict[str, Distribution] = Field(default_factory=dict)
-    """Dotted path of a setting to the values that are tried: every combination is trained."""
+    """Dotted path of each setting that is tried, and its values, as one of the distributions below: learning_rate,
+    batch_size, epochs and seed of training. Every combination is trained. Empty: one run. Example:
+    `training.seed: {choice: [0, 1, 2]}`"""
     grid_points: Count = 3
-    """Values taken from a range; of a choice all are."""
+    """Values taken from each range of search; a choice gives all of its values."""
     resources: MemoryConfig = MemoryConfig()
+    """Memory of the runs."""
 
     @model_validator(mode="after")
     def _is_a_grid_of_moderate_size(self) -> Self:

@@ -48,11 +48,11 @@ from sweeps.finetuning.finetune_results import (
     MODEL_FOLDER,
     Finetuned,
     FinetuneRun,
-    FinetuneSettings,
     Judged,
     Start,
     best_of,
 )
+from sweeps.finetuning.finetune_settings import FinetuneSettings
 from sweeps.records.results_folder import check_writable
 from sweeps.trained_models.trained_model import TrainedModel
 

@@ -11,7 +11,7 @@ from data_pipeline.schema.user_errors import InputFault
 from sweeps.finetuning.finetune_config import IN_A_FILE
 from sweeps.finetuning.finetune_engine import read_rows
 from sweeps.finetuning.finetune_file import FINETUNING, dump_finetuning
-from sweeps.finetuning.finetune_results import FinetuneSettings
+from sweeps.finetuning.finetune_settings import FinetuneSettings
 from sweeps.settings.settings_file import load_settings
 from sweeps.trained_models.finished_sweeps import place_of_model
 from sweeps.trained_models.model_locator import is_of_mlflow, model_at

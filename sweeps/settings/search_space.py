@@ -14,15 +14,19 @@ class Distribution(Settings):
     """Values that one setting may take: exactly one of the five."""
 
     choice: tuple[bool | int | float | str, ...] | None = Field(default=None, min_length=1)
-    """One of the values listed."""
+    """One of the values listed. Use it for words, powers of two and a few values. Example:
+    `training.batch_size: {choice: [16, 32, 64]}`"""
     uniform: tuple[float, float] | None = None
-    """Between two numbers."""
+    """A number between two, all equally likely. Use it for shares and rates. Example:
+    `training.weight_decay: {uniform: [0.0, 0.2]}`"""
     log_uniform: tuple[float, float] | None = None
-    """Between two positive numbers, evenly on a logarithmic scale."""
+    """A number between two positive ones, evenly on a logarithmic scale. Use it where the order of magnitude is in
+    question. Example: `training.learning_rate: {log_uniform: [1e-4, 1e-2]}`"""
     int_uniform: tuple[int, int] | None = None
-    """A whole number between two, both included."""
+    """A whole number between two, both included, all equally likely. Example: `model.layers: {int_uniform: [2, 8]}`"""
     log_int_uniform: tuple[int, int] | None = None
-    """A whole number between two positive ones, both included, evenly on a logarithmic scale."""
+    """A whole number between two positive ones, both included, evenly on a logarithmic scale. Example:
+    `training.batch_size: {log_int_uniform: [8, 256]}`"""
 
     @property
     def kind(self) -> str:

@@ -87,6 +87,9 @@ def fault_of(detail: Any, config: type[BaseModel], document: YamlDocument) -> Fa
             remedy = nearest(str(value), re.findall(r"'([^']*)'", detail["ctx"]["expected"]), listed=True)
         case _:
             rule = _rule_of(detail)
+    # Rules of our own ("value_error") come with a remedy; those of a type say only which values are wrong.
+    if not remedy and detail["type"] != "value_error" and _description(place, config):
+        remedy = f"see `pretune explain {place}`"
     return Fault(place or "file", document.line_of(place), value, rule, remedy)
 
 
@@ -153,5 +156,9 @@ def _fields_at(path: str, config: type[BaseModel]) -> list[str]:
 def _description(path: str, config: type[BaseModel]) -> str:
     parent, _, key = path.rpartition(".")
     model = _model_at(parent, config)
-    description = (model.model_fields[key].description or "") if model and key in model.model_fields else ""
-    return description.split("\n")[0].rstrip(".")
+    return first_sentence((model.model_fields[key].description or "") if model and key in model.model_fields else "")
+
+
+def first_sentence(docstring: str) -> str:
+    """The first sentence of a docstring, on one line and without its full stop."""
+    return " ".join(docstring.split()).split(". ")[0].removesuffix(".")

@@ -9,6 +9,11 @@ from sweeps.settings.yaml_lines import YamlDocument
 
 LAPTOP = "laptop"
 """The size of a file as it stands."""
+SIZES = (
+    "Sizes of the file by name, each with the settings that differ from the file as it stands. --set size=full takes "
+    "one. Example: `sizes: {full: {model: {layers: 6}}}`"
+)
+"""The explanation of the section `sizes`."""
 
 
 def with_size(values: Mapping[str, Any], differences: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,15 +15,18 @@ class StageConfig(Settings):
     """One stage. Weights and optimizer come from the one before; the schedule begins anew."""
 
     sequence_length: Annotated[int, Field(ge=8)] | None = None
-    """Tokens in a row. None: model.sequence_length. Positions cover the longest stage, so that none are added later."""
+    """Tokens in a row of this stage. The model's positions cover the longest stage from the beginning. null:
+    model.sequence_length."""
     batch_size: Count | None = None
-    """None: training.batch_size; likewise the next two."""
+    """Sequences in each optimizer step of this stage, over all workers together. null: training.batch_size."""
     micro_batch_size: Count | Literal["auto"] | None = None
+    """Sequences in each forward and backward pass of one worker in this stage. null: training.micro_batch_size."""
     learning_rate: PositiveFloat | None = None
+    """Highest learning rate of this stage's schedule. null: training.learning_rate."""
     epochs: PositiveFloat | None = None
-    """Passes over the training rows; whole steps only."""
+    """Passes over the training rows, in whole steps. A stage has epochs or tokens."""
     tokens: Count | None = None
-    """Tokens of training, instead of epochs."""
+    """Tokens of training, as 20M; padding does not count. A stage has epochs or tokens."""
 
     @model_validator(mode="after")
     def _has_one_length(self) -> Self:

@@ -61,33 +61,49 @@ class SweepConfig(Settings):
     """One sweep file, resolved: every default written out."""
 
     name: Annotated[str, AfterValidator(file_name)]
-    """Names the results folder and the MLflow run: letters, digits, dot, dash and underscore."""
+    """Name of the sweep, of its results folder and of its MLflow run: up to 64 letters, digits, dots, dashes and
+    underscores; the first is a letter or digit."""
     purpose: str = ""
-    """What the sweep is to find out; stands in the report."""
+    """Question that the sweep answers, in your words; the report quotes it."""
     baseline: str | None = None
-    """What the best trial is compared with in the report: a sweep's results folder, or runs:/ID of MLflow."""
+    """Result that the report compares the best trial with: a sweep's results folder, or runs:/ID of MLflow."""
     corpus: CorpusConfig
+    """Documents to train on, and the share of them that is held out."""
     size: str = LAPTOP
-    """Which of the file's `sizes` it is; `--set size=full` takes another."""
+    """Name of the size that is taken: laptop is the file as it stands, others are under sizes. --set size=full takes
+    another."""
     tokenizer: TokenizerConfig = TokenizerConfig()
+    """Tokenizer that is trained on the training documents, or loaded."""
     packing: PackingConfig = PackingConfig()
+    """Way in which documents become rows of equal length."""
     model: ModelConfig = ModelConfig()
+    """Shape of the transformer."""
     objective: ObjectiveConfig
+    """Tokens that are predicted: exactly one of masked_lm, causal_lm and sft."""
     training: TrainingConfig = TrainingConfig()
+    """Batch, learning rate, optimizer, number format, seed: all that moves the parameters."""
     start: StartConfig | None = None
-    """What an earlier sweep or training gives to this one; a resolved file has its settings in their places."""
+    """Settings or weights that an earlier sweep or training gives to this one. null: it begins anew."""
     stages: tuple[StageConfig, ...] = ()
-    """A training in stages, one after another; without `search`."""
+    """Training in stages, one after another, instead of a search: a list of sections, in order."""
     search: dict[str, Distribution] = Field(default_factory=dict)
-    """Dotted path of a setting to the values it may take. Empty: one trial."""
+    """Search space: the dotted path of each swept setting, and the values that it may take, as one of the distributions
+    below. Empty: one trial. Example: `training.learning_rate: {log_uniform: [1e-4, 1e-2]}`"""
     start_with: tuple[dict[str, Any], ...] = ()
-    """Settings tried first, as you give them: launched even where the memory prediction doubts them."""
+    """Settings of the first trials: a list, each with dotted paths of swept settings and their values. They are
+    launched even where the memory prediction doubts them."""
     searcher: SearcherConfig = SearcherConfig()
+    """Method that proposes settings."""
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    """Rule by which trials end before their tokens are used up."""
     repeats: RepeatsConfig = RepeatsConfig()
+    """Further trials of the leading settings with other seeds: they measure the noise of a loss."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """Times at which the holdout is evaluated."""
     budget: BudgetConfig
+    """Limits of the sweep: trials, tokens, operations, time."""
     resources: ResourcesConfig = ResourcesConfig()
+    """Workers, lanes, devices and memory of the trials."""
 
     @model_validator(mode="before")
     @classmethod
@@ -134,6 +150,9 @@ class SweepConfig(Settings):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
+        # Here and below torch is imported where a model is counted: `pretune explain` reads only the fields.
+        from core.models.size_matching import equalized
+
         faults = list(self._branch_faults())
         if self.packing.sequence_length != self.model.sequence_length:
             faults.append(
@@ -200,6 +219,8 @@ class SweepConfig(Settings):
         swept = [path for path in self.search if path.startswith("training.lora.")]
         if self.training.lora is None and not swept:
             return []
+        from core.models.lora import WITHOUT_BASE, lora_faults
+
         faults = []
         if self.training.initial_weights is None and (self.start is None or self.start.weights_of is None):
             faults.append(WITHOUT_BASE)
@@ -231,6 +252,8 @@ class SweepConfig(Settings):
 
     def run_config(self, settings: dict[str, Any] | None = None) -> RunConfig:
         """The training run of a trial with these settings (dotted path to value)."""
+        from core.models.size_matching import equalized
+
         base = RunConfig(
             model=self.model,
             objective=self.objective,

@@ -22,7 +22,7 @@ def _percentage(text: str) -> str:
     return text
 
 
-_Percentage = Annotated[str, AfterValidator(_percentage)]
+_Percentage = Annotated[str, AfterValidator(_percentage), Field(examples=["50%"])]
 
 
 def _fraction_as_percentage(value: Any) -> Any:
@@ -33,35 +33,40 @@ class SearcherConfig(Settings):
     """Who proposes settings."""
 
     method: Literal["tpe", "gp", "random", "grid"] = "tpe"
-    """tpe: tree-structured Parzen estimator (Optuna). gp: Gaussian process (Optuna); it needs fewer trials, and up to a
-    second to propose one. grid: every combination, in order."""
+    """Method that proposes settings. tpe: tree-structured Parzen estimator (Optuna). gp: Gaussian process (Optuna); it
+    needs fewer trials, and up to a second for each proposal. random: independent draws. grid: every combination, in
+    order."""
     start: Literal["informed", "none"] = "informed"
-    """informed: the first trials after start_with are points from knowledge, as `plan` says them. none: the method's
-    own."""
+    """First trials after those of start_with. informed: a few points from published rules for learning rate, batch
+    size, masking rate and beta2; pretune plan lists them. none: the method proposes all points."""
     seed: NonNegativeInt = 0
+    """Seed of the proposals. It changes which settings are tried, not how a trial trains: that is training.seed."""
     grid_points: Count = 5
-    """grid: values taken from a continuous range."""
+    """Values that a grid takes from each range; a choice gives all of its values. Other methods do not use it."""
     extend: bool = False
-    """Where the best trial lies on the edge of the space when the search has ended: widen the space there, and go on
-    with a quarter of the trials more; twice at most."""
+    """true: where the best trial is on an edge of the search space at the end, the space is widened there and the
+    search continues with a quarter more trials; twice at most."""
 
 
 class EarlyStoppingConfig(Settings):
     """Which trials end before their tokens are used up."""
 
     method: Literal["trunk-and-branch", "asha", "median", "none"] = "trunk-and-branch"
-    """trunk-and-branch: at a rung a trial pauses, a short branch that cools down from there (training.cooldown of the
-    rung's tokens) gives the loss it would have if it ended there, and the best go on from before the branch:
-    asynchronous successive halving with promotions. Needs training.schedule: wsd; with another one the default is asha.
-    asha: stops at rungs (arXiv:1810.05934), by losses at the learning rate of that moment.
-    median: stops what is worse than the others were on average by then."""
+    """Rule of early stopping. trunk-and-branch: a trial pauses at each rung, and a short branch cools down from there
+    (training.cooldown of the rung's tokens), so that its loss is that of a training of this length. The best trials are
+    promoted and continue from before the branch: asynchronous successive halving. It needs training.schedule: wsd; with
+    another schedule the default is asha. asha: trials stop at rungs by their losses at the learning rate of that moment
+    (arXiv:1810.05934). median: a trial stops where its best loss is above the median of the others' average losses up
+    to there. none: no trial stops early."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """At each rung the best 1/factor go on; rungs are this factor apart."""
+    """Ratio of two rungs' tokens; the best 1/factor of the trials are promoted at each rung. 3 and 4 are usual
+    (arXiv:1810.05934). Not used by median."""
     first_rung: Annotated[Share, Field(gt=0)] = 0.1
-    """No rung comes before this share of the tokens. median: a rung at every such share."""
+    """Share of the tokens before which there is no rung. median: a rung at every multiple of this share. Early losses
+    say little of large batches, which have taken only a few steps by then."""
     run_to_end: NonNegativeInt | Literal["auto"] = "auto"
-    """Trials, drawn at random beforehand, that are trained to the end whatever their losses at rungs: they show without
-    bias what those say of final losses. auto: one in ten."""
+    """Trials that are trained to the end whatever their losses at rungs; they are drawn at random beforehand. They show
+    without bias how well losses at rungs predict final losses. auto: one in ten."""
 
 
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -88,29 +93,33 @@ class BudgetConfig(Settings):
     """How much is spent. The sweep ends when any limit that is given is reached."""
 
     trials: Count = 20
-    """Trials of the search. What is refused before launch does not count, and neither do repeats. Where another limit
-    is given and this is not: 1,000."""
+    """Trials of the search. Trials that are refused before launch and repeats do not count. Ten for each swept setting
+    is a rule of thumb. Where another limit is given and this one is not: 1,000."""
     tokens_per_trial: Count
-    """Tokens of training that a trial gets unless it is stopped; padding does not count."""
+    """Tokens of training that a trial gets unless it is stopped; padding does not count. They may be written as 20M.
+    Twenty for each parameter are compute-optimal (arXiv:2203.15556); fewer suffice to compare settings."""
     epochs_per_trial: PositiveFloat | None = None
-    """The same in passes over the training rows, instead: what that is in tokens, the prepared corpus says."""
+    """Passes over the training rows that a trial gets, instead of tokens_per_trial. Up to four are nearly as good as
+    new text (arXiv:2305.16264)."""
     tokens: Count | None = None
-    """Tokens of training of all trials together. No trial starts that could exceed them."""
+    """Tokens of training of all trials together, as 1B. No trial starts that could exceed them. null: no limit."""
     flops: Annotated[float, Field(gt=0)] | None = None
     """Floating-point operations of training of all trials together, as the models need them. No trial starts that could
-    exceed them."""
-    wall_clock: Annotated[str, BeforeValidator(_duration)] | None = None
-    """How long the sweep may take from the first trial on, as 90min, 2h or 1d. Trials in flight are then stopped at
-    their next report, and none starts for which less time is left than the fastest trial took."""
+    exceed them. null: no limit."""
+    wall_clock: Annotated[str, BeforeValidator(_duration), Field(examples=["90min"])] | None = None
+    """Time that the sweep may take from its first trial, as 90min, 2h or 1d (units s, min, h, d). Running trials are
+    then stopped at their next report, and no trial starts with less time left than the fastest one took. null: no
+    limit."""
 
     patience: Count | None = None
-    """The search ends when so many trials in a row leave an expected improvement below the noise: that of a Gaussian
-    process over the space, against the standard deviation between seeds, or of what settings do not explain. None: it
-    does not, for with the few trials of a usual sweep that is a guess."""
+    """Trials in a row without an expected improvement above the noise, after which the search ends. The improvement is
+    that of a Gaussian process over the search space; the noise is the standard deviation between seeds, or else that
+    which settings do not explain. null: the search uses all of its trials, for with a few of them this is a guess."""
 
-    shorten_to: Annotated[str, BeforeValidator(_duration)] | None = None
-    """Trials get fewer tokens than tokens_per_trial where this machine, at its measured rate, would train all of them
-    for longer than this, as 3min. The first run measures the rate and results/memory/ keeps it. None: never fewer."""
+    shorten_to: Annotated[str, BeforeValidator(_duration), Field(examples=["3min"])] | None = None
+    """Time that all trials may take at this machine's measured rate, as 3min (units s, min, h, d); trials get fewer
+    than tokens_per_trial tokens where they would take longer. The first run measures the rate, and results/memory/
+    keeps it. null: tokens_per_trial as given."""
 
     @property
     def wall_clock_s(self) -> float | None:
@@ -151,10 +160,10 @@ class RepeatsConfig(Settings):
     does to a loss, and which settings are tied."""
 
     trials: NonNegativeInt | Literal["auto"] = "auto"
-    """At most so many, until the best can be told from the other leaders. auto: one for five trials of the budget, six
-    at most, and none for a budget of fewer than ten."""
+    """Most repeats after the search; they end earlier when the best settings no longer tie with the other leaders.
+    auto: one for five trials of the budget, at most six, and none for a budget of fewer than ten trials."""
     leaders: Count = 3
-    """Settings that are repeated."""
+    """Settings of the lowest losses that are repeated with other seeds."""
 
     def count(self, num_trials: int) -> int:
         """Repeats at most, for a search of so many trials."""
@@ -167,27 +176,29 @@ class ResourcesConfig(Settings):
     """What a trial runs on."""
 
     workers_per_trial: Count = 1
-    """Processes that share one trial's batch (data parallel)."""
+    """Worker processes that share each batch of one trial (data parallel); at most the batch size."""
     concurrent_trials: Count | Literal["auto"] = "auto"
-    """Lanes. auto: as many as train the most tokens a second together, measured once for a model's shape on a kind of
-    machine (`results/memory/`), in memory that holds them all, and no more than trials."""
+    """Trials that train at the same time, each on a lane of its own. auto: as many as train the most tokens a second
+    together and fit in memory, at most budget.trials; measured once for a model's shape on a kind of machine and kept
+    in results/memory/."""
     worker_deadline_s: Annotated[float, Field(ge=5)] = 600.0
-    """A worker that lets the others of its trial wait for so many seconds counts as lost; the trial then goes on from
-    its last checkpoint with new workers."""
+    """Seconds that the other workers of a trial wait for one of them before it counts as lost. The trial then resumes
+    from its last checkpoint with new workers."""
     checkpoint_every_s: Annotated[float, Field(gt=0)] = 60.0
-    """What a lost worker, node or driver costs at most: a running trial is saved so often."""
+    """Seconds between two checkpoints of a running trial: the most training that a lost worker, node or driver
+    costs."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """auto: GPUs if the cluster has any."""
+    """Device that trials train on. auto: GPUs if the cluster has any, else CPUs."""
     memory: Annotated[
-        NumBytes | Literal["auto"] | Annotated[str, AfterValidator(_percentage)],
+        NumBytes | Literal["auto"] | _Percentage,
         BeforeValidator(_fraction_as_percentage),
     ] = "auto"
-    """Memory of one worker for weights, gradients, optimizer state and activations. auto: the whole device, or the
-    worker's share of the host. A percentage, or a fraction below 1: of that."""
+    """Memory limit of one worker, in bytes, for weights, gradients, optimizer state and activations. auto: its share of
+    the GPU, or of the host. A percentage, or a fraction below 1, is a part of that."""
     memory_limit_by: LimitBy = "counting"
-    """On CPUs, how that is enforced. counting: the tensors of training are counted. rlimit: the kernel gives the
-    process no more private memory than that on top of what it has as the trial begins; that counts everything, and
-    ends a process whose libraries cannot do with a refusal."""
+    """Way in which the memory limit is enforced on CPUs. counting: the tensors of training are counted. rlimit: the
+    kernel gives the process no more private memory than the limit, besides that which it has as the trial begins.
+    rlimit counts everything, and a library that cannot bear a refusal ends the process."""
 
 
 class StartConfig(Settings):
@@ -195,14 +206,16 @@ class StartConfig(Settings):
     results are taken, or results folders."""
 
     settings_of: str | None = None
-    """A sweep: the settings that won there are the ones of this file."""
+    """Sweep whose winning settings are trained here, by name or results folder; for pretune train. They replace those
+    of the file, and --set replaces them."""
     weights_of: str | None = None
-    """A sweep or training: its model is what this one begins with (`training.initial_weights`)."""
+    """Sweep or training whose model this one begins with, by name or results folder; its shape and tokenizer come with
+    the weights."""
     trunk_of: str | None = None
-    """A trial's folder, filled in by `pretune train`: the training goes on from that trial's checkpoint before its
-    cooldown, which has the same settings."""
+    """Folder of a trial from whose checkpoint before the cooldown the training continues. pretune train fills it in;
+    leave it out of your own files."""
     notes: tuple[str, ...] = ()
-    """Where settings and weights come from, in words; filled in."""
+    """Sources of settings and weights, in words. pretune fills them in; leave them out of your own files."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -215,4 +228,4 @@ class EvaluationConfig(Settings):
     """When the holdout is evaluated, besides every rung and the end."""
 
     points: Count = 8
-    """Evaluations spread evenly over the tokens of a trial."""
+    """Evaluations of the holdout, spread evenly over the tokens of a trial; rungs and the end come besides."""

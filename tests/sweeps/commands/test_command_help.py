@@ -74,8 +74,14 @@ def completed(*words: str) -> list[str]:
 
 
 def test_a_shell_completes_commands_and_options() -> None:
-    assert sorted(completed("pretune", "e")) == ["embed", "estimate", "evaluate", "export"]
+    assert sorted(completed("pretune", "e")) == ["embed", "estimate", "evaluate", "explain", "export"]
     assert completed("pretune", "sweep", "my-sweep.yaml", "--res") == ["--results"]
+
+
+def test_a_shell_completes_the_settings_that_can_be_explained() -> None:
+    found = ["training.beta1", "training.beta2", "training.beta2_half_life_tokens"]
+    assert completed("pretune", "explain", "training.bet") == found
+    assert completed("pretune", "sweep", "--explain", "training.bet") == found
 
 
 def test_a_shell_completes_the_paths_of_sweep_files_itself() -> None:
