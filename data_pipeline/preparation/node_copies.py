@@ -1,12 +1,12 @@
 """Prepared corpora on clusters whose nodes do not share a disk: who sees a folder, and a copy for who does not."""
 
-import fcntl
 import shutil
 import uuid
 from pathlib import Path
 from typing import Any
 
 import ray
+from filelock import FileLock
 
 from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
 
@@ -43,8 +43,7 @@ def open_on_this_node(folder: Path, server: Any) -> PreparedCorpus:
     """
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / f".lock-copy-{folder.name}").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(folder.parent / f".lock-copy-{folder.name}"):
             if not folder.is_dir():
                 _fetch(folder, server)
     return open_prepared(folder)

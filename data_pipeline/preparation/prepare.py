@@ -1,6 +1,5 @@
 """Corpus to token blocks, once for each fingerprint."""
 
-import fcntl
 import os
 import shutil
 import time
@@ -9,6 +8,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+
+from filelock import FileLock, Timeout
 
 from data_pipeline.preparation.fingerprint import library_versions, row_fingerprint, stream_fingerprint
 from data_pipeline.preparation.token_stream import make_stream
@@ -185,14 +186,14 @@ def _link(source: Path, target: Path) -> None:
 @contextmanager
 def _only_one(path: Path, report: OnProgress) -> Iterator[None]:
     """Hold a lock that the kernel lets go when its process dies, however it dies."""
-    with path.open("w") as file:
-        started_at = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waited_s = int(time.monotonic() - started_at)
-                report(PrepareProgress("waiting for another preparation", waited_s, None, "s"))
-                time.sleep(_WAIT_S)
+    lock, started_at = FileLock(path), time.monotonic()
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=_WAIT_S)
+        except Timeout:
+            waited_s = int(time.monotonic() - started_at)
+            report(PrepareProgress("waiting for another preparation", waited_s, None, "s"))
+    try:
         yield
+    finally:
+        lock.release()

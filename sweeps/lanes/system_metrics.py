@@ -2,8 +2,8 @@
 
 import time
 from contextlib import suppress
-from pathlib import Path
 
+import psutil
 import torch
 
 _MB = 1e6
@@ -14,52 +14,33 @@ class SystemMetrics:
 
     def __init__(self) -> None:
         self._read_at, self._own_s = time.monotonic(), time.process_time()
-        self._busy, self._total = _processor_ticks()
+        self._own = psutil.Process()
+        # psutil keeps the ticks of the last reading, and this one begins the first stretch.
+        psutil.cpu_percent()
 
     def read(self) -> dict[str, float]:
         """Percentages and megabytes, as MLflow's own system metrics; takes well under a millisecond on a CPU."""
-        values = self._processors() | _memory()
+        values = self._processors() | self._memory()
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             values |= _gpu()
         return {f"system/{name}": value for name, value in values.items()}
 
     def _processors(self) -> dict[str, float]:
         now, own_s = time.monotonic(), time.process_time()
-        busy, total = _processor_ticks()
-        values = {}
-        if total > self._total:
-            values["cpu_utilization_percentage"] = 100 * (busy - self._busy) / (total - self._total)
+        values = {"cpu_utilization_percentage": psutil.cpu_percent()}
         if now > self._read_at:
             # Of one processor core, so that two busy threads are 200.
             values["process_cpu_utilization_percentage"] = 100 * (own_s - self._own_s) / (now - self._read_at)
-        self._read_at, self._own_s, self._busy, self._total = now, own_s, busy, total
+        self._read_at, self._own_s = now, own_s
         return values
 
-
-def _processor_ticks() -> tuple[int, int]:
-    """Busy and all ticks of the machine's processors since it started; zeros where the kernel is another than Linux."""
-    try:
-        first = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0]
-    except OSError:
-        return 0, 0
-    # user nice system idle iowait irq softirq steal; guest time is in user already.
-    ticks = [int(word) for word in first.split()[1:9]]
-    return sum(ticks) - sum(ticks[3:5]), sum(ticks)
-
-
-def _memory() -> dict[str, float]:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return {}
-    kibibytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    total, available = kibibytes["MemTotal"], kibibytes.get("MemAvailable", kibibytes["MemFree"])
-    return {
-        "system_memory_usage_megabytes": (total - available) * 1024 / _MB,
-        "system_memory_usage_percentage": 100 * (total - available) / total,
-        "process_memory_usage_megabytes": pages * 4096 / _MB,
-    }
+    def _memory(self) -> dict[str, float]:
+        machine = psutil.virtual_memory()
+        return {
+            "system_memory_usage_megabytes": (machine.total - machine.available) / _MB,
+            "system_memory_usage_percentage": machine.percent,
+            "process_memory_usage_megabytes": self._own.memory_info().rss / _MB,
+        }
 
 
 def _gpu() -> dict[str, float]:

@@ -1,11 +1,11 @@
 """What was measured of a kind of device, kept from sweep to sweep: one entry a shape in one JSON file."""
 
-import fcntl
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from filelock import FileLock
 from pydantic import ValidationError
 
 from data_pipeline.schema.settings import Settings
@@ -57,8 +57,7 @@ class KeptMeasurements(Generic[Entry]):
     def add(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         """Keep these as well; all that is known with them."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.with_suffix(".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self._file.with_suffix(".lock")):
             # Sweeps that run at the same time add to the same file.
             known = self.read() | dict(entries)
             kept = [entry.model_dump(mode="json") for entry in known.values()]

@@ -4,13 +4,13 @@ Kept are observations, not conclusions: what was asked of which limit, and wheth
 version of torch or another border between the two may then draw its own conclusions.
 """
 
-import fcntl
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from pydantic import ValidationError
 
 from data_pipeline.schema.settings import Settings
@@ -144,8 +144,7 @@ class MemoryStore:
             MemoryStoreError: The file is damaged.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.path.with_suffix(".lock")):
             known = self._read()
             known[torch_version] = without_repetitions([*known.get(torch_version, []), *observations])[-_MOST_KEPT:]
             write_atomically(self.path, self._as_text(known))

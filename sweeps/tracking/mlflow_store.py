@@ -1,6 +1,5 @@
 """The MLflow store: where it is, whether it answers, the experiment that all sweeps share."""
 
-import fcntl
 import logging
 import os
 import re
@@ -8,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -112,12 +112,9 @@ def _make_whole(file: Path) -> None:
     partial.rename(file)
 
 
-@contextmanager
-def _one_at_a_time(results_folder: Path) -> Iterator[None]:
+def _one_at_a_time(results_folder: Path) -> FileLock:
     # MLflow makes the tables of a new SQLite file without a lock: two sweeps that begin together make half of each.
-    with (results_folder / ".mlflow.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return FileLock(results_folder / ".mlflow.lock")
 
 
 @contextmanager
