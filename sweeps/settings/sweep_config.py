@@ -150,9 +150,6 @@ class SweepConfig(Settings):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
-        # Here and below torch is imported where a model is counted: `pretune explain` reads only the fields.
-        from core.models.size_matching import equalized
-
         faults = list(self._branch_faults())
         if self.packing.sequence_length != self.model.sequence_length:
             faults.append(
@@ -219,8 +216,6 @@ class SweepConfig(Settings):
         swept = [path for path in self.search if path.startswith("training.lora.")]
         if self.training.lora is None and not swept:
             return []
-        from core.models.lora import WITHOUT_BASE, lora_faults
-
         faults = []
         if self.training.initial_weights is None and (self.start is None or self.start.weights_of is None):
             faults.append(WITHOUT_BASE)
@@ -252,8 +247,6 @@ class SweepConfig(Settings):
 
     def run_config(self, settings: dict[str, Any] | None = None) -> RunConfig:
         """The training run of a trial with these settings (dotted path to value)."""
-        from core.models.size_matching import equalized
-
         base = RunConfig(
             model=self.model,
             objective=self.objective,
