@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from core.distributed.collective_attempt import attempt_together
 from core.distributed.workers import Workers
-from core.memory.memory_reports import Shortage
+from core.memory.memory_reports import OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts
 
 _STEPS_BEFORE_GROWING = 50
@@ -63,7 +63,7 @@ class MicroBatchSize:
         """Whether there are fewer rows to go on with."""
         return self._choose_smaller is not None and self.rows > 1
 
-    def shrink(self, facts: OomFacts, *, step: int = 0) -> Shortage | None:
+    def shrink(self, facts: OomFacts, *, step: int = 0) -> OutOfMemoryEvent | None:
         """After a shortage: go on with fewer rows; None where there are none. All workers call it with equal facts.
 
         Args:
@@ -83,7 +83,7 @@ class MicroBatchSize:
         # A size that is too much for the run itself rules out those above it.
         self._given_up = [*self._given_up, tried] if smaller.is_neighbours else []
         self.rows, self._clean_steps, self._has_grown = smaller.size, 0, False
-        return Shortage(facts, step, tried, smaller.size, smaller.is_neighbours)
+        return OutOfMemoryEvent(facts, step, tried, smaller.size, smaller.is_neighbours)
 
     def note_clean_step(self) -> None:
         """A step came to its end."""

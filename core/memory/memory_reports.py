@@ -10,7 +10,7 @@ LimitBy = Literal["counting", "rlimit"]
 
 
 @dataclass(frozen=True, slots=True)
-class Shortage:
+class OutOfMemoryEvent:
     """One shortage of memory that a run survived."""
 
     facts: OomFacts

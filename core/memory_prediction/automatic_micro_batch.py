@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from core.distributed.workers import Workers
-from core.memory_prediction.peak_memory import Place, predict_memory
+from core.memory_prediction.peak_memory import WorkerSetup, predict_memory
 from core.settings.run_config import RunConfig
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 
@@ -34,7 +34,8 @@ def choose_micro_batch(
     # The rule asks for powers of two: halving finds the one it wants, mostly by the first prediction, where the largest
     # feasible size takes ten.
     while feasible > 1 and memory_limit_bytes is not None:
-        needed = predict_memory(run, data.vocabulary.size, micro_batch_size=feasible, place=place_of(data, workers))
+        setup = worker_setup_of(data, workers)
+        needed = predict_memory(run, data.vocabulary.size, micro_batch_size=feasible, setup=setup)
         if needed.peak_bytes <= memory_limit_bytes:
             break
         feasible //= 2
@@ -60,9 +61,9 @@ def automatic_micro_batch(
     return dividing if 2 * dividing >= largest else largest
 
 
-def place_of(data: PreparedCorpus, workers: Workers) -> Place:
+def worker_setup_of(data: PreparedCorpus, workers: Workers) -> WorkerSetup:
     """Where these workers train on this corpus, for predictions."""
-    return Place(
+    return WorkerSetup(
         num_workers=workers.count,
         device_type="cuda" if workers.device.type == "cuda" else "cpu",
         has_document_ids=data.train.rows(np.zeros(1, np.int64)).document_ids is not None,

@@ -48,7 +48,7 @@ class MemoryPrediction:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WorkerSetup:
     """Where a run takes place: what its memory depends on besides its settings and its vocabulary."""
 
     num_workers: int = 1
@@ -61,11 +61,11 @@ class Place:
         return math.ceil(run.training.batch_size / self.num_workers)
 
 
-ALONE_ON_A_CPU = Place()
+SINGLE_CPU_WORKER = WorkerSetup()
 
 
 def predict_memory(
-    run: RunConfig, vocabulary_size: int, *, micro_batch_size: int, place: Place = ALONE_ON_A_CPU
+    run: RunConfig, vocabulary_size: int, *, micro_batch_size: int, setup: WorkerSetup = SINGLE_CPU_WORKER
 ) -> MemoryPrediction:
     """Peak memory of one worker of a run. About a second for a new shape, nothing for one that was asked before.
 
@@ -79,26 +79,26 @@ def predict_memory(
     """
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size={micro_batch_size}; at least 1")
-    rows = place.rows_of(run)
+    rows = setup.rows_of(run)
     shape = RunShape(
         model=_without_numbers(run.model),
         vocabulary_size=vocabulary_size,
         num_classes=run.objective.num_classes,
-        precision=predicted_precision(run, place.device_type),
+        precision=predicted_precision(run, setup.device_type),
         is_checkpointed=run.training.activation_checkpointing,
         lora=_lora_without_numbers(run.training.lora),
         micro_batch_size=min(micro_batch_size, rows),
         local_rows=_rows_worth_tracing(min(micro_batch_size, rows), rows),
-        exchanges_gradients=place.num_workers > 1,
+        exchanges_gradients=setup.num_workers > 1,
         predicted_per_row=_predicted_per_row(run),
-        has_document_ids=place.has_document_ids,
-        device_type=place.device_type,
+        has_document_ids=setup.has_document_ids,
+        device_type=setup.device_type,
     )
     return _predict(shape)
 
 
 def largest_micro_batch(
-    run: RunConfig, vocabulary_size: int, *, memory_bytes: int, place: Place = ALONE_ON_A_CPU
+    run: RunConfig, vocabulary_size: int, *, memory_bytes: int, setup: WorkerSetup = SINGLE_CPU_WORKER
 ) -> int:
     """Largest micro-batch whose predicted peak is within the memory; 0 if a single row's is not.
 
@@ -110,12 +110,12 @@ def largest_micro_batch(
     in one chunk more, so that logits shrink. But the peak of a step is that of its greediest pass, and over the sizes
     that share a number of chunks a first pass alone, or a later pass alone, is convex.
     """
-    rows = place.rows_of(run)
+    rows = setup.rows_of(run)
 
     def peak(micro_batch_size: int, rows_of_batch: int) -> int:
-        training = run.training.model_copy(update={"batch_size": rows_of_batch * place.num_workers})
+        training = run.training.model_copy(update={"batch_size": rows_of_batch * setup.num_workers})
         changed = run.model_copy(update={"training": training})
-        return predict_memory(changed, vocabulary_size, micro_batch_size=micro_batch_size, place=place).peak_bytes
+        return predict_memory(changed, vocabulary_size, micro_batch_size=micro_batch_size, setup=setup).peak_bytes
 
     if peak(rows, rows) <= memory_bytes:
         return rows
@@ -132,20 +132,22 @@ def largest_micro_batch(
     return 0
 
 
-def how_to_fit(run: RunConfig, vocabulary_size: int, *, memory_bytes: int, place: Place = ALONE_ON_A_CPU) -> str:
+def how_to_fit(
+    run: RunConfig, vocabulary_size: int, *, memory_bytes: int, setup: WorkerSetup = SINGLE_CPU_WORKER
+) -> str:
     """In words: what the run needs of the memory there is, and what to change if that is too much.
 
     A micro-batch of `auto` is taken as one row here, the least that a run can do with.
     """
     asked = run.training.micro_batch_size
-    prediction = predict_memory(run, vocabulary_size, micro_batch_size=1 if asked == "auto" else asked, place=place)
+    prediction = predict_memory(run, vocabulary_size, micro_batch_size=1 if asked == "auto" else asked, setup=setup)
     needs = f"needs {format_bytes(prediction.peak_bytes)} of {format_bytes(memory_bytes)}"
     if prediction.peak_bytes <= memory_bytes:
         return f"{needs}; fits"
     cures = []
     for checkpointing in (False, True) if not run.training.activation_checkpointing else (True,):
         changed = run.with_overrides({"training.activation_checkpointing": checkpointing})
-        largest = largest_micro_batch(changed, vocabulary_size, memory_bytes=memory_bytes, place=place)
+        largest = largest_micro_batch(changed, vocabulary_size, memory_bytes=memory_bytes, setup=setup)
         is_new = checkpointing and not run.training.activation_checkpointing
         if largest > 0 and is_new and asked != "auto" and largest >= asked:
             cures.append("activation checkpointing")

@@ -14,7 +14,7 @@ from core.distributed.adaptive_micro_batch import half_of
 from core.distributed.collective_attempt import attempt_together
 from core.distributed.workers import Workers
 from core.layers.cache_blocks import has_cache_blocks
-from core.memory.memory_reports import Shortage
+from core.memory.memory_reports import OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts
 from core.models.language_model import LanguageModel
 from core.settings.precision import Precision
@@ -118,7 +118,7 @@ class Evaluation:
         self.num_rows = num_rows
         self.shrinks = shrinks
         self._listen = listen
-        self.shortages: list[Shortage] = []
+        self.oom_events: list[OutOfMemoryEvent] = []
         """Those that it survived."""
 
     def metrics(self, *, step: int) -> dict[str, float] | OomFacts:
@@ -149,7 +149,7 @@ class Evaluation:
             return False
         # It needs less than training, which was predicted to fit: there is nothing to go by but halving.
         tried, self.num_rows = self.num_rows, half_of(self.num_rows)
-        self.shortages.append(Shortage(facts, step, tried, self.num_rows))
+        self.oom_events.append(OutOfMemoryEvent(facts, step, tried, self.num_rows))
         return True
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from core.distributed.collective_attempt import attempt_together
 from core.distributed.gradient_exchange import GradientExchange
 from core.distributed.workers import Workers
 from core.memory.allocator_thrashing import Thrashing, allocator_retries
-from core.memory.memory_reports import Shortage
+from core.memory.memory_reports import OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts, classify
 from core.models.language_model import LanguageModel
 from core.settings.precision import Precision
@@ -145,7 +145,7 @@ class OptimizerStep:
         self.batch_size = batch_size
         rows = min(micro_batch_size, math.ceil(batch_size / workers.count))
         self.micro_batch = MicroBatchSize(rows, workers, choose_smaller)
-        self.shortages: list[Shortage] = []
+        self.oom_events: list[OutOfMemoryEvent] = []
         """Those that it survived."""
         self.clip = clip
         self.seed = seed
@@ -206,10 +206,10 @@ class OptimizerStep:
             self._forget_gradients()
             self.model.forget_auxiliary_loss()  # and with it the activations of the pass that broke off
             tried = self.micro_batch_size
-            shortage = self.micro_batch.shrink(sums, step=step)
-            if shortage is None:
+            event = self.micro_batch.shrink(sums, step=step)
+            if event is None:
                 return StepOutOfMemory(sums, tried)
-            self.shortages.append(shortage)
+            self.oom_events.append(event)
             self.overlaps_exchange = False
 
     def rehearse(self, rows: int) -> None:

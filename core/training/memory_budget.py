@@ -6,7 +6,7 @@ from core.distributed.adaptive_micro_batch import Smaller
 from core.distributed.workers import Workers
 from core.memory.memory_limit import MemoryMeter
 from core.memory.out_of_memory import OomFacts
-from core.memory_prediction.peak_memory import Place, largest_micro_batch, predict_memory
+from core.memory_prediction.peak_memory import WorkerSetup, largest_micro_batch, predict_memory
 from core.settings.run_config import RunConfig
 from data_pipeline.schema.settings import format_bytes
 
@@ -17,7 +17,7 @@ class MemoryBudget:
 
     run: RunConfig
     vocabulary_size: int
-    place: Place
+    setup: WorkerSetup
     workers: Workers
     meter: MemoryMeter
     limit_bytes: int | None
@@ -33,7 +33,7 @@ class MemoryBudget:
     def predicted_bytes(self, micro_batch_size: int) -> int:
         """Peak of one worker with this micro-batch, as predicted."""
         return predict_memory(
-            self.run, self.vocabulary_size, micro_batch_size=micro_batch_size, place=self.place
+            self.run, self.vocabulary_size, micro_batch_size=micro_batch_size, setup=self.setup
         ).peak_bytes
 
     def smaller(self, tried: int, facts: OomFacts) -> Smaller:
@@ -72,4 +72,4 @@ class MemoryBudget:
         )
 
     def _largest(self, memory_bytes: int) -> int:
-        return largest_micro_batch(self.run, self.vocabulary_size, memory_bytes=memory_bytes, place=self.place)
+        return largest_micro_batch(self.run, self.vocabulary_size, memory_bytes=memory_bytes, setup=self.setup)

@@ -57,9 +57,9 @@ class MemoryProof:
         self._clean_steps += 1
         if not self.is_given:
             return None
-        shortage = self._evaluation.rehearse(step=step)
-        if shortage is not None:
-            return shortage
+        facts = self._evaluation.rehearse(step=step)
+        if facts is not None:
+            return facts
         is_unwatched = self._step.workers.device.type != "cpu"
         if not is_unwatched and self._may_stop_counting:
             self._budget.meter.stop()

@@ -9,7 +9,7 @@ import torch
 
 from core.distributed.collective_attempt import attempt_together
 from core.distributed.workers import Workers
-from core.memory.memory_reports import Shortage
+from core.memory.memory_reports import OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts
 from core.model_files.checkpoint import newest_checkpoint, restore, save_best, save_checkpoint, save_trunk
 from core.models.language_model import LanguageModel
@@ -36,7 +36,7 @@ class RunCheckpoints:
         self._folder, self._model, self._optimizer, self._workers = folder, model, optimizer, workers
         self._state = state
         self._written_at = time.monotonic()
-        self.shortages: list[Shortage] = []
+        self.oom_events: list[OutOfMemoryEvent] = []
         """Those that it survived; rank 0 alone knows of them."""
 
     def is_due(self, every_s: float | None) -> bool:
@@ -69,7 +69,7 @@ class RunCheckpoints:
         """There was no memory to write one."""
         state = self._state()
         rows = state["micro_batch_size"]
-        self.shortages.append(Shortage(facts, state["progress"]["step"], rows, rows))
+        self.oom_events.append(OutOfMemoryEvent(facts, state["progress"]["step"], rows, rows))
 
     def read_newest(self, run: RunConfig, data: PreparedCorpus, beginning: Beginning | None) -> dict[str, Any]:
         """Rank 0: puts a checkpoint's tensors in place and gives its state; empty without one.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from core.memory.memory_reports import Shortage
+from core.memory.memory_reports import OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts
 from core.settings.cooldown_branch import Branch
 
@@ -26,7 +26,7 @@ class RunEnd:
     """Most bytes live at once on one worker: of tensors on a CPU, of the caching allocator on CUDA."""
     oom: OomFacts | None = None
     """The shortage that ended it."""
-    shortages: tuple[Shortage, ...] = ()
+    oom_events: tuple[OutOfMemoryEvent, ...] = ()
     """Those that it survived, in order; rank 0 alone knows of those in writing checkpoints."""
     branch: Branch | None = None
     """Of a run that is paused."""

@@ -92,7 +92,7 @@ def run_stages(
     return replace(
         ends[-1],
         peak_memory_bytes=max((end.peak_memory_bytes or 0 for end in ends), default=0) or None,
-        shortages=tuple(shortage for end in ends for shortage in end.shortages),
+        oom_events=tuple(event for end in ends for event in end.oom_events),
     )
 
 

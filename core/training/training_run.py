@@ -12,9 +12,9 @@ from core.distributed.collective_attempt import StopRequestedError, attempt_toge
 from core.distributed.workers import Workers, check_same_model
 from core.memory.malloc_tuning import freed_memory_stays
 from core.memory.memory_limit import memory_limit
-from core.memory.memory_reports import LimitBy, Shortage
+from core.memory.memory_reports import LimitBy, OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts
-from core.memory_prediction.automatic_micro_batch import choose_micro_batch, place_of
+from core.memory_prediction.automatic_micro_batch import choose_micro_batch, worker_setup_of
 from core.model_files.checkpoint import copy_from_first
 from core.model_files.initial_weights import fresh_model, hash_of_base
 from core.settings.cooldown_branch import Branch, Pause, branch_schedule
@@ -90,7 +90,8 @@ def run_training(
         memory_limit(memory_limit_bytes, device, by=memory_limit_by) as meter,
         freed_memory_stays() if keeps_freed_memory else nullcontext(),
     ):
-        budget = MemoryBudget(run, data.vocabulary.size, place_of(data, workers), workers, meter, memory_limit_bytes)
+        setup = worker_setup_of(data, workers)
+        budget = MemoryBudget(run, data.vocabulary.size, setup, workers, meter, memory_limit_bytes)
         opened = attempt_together(
             lambda: _Run(run, data, workers, budget, micro_batch_size, folder, is_stopped),
             workers,
@@ -258,8 +259,8 @@ class _Run:
             return self._end("diverged", diverged)
         self.progress = before.after(result, num_rows=self.step.batch_size, elapsed_s=elapsed_s)
         self.last = result
-        shortage = self.proof.after_step(step=self.progress.step)
-        return result if shortage is None else self._infeasible(shortage, self.evaluation.num_rows)
+        facts = self.proof.after_step(step=self.progress.step)
+        return result if facts is None else self._infeasible(facts, self.evaluation.num_rows)
 
     def _pause(self, pause: Pause) -> RunEnd:
         """Keep the trunk, and see what it would come to with a cooldown from here."""
@@ -387,20 +388,20 @@ class _Run:
             micro_batch_size_used=self.step.micro_batch_size,
             peak_memory_bytes=self.budget.largest_peak_bytes(),
             oom=oom,
-            shortages=self._shortages(),
+            oom_events=self._oom_events(),
         )
 
     def _survived_in_words(self) -> str:
-        shortages, asked, used = self._shortages(), self.asked_micro_batch, self.step.micro_batch_size
-        count = f"{len(shortages)} time{'s' if len(shortages) > 1 else ''}"
-        ranks = ", ".join(sorted({f"rank {shortage.facts.rank}" for shortage in shortages}))
-        times = f"; memory ran out {count} on the way" if shortages else ""
-        times += f" on {ranks}" if shortages and self.workers.count > 1 else ""
+        events, asked, used = self._oom_events(), self.asked_micro_batch, self.step.micro_batch_size
+        count = f"{len(events)} time{'s' if len(events) > 1 else ''}"
+        ranks = ", ".join(sorted({f"rank {event.facts.rank}" for event in events}))
+        times = f"; memory ran out {count} on the way" if events else ""
+        times += f" on {ranks}" if events and self.workers.count > 1 else ""
         return times + (f", so with micro-batches of {used} rows instead of {asked}" if used < asked else "")
 
-    def _shortages(self) -> tuple[Shortage, ...]:
-        found = [*self.step.shortages, *self.evaluation.shortages, *self.checkpoints.shortages]
-        return tuple(sorted(found, key=lambda shortage: shortage.step))
+    def _oom_events(self) -> tuple[OutOfMemoryEvent, ...]:
+        found = [*self.step.oom_events, *self.evaluation.oom_events, *self.checkpoints.oom_events]
+        return tuple(sorted(found, key=lambda event: event.step))
 
     # Checkpoints
 

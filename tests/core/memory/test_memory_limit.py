@@ -239,7 +239,7 @@ def train(limit_bytes):
 free = train(None)
 starved = train(free.peak_memory_bytes // 2)
 print(free.outcome, free.micro_batch_size_used)
-print(starved.outcome, starved.micro_batch_size_used, [s.facts.kind for s in starved.shortages])
+print(starved.outcome, starved.micro_batch_size_used, [s.facts.kind for s in starved.oom_events])
 print(abs(free.metrics["holdout/loss_nats_per_token"] - starved.metrics["holdout/loss_nats_per_token"]) < 1e-3)
 """
 

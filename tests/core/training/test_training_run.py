@@ -244,7 +244,7 @@ def test_checkpoint_for_which_there_is_no_memory_is_reported_and_the_run_goes_on
     end = train(small_run(), tmp_path)
     assert end.outcome == "completed"
     # The last checkpoint was tried twice.
-    assert [(shortage.facts.phase, shortage.facts.kind, shortage.step) for shortage in end.shortages] == [
+    assert [(shortage.facts.phase, shortage.facts.kind, shortage.step) for shortage in end.oom_events] == [
         ("checkpoint", "host", 20)
     ] * 2
     assert end.reason.endswith("; memory ran out 2 times on the way")
@@ -274,11 +274,11 @@ def test_micro_batch_that_a_neighbour_made_impossible_comes_back_when_the_neighb
         run, data, folder=tmp_path / "a", report=report, report_every_s=0.0, memory_limit_bytes=2**30, **arguments
     )
     assert end.outcome == "completed", end.reason
-    assert all(shortage.is_neighbours and shortage.step == 4 for shortage in end.shortages)
-    left = [shortage.size for shortage in end.shortages]
+    assert all(shortage.is_neighbours and shortage.step == 4 for shortage in end.oom_events)
+    left = [shortage.size for shortage in end.oom_events]
     # Down in as many tries as it took, in one and the same step; up again by the same sizes, six clean steps each.
     stretches = [(size, len(list(steps))) for size, steps in itertools.groupby(sizes.values())]
-    assert stretches[:-1] == [(16, 4), (end.shortages[-1].smaller, 6), *((size, 6) for size in reversed(left[1:]))]
+    assert stretches[:-1] == [(16, 4), (end.oom_events[-1].smaller, 6), *((size, 6) for size in reversed(left[1:]))]
     assert stretches[-1][0] == 16
     clean = run_training(run, data, folder=tmp_path / "b", report=lambda _: True, memory_limit_bytes=2**30, **arguments)
     for key in HOLDOUT_KEYS:

@@ -18,7 +18,7 @@ from command import processes_marked, read_until, start
 from command import run as run_command
 from core.memory.out_of_memory import OomFacts, classify, corroborated
 from core.memory.tensor_memory import SLACK_BYTES
-from core.memory_prediction.peak_memory import Place, predict_memory
+from core.memory_prediction.peak_memory import WorkerSetup, predict_memory
 from core.settings.cooldown_branch import Pause
 from core.step.optimizer_step import UpdateOutOfMemoryError
 from core.training.run_end import RunEnd
@@ -169,7 +169,7 @@ def test_a_shortage_of_rank_1_alone_costs_both_workers_a_smaller_micro_batch(res
     sizes = ("training.batch_size=17", "training.micro_batch_size=9")
     run = load_sweep_file(file, sizes).run_config()
     of_eight, of_nine = (
-        predict_memory(run, 1000, micro_batch_size=size, place=Place(num_workers=2)).peak_bytes for size in (8, 9)
+        predict_memory(run, 1000, micro_batch_size=size, setup=WorkerSetup(num_workers=2)).peak_bytes for size in (8, 9)
     )
     # What the file lists is launched though it is predicted not to fit.
     listed = "start_with=[{training.learning_rate: 1e-3}]"
