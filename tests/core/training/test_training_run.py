@@ -199,8 +199,8 @@ def test_model_that_does_not_fit_is_infeasible_with_the_numbers_in_words(tmp_pat
     end = train(small_run(), tmp_path, memory_limit_bytes=150_000)
     assert (end.outcome, end.tokens) == ("infeasible", 0)
     pattern = (
-        r"out of memory with micro-batches of 8 rows: asked for \S+ KiB more than the budget of 146.48 KiB allows; "
-        r"\S+ KiB were in use, \S+ KiB were predicted as needed"
+        r"out of memory with micro-batches of 8 rows: asked for \S+ KiB more than the memory limit of 146.48 KiB "
+        r"allows; \S+ KiB were in use, \S+ KiB were predicted as needed"
     )
     assert re.fullmatch(pattern, end.reason), end.reason
     assert end.oom is not None
@@ -348,14 +348,14 @@ def with_a_caller_that_fails(workers: Workers, folder: Path) -> str:
 def test_failure_of_rank_0_alone_leaves_no_other_rank_waiting(tmp_path: Path) -> None:
     first, second = on_workers(2, with_a_caller_that_fails, tmp_path)
     assert first == "OSError: no space left on device"
-    assert second == "RuntimeError: rank 0 of 2 failed; its own error says why"
+    assert second == "RuntimeError: rank 0 of 2 failed; see the error of that rank for the cause"
 
 
 def test_folder_of_another_run_is_refused_on_all_ranks(tmp_path: Path) -> None:
     train(small_run(learning_rate=1e-4), tmp_path)
     first, second = on_workers(2, refusal, tmp_path)
     assert "training.learning_rate is 0.0001 there and 0.003 here" in first
-    assert second == "rank 0 of 2 failed; its own error says why"
+    assert second == "rank 0 of 2 failed; see the error of that rank for the cause"
 
 
 def refusal(workers: Workers, folder: Path) -> str:
