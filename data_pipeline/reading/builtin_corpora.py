@@ -43,7 +43,7 @@ def builtin_bytes(name: str) -> bytes:
 
 
 def python_docs() -> Iterator[str]:
-    """The topics of `pydoc_data`, then every docstring (40 characters or more) of the standard library, once each."""
+    """The topics of `pydoc_data`, then every docstring of the standard library that is long enough, once each."""
     from pydoc_data.topics import topics
 
     for _, topic in sorted(topics.items()):

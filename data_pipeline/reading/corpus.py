@@ -1,6 +1,6 @@
 """A corpus: its files, how to read them, and the size of its parcels.
 
-A parcel is a group of whole rows, 0.5 to 1 MiB, that any task on any node can process.
+A parcel is a group of whole rows, about a megabyte, that any task on any node can process.
 """
 
 from dataclasses import dataclass

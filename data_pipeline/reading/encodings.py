@@ -33,7 +33,7 @@ class Encoding:
 
 
 class HighByteSample:
-    """Collects up to 1 MiB of lines with bytes above 127 while a file is read.
+    """Collects a sample of the lines with bytes above 127 while a file is read.
 
     ASCII lines carry no information about the encoding: a file may begin with hundreds of megabytes of them.
     """

@@ -199,7 +199,7 @@ def _is_array_of_strings(head: str) -> bool:
 
 
 def _first_elements(head: str) -> list[dict[str, Any]]:
-    """The first complete objects of an array, at most 60."""
+    """The first complete objects of an array."""
     decoder = json.JSONDecoder()
     elements: list[dict[str, Any]] = []
     position = head.find("[") + 1

@@ -60,7 +60,7 @@ class Reject:
 
 
 def excerpt_of(row: bytes | str) -> str:
-    """The first 80 characters of a row; unprintable ones are escaped."""
+    """The first characters of a row; unprintable ones are escaped."""
     if isinstance(row, bytes):
         row = row[: 4 * _EXCERPT_CHARACTERS].decode("utf-8", "backslashreplace")
     head = row[:_EXCERPT_CHARACTERS].encode("utf-8", "backslashreplace").decode("utf-8")

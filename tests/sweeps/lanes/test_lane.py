@@ -73,9 +73,9 @@ def test_what_ended_a_worker_decides_what_it_says_of_the_trial(
 
 def test_a_bug_is_a_bug_and_a_silent_worker_is_lost() -> None:
     assert type(_ending(None, {}, "Traceback ...\nKeyError: 'x'")) is TrialFailedError
-    silent = _ending(None, {}, "Traceback ...\ncore.workers.WorkerSilentError: rank 0 of 2 has no answer from another")
+    silent = _ending(None, {}, "Traceback ...\ncore.workers.WorkerSilentError: rank 0 of 2 got no answer from another")
     assert type(silent) is WorkersLostError
-    assert "rank 0 of 2 has no answer" in str(silent)
+    assert "rank 0 of 2 got no answer" in str(silent)
 
 
 class BrokenLane:
