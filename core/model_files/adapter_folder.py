@@ -171,7 +171,7 @@ def _merge(adapter: _Adapter, weights: dict[str, Tensor]) -> Iterator[str]:
 
 
 def _shortened(modules: list[str], config: ModelConfig) -> list[str]:
-    """Shortest name endings that select exactly these modules in PEFT, which compares endings."""
+    """Name endings that select exactly these modules in PEFT, which compares endings; full names if no ending does."""
     everything = {name.removesuffix(".weight") for names in name_table(config).values() for name in names}
     found: set[str] = set()
     for name in modules:

@@ -113,7 +113,7 @@ def run_training(
 
 
 class _Run:
-    """One run between its start and its end."""
+    """State of one run: model, optimizer, data, progress and checkpoints."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class _Run:
         pause: Pause | None,
         keep_trunk: bool,
     ) -> RunEnd:
-        """The loop."""
+        """Run the training loop until the run ends or pauses."""
         points = sorted(evaluate_at_tokens)
         while not self._is_over():
             if pause is not None and self.progress.tokens >= pause.at_tokens:

@@ -1,4 +1,4 @@
-"""Texts to token blocks, parcel by parcel."""
+"""Encode texts into token blocks, parcel by parcel."""
 
 import json
 import os

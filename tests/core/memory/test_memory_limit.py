@@ -91,7 +91,7 @@ def test_tracking_finds_gradients_and_state_of_before_once():
         assert meter.current_bytes == 4 * (100 * 100 + 100) * 4 + 2 * 4
 
 
-def test_over_budget_says_that_it_is_a_budget_with_all_three_numbers():
+def test_over_the_limit_the_error_says_memory_limit_with_all_three_numbers():
     with memory_limit(10_000, CPU) as meter:
         kept = torch.ones(2000)
         with pytest.raises(torch.OutOfMemoryError, match="Memory limit exceeded") as caught:
