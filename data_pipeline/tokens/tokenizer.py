@@ -68,13 +68,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
         ValueError: The file is missing or not a tokenizer.json.
     """
     if not path.is_file():
-        raise ValueError(f"tokenizer {path} does not exist; give the path of a tokenizer.json as tokenizer.path")
+        raise ValueError(f"tokenizer {path} does not exist")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as cause:  # The library raises bare Exception.
-        raise ValueError(
-            f"{path} is not a tokenizer.json of the tokenizers library: {cause}; save it with Tokenizer.save"
-        ) from cause
+        raise ValueError(f"{path} is not a tokenizer.json of the tokenizers library: {cause}") from cause
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -95,9 +93,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 
     eos, unk, pad = first(_EOS), first(_UNK), first(_PAD)
     if eos is None:
-        raise ValueError(
-            f"the tokenizer has no token that ends a text; it needs one of {', '.join(_EOS)}: add one to tokenizer.json"
-        )
+        raise ValueError(f"the tokenizer has no token that ends a text; it needs one of {', '.join(_EOS)}")
     bos = first(_BOS)
     return Vocabulary(
         size=max(ids.values()) + 1,
