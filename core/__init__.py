@@ -1,1 +1,1 @@
-"""One training run in plain torch: models, loss, step, loop. Knows neither Ray nor MLflow."""
+"""One training run in plain torch: models, loss, step, loop. Depends on neither Ray nor MLflow."""

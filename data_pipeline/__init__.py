@@ -1,1 +1,1 @@
-"""From corpus files to token blocks and batches. Knows Ray Data and tokenizers; knows nothing of models."""
+"""Corpus files to token blocks and batches. Depends on Ray Data and tokenizers, not on models."""

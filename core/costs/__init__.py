@@ -1,1 +1,1 @@
-"""Costs of a configuration, counted or measured: parameters, FLOPs, fastest micro-batch, fastest number of lanes."""
+"""Costs of a configuration, counted or measured: parameters, FLOPs, fastest micro-batch size, best number of lanes."""

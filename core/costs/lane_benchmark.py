@@ -1,7 +1,7 @@
-"""What processes that train side by side on one machine come to together: few with many threads, or many with few.
+"""Measure the total training speed of parallel processes on one machine: few with many threads, or many with few.
 
-Measured, for it cannot be known: more threads help a large model and hinder a small one, and processes side by side
-share caches and memory channels.
+It cannot be predicted: more threads help a large model and slow a small one, and parallel processes share caches and
+memory channels.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from typing import Any
 from core.settings.run_config import RunConfig
 
 _FOR_S = 0.4
-"""Each way is timed for so long, and for two steps at least."""
+"""Duration of each measurement in seconds; at least two steps are timed."""
 _ROUNDS = 2
 _QUIET = 0.8
-"""Share of the time in which a process that has a processor for itself is on it."""
+"""Minimum share of the time that a process runs if no other process uses its core."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """So many processes with so many threads each."""
+    """A number of processes, and the number of threads of each."""
 
     processes: int
     threads: int
@@ -35,13 +35,13 @@ class Way:
 
 @dataclass(frozen=True)
 class Pace:
-    """What one way came to."""
+    """Measured speed of one way."""
 
     way: Way
     tokens_per_s: float | None
-    """Of all processes together; None: one of them ended, as without memory."""
+    """Tokens per second of all processes together. None: a process ended, for example without memory."""
     was_quiet: bool
-    """Whether each process had its processors for itself."""
+    """True if no other program used the cores of these processes."""
 
 
 def measure_side_by_side(
@@ -54,14 +54,15 @@ def measure_side_by_side(
     share_device: bool = False,
     timeout_s: float = 20.0,
 ) -> list[Pace]:
-    """Train the shape of a run on random rows in each of these ways, for about half a second each.
+    """Speed of each way: trains the shape of a run on random rows, about half a second per way and round.
 
-    The better of two rounds counts: what disturbs makes things slower, never faster.
+    The best round counts, because disturbances only slow a measurement.
 
     Args:
-        rows: Of one micro-batch.
-        share_device: Each process may take its part of the device's memory and no more.
-        timeout_s: A machine so busy that this passes teaches nothing; what has been measured by then is known.
+        ways: Numbers of processes and threads to measure.
+        rows: Micro-batch size in rows.
+        share_device: Limit each process to an equal share of the memory of the device.
+        timeout_s: All processes are killed after this time; ways not measured by then have no speed.
     """
     most = max(way.processes for way in ways)
     shape = {
@@ -75,7 +76,7 @@ def measure_side_by_side(
     with _processes(most, timeout_s) as processes:
         if not all(_tell(process, **shape) for process in processes):
             return [Pace(way, None, True) for way in ways]
-        # The most processes last: where they end for want of memory, the others have been measured.
+        # Measure the most processes last: if they run out of memory, all other ways are already measured.
         for way in sorted(ways, key=lambda one: one.processes) * _ROUNDS:
             now = _pace(processes[: way.processes], way)
             before = paces.get(way, now)
@@ -85,9 +86,9 @@ def measure_side_by_side(
 
 @contextmanager
 def _processes(count: int, timeout_s: float) -> Iterator[list[subprocess.Popen[str]]]:
-    places = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
-    # Or torch would keep to the number of threads that it is told there.
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    # torch would otherwise use the number of threads in this variable.
     environment.pop("OMP_NUM_THREADS", None)
     started = [
         subprocess.Popen(
@@ -97,7 +98,7 @@ def _processes(count: int, timeout_s: float) -> Iterator[list[subprocess.Popen[s
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches the driver, which ends them.
+            start_new_session=True,  # Ctrl-C reaches only the driver, which kills them.
         )
         for _ in range(count)
     ]
@@ -106,7 +107,7 @@ def _processes(count: int, timeout_s: float) -> Iterator[list[subprocess.Popen[s
         for process in started:
             process.kill()
 
-    # A process that is stuck would be waited for without end; of one that is killed the pipe breaks.
+    # Waiting for a hanging process would never end; killing it breaks its pipe.
     watchdog = threading.Timer(timeout_s, end)
     watchdog.daemon = True
     watchdog.start()
@@ -118,7 +119,7 @@ def _processes(count: int, timeout_s: float) -> Iterator[list[subprocess.Popen[s
         for process in started:
             process.wait()
             for pipe in (process.stdin, process.stdout):
-                # What was written to a process that ended can reach nobody.
+                # Data in the pipe of a process that ended cannot be flushed.
                 with contextlib.suppress(OSError):
                     assert pipe is not None
                     pipe.close()
@@ -142,7 +143,7 @@ def _pace(processes: Sequence[subprocess.Popen[str]], way: Way) -> Pace:
 
 
 def _tell(process: subprocess.Popen[str], **request: Any) -> bool:
-    """Whether the process is still there to hear it."""
+    """Send a request; False if the process has ended."""
     assert process.stdin is not None
     try:
         process.stdin.write(json.dumps(request) + "\n")
@@ -153,7 +154,7 @@ def _tell(process: subprocess.Popen[str], **request: Any) -> bool:
 
 
 def _hear(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The next answer; empty when the process has ended."""
+    """The next answer; empty if the process has ended."""
     assert process.stdout is not None
     line = process.stdout.readline()
     answer: dict[str, Any] = json.loads(line) if line.endswith("\n") else {}

@@ -1,9 +1,9 @@
-"""How fast one process trains a run's shape, on random rows: no corpus is read and nothing is kept.
+"""Measure how fast one process trains the shape of a run on random rows, without corpus or results.
 
     python -m core.costs.lane_benchmark_worker
 
-is the process that `core.costs.lane_benchmark` starts as often as there are to be lanes. It hears what to do line by
-line on its standard input and answers on its standard output, each in JSON.
+`core.costs.lane_benchmark` starts one such process per lane. Requests arrive on standard input and answers leave on
+standard output, one JSON object per line.
 """
 
 import json
@@ -26,13 +26,13 @@ from data_pipeline.tokens.batches import Batch, BatchSource, Shard
 
 
 def training_steps(run: RunConfig, *, vocabulary_size: int, rows: int, device: torch.device) -> Iterator[int]:
-    """Whole optimizer steps without end, each the tokens that it has taken.
+    """Take optimizer steps endlessly; yields the number of tokens of each.
 
     Args:
-        rows: Of one micro-batch, of which each step takes one.
+        rows: Rows of a step, which has one micro-batch.
 
     Raises:
-        MemoryError: There is no memory for it.
+        MemoryError: A step ran out of memory.
     """
     precision = choose_precision(run.training.precision, device)
     model = build_model(run.model, vocabulary_size)
@@ -53,13 +53,13 @@ def training_steps(run: RunConfig, *, vocabulary_size: int, rows: int, device: t
     number = 0
     while True:
         if not isinstance(step.take(step=number, position=0, learning_rate=lambda _: 1e-6), StepResult):
-            raise MemoryError(f"{rows} rows do not fit")
+            raise MemoryError(f"a micro-batch of {rows} rows does not fit in memory; use fewer rows")
         number += 1
         yield rows * run.model.sequence_length
 
 
 class _RandomRows(BatchSource):
-    """Full rows of random tokens, as many of them predicted as in training."""
+    """Full rows of random tokens, with as many predicted positions as in training."""
 
     def __init__(self, run: RunConfig, vocabulary_size: int) -> None:
         self._length, self._vocabulary_size = run.model.sequence_length, vocabulary_size
@@ -102,9 +102,9 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
     while request := requests.readline():
         asked = json.loads(request)
         torch.set_num_threads(asked["threads"])
-        next(steps)  # The first step with other threads starts them.
+        next(steps)  # The first step after a change of the number of threads starts them.
         answer(ready=True)
-        requests.readline()  # All begin at once.
+        requests.readline()  # All processes begin together.
         began, busy_from, tokens, num_steps = time.perf_counter(), time.thread_time(), 0, 0
         while num_steps < 2 or time.perf_counter() - began < asked["for_s"]:
             tokens += next(steps)

@@ -1,6 +1,6 @@
-"""Which micro-batch is fastest, measured: forward and backward of a few, of each size, before a run.
+"""Measure the fastest micro-batch size: a few forward and backward passes of each size before a run.
 
-The micro-batch is a matter of speed and memory alone, so it is not worth a search: a few passes of each size tell.
+The micro-batch size affects only speed and memory, so a few passes replace a search.
 """
 
 import time
@@ -21,15 +21,19 @@ from data_pipeline.tokens.token_blocks import PreparedCorpus
 
 _TIMED_PASSES = 3
 _CLEARLY_SLOWER = 0.95
-"""Two sizes in a row below this share of the best speed end the measurement: larger ones only need more memory."""
+"""Two consecutive sizes below this share of the best speed end the measurement: larger ones only need more memory."""
 _AS_FAST = 0.98
-"""From this share of the best speed on a smaller micro-batch is as good, and needs less memory."""
+"""A smaller micro-batch with at least this share of the best speed is preferred, because it needs less memory."""
 _FEWEST_TOKENS = 512
-"""Of fewer at once no device is busy; smaller sizes are measured only where a batch has no more rows."""
+"""Fewer tokens at once keep no device busy; smaller sizes are measured only if a batch has no more rows."""
 
 
 def sizes_to_measure(*, largest: int, sequence_length: int) -> tuple[int, ...]:
-    """Powers of two from a few hundred tokens up, and the largest size that is predicted to fit."""
+    """Sizes in rows, ascending: powers of two from a few hundred tokens up, and `largest`.
+
+    Args:
+        largest: Largest size that is predicted to fit.
+    """
     smallest = min(largest, max(1, _FEWEST_TOKENS // sequence_length))
     powers = (1 << exponent for exponent in range(largest.bit_length()))
     return tuple(sorted({size for size in powers if smallest <= size <= largest} | {largest}))
@@ -45,10 +49,11 @@ def measure_micro_batches(
     memory_limit_by: LimitBy = "counting",
     all_sizes: bool = False,
 ) -> tuple[MicroBatchSpeed, ...]:
-    """Speed of each size, ascending; the same on all workers, as the slowest of them has it.
+    """Speed of each size, ascending, on the slowest worker; the same on all workers, which all call it.
 
     Args:
-        all_sizes: False: sizes that are certain to be slower, or not to fit, are left out.
+        sizes: Micro-batch sizes in rows.
+        all_sizes: False skips sizes that are certain to be slower or not to fit.
     """
     found: list[MicroBatchSpeed] = []
     for rows in sorted(sizes):
@@ -59,7 +64,7 @@ def measure_micro_batches(
 
 
 def fastest(speeds: Sequence[MicroBatchSpeed], *, largest: int) -> int | None:
-    """The smallest size up to `largest` that is as fast as the fastest of them; None if none of them fitted."""
+    """The smallest size up to `largest` that is about as fast as the fastest one; None if none fits in memory."""
     known = [(one.rows, one.rows_per_s) for one in speeds if one.rows_per_s is not None and one.rows <= largest]
     best = max((rate for _, rate in known), default=0.0)
     return min((rows for rows, rate in known if rate >= _AS_FAST * best), default=None)
@@ -80,24 +85,24 @@ def _measure(
         passes: Iterator[float] | OomFacts = attempt_together(
             lambda: _passes(run, data, workers, rows), workers, phase="forward"
         )
-        for _ in range(2):  # The second finds gradients of the first, as when a batch takes several micro-batches.
+        for _ in range(2):  # The second pass adds to existing gradients, as in a batch of several micro-batches.
             if isinstance(passes, OomFacts):
                 return MicroBatchSpeed(rows, None, meter.peak_bytes)
             timed = passes
             first = attempt_together(lambda: next(timed), workers, phase="backward")  # noqa: B023
             if isinstance(first, OomFacts):
                 return MicroBatchSpeed(rows, None, meter.peak_bytes)
-        # From here on nobody counts memory, which would take time of its own: these passes are those of a long run.
+        # Stop counting memory, which takes time, so that these passes are as fast as in a long run.
         meter.stop()
         assert not isinstance(passes, OomFacts)
         seconds = [next(passes) for _ in range(_TIMED_PASSES)]
-        # The fastest: what disturbs a pass only makes it slower. The slowest worker is what the others wait for.
+        # Use the fastest pass, because disturbances only slow it, and the slowest worker, because all wait for it.
         slowest_ns = workers.largest(round(min(seconds) * 1e9))
         return MicroBatchSpeed(rows, rows * 1e9 / max(slowest_ns, 1), meter.peak_bytes)
 
 
 def _passes(run: RunConfig, data: PreparedCorpus, workers: Workers, rows: int) -> Iterator[float]:
-    """Seconds of one pass after another."""
+    """Seconds of each pass, endlessly."""
     model = fresh_model(run, data, workers.device)
     alone = Workers(device=workers.device)  # Nothing is exchanged.
     step = OptimizerStep(

@@ -1,4 +1,4 @@
-"""How many numbers a run's model is made of, and how many of them it trains."""
+"""Number of parameters of a run's model: in total, and trainable."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,14 +14,14 @@ from core.settings.training_config import LoraConfig
 
 @dataclass(frozen=True, slots=True)
 class ParameterCounts:
-    """Parameters of a model, shared ones once; those of adapters among them."""
+    """Parameter counts of a model, adapters included; shared parameters count once."""
 
     total: int
     trainable: int
 
 
 def parameter_counts(run: RunConfig, vocabulary_size: int) -> ParameterCounts:
-    """Of the model that a run trains, with its adapters if it has some."""
+    """Parameter counts of the model that a run trains, with its adapters."""
     return _counts(run.model, vocabulary_size, run.training.lora)
 
 

@@ -15,9 +15,9 @@ from core.step.step_profile import flops_with_backward
 
 
 def training_flops_a_token(run: RunConfig, vocabulary_size: int) -> float:
-    """Operations of training for each token of a full row, as `step_profile.model_flops_a_token` counts them.
+    """Floating-point operations of training per token of a full row, counted as in `step_profile.model_flops_a_token`.
 
-    Recomputed activations do not count: this is what the model needs, and it compares models and not settings of speed.
+    Recomputed activations do not count, so that the number compares models and not speed settings.
     """
     body, head = _flops(run.model, vocabulary_size, run.training.lora)
     return body + head * (run.objective.masking_rate or 1.0)
@@ -25,8 +25,8 @@ def training_flops_a_token(run: RunConfig, vocabulary_size: int) -> float:
 
 @lru_cache(maxsize=64)
 def _flops(model: ModelConfig, vocabulary_size: int, lora: LoraConfig | None) -> tuple[float, float]:
-    """For each token up to the head, and for each predicted token in it."""
-    # Tensors without values or memory: only their shapes are multiplied.
+    """(operations per token before the head, operations per predicted token in the head)."""
+    # Fake tensors have no values and no memory.
     with torch.random.fork_rng(devices=[]), FakeTensorMode(), torch.no_grad():
         built = build_model(model, vocabulary_size)
         if lora is not None:

@@ -1,1 +1,1 @@
-"""Workers of one run and their agreements: attempts, one micro-batch for all, gradients summed."""
+"""Workers of one run: collective attempts, one micro-batch size for all, gradient exchange."""

@@ -1,7 +1,7 @@
-"""Work that may run out of memory on some workers and not on others: all of them leave it with the same answer.
+"""Collective attempts: work may fail on some workers, and all workers leave it with the same result.
 
-A collective operation that one rank never reaches hangs the rest. So local work comes first, then one all-reduce of how
-it went, and only then anything that needs every rank.
+A collective operation that one rank never reaches blocks all other ranks. Therefore local work runs first, then one
+all-reduce of its outcome, and only then operations that need every rank.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _FAILED = 3
 
 
 class StopRequestedError(Exception):
-    """The caller wants the run to end, as this worker has heard, or another."""
+    """The caller of a worker asks the run to stop."""
 
 
 def attempt_together(
@@ -32,18 +32,18 @@ def attempt_together(
     bytes_in_use: Callable[[], int | None] = lambda: None,
     settle: Callable[[], None] = lambda: None,
 ) -> Result | OomFacts:
-    """What the work gives, or what is known about the memory shortage, if any worker had one.
+    """The result of the work, or the facts if any worker ran out of memory. All workers call it.
 
     Args:
-        work: Local work; it starts no collective operation unless `settle` ends it.
-        phase: Where in the run, for the facts; a function says it when it is known only then.
-        bytes_in_use: What this worker holds, asked where its memory has run out.
-        settle: Brings collective operations that the work had started to their end, also when it broke off in between.
+        work: Local work; it may start collective operations only if `settle` completes them.
+        phase: Phase of the run for the facts; a function is called after the failure.
+        bytes_in_use: Returns the bytes that this worker holds; called after it ran out of memory.
+        settle: Completes collective operations started by the work, also after a failure of the work.
 
     Raises:
-        StopRequestedError: On all workers, if the work of any raised it.
-        Exception: The work's own error on the worker that had it.
-        RuntimeError: On the other workers, naming that one.
+        StopRequestedError: On all workers, if the work of any worker raised it.
+        Exception: The error of the work, on the worker where it occurred.
+        RuntimeError: On the other workers, naming the rank that failed.
     """
     results: list[Result] = []
     failure: Exception | None = None
@@ -58,22 +58,22 @@ def attempt_together(
         if facts is None:
             failure = error
         else:
-            # Asked in here, where the traceback still holds what the work held.
+            # Call it here, while the traceback still holds the tensors of the work.
             facts = replace(facts, bytes_in_use=bytes_in_use())
-    # The traceback of an exception holds every activation, so memory comes back only out here, after the except block.
+    # The traceback of the exception holds every activation, so memory can be freed only after the except block.
     if facts is not None:
         release_memory(workers.device)
     settle()
     mine = _FAILED if failure is not None else _STOPPED if is_stopped else _FINE if facts is None else _SHORT_OF_MEMORY
-    # The rank rides along, so that one number says what and who.
+    # Encode outcome and rank in one number, so that one all-reduce is enough.
     worst, rank = divmod(workers.largest(mine * workers.count + workers.rank), workers.count)
     if failure is not None:
         raise failure
     if worst == _FAILED:
-        raise RuntimeError(f"rank {rank} of {workers.count} failed; its own error says why")
+        raise RuntimeError(f"rank {rank} of {workers.count} failed; see the error of that rank for the cause")
     if worst == _STOPPED:
         raise StopRequestedError
     if worst == _SHORT_OF_MEMORY:
         everyone = workers.all_values(facts)
-        return next(value for value in everyone if isinstance(value, OomFacts))  # the same one on every rank
+        return next(value for value in everyone if isinstance(value, OomFacts))  # The same one on every rank.
     return results[0]

@@ -1,6 +1,6 @@
-"""The sum of gradients over workers: one flat buffer that the gradients live in, exchanged in buckets.
+"""Sum gradients over workers: all gradients are views of one flat buffer, exchanged in buckets.
 
-Because the buffer *is* the gradients, an exchange copies nothing. The price is one gradient in memory at all times.
+An exchange therefore copies nothing; in return, the gradients permanently occupy memory.
 """
 
 from functools import partial
@@ -12,30 +12,33 @@ from torch import Tensor, nn
 from core.distributed.workers import Workers
 
 _BUCKET_ELEMENTS = 2**22
-"""16 MiB: large enough that latency does not count, small enough that the first is under way early."""
+"""16 MiB: large enough to hide latency, small enough to start the first exchange early."""
 
 
 class GradientExchange:
-    """Gradients of a model's parameters, summed over the workers after the backward pass or during it.
+    """Sums the gradients of a model over the workers, during or after the backward pass.
 
-    Both ways sum the same numbers in the same buckets, so they give the same bits. During: `start` before the last
-    backward pass of a step, `finish` after it. After: `finish` alone.
+    Both ways sum the same numbers in the same buckets, so the results are equal bit for bit. During: call `start`
+    before the last backward pass of a step and `finish` after it. After: call only `finish`.
+
+    Args:
+        bucket_elements: Minimum size of a bucket, in numbers.
     """
 
     def __init__(self, model: nn.Module, workers: Workers, *, bucket_elements: int = _BUCKET_ELEMENTS) -> None:
         self._workers = workers
         self._bucket_elements = bucket_elements
-        # Backward reaches the last parameters first; laid out in that order, whole buckets become ready early.
+        # The backward pass reaches the last parameters first; in this order complete buckets become ready early.
         self._parameters = [p for p in reversed(list(model.parameters())) if p.requires_grad]
         dtype = self._parameters[0].dtype
         self._flat = torch.zeros(sum(p.numel() for p in self._parameters), dtype=dtype, device=workers.device)
         self._buckets: list[Tensor] = []
         self._bucket_of: list[int] = []
         self._sizes: list[int] = []
-        """Parameters in each bucket."""
+        """Number of parameters in each bucket."""
         self._lay_out()
         self._order: list[int] | None = None
-        """Buckets in the order in which they become ready, the same on all ranks; None until seen once."""
+        """Buckets in the order in which they become ready, the same on all ranks; None until `agree_on_order`."""
         self._waiting: list[int] = []
         self._ready: list[int] = []
         self._handles: list[dist.Work] = []
@@ -46,25 +49,25 @@ class GradientExchange:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the buffer."""
+        """Size of the buffer in bytes."""
         return self._flat.nbytes
 
     def reset(self) -> None:
-        """Set all gradients to zero, for a new step or a new try of the same."""
+        """Set all gradients to zero, for a new step or a retry."""
         self._flat.zero_()
 
     def start(self) -> None:
-        """From now on a bucket is sent as soon as the gradients of all its parameters are there."""
+        """From now on, send each bucket as soon as all its gradients are complete."""
         self._waiting = list(self._sizes)
         self._ready = []
         self._num_sent = 0
         self._is_started = True
 
     def finish(self) -> None:
-        """Send what has not been sent and wait for the sums.
+        """Send the remaining buckets and wait for the sums.
 
-        Every rank sends every bucket in the same order whatever happened to its backward pass: a rank that ran out of
-        memory sends rubbish, which the step then throws away, and leaves no other rank waiting.
+        Every rank sends every bucket in the same order, even after a failed backward pass: a rank that ran out of
+        memory sends invalid numbers, which the step discards, so that no other rank blocks.
         """
         order = self._order or list(range(len(self._buckets)))
         with self._workers.listening():
@@ -76,9 +79,9 @@ class GradientExchange:
         self._is_started = False
 
     def agree_on_order(self) -> None:
-        """Fix the order of sending once a backward pass was seen between `start` and `finish`; all ranks call it.
+        """Fix the sending order after the first backward pass between `start` and `finish`; all ranks call it.
 
-        Ranks must send in one order, so rank 0's order of arrival becomes everybody's.
+        All ranks must send in one order, so they use rank 0's order of arrival.
         """
         if self._order is None:
             unseen = [bucket for bucket in range(len(self._buckets)) if bucket not in self._ready]

@@ -1,6 +1,6 @@
-"""The processes of one training run, and the few things they say to one another.
+"""The worker processes of one training run and their collective operations.
 
-The process group belongs to the caller (a test, `torchrun`, Ray Train); a run of one worker needs none.
+The caller creates the process group (a test, `torchrun`, Ray Train); a run of one worker needs none.
 """
 
 import re
@@ -14,29 +14,33 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 _SILENCE = re.compile(
-    # gloo: the process group's timeout is over; what it says afterwards; the other process has ended.
+    # gloo: timeout of the process group; operations after it; end of the other process.
     r"Timed out waiting \d+ms|Application timeout caused pair closure|Connection (?:closed|reset) by peer"
-    # NCCL, which most often ends the process instead (not seen on a GPU yet).
+    # NCCL, which mostly ends the process instead (not tested on a GPU yet).
     r"|collective operation timeout|NCCL communicator was aborted"
 )
 
 
 class WorkerSilentError(RuntimeError):
-    """Another worker has not answered within the process group's timeout, or is gone."""
+    """Another worker did not answer within the timeout of the process group, or its process ended."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """This process among the workers of one run."""
+    """Rank, number and device of this process among the workers of one run.
+
+    Raises:
+        ValueError: The rank is out of range, or no process group of this size exists.
+    """
 
     rank: int = 0
     count: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where this worker's model lives."""
+    """Device of this worker's model."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.count:
-            raise ValueError(f"rank={self.rank} is not in 0..{self.count - 1}")
+            raise ValueError(f"rank={self.rank} is not in 0..{self.count - 1}; ranks count from 0")
         if self.count > 1 and not (dist.is_initialized() and dist.get_world_size() == self.count):
             raise ValueError(
                 f"a run of {self.count} workers needs a torch.distributed process group of that size; "
@@ -45,15 +49,15 @@ class Workers:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which alone reports and writes."""
+        """True for rank 0, the only one that reports and writes."""
         return self.rank == 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Around every operation that needs all workers: one that does not answer has a name.
+        """Context for every operation that needs all workers.
 
         Raises:
-            WorkerSilentError: Instead of what the communication library says of it.
+            WorkerSilentError: Another worker does not answer; replaces the error of the communication library.
         """
         try:
             yield
@@ -61,11 +65,12 @@ class Workers:
             if _SILENCE.search(str(error)) is None:
                 raise
             raise WorkerSilentError(
-                f"rank {self.rank} of {self.count} has no answer from another worker, which is stuck or gone: {error}"
+                f"rank {self.rank} of {self.count} got no answer from another worker, which hangs or has ended; see "
+                f"that worker's log: {error}"
             ) from error
 
     def largest(self, value: int) -> int:
-        """The largest of the workers' values."""
+        """The largest value of all workers; all of them call it."""
         if self.count == 1:
             return value
         with self.listening():
@@ -74,14 +79,14 @@ class Workers:
             return int(shared.item())
 
     def add_up(self, tensor: Tensor) -> Tensor:
-        """The tensor with the sum over the workers written into it; same shape on every rank."""
+        """Sum a tensor over the workers in place and return it; it has the same shape on every rank."""
         if self.count > 1:
             with self.listening():
                 dist.all_reduce(tensor)
         return tensor
 
     def from_first(self, value: int) -> int:
-        """Rank 0's value, on every rank."""
+        """Rank 0's value, on every rank; all of them call it."""
         if self.count == 1:
             return value
         with self.listening():
@@ -90,13 +95,13 @@ class Workers:
             return int(shared.item())
 
     def copy_first(self, tensor: Tensor) -> None:
-        """Overwrite a tensor with rank 0's."""
+        """Overwrite a tensor with that of rank 0."""
         if self.count > 1:
             with self.listening():
                 dist.broadcast(tensor, src=0)
 
     def all_values(self, value: object) -> list[object]:
-        """Each worker's value, in order of rank; small Python values only."""
+        """The values of all workers in order of rank; for small picklable values."""
         if self.count == 1:
             return [value]
         values: list[object] = [None] * self.count
@@ -106,13 +111,13 @@ class Workers:
 
 
 def check_same_model(model: nn.Module, settings: str, workers: Workers) -> None:
-    """Refuse to train when a worker stands out: summing the gradients of different models hangs, or learns nothing.
+    """Check that all workers hold the same model: summing gradients of different models hangs or learns nothing.
 
     Args:
-        settings: The run's settings as text; two ranks with different settings drift apart later.
+        settings: Settings of the run as text; ranks with different settings would diverge later.
 
     Raises:
-        RuntimeError: On every rank, naming each rank that differs from rank 0 and the first thing in which it does.
+        RuntimeError: On every rank, naming each rank that differs from rank 0 and its first difference.
     """
     if workers.count == 1:
         return
@@ -128,14 +133,13 @@ def check_same_model(model: nn.Module, settings: str, workers: Workers) -> None:
     ]
     if faults:
         raise RuntimeError(
-            "the workers do not hold the same model, compared with rank 0: " + "; ".join(faults) + ". "
+            "the workers hold different models, compared with rank 0: " + "; ".join(faults) + ". "
             "Start all workers with the same code, settings and seed."
         )
 
 
 def _checksum(parameter: Tensor) -> int:
-    # One parameter at a time, so that a model on a GPU is never copied whole.
-    # As bytes, for numpy has no bf16.
+    # Copy one parameter at a time, never the whole model. Use bytes, because numpy has no bf16.
     return zlib.crc32(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
@@ -144,10 +148,10 @@ def _difference(first: dict[str, tuple[str, int]], other: dict[str, tuple[str, i
         if name not in other:
             return f"has no parameter {name}"
         if name not in first:
-            return f"has a parameter {name} that rank 0 has not"
+            return f"has a parameter {name} that rank 0 lacks"
         if first[name][0] != other[name][0]:
-            what = "other settings" if name == "settings" else f"{name} of shape"
-            return f"{what} {other[name][0]} instead of {first[name][0]}"
+            subject = "other settings" if name == "settings" else f"{name} of shape"
+            return f"{subject} {other[name][0]} instead of {first[name][0]}"
         if first[name][1] != other[name][1]:
             return f"{name} of the same shape with other weights"
     raise AssertionError("no difference between two models that are not equal")

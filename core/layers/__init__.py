@@ -1,1 +1,1 @@
-"""Parts of transformers: attention, norms, feed-forwards, mixtures of experts, product-key memory, low-rank maps."""
+"""Parts of transformers: attention, norms, feed-forwards, mixture of experts, product-key memory, low-rank layers."""

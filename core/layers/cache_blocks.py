@@ -1,7 +1,7 @@
-"""Large tensors worked on block by block, so that an operator finds in the cache what the one before it wrote.
+"""Process large tensors in blocks that fit in the cache, so that consecutive operators reuse cached data.
 
-On a processor an operator over more than the cache holds waits for memory. On a GPU the launch of an operator costs
-more than its memory traffic, so blocks are large there and only bound what is held at once.
+On a CPU, operators on tensors larger than the cache wait for memory. On a GPU, launching an operator costs more than
+its memory traffic, so blocks are large there and only bound the memory.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ _BLOCKS_AT_MOST: ContextVar[int | None] = ContextVar("blocks_at_most", default=N
 
 
 def has_cache_blocks(device: torch.device) -> bool:
-    """Whether work on this device goes in blocks of the cache's size."""
+    """True if work on this device uses cache-sized blocks."""
     return device.type == "cpu" and not _AS_ON_A_GPU.get()
 
 
 def blocks(length: int, at_once: int) -> Iterator[slice]:
-    """Slices that cover `length` from front to back, `at_once` (at least one) in each."""
+    """Slices that cover `length` from front to back, each of size `at_once` (at least one)."""
     at_once = max(1, at_once)
     for start in range(0, length, at_once)[: _BLOCKS_AT_MOST.get()]:
         yield slice(start, min(start + at_once, length))
@@ -28,7 +28,7 @@ def blocks(length: int, at_once: int) -> Iterator[slice]:
 
 @contextmanager
 def as_on_a_gpu() -> Iterator[None]:
-    """Inside, models on the CPU go a GPU's way: for predicting a GPU's memory without one."""
+    """Context in which models on the CPU use the block sizes of a GPU, to predict its memory."""
     token = _AS_ON_A_GPU.set(True)
     try:
         yield
@@ -38,9 +38,9 @@ def as_on_a_gpu() -> Iterator[None]:
 
 @contextmanager
 def shortened() -> Iterator[None]:
-    """Inside, only the first two blocks of anything are worked on: for predicting memory, without values.
+    """Context in which only the first two blocks are processed, to predict memory; values are wrong.
 
-    Blocks are alike, and the second lives beside what is left of the first, so two show the peak of any number.
+    Blocks are alike, and the second one exists beside the remains of the first, so two blocks show the peak of all.
     """
     token = _BLOCKS_AT_MOST.set(2)
     try:

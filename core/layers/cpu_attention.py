@@ -1,8 +1,8 @@
-"""Attention for processors: batched matrix products on blocks of scores that stay in the cache.
+"""Attention for CPUs: batched matrix products on blocks of scores that stay in the cache.
 
-torch's flash kernel for CPUs is written for fp32; in bf16, and at the short rows of small models, it runs at a tenth of
-the speed of a matrix product. Here scores are made, used and forgotten block by block; the backward pass makes them
-again from queries and keys. Nothing but the joint qkv tensor is kept, which is less than the flash kernel keeps.
+torch's flash kernel for CPUs is written for fp32; in bf16, and for the short rows of small models, it reaches a tenth
+of the speed of a matrix product. Here scores are computed, used and discarded block by block; the backward pass
+recomputes them from queries and keys. Only the joint qkv tensor is kept, which is less than the flash kernel keeps.
 
 Shape suffixes: B rows, T tokens a row, H heads, G key/value heads, R = H / G queries that share a key, N = H + 2 G,
 K width of a head, S keys that a block of queries can see, Q queries of a block times R.
@@ -20,25 +20,29 @@ from torch.autograd.function import once_differentiable
 from core.layers.cache_blocks import blocks, has_cache_blocks
 
 _SCORES_AT_ONCE = 2**20
-"""2 MiB in bf16: with gradients and copies this stays in or near a core's own cache."""
+"""2 MiB in bf16: with gradients and copies it fits roughly in a core's own cache."""
 
 _QUERIES_AT_ONCE = 64
-"""Tokens a block of causal attention; keys after a block are never looked at."""
+"""Tokens per block of causal attention; keys after a block are never read."""
 
 
 Rehearsal = Callable[[Hashable, Callable[[], Tensor]], Tensor]
-"""(what decides the memory of a piece of work, the work) to a tensor like its result, without values."""
+"""(key that determines the memory of the work, the work) to a tensor like its result, without values."""
 
 _REHEARSAL: ContextVar[Rehearsal | None] = ContextVar("cpu_attention_rehearsal", default=None)
 
 
 def is_faster_for(qkv: Tensor) -> bool:
-    """Whether to use `fused_attention`: on processors, below fp32. In fp32 torch's own kernel is the better one."""
+    """True if `fused_attention` is faster than torch's kernel: on CPUs, in bf16 and fp16."""
     return has_cache_blocks(qkv.device) and qkv.dtype in (torch.bfloat16, torch.float16)
 
 
 def rotate(x: Tensor, turning: "_Turning", out: Tensor, *, back: bool = False) -> Tensor:
-    """Turns the pairs (i, i + K/2) of the last dimension by the angles of `turning`, or back, into `out`."""
+    """Rotate the pairs (i, i + K/2) of the last dimension by the angles of `turning` into `out`.
+
+    Args:
+        back: Rotate in the opposite direction.
+    """
     cos, signed_sin = turning
     crosswise = torch.roll(x, x.shape[-1] // 2, dims=-1).mul_(signed_sin)
     torch.mul(x, cos, out=out)
@@ -54,14 +58,14 @@ def fused_attention(
     rotary: tuple[Tensor, Tensor] | None = None,
     is_causal: bool = False,
 ) -> Tensor:
-    """(B, T, H, K): attention over a joint tensor of queries, keys and values, in this order along N.
+    """(B, T, H, K) attention over a joint tensor of queries, keys and values, in this order along N. Differentiable.
 
     Args:
-        mask: (B, 1, T or 1, T), added to the scores; finite. With `is_causal` it has to hide later tokens as well.
-        rotary: Cosine and sine, (T, 1, K/2) or (B, T, 1, K/2), by which queries and keys are turned first.
+        mask: (B, 1, T or 1, T), added to the scores; finite. With `is_causal` it must also hide later tokens.
+        rotary: Cosine and sine, (T, 1, K/2) or (B, T, 1, K/2); queries and keys are rotated first.
     """
     cos, sin = rotary or (None, None)
-    # All is in the type of qkv already; autocast has nothing to add.
+    # Everything already has the dtype of qkv, so disable autocast.
     with torch.autocast(qkv_BTNK.device.type, enabled=False):
         out_BTHK: Tensor = _FusedAttention.apply(  # type: ignore[no-untyped-call]
             qkv_BTNK, mask, cos, sin, is_causal, heads, kv_heads
@@ -71,7 +75,7 @@ def fused_attention(
 
 @contextmanager
 def rehearsed(rehearsal: Rehearsal) -> Iterator[None]:
-    """Inside, attention is what `rehearsal` makes of it: for predicting memory, without values."""
+    """Context in which `rehearsal` replaces the work of attention, to predict memory; values are wrong."""
     token = _REHEARSAL.set(rehearsal)
     try:
         yield
@@ -80,7 +84,7 @@ def rehearsed(rehearsal: Rehearsal) -> Iterator[None]:
 
 
 def _work(name: str, work: Callable[[], Tensor], *arguments: Any) -> Tensor:
-    """The result of some work, or of its rehearsal."""
+    """The result of the work, or of its rehearsal."""
     rehearsal = _REHEARSAL.get()
     if rehearsal is None:
         return work()
@@ -89,16 +93,16 @@ def _work(name: str, work: Callable[[], Tensor], *arguments: Any) -> Tensor:
 
 
 class _Turning(NamedTuple):
-    """Rotary tables as wide as what they turn, so that a product of the two is one run through memory; over halves of
-    heads it would be a loop for every eight numbers. Shapes (T, M, K) or (B, T, M, K), M heads that turn."""
+    """Rotary tables expanded to the width of the rotated tensors, so that a product is one pass through memory; over
+    half heads it would be a loop per eight numbers. Shapes (T, M, K) or (B, T, M, K) for M rotated heads."""
 
     cos: Tensor
     signed_sin: Tensor
-    """Negative in the first half."""
+    """Sine, negated in the first half."""
 
 
 class _Shape(NamedTuple):
-    """How N splits into queries, keys and values."""
+    """Number of query heads and key/value heads in N."""
 
     heads: int
     kv_heads: int
@@ -109,7 +113,7 @@ class _Shape(NamedTuple):
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Rotation (if any), attention and their gradients on a joint (B, T, H + 2 G, K) tensor; gives (B, T, H, K)."""
+    """Rotation (optional) and attention on a joint (B, T, H + 2 G, K) tensor, with gradients; gives (B, T, H, K)."""
 
     @staticmethod
     def forward(
@@ -140,7 +144,7 @@ class _FusedAttention(torch.autograd.Function):
 def _mixed(
     qkv_BTNK: Tensor, mask: Tensor | None, cos: Tensor | None, sin: Tensor | None, is_causal: bool, shape: _Shape
 ) -> Tensor:
-    """(B, T, H, K): values of each head, mixed as its queries want them."""
+    """(B, T, H, K) output of attention: values of each head, weighted by its attention."""
     num_rows, num_tokens, _, head_dim = qkv_BTNK.shape
     out_BTHK = qkv_BTNK.new_empty(num_rows, num_tokens, shape.heads, head_dim)
     turning_of = _turnings(cos, sin, shape)
@@ -163,7 +167,7 @@ def _gradient(
     is_causal: bool,
     shape: _Shape,
 ) -> Tensor:
-    """(B, T, N, K): gradient of the joint tensor."""
+    """(B, T, N, K) gradient of the joint tensor."""
     dqkv_BTNK = torch.empty_like(qkv_BTNK)
     turning_of = _turnings(cos, sin, shape)
     for rows in _row_blocks(qkv_BTNK, shape, is_causal):
@@ -180,7 +184,7 @@ def _gradient(
             d_scores = torch._softmax_backward_data(d_probabilities, probabilities, -1, probabilities.dtype)
             _block(dq, queries, shape).copy_(torch.bmm(d_scores, k[:, :num_keys]))
             dk[:, :num_keys].baddbmm_(d_scores.transpose(1, 2), q_block)
-        # The scale sits in the gathered queries: dk has it from them, dq does not have it yet.
+        # The gathered queries contain the scale: dk has it from them, dq still lacks it.
         dq.mul_(_scale(q))
         _scatter_gradients(dq, dk, dv, dqkv_BTNK[rows], shape, turning)
     return dqkv_BTNK
@@ -195,7 +199,7 @@ def _rows_of(mask: Tensor | None, rows: slice) -> Tensor | None:
 
 
 def _turnings(cos: Tensor | None, sin: Tensor | None, shape: _Shape) -> Callable[[slice], _Turning | None]:
-    """The turning of any rows: the same for all, made once, or each row's own, made when it is asked for."""
+    """Function from rows to rotary tables: shared tables are built once, tables per row on demand."""
     if cos is None or sin is None:
         return lambda _: None
     heads_and_keys = sum(shape)
@@ -226,12 +230,12 @@ def _query_blocks(num_tokens: int, is_causal: bool) -> Iterator[slice]:
 
 
 def _block(q: Tensor, queries: slice, shape: _Shape) -> Tensor:
-    """(B G, Q, K) of a block of tokens out of (B G, T R, K)."""
+    """(B G, Q, K) view of the queries of a block, out of (B G, T R, K)."""
     return q[:, queries.start * shape.queries_per_key : queries.stop * shape.queries_per_key]
 
 
 def _by_key(x_BTHK: Tensor, kv_heads: int) -> Tensor:
-    """(B G, T R, K), contiguous: heads that share a key lie side by side, so that one product serves them all."""
+    """(B G, T R, K), contiguous: heads that share a key are adjacent, so that one product serves all of them."""
     x_BGTRK = x_BTHK.view(*x_BTHK.shape[:2], kv_heads, -1, x_BTHK.shape[-1]).transpose(1, 2)
     return x_BGTRK.contiguous().flatten(0, 1).flatten(1, 2)
 
@@ -247,7 +251,7 @@ def _gather(qkv_BTNK: Tensor, shape: _Shape, turning: _Turning | None) -> tuple[
 
 
 def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, queries: slice, is_causal: bool, shape: _Shape) -> Tensor:
-    """(B G, Q, S): how much each query of a block takes from each key that it may see."""
+    """(B G, Q, S) attention probabilities of the queries of a block over their visible keys."""
     num_keys = queries.stop if is_causal else k.shape[1]
     scores = torch.bmm(_block(q, queries, shape), k[:, :num_keys].transpose(1, 2))
     scores_BGTRS = scores.view(-1, shape.kv_heads, queries.stop - queries.start, shape.queries_per_key, num_keys)
@@ -255,7 +259,7 @@ def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, queries: slice, is
         rows_of_mask = mask[:, :, queries] if mask.shape[2] > 1 else mask
         scores_BGTRS.add_(rows_of_mask[..., :num_keys].unsqueeze(3))
     elif is_causal:
-        # Keys before the block are seen by all of it; only the last square holds some that come later.
+        # All queries of the block see the keys before it; only the last square contains later keys.
         num_queries = queries.stop - queries.start
         later_TS = scores.new_full((num_queries, num_queries), float("-inf")).triu_(1)
         scores_BGTRS[..., queries.start :].add_(later_TS[:, None, :])
@@ -263,7 +267,7 @@ def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, queries: slice, is
 
 
 def _scatter(mixed: Tensor, out_BTHK: Tensor, queries_per_key: int) -> None:
-    """Undoes `_by_key`, into `out_BTHK`."""
+    """Inverse of `_by_key`, into `out_BTHK`."""
     num_rows, num_tokens, heads, head_dim = out_BTHK.shape
     kv_heads = heads // queries_per_key
     x_BGTRK = mixed.view(num_rows, kv_heads, num_tokens, queries_per_key, head_dim)
@@ -273,7 +277,7 @@ def _scatter(mixed: Tensor, out_BTHK: Tensor, queries_per_key: int) -> None:
 def _scatter_gradients(
     dq: Tensor, dk: Tensor, dv: Tensor, dqkv_BTNK: Tensor, shape: _Shape, turning: _Turning | None
 ) -> None:
-    """Gradients back into the joint tensor; those of rotated vectors are turned back."""
+    """Write gradients into the joint tensor; gradients of rotated vectors are rotated back."""
     heads, kv_heads = shape
     _scatter(dv, dqkv_BTNK[:, :, heads + kv_heads :], 1)
     dqk_BTMK = dqkv_BTNK[:, :, : heads + kv_heads]

@@ -1,4 +1,4 @@
-"""The part of a layer that looks at one token at a time: gelu, geglu, swiglu, moe, memory, none.
+"""Feed-forwards of a layer, applied to each token separately: gelu, geglu, swiglu, moe, memory, none.
 
 Shape suffixes: B rows, T tokens a row, D width, F width inside the feed-forward.
 """
@@ -16,11 +16,11 @@ from core.layers.transformer_parts import Linear
 from core.settings.model_config import ModelConfig
 
 FeedForwardResult = tuple[Tensor, Tensor | None]
-"""What is added to the residual stream, and the balance loss of a mixture (None for all others)."""
+"""(summand of the residual stream, balance loss of a mixture or None)."""
 
 
 class Plain(nn.Module):
-    """Two linear maps with GELU between them (BERT, GPT)."""
+    """Two linear layers with GELU between them (BERT, GPT)."""
 
     def __init__(self, width: int, inner_width: int, *, bias: bool) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Plain(nn.Module):
 
 
 class Gated(nn.Module):
-    """A linear map scaled by an activated second one (arXiv:2002.05202); both lie in one matrix, the gate first."""
+    """A linear layer multiplied by an activated gate (arXiv:2002.05202); one matrix holds both, the gate first."""
 
     def __init__(self, width: int, inner_width: int, *, activation: Activation, bias: bool) -> None:
         super().__init__()
@@ -45,13 +45,13 @@ class Gated(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """What layers of all forms have."""
+    """Base class of the layers of all models."""
 
     recomputes_feed_forward = False
-    """What is inside the feed-forward is not kept for the backward pass, but computed again there."""
+    """True: recompute the inner activations of the feed-forward in the backward pass instead of keeping them."""
 
     def through_feed_forward(self, inside: Callable[[Tensor], FeedForwardResult], x_BTD: Tensor) -> FeedForwardResult:
-        """What the feed-forward makes of the stream, given as a function of it."""
+        """Apply the feed-forward `inside` to the residual stream, with recomputation if it is enabled."""
         if self.recomputes_feed_forward and self.training:
             result: FeedForwardResult = checkpoint(inside, x_BTD, use_reentrant=False)
             return result
@@ -59,7 +59,7 @@ class TransformerLayer(nn.Module):
 
 
 def feed_forward_kind(config: ModelConfig) -> str:
-    """The feed-forward of this model, `auto` resolved."""
+    """The kind of feed-forward of this model, with `auto` resolved."""
     if config.feed_forward != "auto":
         return config.feed_forward
     if config.is_causal:
@@ -68,8 +68,8 @@ def feed_forward_kind(config: ModelConfig) -> str:
 
 
 def inner_width(config: ModelConfig) -> int:
-    """Width inside the feed-forward: 4 x width for gelu, 8/3 x width rounded up to a multiple of 64 for gated forms,
-    so that both have about the same number of weights."""
+    """Inner width of the feed-forward: as set, or 4 x width for gelu and 8/3 x width, rounded up to a multiple of 64,
+    for gated forms, so that both have about the same number of weights."""
     if config.feed_forward_width is not None:
         return config.feed_forward_width
     if feed_forward_kind(config) == "gelu":
@@ -78,9 +78,9 @@ def inner_width(config: ModelConfig) -> int:
 
 
 def build_feed_forwards(config: ModelConfig) -> list[nn.Module | None]:
-    """The feed-forward of each layer; None where the model has none.
+    """The feed-forward module of each layer; None for models without one.
 
-    Its `forward` gives a `FeedForwardResult`.
+    The `forward` of a module returns a `FeedForwardResult`.
     """
     layers: list[nn.Module | None] = []
     values: Values | None = None
@@ -109,4 +109,6 @@ def _build_feed_forward(config: ModelConfig) -> nn.Module | None:
         case "moe":
             return Mixture(width, inner, config.mixture, activation="silu" if config.is_causal else "gelu")
         case kind:
-            raise ValueError(f"model.feed_forward={kind} is not known")
+            raise ValueError(
+                f"model.feed_forward={kind} is unknown; use auto, gelu, geglu, swiglu, moe, memory or none"
+            )

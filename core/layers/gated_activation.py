@@ -1,6 +1,6 @@
-"""act(gate) x up, keeping nothing for the backward pass but the joint tensor of gate and up.
+"""act(gate) x up, which keeps only the joint tensor of gate and up for the backward pass.
 
-Left to autograd, the activated gate is kept as well: half as much again, at the widest place of a layer.
+Plain autograd would also keep the activated gate: 50 % more, in the widest part of a layer.
 """
 
 from typing import Any, Literal
@@ -14,7 +14,10 @@ Activation = Literal["silu", "gelu"]
 
 
 def gated(gate_and_up: Tensor, activation: Activation) -> Tensor:
-    """(..., F) from (..., 2 F): the first half, activated, times the second (arXiv:2002.05202)."""
+    """(..., F) from (..., 2 F): the activated first half times the second half.
+
+    Source: GLU variants, arXiv:2002.05202.
+    """
     out: Tensor = _Gated.apply(gate_and_up, activation)  # type: ignore[no-untyped-call]
     return out
 

@@ -1,8 +1,8 @@
-"""A frozen linear map with a trained product of two thin matrices beside it: x W^T + b + scale x (x A^T) B^T.
+"""A frozen linear layer with a trained low-rank term: x W^T + b + scale x (x A^T) B^T.
 
-Plain modules, and not what torch or PEFT offer: torch's parametrization multiplies the thin matrices out, so the whole
-gradient of W exists, and every input that it needs is kept; PEFT wraps matrices as a whole, so queries, keys and values
-in one matrix could not be told apart. `tests/benchmarks/lora_memory.py` measures all three.
+It replaces the solutions of torch and PEFT. torch's parametrization multiplies A and B, so the whole gradient of W and
+its inputs exist in memory. PEFT adapts whole matrices, so it cannot adapt queries, keys and values of one joint matrix
+separately. `tests/benchmarks/lora_memory.py` measures all three.
 
 Shape suffixes: N tokens, I inputs, O outputs, R rank x parts.
 """
@@ -19,22 +19,23 @@ from core.layers.transformer_parts import Linear, compute_dtype
 
 
 class Part(NamedTuple):
-    """Rows of a matrix that are a matrix of their own, as the queries' in the joint one of queries, keys and values."""
+    """Rows of a joint matrix that form a separate one, for example the queries in a joint qkv matrix."""
 
     name: str
-    """As transformers calls it."""
+    """Name in transformers."""
     first_row: int
     last_row: int
-    """Behind its last one."""
+    """Exclusive end of the rows."""
 
 
 class LowRankLinear(nn.Module):
-    """Takes the place of a linear map, whose weights it freezes. As long as B is zero, as at first, it is that map.
+    """Replaces a linear layer and freezes its weights. B is zero at first, so the output is initially unchanged.
 
     Args:
-        linear: Is not to be used any more.
-        parts: Rows that are adapted, each by matrices of its own.
-        scale: Factor on what is learnt.
+        linear: The replaced layer; do not use it any more.
+        parts: Adapted rows, each with its own matrices.
+        rank: Rows of A per part.
+        scale: Factor on the low-rank term.
     """
 
     def __init__(self, linear: Linear, parts: Sequence[Part], *, rank: int, scale: float) -> None:
@@ -44,7 +45,7 @@ class LowRankLinear(nn.Module):
         if self.bias is not None:
             self.bias.requires_grad_(False)
         num_inputs = linear.in_features
-        # As PEFT draws them. One matrix over all parts: the input is walked through once.
+        # Initialized as in PEFT. One matrix for all parts, so the input is read once.
         self.lora_A = nn.Parameter(torch.empty(rank * len(self.parts), num_inputs).uniform_(-1, 1) * num_inputs**-0.5)
         num_rows = sum(part.last_row - part.first_row for part in self.parts)
         self.lora_B = nn.Parameter(torch.zeros(num_rows, rank))
@@ -57,18 +58,18 @@ class LowRankLinear(nn.Module):
         return out
 
     def thin(self) -> tuple[Tensor, Tensor]:
-        """The two trained matrices."""
+        """The two trained matrices (A, B), over all parts."""
         return self.lora_A, self.lora_B
 
     def matrices(self) -> dict[Part, tuple[Tensor, Tensor]]:
-        """A (rank, inputs) and B (rows, rank) of each part."""
+        """(A (rank, inputs), B (rows, rank)) of each part, detached."""
         sizes = [part.last_row - part.first_row for part in self.parts]
         downs, ups = torch.split(self.lora_A.detach(), self.rank), torch.split(self.lora_B.detach(), sizes)
         return {part: (down, up) for part, down, up in zip(self.parts, downs, ups, strict=True)}
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
-        """The one matrix that does the same, in fp32."""
+        """The equivalent single matrix, in fp32."""
         merged = self.weight.float().clone()
         for part, (down, up) in self.matrices().items():
             merged[part.first_row : part.last_row].addmm_(up.float(), down.float(), alpha=self.scale)
@@ -76,7 +77,7 @@ class LowRankLinear(nn.Module):
 
 
 class _LowRank(torch.autograd.Function):
-    """Keeps its input, in the format of the products, and R numbers a token."""
+    """The forward and backward pass; keeps the input, in the format of the products, and R numbers per token."""
 
     @staticmethod
     def forward(
@@ -126,7 +127,7 @@ class _LowRank(torch.autograd.Function):
 
 
 def _parts(rows: list[tuple[int, int]], low_NR: Tensor, up: Tensor) -> list[tuple[tuple[int, int], Tensor, Tensor]]:
-    """For each part its rows, and its share of the two thin tensors; views."""
+    """(rows, slice of low_NR, slice of B) of each part; views."""
     lows = low_NR.chunk(len(rows), dim=1)
     ups = torch.split(up, [last - first for first, last in rows])
     return list(zip(rows, lows, ups, strict=True))

@@ -1,4 +1,4 @@
-"""Mixture of experts without dropped tokens: each token goes to its best few of several feed-forwards.
+"""Mixture of experts without token dropping: a router sends each token to its top K of E feed-forwards.
 
 Shape suffixes: B rows, T tokens a row, N = B T tokens, D width, F width inside an expert, E experts, K experts a token.
 """
@@ -12,14 +12,14 @@ from core.layers.transformer_parts import INITIAL_STD, Linear, compute_dtype
 from core.settings.model_config import MixtureConfig
 
 _ALIGNMENT = 8
-"""Grouped products need rows of a multiple of 16 bytes."""
+"""Grouped products need rows whose size is a multiple of 16 bytes."""
 
 
 class Mixture(nn.Module):
-    """Routed experts and shared ones, all gated.
+    """Routed and shared experts, all gated.
 
-    The balance loss is that of Switch (arXiv:2101.03961), taken over each row by itself and then averaged, as DeepSeek
-    and MiniMind do: taken over a micro-batch, it would make what is learnt depend on the micro-batch's size.
+    The balance loss of Switch (arXiv:2101.03961) is computed per row and averaged over rows, as in DeepSeek and
+    MiniMind: computed per micro-batch, the result of training would depend on the micro-batch size.
     """
 
     def __init__(self, width: int, inner_width: int, config: MixtureConfig, *, activation: Activation) -> None:
@@ -38,8 +38,8 @@ class Mixture(nn.Module):
         self.shared_down = Linear(num_shared, width, bias=False) if num_shared else None
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """What the experts add, and the weighted balance loss."""
-        # The choice of experts is a comparison: in bf16 near ties would be decided by rounding.
+        """(sum of the experts' outputs (B, T, D), weighted balance loss)."""
+        # Route in fp32: in bf16, rounding would decide near ties.
         with torch.autocast(x_BTD.device.type, enabled=False):
             shares_BTE = F.linear(x_BTD.float(), self.router.weight.float()).softmax(dim=-1)
         weights_BTK, chosen_BTK = shares_BTE.topk(self.experts_per_token, dim=-1)
@@ -54,7 +54,7 @@ class Mixture(nn.Module):
         num_experts = self.router.out_features
         dtype = compute_dtype(x_ND)
         expert_of_each = chosen_NK.flatten()
-        # Tokens are put in the order of their experts, worked on in groups, and put back.
+        # Sort tokens by expert, process them in groups, and restore the order.
         order = expert_of_each.argsort(stable=True)
         sorted_experts = expert_of_each[order]
         copies = x_ND.to(dtype).repeat_interleave(self.experts_per_token, dim=0).index_select(0, order)
@@ -65,9 +65,11 @@ class Mixture(nn.Module):
 
 
 def balance_loss(shares_BTE: Tensor, chosen_BTK: Tensor) -> Tensor:
-    """Experts x sum over experts of (share of choices x mean probability), a mean over rows.
+    """E x sum over experts of (share of choices x mean probability), averaged over rows.
 
-    1 when all experts are used alike, up to the number of experts when one does everything.
+    It is 1 for balanced experts and at most E, when one expert gets all tokens.
+
+    Source: Switch Transformer, arXiv:2101.03961.
     """
     num_experts = shares_BTE.shape[-1]
     choices_BE = F.one_hot(chosen_BTK.flatten(1), num_experts).to(shares_BTE.dtype).mean(dim=1)
@@ -75,13 +77,18 @@ def balance_loss(shares_BTE: Tensor, chosen_BTK: Tensor) -> Tensor:
 
 
 def grouped_product(x: Tensor, weights_EIO: Tensor, sorted_experts: Tensor, num_experts: int) -> Tensor:
-    """Each row of `x`, in the order of its expert, times the matrix of that expert. No shape depends on a value."""
+    """Each row of `x` times the matrix of its expert. No shape depends on values.
+
+    Args:
+        x: (rows, I), sorted by expert.
+        sorted_experts: (rows,) expert of each row, ascending.
+    """
     is_aligned = all(size % _ALIGNMENT == 0 for size in weights_EIO.shape[1:])
     if x.dtype == torch.bfloat16 and is_aligned:
         counts_E = torch.zeros(num_experts, dtype=torch.int32, device=x.device)
         counts_E = counts_E.index_add(0, sorted_experts, torch.ones_like(sorted_experts, dtype=torch.int32))
         return F.grouped_mm(x, weights_EIO, offs=counts_E.cumsum(0, dtype=torch.int32))
-    # torch groups bf16 only. Elsewhere every expert sees every row: exact, and slower by the number of experts.
+    # torch groups products in bf16 only. Otherwise every expert processes every row: exact, but E times slower.
     out = x.new_zeros(x.shape[0], weights_EIO.shape[-1])
     for number in range(num_experts):
         out = torch.where((sorted_experts == number)[:, None], x @ weights_EIO[number], out)

@@ -1,7 +1,7 @@
-"""Root-mean-square norm with one weight a channel (arXiv:1910.07467), in one pass through memory on processors.
+"""Root-mean-square norm with one weight per channel (arXiv:1910.07467), in one pass through memory on CPUs.
 
-torch's is a chain of operators on a CPU: each writes and reads the whole residual stream, and autograd keeps half of
-that. Here blocks stay in the cache, and nothing is kept but the input.
+torch's version is a chain of operators on a CPU: each reads and writes the whole residual stream, and autograd keeps
+half of that. Here blocks stay in the cache, and only the input is kept.
 
 Shape suffixes: N tokens, D width.
 """
@@ -17,11 +17,11 @@ from torch.autograd.function import once_differentiable
 from core.layers.cache_blocks import blocks, has_cache_blocks
 
 _ELEMENTS_AT_ONCE = 2**18
-"""1 MiB in fp32, of which a block has some at a time."""
+"""1 MiB in fp32; a block holds several tensors of this size at a time."""
 
 
 class RMSNorm(nn.Module):
-    """The norm as a module; its result has the number format of its input."""
+    """The norm as a module; the output has the dtype of the input."""
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        # A compiler fuses the chain by itself, and a GPU has a kernel for it.
+        # torch.compile fuses the chain, and GPUs have a fused kernel.
         if has_cache_blocks(x_BTD.device) and not torch.compiler.is_compiling():
             normed_BTD: Tensor = _BlockedRMSNorm.apply(x_BTD, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
             return normed_BTD
@@ -72,7 +72,7 @@ def _row_blocks(x_ND: Tensor) -> Iterator[slice]:
 
 
 def _normed(x_nD: Tensor, epsilon: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows of mean square one, and the factor that made each so, in the weight's format."""
+    """(rows with mean square one, factor of each row), in the dtype of the weight."""
     x_nD = x_nD.to(dtype)
     inverse_n1 = (
         torch.linalg.vector_norm(x_nD, dim=-1, keepdim=True).square_().div_(x_nD.shape[1]).add_(epsilon).rsqrt_()

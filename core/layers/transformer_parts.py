@@ -1,7 +1,6 @@
-"""Parts that every transformer here is made of: linear maps, norms, rotary positions, attention.
+"""Parts shared by all transformers here: linear layers, embeddings, masks, rotary positions, attention.
 
-Shape suffixes: B rows, T tokens a row, D width, H heads, G key/value heads, K width of a head, S tokens
-that can be seen.
+Shape suffixes: B rows, T tokens a row, D width, H heads, G key/value heads, K width of a head, S visible tokens.
 """
 
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ INITIAL_STD = 0.02
 """Standard deviation of initial weights, as in BERT, RoBERTa and Llama."""
 
 _HIDDEN = -1e4
-# Not -inf: a row of padding alone would become 0/0. exp(-10,000) is exactly zero in every float type.
+# Not -inf: a row of only padding would become 0/0. exp(-10,000) is exactly zero in every float type.
 
 
 class Linear(nn.Linear):
-    """A linear map whose weights are drawn once, as BERT draws them: normal, standard deviation 0.02; bias zero."""
+    """A linear layer initialized as in BERT: normal weights with standard deviation 0.02, zero bias."""
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=INITIAL_STD)
@@ -29,8 +28,7 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """A table of vectors, normal with standard deviation 0.02; the row of `padding_idx` is zero and stays out of reach
-    of the gradient."""
+    """An embedding table, normal with standard deviation 0.02; the `padding_idx` row is zero and gets no gradient."""
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=INITIAL_STD)
@@ -39,24 +37,24 @@ class Embedding(nn.Embedding):
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """What is decided once a forward pass for all its layers: who sees whom, and where everybody stands."""
+    """Attention mask and positions, computed once per forward pass for all layers."""
 
     mask: Tensor | None = None
-    """(B, 1, T or 1, S), added to the scores: 0 where seen. None: nothing hidden but what `is_causal` hides."""
+    """(B, 1, T or 1, S), added to the scores: 0 where visible. None: only `is_causal` hides tokens."""
     is_causal: bool = False
-    """True: a token sees itself and what is before it. The mask, if there is one, says so too."""
+    """True: a token sees itself and earlier tokens. A mask, if present, must hide later tokens too."""
     rotary: tuple[Tensor, Tensor] | None = None
     """Cosine and sine, (T, 1, K/2) or (B, T, 1, K/2); None for models with learned positions."""
 
 
 def compute_dtype(like: Tensor) -> torch.dtype:
-    """Type in which the matrix products of this pass run: autocast's where it is on, else that of `like`."""
+    """Dtype of the matrix products of this pass: autocast's if it is enabled, else that of `like`."""
     device_type = like.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else like.dtype
 
 
 def positions_in_documents(document_ids_BT: Tensor) -> Tensor:
-    """Position of each token within its own document, counted from zero; a document is a run of equal ids."""
+    """(B, T) position of each token within its document, from zero; a document is a run of equal ids."""
     index_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
     is_first_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
     is_first_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
@@ -65,7 +63,7 @@ def positions_in_documents(document_ids_BT: Tensor) -> Tensor:
 
 
 def document_mask(document_ids_BT: Tensor, *, is_causal: bool, dtype: torch.dtype) -> Tensor:
-    """(B, 1, T, T): zero where a token may see another of its own document, a large negative number elsewhere."""
+    """(B, 1, T, T) additive mask: zero where a token may see another of its document, else large and negative."""
     seen_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
     if is_causal:
         seen_BTT = seen_BTT.tril()
@@ -73,12 +71,12 @@ def document_mask(document_ids_BT: Tensor, *, is_causal: bool, dtype: torch.dtyp
 
 
 def hidden_unless(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers to add to attention scores: zero where `seen`, large and negative elsewhere."""
+    """Additive mask for attention scores: zero where `seen`, else a large negative number."""
     return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, _HIDDEN)
 
 
 def rotary_tables(positions: Tensor, *, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles, with room for the heads: (..., 1, head_dim / 2).
+    """(cosine, sine) of the angles of each position, (..., 1, head_dim / 2); the 1 broadcasts over heads.
 
     Source: RoFormer, arXiv:2104.09864, with frequencies in fp32 as in Llama.
     """
@@ -88,14 +86,14 @@ def rotary_tables(positions: Tensor, *, head_dim: int, base: float, dtype: torch
 
 
 def rotate(x_BTHK: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns the pairs (i, i + K/2) of each head by the angle of its position."""
+    """Rotate the pairs (i, i + K/2) of each head by the angles of its position."""
     cos, sin = rotary
     left, right = x_BTHK.chunk(2, dim=-1)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
 class KeyValueCache:
-    """Keys and values of the tokens that one layer has already seen, (B, S, G, K)."""
+    """Keys and values, (B, S, G, K), of the tokens that one layer has processed."""
 
     def __init__(self) -> None:
         self.keys_BSGK: Tensor | None = None
@@ -106,7 +104,7 @@ class KeyValueCache:
         return 0 if self.keys_BSGK is None else self.keys_BSGK.shape[1]
 
     def extended(self, k_BTGK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all tokens, the new ones last; remembered for the next call."""
+        """Append keys and values of new tokens; returns those of all tokens."""
         if self.keys_BSGK is not None and self.values_BSGK is not None:
             k_BTGK = torch.cat((self.keys_BSGK, k_BTGK), dim=1)
             v_BTGK = torch.cat((self.values_BSGK, v_BTGK), dim=1)
@@ -115,7 +113,7 @@ class KeyValueCache:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one matrix for queries, keys and values; grouped when `kv_heads` < `heads`."""
+    """Multi-head attention with one joint matrix for queries, keys and values; grouped if `kv_heads` < `heads`."""
 
     def __init__(self, *, width: int, heads: int, kv_heads: int, bias: bool, dropout: float) -> None:
         super().__init__()
@@ -142,11 +140,11 @@ class Attention(nn.Module):
         return mixed
 
     def _attend(self, qkv_BTNK: Tensor, layout: RowLayout, cache: KeyValueCache | None, dropout: float) -> Tensor:
-        """(B, T, H, K), by torch's own kernel."""
+        """(B, T, H, K) attention with torch's own kernel."""
         if layout.rotary is None:
             q_BTHK, k_BTGK, v_BTGK = torch.split(qkv_BTNK, [self.heads, self.kv_heads, self.kv_heads], dim=2)
         else:
-            # Queries and keys turn by the same angles, so one pass serves both.
+            # Queries and keys rotate by the same angles, so one pass serves both.
             qk_BTNK, v_BTGK = torch.split(qkv_BTNK, [self.heads + self.kv_heads, self.kv_heads], dim=2)
             q_BTHK, k_BTGK = torch.split(rotate(qk_BTNK, layout.rotary), [self.heads, self.kv_heads], dim=2)
         if cache is not None:

@@ -1,1 +1,1 @@
-"""Memory as it is: limits and what counts toward them, out-of-memory errors, leaks, allocators."""
+"""Real memory: limits, out-of-memory errors, leaks, allocators."""

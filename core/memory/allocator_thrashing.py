@@ -1,8 +1,8 @@
-"""An allocator that finds room only by giving back its cache, step after step: as good as out of memory.
+"""Detect allocator thrashing: the CUDA allocator must empty its cache in every step to serve its requests.
 
-Each time it waits for the device, so training goes on at a fraction of its speed, one row away from failing.
+Each retry waits for the device, so training runs at a fraction of its speed and is close to running out of memory.
 
-Source: Composer counts such retries as out of memory (github.com/mosaicml/composer).
+Source: Composer treats such retries as out of memory (github.com/mosaicml/composer).
 """
 
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 
 _STEPS_IN_A_ROW = 3
-"""A new shape may cost a retry or two; steady training costs none."""
+"""A new shape may cost one or two retries; steady training costs none."""
 
 
 def allocator_retries(device: torch.device) -> Callable[[], int]:
-    """Reads how often the device's allocator had to give back its cache to find room; always 0 on a CPU.
+    """Function that reads how often the allocator emptied its cache and retried; always 0 on a CPU.
 
     Not run on a GPU yet.
     """
@@ -24,10 +24,10 @@ def allocator_retries(device: torch.device) -> Callable[[], int]:
 
 
 class Thrashing:
-    """Whether the allocator's retries grow with every step.
+    """Detects that the number of allocator retries grows in every step.
 
     Args:
-        count: Retries so far.
+        count: Returns the number of retries so far.
     """
 
     def __init__(self, count: Callable[[], int]) -> None:
@@ -36,7 +36,7 @@ class Thrashing:
         self._steps = 0
 
     def is_steady(self) -> bool:
-        """Asked once a step, after its work: whether each of the last steps had retries. True begins anew."""
+        """True if each of the last few steps had retries; the count then restarts. Call it once per step."""
         before, self._seen = self._seen, self._count()
         self._steps = self._steps + 1 if self._seen > before else 0
         if self._steps < _STEPS_IN_A_ROW:

@@ -1,4 +1,4 @@
-"""What memory this process may use, as the container, the machine or the device allows."""
+"""Memory that this process may use, by the limits of container, machine and device."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,17 @@ _CGROUP_MOUNT = Path("/sys/fs/cgroup")
 
 
 def memory_share_bytes(device: torch.device, *, num_processes: int = 1) -> int:
-    """Bytes that one of `num_processes` equal processes may use: the meaning of `memory: auto`.
+    """Bytes that each of `num_processes` equal processes may use; `memory: auto` has this value.
 
-    CUDA: what is free on the device now, for the context and other processes keep theirs, plus what this process's own
-    allocator holds already. CPU: the tightest of the limits of the control groups above this process and the memory
-    that the machine can give now.
+    CUDA: free device memory plus the memory reserved by this process's allocator; the context and other processes keep
+    theirs. CPU: the minimum of the remaining memory of all control groups above this process and the available memory
+    of the machine.
+
+    Raises:
+        ValueError: num_processes is below 1.
     """
     if num_processes < 1:
-        raise ValueError(f"num_processes={num_processes}; at least 1 shares the memory")
+        raise ValueError(f"num_processes={num_processes} is below 1; give at least one process")
     if device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(device)
         return (free_bytes + torch.cuda.memory_reserved(device)) // num_processes
@@ -24,7 +27,12 @@ def memory_share_bytes(device: torch.device, *, num_processes: int = 1) -> int:
 
 
 def host_memory_share(*, num_processes: int = 1, mount: Path = _CGROUP_MOUNT, proc: Path = Path("/proc")) -> int:
-    """Host bytes that one of `num_processes` equal processes may use, by control groups and machine."""
+    """Host bytes that each of `num_processes` equal processes may use, by control groups and machine.
+
+    Args:
+        mount: Mount point of the control groups.
+        proc: Mount point of procfs.
+    """
     candidates = [_available_bytes(proc)]
     for folder in _cgroup_folders("memory", mount, proc):
         for limit_name, usage_name in (
@@ -33,16 +41,16 @@ def host_memory_share(*, num_processes: int = 1, mount: Path = _CGROUP_MOUNT, pr
         ):
             limit_bytes, used_bytes = _number_in(folder / limit_name), _number_in(folder / usage_name)
             if limit_bytes is not None:
-                # Page cache counts as used but goes back when memory is asked for.
+                # Page cache counts as used, but the kernel reclaims it on demand.
                 reclaimable_bytes = _field_in(folder / "memory.stat", "inactive_file") or 0
                 candidates.append(max(0, limit_bytes - max(0, (used_bytes or 0) - reclaimable_bytes)))
     return min(candidates) // num_processes
 
 
 def kernel_oom_kills(*, mount: Path = _CGROUP_MOUNT, proc: Path = Path("/proc")) -> int:
-    """Processes of this control group that the kernel has killed for memory so far; 0 where it does not say.
+    """Number of processes of this control group killed by the kernel's out-of-memory killer; 0 if it is unknown.
 
-    Growth between two readings is evidence that a process which vanished was killed for memory.
+    Growth between two readings is evidence that a vanished process was killed for memory.
     """
     for folder in _cgroup_folders("memory", mount, proc):
         for name in ("memory.events", "memory.oom_control"):
@@ -75,7 +83,7 @@ def _cgroup_folders(controller: str, mount: Path, proc: Path) -> list[Path]:
         else:
             continue
         folder = root / path.lstrip("/")
-        # Inside a container the path may be the host's and the mount the container's own: then only the root exists.
+        # Inside a container the path may be the host's while the mount is the container's: then only the root exists.
         while folder != root and root in folder.parents:
             found.append(folder)
             folder = folder.parent

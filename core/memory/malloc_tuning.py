@@ -1,8 +1,8 @@
-"""Memory that a training step frees stays with the process, so that the next step need not fault it in again.
+"""Keep freed memory in the process between training steps, so that the next step causes no page faults.
 
-glibc takes blocks over 32 MiB from the kernel one by one and gives each back the moment it is freed. A step on a
-processor takes and frees a hundred such blocks and waits for each of their pages to be zeroed, 5 to 10 % of its time.
-(Intel's guide to torch on processors has users preload another allocator for the same reason.)
+glibc maps each block over 32 MiB separately and unmaps it when it is freed. A training step on a CPU allocates and
+frees about a hundred such blocks; zeroing their pages takes 5 to 10 % of its time. (For the same reason, Intel's
+guide to torch on CPUs recommends preloading another allocator.)
 """
 
 import ctypes
@@ -15,15 +15,14 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _LARGEST_INT = 2**31 - 1
 _KEEPING = {_M_MMAP_MAX: 0, _M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: _LARGEST_INT}
 _USUAL = {_M_MMAP_MAX: 65_536, _M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}
-"""What glibc has arrived at by itself in any process that has freed one large block."""
+"""The values that glibc's dynamic threshold reaches in any process that has freed one large block."""
 
 
 @contextmanager
 def freed_memory_stays() -> Iterator[None]:
-    """Inside, freed memory waits in the process to be used again; at the end it goes back to the kernel.
+    """Context in which freed memory stays in the process for reuse; at its end the memory returns to the kernel.
 
-    The most that the process takes grows by what lies between blocks, 0 to 4 % where it was measured. Other C libraries
-    than glibc keep their own ways.
+    Fragmentation raises the peak memory of the process by 0 to 4 % (measured). No effect without glibc.
     """
     keep_freed_memory(True)
     try:
@@ -36,7 +35,7 @@ def freed_memory_stays() -> Iterator[None]:
 
 
 def keep_freed_memory(keeps: bool) -> None:
-    """Have the allocator keep what is freed from now on, or do with it as it usually does."""
+    """Make glibc keep freed memory from now on, or restore its usual behaviour. No effect without glibc."""
     libc = _glibc()
     if libc is not None:
         for parameter, value in (_KEEPING if keeps else _USUAL).items():

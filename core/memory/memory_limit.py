@@ -1,7 +1,7 @@
-"""Memory budgets: what a block of code holds at most, and an error in the way of the device when it wants more.
+"""Memory limits: measure the memory of a block of code, and raise the device's out-of-memory error above a limit.
 
-On CUDA the caching allocator counts and refuses. A CPU has no such allocator, so a dispatch mode watches every operator
-of torch and counts the bytes of live storages; over the budget it raises what CUDA raises.
+On CUDA the caching allocator counts and refuses. A CPU has no such allocator, so a dispatch mode observes every torch
+operator and counts the bytes of live storages; above the limit it raises the same error as CUDA.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from core.memory.storage_meter import StorageMeter, Trackable
 
 
 class MemoryMeter(Protocol):
-    """Reads the memory of the block of code that `memory_limit` watches."""
+    """Memory of the block of code inside `memory_limit`."""
 
     @property
     def peak_bytes(self) -> int:
-        """Most bytes live at one moment so far."""
+        """Peak of live bytes so far."""
 
     @property
     def current_bytes(self) -> int:
@@ -27,34 +27,33 @@ class MemoryMeter(Protocol):
 
     @property
     def is_running(self) -> bool:
-        """Whether it still watches."""
+        """True until `stop` or the end of the block."""
 
     def track(self, *things: Trackable) -> None:
-        """Count what existed before the block: parameters, buffers and gradients, optimizer state, tensors."""
+        """Count objects that existed before the block: parameters, buffers, gradients, optimizer state, tensors."""
 
     def stop(self) -> None:
-        """End watching and limiting now, at no further cost; the figures stay. For when memory is proven flat."""
+        """Stop measuring and limiting, and keep the figures; there is no further cost. For proven flat memory."""
 
 
 @contextmanager
 def memory_limit(limit_bytes: int | None, device: torch.device, *, by: LimitBy = "counting") -> Iterator[MemoryMeter]:
-    """Measure what the block holds on the device and, given a limit, raise `torch.OutOfMemoryError` above it.
+    """Measure the memory of the block on the device and, given a limit, raise `torch.OutOfMemoryError` above it.
 
-    On a CPU every operator costs some microseconds more (5-8 % of a step, up to 15 % for tiny models), what existed
-    before counts once it is `track`ed or a view of it is taken, memory of compiled graphs is invisible, and only this
-    thread is watched.
-    On CUDA it costs nothing; the limit then bounds what the allocator reserves, with what the process held before.
+    CPU: every operator costs a few microseconds (5-8 % of a step, up to 15 % for tiny models). Older tensors count
+    once they are `track`ed or viewed. Memory of compiled graphs is not counted, and only this thread is observed.
+    CUDA: no cost; the limit applies to all memory reserved by the allocator, including memory from before the block.
 
     Args:
-        limit_bytes: The budget; None measures without a limit.
-        by: On a CPU, who refuses. Of `rlimit` see `process_limit`; what it raises is not always torch's own error.
+        limit_bytes: Memory limit; None measures only.
+        by: On a CPU, the mechanism of the limit. With `rlimit` (see `process_limit`) other error types occur too.
 
     Raises:
-        torch.OutOfMemoryError: In the block, at the operator that goes over.
-        ValueError: A limit below one byte.
+        torch.OutOfMemoryError: In the block, at the operator that exceeds the limit.
+        ValueError: The limit is below one byte.
     """
     if limit_bytes is not None and limit_bytes < 1:
-        raise ValueError(f"limit_bytes={limit_bytes} is no budget; give at least one byte, or None for no limit")
+        raise ValueError(f"limit_bytes={limit_bytes} is below 1; give at least one byte, or None for no limit")
     if device.type == "cuda":
         with _cuda_limit(limit_bytes, device) as cuda_meter:
             yield cuda_meter
@@ -84,7 +83,7 @@ def _cuda_limit(limit_bytes: int | None, device: torch.device) -> Iterator["_Cud
 
 
 class _CudaMeter:
-    """The caching allocator's own figures."""
+    """Figures of the caching allocator."""
 
     def __init__(self, device: torch.device, fraction_before: float) -> None:
         self._device = device
@@ -104,7 +103,7 @@ class _CudaMeter:
         return self._final is None
 
     def track(self, *things: Trackable) -> None:
-        """Nothing to do: the allocator knows everything on its device."""
+        """No action: the allocator counts all tensors on its device."""
 
     def stop(self) -> None:
         if self._final is None:
@@ -114,11 +113,11 @@ class _CudaMeter:
 
 @contextmanager
 def process_limit(extra_bytes: int) -> Iterator[None]:
-    """Let this process allocate at most so much more private memory: the kernel refuses, as on a full machine.
+    """Limit further private memory of this process to `extra_bytes`: the kernel refuses more (RLIMIT_DATA).
 
-    A harder limit than `memory_limit` on a CPU: it counts everything and every thread, but knows neither which tensor
-    asked nor how much. Start the process with MALLOC_MMAP_THRESHOLD_=65536 and warm it up first (imports, one step),
-    or libraries that cannot handle a refusal may end it. Unix only.
+    Stricter than counting: it covers all allocations of all threads, but its errors name neither tensor nor size.
+    Start the process with MALLOC_MMAP_THRESHOLD_=65536 and warm it up (imports, one step); otherwise a library that
+    cannot handle the refusal may abort the process. Unix only.
     """
     import resource
 

@@ -1,4 +1,4 @@
-"""What workers tell of memory and speed, as plain values: a process that only passes it on need not import torch."""
+"""Plain records that workers report about memory and speed; importable without torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,31 +6,31 @@ from typing import Literal
 from core.memory.out_of_memory import OomFacts
 
 LimitBy = Literal["counting", "rlimit"]
-"""How a limit is enforced on a CPU: tensors are counted, or the kernel refuses the whole process (RLIMIT_DATA)."""
+"""Mechanism of a memory limit on a CPU: tensors are counted, or the kernel limits the process (RLIMIT_DATA)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shortage:
-    """One shortage of memory that a run survived."""
+class OutOfMemoryEvent:
+    """A worker ran out of memory, and the run survived it."""
 
     facts: OomFacts
     step: int
     """Optimizer steps taken before."""
     size: int
-    """Rows at once with which it happened."""
+    """Micro-batch size, in rows, that ran out of memory."""
     smaller: int
-    """Rows at once from then on; the same as before where there was nothing to shrink."""
+    """Micro-batch size from then on; equal to `size` if nothing could shrink."""
     is_neighbours: bool = False
-    """Somebody else had the memory: it says nothing about what fits."""
+    """Another process held the memory, so the event is no evidence that `size` does not fit."""
 
 
 @dataclass(frozen=True)
 class MicroBatchSpeed:
-    """What a few passes with one micro-batch showed."""
+    """Measured speed and memory of a few passes with one micro-batch size."""
 
     rows: int
-    """That one worker held at once."""
+    """Micro-batch size: rows of one pass on one worker."""
     rows_per_s: float | None
-    """Of one worker, forward and backward; None: it ran out of memory."""
+    """Rows per second of one worker, forward and backward. None: it ran out of memory."""
     peak_bytes: int | None
-    """Most bytes of tensors live in these passes, on this worker; an update may need more."""
+    """Peak of live tensor bytes in these passes on this worker; an update may need more."""

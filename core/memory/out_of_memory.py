@@ -1,9 +1,9 @@
-"""What is an out-of-memory error, and what it tells about the run.
+"""Classify exceptions: is it an out-of-memory error, and of which kind?
 
-Libraries report the same shortage as a dozen types and texts, and many texts that speak of memory are no shortage. So
-the type decides first, then texts that only an allocator writes, and the text of a wrapper is never evidence: Ray's
-message about a worker that vanished names the out-of-memory killer whatever the cause was. Classify in the worker:
-`__cause__` does not survive the trip to another process.
+Libraries report the same condition with a dozen types and texts, and many texts that mention memory have another
+cause. The type is checked first, then texts that only allocators write. The text of a wrapper is never evidence: Ray's
+message about a vanished worker mentions the out-of-memory killer for every cause. Classify in the worker, because
+`__cause__` is lost between processes.
 """
 
 import errno
@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 OomKind = Literal["device", "host", "node", "suspect"]
-"""device: accelerator memory or its budget; a property of the configuration.
-host: this process could not get host memory.
-node: somebody ended the process for the node's sake; the culprit may be a neighbour, so nothing to learn about the run.
-suspect: the process vanished or a library hid the cause. Not proof; treat as interrupted unless corroborated."""
+"""device: accelerator memory or the memory limit; a property of the configuration.
+host: this process could not allocate host memory.
+node: the process was killed to protect the node; another process may be the cause, so it is no evidence about the run.
+suspect: the process vanished or a library hid the cause; no proof. Treat it as interrupted unless corroborated."""
 
 OomPhase = Literal["forward", "backward", "optimizer", "exchange", "evaluation", "checkpoint"]
 
@@ -25,37 +25,37 @@ _STRENGTH: dict[OomKind, int] = {"device": 3, "host": 2, "node": 1, "suspect": 0
 
 @dataclass(frozen=True, slots=True)
 class OomFacts:
-    """What is known about one shortage of memory. Plain values, so that it pickles and crosses processes."""
+    """The known facts of one out-of-memory error. Plain values, so it pickles."""
 
     kind: OomKind
     error_type: str
-    """Module and name of the exception that gave it away."""
+    """Module and name of the exception."""
     message: str
-    """Its text, at most 400 characters."""
+    """Text of the exception, at most 400 characters."""
     bytes_asked: int | None = None
-    """Size of the allocation that failed; None where the text does not say."""
+    """Size of the allocation that failed; None if the text does not contain it."""
     phase: OomPhase | None = None
-    """Where in the run; None where the caller did not know."""
+    """Phase of the run; None if unknown."""
     rank: int | None = None
-    """Worker that ran out; None for a single one or where nobody knows."""
+    """Rank of the worker that ran out of memory; None if unknown."""
     bytes_in_use: int | None = None
-    """What that worker's tensors held when it asked; None where nobody counted."""
+    """Bytes held by the tensors of that worker at the failed allocation; None if they were not counted."""
 
     @property
     def is_certain(self) -> bool:
-        """Whether memory certainly ran out, rather than possibly."""
+        """True if memory certainly ran out; False for a suspect."""
         return self.kind != "suspect"
 
 
 def classify(exc: BaseException, *, phase: OomPhase | None = None, rank: int | None = None) -> OomFacts | None:
-    """The strongest evidence of a memory shortage in an exception and in everything it wraps; None if there is none.
+    """The strongest evidence of an out-of-memory error in an exception and all it wraps; None if there is none.
 
     Follows declared causes (`raise ... from`, Ray's wrappers, exception groups), not `__context__`: an error raised
-    while handling a shortage is a different error.
+    while handling an out-of-memory error is a different error.
 
     Args:
-        phase: What the caller was doing; written into the facts.
-        rank: The caller's rank; a wrapper that names the failing worker has the last word.
+        phase: Phase of the run, copied into the facts.
+        rank: Rank of the caller; the rank named by a wrapper takes precedence.
     """
     strongest: OomFacts | None = None
     pending: list[tuple[BaseException, int | None]] = [(exc, rank)]
@@ -67,7 +67,7 @@ def classify(exc: BaseException, *, phase: OomPhase | None = None, rank: int | N
         seen.add(id(error))
         carried = getattr(error, "facts", None)
         if isinstance(carried, OomFacts):
-            return carried  # somebody nearer has classified already
+            return carried  # Already classified closer to the cause.
         kind = _kind_of(error)
         if kind is not None and (strongest is None or _STRENGTH[kind] > _STRENGTH[strongest.kind]):
             strongest = OomFacts(
@@ -83,18 +83,17 @@ def classify(exc: BaseException, *, phase: OomPhase | None = None, rank: int | N
 
 
 def corroborated(facts: OomFacts, *, new_kernel_kills: int) -> OomFacts:
-    """The facts after asking the kernel: a vanished process is a node's shortage if the kernel killed meanwhile.
+    """The facts, with kind `node` instead of `suspect` if the kernel killed processes for memory meanwhile.
 
     Args:
-        new_kernel_kills: Growth of `host_memory.kernel_oom_kills()` over the life of the process that vanished.
+        new_kernel_kills: Growth of `host_memory.kernel_oom_kills()` during the life of the vanished process.
     """
     if facts.kind == "suspect" and new_kernel_kills > 0:
         return replace(facts, kind="node")
     return facts
 
 
-# Only texts that an allocator or a device library writes. The loose ones must begin a line, as they do when the library
-# speaks itself, and not when somebody quotes it.
+# Only texts that an allocator or a device library writes. Unspecific ones must begin a line: quotations of them do not.
 _DEVICE_TEXT = re.compile(
     r"^(?:[\w.]*Error: )?(?:CUDA|HIP|XPU|NPU|MPS backend) out of memory"
     r"|^(?:[\w.]*Error: )?(?:CUDA|HIP|XPU|NPU) error: (?:out of memory|memory allocation)"
@@ -121,8 +120,8 @@ _CUDA_ERROR_MEMORY_ALLOCATION = 2
 
 
 def _kind_of(error: BaseException) -> OomKind | None:
-    """The verdict on one exception alone."""
-    # Names instead of classes: core does without Ray, and torch's own types moved between modules over its versions.
+    """Kind of one exception, without its causes."""
+    # Names instead of classes: core does not import Ray, and torch moved its types between modules.
     names = {f"{(cls.__module__ or '').split('.')[0]}.{cls.__name__}" for cls in type(error).__mro__}
     if "ray.OutOfMemoryError" in names:
         return "node"
@@ -136,7 +135,7 @@ def _kind_of(error: BaseException) -> OomKind | None:
         return "suspect"
     if names & {"ray.RayError", "ray.RayTrainError"}:
         return None
-    # Allocators raise these two types or torch's own; a subclass from elsewhere is somebody's words about memory.
+    # Allocators raise exactly these types or torch's own; the text of any other subclass is no evidence.
     if type(error) in (RuntimeError, SystemError) or (
         isinstance(error, RuntimeError) and (type(error).__module__ or "").split(".")[0] == "torch"
     ):
@@ -155,7 +154,7 @@ def _kind_of_text(text: str) -> OomKind | None:
 
 
 def _wrapped(error: BaseException) -> Iterator[tuple[int | None, BaseException]]:
-    """Exceptions inside an exception, with the rank that the wrapper names for each."""
+    """(rank named by the wrapper, inner exception) of all exceptions inside an exception."""
     failures = getattr(error, "worker_failures", None)  # ray.train.WorkerGroupError: {rank: exception}
     if isinstance(failures, dict):
         for rank, inner in failures.items():

@@ -1,4 +1,4 @@
-"""Counts live tensor storages on a CPU."""
+"""Count the bytes of live tensor storages on a CPU."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,18 +19,18 @@ Trackable = Tensor | nn.Module | torch.optim.Optimizer | Iterable[Tensor]
 
 
 class StorageMeter:
-    """Counts bytes of live tensor storages. `memory_limit` is its front door.
+    """Counts bytes of live tensor storages; `memory_limit` is its public interface.
 
-    A storage counts from the operator that returns it until its memory goes back, whoever holds it: a Python name, the
-    graph of autograd, an optimizer. Views add nothing.
+    A storage counts from the operator that returns it until its memory is freed, also while only autograd or an
+    optimizer holds it. Views add nothing.
 
     Args:
-        budget_bytes: Raise `torch.OutOfMemoryError` when more would be live; None never does.
-        of_fakes: Count fake tensors, and those only. Otherwise they do not count, for they have no memory.
-        kernels_of: The kind of device whose kernels' scratch counts.
-        on_change: Called with (storage key, bytes, a tensor on it) when a storage appears, (key, -bytes, None) when it
-            goes.
-        on_scratch: Called with the bytes that a kernel took and gave back.
+        budget_bytes: Memory limit: raise `torch.OutOfMemoryError` if more would be live; None sets no limit.
+        of_fakes: True counts only fake tensors. False ignores them, because they have no memory.
+        kernels_of: Device type whose kernels' scratch memory is counted.
+        on_change: Called with (storage key, bytes, a tensor on it) when a storage appears, and with
+            (key, -bytes, None) when it is freed.
+        on_scratch: Called with the scratch bytes of a kernel.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class StorageMeter:
         return self._mode is not None and self._mode.meter is not None
 
     def start(self) -> None:
-        """Begin watching this thread's operators."""
+        """Begin counting the operators of this thread."""
         assert self._mode is None, "the meter is running already"
         self._mode = _CountingMode(self)
         self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -67,7 +67,7 @@ class StorageMeter:
             return
         self._mode.meter = None
         self._live.clear()
-        # Modes leave in the order of a stack. Below another one it stays for now, idle, and leaves at the next stop.
+        # Dispatch modes form a stack. Below another mode this one stays, idle, and is removed at the next stop.
         if _get_current_dispatch_mode() is self._mode:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._mode = None
@@ -75,13 +75,16 @@ class StorageMeter:
     def track(self, *things: Trackable) -> None:
         for thing in things:
             for tensor in _tensors_of(thing):
-                self.count(tensor, "tracking what existed before")
+                self.count(tensor, "tracking existing tensors")
 
     def count(self, tensor: Tensor, operator: object) -> None:
-        """Count the tensor's storage unless it is counted already.
+        """Count the tensor's storage unless it is already counted.
+
+        Args:
+            operator: Named in the error.
 
         Raises:
-            torch.OutOfMemoryError: It does not fit into the budget; it is not counted then.
+            torch.OutOfMemoryError: It exceeds the memory limit; it is not counted then.
         """
         if isinstance(tensor, FakeTensor) != self._of_fakes or (tensor.is_meta and not self._of_fakes):
             return
@@ -101,7 +104,7 @@ class StorageMeter:
         self._forget(key)
         if num_bytes == 0:
             return
-        # The weak reference's callback runs when the memory really goes back, after the last owner in C++ as well.
+        # The callback of the weak reference runs when the memory is freed, after the last owner in C++ too.
         self._live[key] = (weakref.ref(storage, partial(self._forget, key)), num_bytes)
         self.current_bytes += num_bytes
         self.peak_bytes = max(self.peak_bytes, self.current_bytes)
@@ -109,7 +112,11 @@ class StorageMeter:
             self._on_change(key, num_bytes, tensor)
 
     def note_call(self, operator: object, arguments: Sequence[Any], output: object) -> None:
-        """Count what a call of an operator has returned, and what its kernel took for itself meanwhile."""
+        """Count the outputs of an operator call and the scratch memory of its kernel.
+
+        Raises:
+            torch.OutOfMemoryError: They exceed the memory limit.
+        """
         if not isinstance(output, Tensor):
             for leaf in tree_leaves(output):
                 if isinstance(leaf, Tensor):
@@ -126,8 +133,8 @@ class StorageMeter:
     def _check(self, growth_bytes: int, operator: object) -> None:
         if self.budget_bytes is not None and growth_bytes > 0 and self.current_bytes + growth_bytes > self.budget_bytes:
             raise torch.OutOfMemoryError(
-                f"Memory budget exceeded (counted by pretune, not the device's own limit). Tried to allocate "
-                f"{growth_bytes} bytes in {operator}; {format_bytes(self.current_bytes)} are live of a budget of "
+                f"Memory limit exceeded (counted by pretune, not the device's own limit). Tried to allocate "
+                f"{growth_bytes} bytes in {operator}; {format_bytes(self.current_bytes)} are live of a memory limit of "
                 f"{format_bytes(self.budget_bytes)} ({self.current_bytes} of {self.budget_bytes} bytes)"
             )
 

@@ -1,1 +1,1 @@
-"""Peak memory without a run: a real step on fake tensors, an allocator replayed, the largest micro-batch that fits."""
+"""Peak memory without a run: the real step on fake tensors, allocator replay, the largest micro-batch that fits."""

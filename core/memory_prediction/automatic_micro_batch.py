@@ -1,4 +1,4 @@
-"""What `micro_batch_size: auto` means."""
+"""Choose the micro-batch size for `micro_batch_size: auto`."""
 
 import math
 from functools import partial
@@ -6,20 +6,20 @@ from functools import partial
 import numpy as np
 
 from core.distributed.workers import Workers
-from core.memory_prediction.peak_memory import Place, predict_memory
+from core.memory_prediction.peak_memory import WorkerSetup, predict_memory
 from core.settings.run_config import RunConfig
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 
 _TOKENS_AT_ONCE = 8192
-"""Beyond some thousand tokens a larger micro-batch keeps the processor no busier, it only takes memory."""
+"""Beyond a few thousand tokens, a larger micro-batch uses more memory without more speed."""
 
 
 def choose_micro_batch(
     run: RunConfig, data: PreparedCorpus, workers: Workers, *, memory_limit_bytes: int | None
 ) -> int:
-    """Rows of one forward/backward on one worker; the same on all workers.
+    """Micro-batch size in rows; the same on all workers, which all call it.
 
-    Without a limit there is no prediction: then 8,192 tokens at once decide alone.
+    Without a memory limit no prediction is made, and only the number of tokens decides.
     """
     asked = run.training.micro_batch_size
     if asked != "auto":
@@ -31,10 +31,11 @@ def choose_micro_batch(
         sequence_length=data.train.sequence_length,
     )
     feasible = choose(largest_feasible=None)
-    # The rule asks for powers of two: halving finds the one it wants, mostly by the first prediction, where the largest
-    # feasible size takes ten.
+    # The rule gives powers of two, so halving finds the size, mostly with one prediction; the largest feasible size
+    # would take ten.
     while feasible > 1 and memory_limit_bytes is not None:
-        needed = predict_memory(run, data.vocabulary.size, micro_batch_size=feasible, place=place_of(data, workers))
+        setup = worker_setup_of(data, workers)
+        needed = predict_memory(run, data.vocabulary.size, micro_batch_size=feasible, setup=setup)
         if needed.peak_bytes <= memory_limit_bytes:
             break
         feasible //= 2
@@ -44,12 +45,16 @@ def choose_micro_batch(
 def automatic_micro_batch(
     *, batch_size: int, num_workers: int, sequence_length: int, largest_feasible: int | None
 ) -> int:
-    """Rows of one forward/backward: the largest power of two that
+    """Micro-batch size in rows: the largest power of two that
 
-    - holds at most about 8,192 tokens (a row is at least taken whole),
-    - is predicted to fit into memory, where there is a prediction (one row is tried even if not: it might be wrong),
-    - divides a worker's rows without rest, unless that would cost more than half the size: a short last micro-batch is
-      weighted right and costs little time, many tiny ones cost much.
+    - holds about 8,192 tokens at most, but at least one row,
+    - is predicted to fit in memory, if there is a prediction; one row is always tried, as predictions may be wrong,
+    - divides the rows of a worker evenly, unless that would more than halve the size: one short last micro-batch costs
+      little time, many tiny ones cost much.
+
+    Args:
+        batch_size: Rows per step over all workers.
+        largest_feasible: Largest size predicted to fit; None without a prediction.
     """
     rows_per_worker = math.ceil(batch_size / num_workers)
     limit = min(rows_per_worker, max(1, _TOKENS_AT_ONCE // sequence_length))
@@ -60,9 +65,9 @@ def automatic_micro_batch(
     return dividing if 2 * dividing >= largest else largest
 
 
-def place_of(data: PreparedCorpus, workers: Workers) -> Place:
-    """Where these workers train on this corpus, for predictions."""
-    return Place(
+def worker_setup_of(data: PreparedCorpus, workers: Workers) -> WorkerSetup:
+    """Worker setup of a run on this corpus, for memory predictions."""
+    return WorkerSetup(
         num_workers=workers.count,
         device_type="cuda" if workers.device.type == "cuda" else "cpu",
         has_document_ids=data.train.rows(np.zeros(1, np.int64)).document_ids is not None,

@@ -1,8 +1,9 @@
-"""Replay of tensor allocations through CUDA's caching allocator: what the device must have, not what tensors sum to.
+"""Replay tensor allocations through a model of CUDA's caching allocator, to include its fragmentation in predictions.
 
-The allocator hands out pieces of segments that it keeps, so a freed piece serves only requests that fit into it. The
-policy is that of c10/cuda/CUDACachingAllocator.cpp with default settings: no expandable segments, no garbage
-collection, one stream.
+The allocator divides segments that it keeps, so a freed block serves only requests that fit in it.
+
+Source: c10/cuda/CUDACachingAllocator.cpp with default settings (no expandable segments, no garbage collection), one
+stream.
 """
 
 from bisect import bisect_left, insort
@@ -10,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 AllocationEvent = tuple[int, int]
-"""(storage key, bytes): positive bytes when the storage appears, negative when it goes."""
+"""(storage key, bytes): positive when the storage is allocated, negative when it is freed."""
 
 _SMALLEST_BLOCK = 512
 _SMALL_REQUEST = 2**20
-"""Requests up to this size come from the pool of small segments."""
+"""Requests up to this size use the pool of small segments."""
 _SMALL_SEGMENT = 2 * 2**20
 _LARGE_SEGMENT = 20 * 2**20
 _LARGE_REQUEST = 10 * 2**20
@@ -23,13 +24,13 @@ _LARGE_ROUNDING = 2 * 2**20
 
 
 class CapacityExceededError(Exception):
-    """The replayed allocations do not fit into the capacity."""
+    """The replayed allocations exceed the capacity."""
 
 
 def smallest_capacity_bytes(events: Sequence[AllocationEvent], *, tolerance: float = 0.002) -> int:
-    """Smallest device capacity in which the allocations succeed, to a relative tolerance from above.
+    """Smallest device capacity in bytes in which the allocations succeed; at most `tolerance` (relative) too large.
 
-    Less than the reserved peak: short of memory, the allocator gives unused segments back and tries again.
+    It is below the reserved peak, because an allocator without memory frees unused segments and retries.
     """
     unlimited = CachingAllocator()
     unlimited.replay(events)
@@ -46,7 +47,7 @@ def smallest_capacity_bytes(events: Sequence[AllocationEvent], *, tolerance: flo
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """A piece of a segment; neighbours in the same segment are linked."""
+    """Part of a segment; neighbours in the same segment are linked."""
 
     address: int
     num_bytes: int
@@ -57,10 +58,10 @@ class _Block:
 
 
 class CachingAllocator:
-    """The allocator's book-keeping without a device.
+    """The bookkeeping of the allocator, without a device.
 
     Args:
-        capacity_bytes: Most that segments may take together; None is without limit.
+        capacity_bytes: Maximum bytes of all segments; None is unlimited.
     """
 
     def __init__(self, capacity_bytes: int | None = None) -> None:
@@ -73,10 +74,10 @@ class CachingAllocator:
         self._next_address = 0
 
     def replay(self, events: Sequence[AllocationEvent]) -> None:
-        """Carry out allocations and releases in order.
+        """Perform allocations and releases in order.
 
         Raises:
-            CapacityExceededError: One does not fit, even after giving unused segments back.
+            CapacityExceededError: An allocation does not fit, even after freeing unused segments.
         """
         for key, num_bytes in events:
             if num_bytes > 0:
@@ -85,7 +86,14 @@ class CachingAllocator:
                 self.release(key)
 
     def allocate(self, key: int, num_bytes: int) -> None:
-        """Serve one request under a key that no other living allocation has."""
+        """Serve one request.
+
+        Args:
+            key: Unique among live allocations.
+
+        Raises:
+            CapacityExceededError: It does not fit, even after freeing unused segments.
+        """
         wanted_bytes = max(_SMALLEST_BLOCK, _round_up(num_bytes, _SMALLEST_BLOCK))
         is_small = wanted_bytes <= _SMALL_REQUEST
         pool = self._free[is_small]
@@ -105,7 +113,7 @@ class CachingAllocator:
         self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
 
     def release(self, key: int) -> None:
-        """Put an allocation back into its pool, joined with free neighbours. The segment stays reserved."""
+        """Return an allocation to its pool, merged with free neighbours. Its segment stays reserved."""
         block = self._taken.pop(key)
         self.allocated_bytes -= block.num_bytes
         if block.after is not None and block.after.is_free:
@@ -127,7 +135,8 @@ class CachingAllocator:
             self._give_back_unused_segments()
             if self.reserved_bytes + segment_bytes > self.capacity_bytes:
                 raise CapacityExceededError(
-                    f"{segment_bytes} bytes more than the {self.reserved_bytes} reserved exceed {self.capacity_bytes}"
+                    f"a segment of {segment_bytes} bytes beyond the {self.reserved_bytes} reserved ones exceeds the "
+                    f"capacity of {self.capacity_bytes} bytes"
                 )
         self.reserved_bytes += segment_bytes
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)

@@ -1,4 +1,4 @@
-"""What CUDA's kernels keep, shown by tensors on the CPU: for predicting a device's memory without the device."""
+"""Emulate on CPU tensors the memory that CUDA kernels keep, to predict a GPU's memory without a GPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
-# Functions that autocast runs in fp32 on CUDA and not on the CPU. The copy in fp32 is what their backward pass keeps.
+# Functions that autocast runs in fp32 on CUDA but not on the CPU; their backward pass keeps the fp32 copy.
 _FP32_ON_CUDA: frozenset[Callable[..., Any]] = frozenset(
     (
         F.layer_norm,
@@ -34,10 +34,10 @@ _FP32_ON_CUDA: frozenset[Callable[..., Any]] = frozenset(
 
 
 class CudaForms(TorchFunctionMode):
-    """Inside, CPU tensors (fake ones, for the values are meaningless) are kept as CUDA's kernels would keep them.
+    """Context in which operators on CPU tensors keep as much memory as CUDA kernels. Values are wrong.
 
-    Three differences: dropout keeps a mask of one byte a number instead of a scaled float; attention is fused with
-    dropout as well; and autocast computes norms and exponentials in fp32.
+    Three differences: dropout keeps a mask of one byte per number instead of a scaled float; attention is also fused
+    with dropout; autocast computes norms and exponentials in fp32.
     """
 
     def __torch_function__(
@@ -59,8 +59,8 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
     settings["dropout_p"] = 0.0
-    # Flash attention takes groups of heads but neither masks nor fp32; the memory-efficient kernel takes no groups.
-    # Both at once is left to plain matrix products, which keep (T x T) for every head.
+    # Flash attention supports grouped heads, but neither masks nor fp32; the memory-efficient kernel supports no
+    # groups. Groups with a mask or fp32 fall back to matrix products, which keep (T x T) for every head.
     is_low = query.dtype in _LOW_PRECISION or torch.is_autocast_enabled("cpu")
     if settings.get("enable_gqa") and (settings.get("attn_mask") is not None or not is_low):
         with sdpa_kernel(SDPBackend.MATH):

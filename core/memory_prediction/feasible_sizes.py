@@ -1,4 +1,4 @@
-"""The sizes at which a costly function stays within a capacity, found with few evaluations."""
+"""Find the sizes at which a costly function stays within a capacity, with few evaluations."""
 
 import math
 from bisect import bisect_right
@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 Stretch = tuple[int, int]
-"""First and last of consecutive sizes over which a peak is non-decreasing and convex."""
+"""(first, last) of consecutive sizes over which the peak is non-decreasing and convex."""
 
 
 class Feasible:
-    """The sizes at which a peak is within a capacity, found with as few evaluations as can be.
+    """The set of sizes whose peak is within a capacity, with few evaluations of the peak.
 
     Args:
-        peak: Bytes by size.
-        stretches: Ascending and without gaps. From one to the next the peak may fall, but the peaks at their beginnings
-            do not.
+        peak: Bytes as a function of the size.
+        capacity: Bytes available.
+        stretches: Ascending, without gaps. The peak may fall between stretches, but not between their first sizes.
     """
 
     def __init__(self, peak: Callable[[int], int], capacity: int, stretches: Sequence[Stretch]) -> None:
@@ -33,7 +33,7 @@ class Feasible:
 
     @property
     def largest(self) -> int:
-        """The largest size that fits; 0 if none does."""
+        """The largest size that fits; 0 if none fits."""
         return self._end(len(self._stretches) - 1) if self._stretches else 0
 
     def __contains__(self, size: int) -> bool:
@@ -46,12 +46,12 @@ class Feasible:
         return self._ends[number]
 
     def _last_in(self, first: int, last: int) -> int:
-        """Last size that fits in a stretch whose first one does.
+        """Last size that fits in a stretch whose first size fits.
 
-        A chord of a convex function lies above it, so where the chord meets the capacity fits. A line through two
-        points that fit lies below it further on, so where that line meets the capacity nothing more fits. Within one
-        piece of a piecewise linear function both are exact. Each is checked, so rounding costs no exactness. Where a
-        piece is flat the chord creeps; a round that does not halve what is left therefore looks at its middle too.
+        A chord of a convex function lies above it, so the size where the chord reaches the capacity fits. The line
+        through two fitting points lies below the function beyond them, so nothing fits beyond the size where that line
+        reaches the capacity. Both bounds are exact within one linear piece, and both are checked, so rounding does no
+        harm. On flat pieces the chord converges slowly; a round that does not halve the bracket also tests its middle.
         """
         peak, capacity = self._peak, self._capacity
         if peak(first) > capacity:
@@ -75,7 +75,7 @@ class Feasible:
         return fits
 
     def _narrowed(self, fits: int, exceeds: int, size: int) -> tuple[int, int]:
-        """The bracket after looking at a size, if it lies inside."""
+        """The bracket after testing a size; unchanged if the size lies outside."""
         if not fits < size < exceeds:
             return fits, exceeds
         return (size, exceeds) if self._peak(size) <= self._capacity else (fits, size)

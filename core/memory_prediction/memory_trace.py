@@ -1,6 +1,6 @@
-"""Every allocation of a training run's steps, recorded without memory: the real step on fake tensors.
+"""Record every allocation of training steps without memory, by running the real step on fake tensors.
 
-What is traced is `OptimizerStep` itself, so prediction and reality cannot drift apart.
+The trace runs `OptimizerStep` itself, so prediction and reality cannot drift apart.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -39,20 +39,20 @@ Part = Literal[
 
 @dataclass(frozen=True)
 class RunShape:
-    """Everything on which the memory of a run depends, and nothing else: two runs of one shape need the same."""
+    """Exactly the properties that determine the memory of a run: runs of equal shape need equal memory."""
 
     model: ModelConfig
     vocabulary_size: int
     num_classes: int | None
-    """Of an encoder that tells classes of texts apart; None: tokens are predicted."""
+    """Number of classes of a classifier; None for language models."""
     precision: Literal["fp32", "bf16", "fp16"]
     is_checkpointed: bool
     lora: LoraConfig | None
     micro_batch_size: int
     local_rows: int
-    """Rows of one worker in one step."""
+    """Rows of one worker per step."""
     exchanges_gradients: bool
-    """Several workers: gradients live in one buffer at all times."""
+    """True for several workers: gradients permanently occupy one buffer."""
     predicted_per_row: int
     has_document_ids: bool
     device_type: Literal["cpu", "cuda"]
@@ -67,18 +67,22 @@ class _Allocation:
 
 
 class MemoryTrace:
-    """Allocations in order, each with the part of the run that it belongs to."""
+    """Allocations in order, each with the part of the run it belongs to.
+
+    Args:
+        num_logits: Logits per position: the vocabulary size, or the number of classes.
+    """
 
     def __init__(self, num_logits: int) -> None:
         self.events: list[AllocationEvent] = []
         self._allocations: list[_Allocation] = []
-        self._living: dict[int, int] = {}  # storage key to allocation number
+        self._living: dict[int, int] = {}  # Storage key to allocation number.
         self._part: Part = "temporaries"
-        self._num_logits = num_logits  # of a position: one for each token, or for each class
+        self._num_logits = num_logits
         self._parameter_shapes: set[torch.Size] = set()
 
     def note(self, key: int, num_bytes: int, tensor: Tensor | None) -> None:
-        """One storage appeared or went: the meter's `on_change`."""
+        """Record that a storage was allocated or freed; the meter's `on_change`."""
         if tensor is None:
             number = self._living.pop(key)
             self._allocations[number].died_at = len(self.events)
@@ -89,14 +93,14 @@ class MemoryTrace:
         self.events.append((number, num_bytes))
 
     def note_scratch(self, num_bytes: int) -> None:
-        """A kernel took memory and gave it back: the meter's `on_scratch`."""
+        """Record the scratch memory of a kernel; the meter's `on_scratch`."""
         number = len(self._allocations)
         self._allocations.append(_Allocation(num_bytes, "temporaries", len(self.events), len(self.events) + 1))
         self.events += [(number, num_bytes), (number, -num_bytes)]
 
     @contextmanager
     def part(self, part: Part) -> Iterator[None]:
-        """What appears in the block belongs to this part."""
+        """Assign the allocations in the block to a part."""
         before, self._part = self._part, part
         try:
             yield
@@ -105,7 +109,7 @@ class MemoryTrace:
 
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
-        """What appears in the block and outlives it is an activation, kept for the backward pass."""
+        """Count allocations in the block that outlive it as activations, kept for the backward pass."""
         first = len(self._allocations)
         yield
         for allocation in self._allocations[first:]:
@@ -113,12 +117,12 @@ class MemoryTrace:
                 allocation.part = "activations"
 
     def rise_since(self, first: int) -> int:
-        """Most bytes at one moment since event number `first`, beyond those before it."""
+        """Peak bytes since event number `first`, relative to the bytes before it."""
         return int(max(np.cumsum([num_bytes for _, num_bytes in self.events[first:]], dtype=np.int64), default=0))
 
     def watch_gradients(self, model: nn.Module) -> None:
-        """Recognise gradients once they are a parameter's own, and copies of parameters in another number format."""
-        # The matrix of the head gets its gradient without autograd, so any gradient's arrival has to do for all.
+        """Recognise gradients of the parameters, and copies of parameters in another number format."""
+        # The head's matrix gets its gradient without autograd, so check all parameters whenever a gradient arrives.
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         note = partial(self._note_gradients, trained)
         self._parameter_shapes.update(parameter.shape for parameter in model.parameters())
@@ -126,7 +130,7 @@ class MemoryTrace:
             parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
 
     def peak(self) -> tuple[int, dict[Part, int]]:
-        """Most bytes live at one moment, and what they were."""
+        """(peak of live bytes, bytes of each part at that moment)."""
         sizes = np.array([num_bytes for _, num_bytes in self.events], dtype=np.int64)
         live_bytes = np.cumsum(sizes)
         moment = int(np.argmax(live_bytes))
@@ -141,7 +145,7 @@ class MemoryTrace:
             return self._part
         if tensor.ndim == 2 and tensor.shape in self._parameter_shapes:
             return "temporaries" if tensor.dtype == torch.float32 else "cast parameters"
-        # (D, V) is the gradient of a head's matrix, transposed.
+        # (D, V) is the transposed gradient of a head matrix.
         is_matrix = tensor.shape[::-1] in self._parameter_shapes
         return "logits" if tensor.shape[-1:] == (self._num_logits,) and not is_matrix else "temporaries"
 
@@ -154,9 +158,9 @@ class MemoryTrace:
 
 
 def trace_steps(shape: RunShape) -> MemoryTrace:
-    """All allocations of a run of this shape, from the moment its model exists until its steps repeat themselves.
+    """All allocations of a run of this shape, from its finished model until its steps repeat themselves.
 
-    Takes up to a second, no memory to speak of, no device, and leaves the random state alone.
+    It takes up to a second, negligible memory and no device, and does not change the random state.
     """
     trace = MemoryTrace(shape.num_classes or shape.vocabulary_size)
     meter = StorageMeter(
@@ -192,7 +196,7 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
                 clip=1.0,
             )
         if step._exchange is not None:
-            step._exchange._buckets.clear()  # the buffer stays, and there is nobody to send it to
+            step._exchange._buckets.clear()  # Keep the buffer, but send nothing: there are no other workers.
         step.profile = _PartMarks(trace)
         modes.enter_context(_UnreadValues())
         if shape.device_type == "cuda":
@@ -200,7 +204,7 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
             modes.enter_context(CudaForms())
         modes.enter_context(cache_blocks.shortened())
         modes.enter_context(cpu_attention.rehearsed(_Once(trace)))
-        # What a pass leaves behind belongs to the peak of the next, which is in the same step if that has several.
+        # Memory left by one pass counts in the peak of the next pass. A step with one pass therefore runs twice.
         for number in range(2 if shape.micro_batch_size >= shape.local_rows else 1):
             result = step.take(step=number, position=0, learning_rate=lambda _: 1e-4)
             assert isinstance(result, StepResult), f"a step on fake tensors cannot run out of memory: {result}"
@@ -208,7 +212,7 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
 
 
 class _PartMarks(StepProfile):
-    """The step's own stretches of time, used to tell activations from temporaries."""
+    """Uses the stretches of the step's profile to distinguish activations from temporaries."""
 
     def __init__(self, trace: MemoryTrace) -> None:
         super().__init__(torch.device("cpu"))
@@ -225,7 +229,7 @@ class _PartMarks(StepProfile):
 
 
 class _Once:
-    """Shows work of one form once; after that only how much it takes at its worst, for its many steps cost time."""
+    """Traces work of one form once, and afterwards records only its peak, which saves time."""
 
     def __init__(self, trace: MemoryTrace) -> None:
         self._trace = trace
@@ -243,7 +247,7 @@ class _Once:
 
 
 class _FakeSource(BatchSource):
-    """Batches of the right shapes."""
+    """Batches with the right shapes and no values."""
 
     def __init__(self, shape: RunShape) -> None:
         self._shape = shape
@@ -267,7 +271,7 @@ class _FakeSource(BatchSource):
 
 
 class _UnreadValues(TorchFunctionMode):
-    """Fake tensors have no values; a step reads its sums once, and any finite numbers do."""
+    """Answers `.item()` with 1.0: fake tensors have no values, and any finite number is fine for a step."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -278,7 +282,7 @@ class _UnreadValues(TorchFunctionMode):
 
 
 class _TrueStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The statistics of a norm over bf16 with fp32 weights are fp32; torch's shapes without values say bf16."""
+    """Makes the statistics of layer norms over bf16 fp32, as in real kernels; torch's fake kernels give bf16."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -292,7 +296,7 @@ class _TrueStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class _AbsentWorkers(Workers):
-    """A run's workers of whom only this one is there: nothing is said and nothing heard."""
+    """Workers of which only this one exists; collective operations do nothing."""
 
     def __post_init__(self) -> None:
         pass

@@ -1,9 +1,9 @@
-"""Peak memory of a run without running it, the largest micro-batch that fits, and what to change so that a run fits.
+"""Predict the peak memory of a run, the largest micro-batch that fits, and the changes that make a run fit.
 
-A prediction covers what the tensors of training need on one worker. Not in it, because they are there before the first
-tensor or belong to the device: the CUDA context and the process group (compare with the memory that is free once both
-exist), the Python process, and kernels' own scratch. Evaluation needs less than training, for it keeps no activations.
-A compiled model needs no more than the same model as written, which is what is predicted.
+A prediction covers the tensors of training on one worker. It excludes memory that exists before the first tensor or
+belongs to the device: the CUDA context and the process group (compare with the memory that is free once both exist),
+the Python process, and most scratch memory of kernels. Evaluation needs less than training, because it keeps no
+activations. A compiled model needs at most the predicted memory of the uncompiled one.
 """
 
 import math
@@ -29,98 +29,98 @@ from data_pipeline.tokens.batches import Batch, predicted_in_full_row
 DeviceType = Literal["cpu", "cuda"]
 
 _CUBLAS_WORKSPACES_BYTES = 2 * 8_519_680
-"""cuBLAS keeps one for the thread of the forward and one for that of the backward pass (`:4096:2:16:8`, its default
-before Hopper). On Hopper they are 32 MiB each, which is less than a thousandth of such a device."""
+"""cuBLAS keeps one workspace for the forward thread and one for the backward thread (`:4096:2:16:8`, its default
+before Hopper). On Hopper each has 32 MiB, less than a thousandth of the device."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPrediction:
-    """What one worker's tensors need at the worst moment of training."""
+    """Predicted peak of one worker's tensors during training."""
 
     peak_bytes: int
     parts: dict[str, int]
-    """What it is made of, largest first, in bytes; sums to the peak. On CUDA `allocator` is what the caching allocator
-    must hold beyond the tensors, because its pieces do not fit together."""
+    """Bytes of each part at the peak, largest first; their sum is the peak. On CUDA, `allocator` is the fragmentation
+    of the caching allocator."""
 
     def share(self, part: str) -> float:
-        """Share of one part in the peak, in [0, 1]."""
+        """Share of one part of the peak, in [0, 1]."""
         return self.parts.get(part, 0) / self.peak_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a run takes place: what its memory depends on besides its settings and its vocabulary."""
+class WorkerSetup:
+    """Conditions that memory depends on besides the settings and the vocabulary of a run."""
 
     num_workers: int = 1
     device_type: DeviceType = "cpu"
     has_document_ids: bool = False
-    """Rows hold several documents that must not see each other, which takes a mask of T x T a row."""
+    """Rows hold several documents that must not see each other; this needs a mask of T x T per row."""
 
     def rows_of(self, run: RunConfig) -> int:
-        """Rows of one worker in one step, at most."""
+        """Maximum rows of one worker per step."""
         return math.ceil(run.training.batch_size / self.num_workers)
 
 
-ALONE_ON_A_CPU = Place()
+SINGLE_CPU_WORKER = WorkerSetup()
 
 
 def predict_memory(
-    run: RunConfig, vocabulary_size: int, *, micro_batch_size: int, place: Place = ALONE_ON_A_CPU
+    run: RunConfig, vocabulary_size: int, *, micro_batch_size: int, setup: WorkerSetup = SINGLE_CPU_WORKER
 ) -> MemoryPrediction:
-    """Peak memory of one worker of a run. About a second for a new shape, nothing for one that was asked before.
+    """Predicted peak memory of one worker of a run. A new shape takes about a second; results are cached.
 
-    Rows are taken as full: with padding, or special tokens that are never masked, fewer positions predict.
+    Rows are assumed to be full. With padding or special tokens, which are never masked, fewer positions are predicted.
 
     Args:
-        micro_batch_size: Rows of one forward/backward on one worker; more than a worker's rows of a batch are as many.
+        micro_batch_size: Rows of one forward/backward pass on one worker; capped at the worker's rows of a batch.
 
     Raises:
-        ValueError: fp16 on a CPU, or a micro-batch of no rows.
+        ValueError: fp16 on a CPU, or a micro-batch size below 1.
     """
     if micro_batch_size < 1:
-        raise ValueError(f"micro_batch_size={micro_batch_size}; at least 1")
-    rows = place.rows_of(run)
+        raise ValueError(f"micro_batch_size={micro_batch_size} is below 1; use at least 1 row")
+    rows = setup.rows_of(run)
     shape = RunShape(
         model=_without_numbers(run.model),
         vocabulary_size=vocabulary_size,
         num_classes=run.objective.num_classes,
-        precision=predicted_precision(run, place.device_type),
+        precision=predicted_precision(run, setup.device_type),
         is_checkpointed=run.training.activation_checkpointing,
         lora=_lora_without_numbers(run.training.lora),
         micro_batch_size=min(micro_batch_size, rows),
         local_rows=_rows_worth_tracing(min(micro_batch_size, rows), rows),
-        exchanges_gradients=place.num_workers > 1,
+        exchanges_gradients=setup.num_workers > 1,
         predicted_per_row=_predicted_per_row(run),
-        has_document_ids=place.has_document_ids,
-        device_type=place.device_type,
+        has_document_ids=setup.has_document_ids,
+        device_type=setup.device_type,
     )
     return _predict(shape)
 
 
 def largest_micro_batch(
-    run: RunConfig, vocabulary_size: int, *, memory_bytes: int, place: Place = ALONE_ON_A_CPU
+    run: RunConfig, vocabulary_size: int, *, memory_bytes: int, setup: WorkerSetup = SINGLE_CPU_WORKER
 ) -> int:
-    """Largest micro-batch whose predicted peak is within the memory; 0 if a single row's is not.
+    """Largest micro-batch size in rows whose predicted peak is within `memory_bytes`; 0 if a single row does not fit.
 
-    At most all of a worker's rows of a batch. Exact, in about ten traces: the size given fits, no larger one does. (On
-    CUDA the allocator's rounding to segments may hide one that is larger by a row.)
+    At most the worker's rows of a batch. The result is exact with about ten traces: it fits, and no larger size does.
+    (On CUDA, rounding to segments may hide a size that is larger by one row.)
 
-    The peak does not simply rise with the size. A batch in one pass needs no gradient beside its activations, one in
-    several passes does; the last pass may be the smaller one; and from some sizes on the vocabulary head goes through
-    in one chunk more, so that logits shrink. But the peak of a step is that of its greediest pass, and over the sizes
-    that share a number of chunks a first pass alone, or a later pass alone, is convex.
+    The peak is not monotonic in the size. A batch in one pass needs no gradients besides its activations, a batch in
+    several passes does; the last pass may be smaller; and at some sizes the vocabulary head uses one chunk more, which
+    shrinks the logits. But the peak of a step is the peak of its largest pass, and over sizes with an equal number of
+    chunks the peak of a first pass alone, and of a later pass alone, is convex.
     """
-    rows = place.rows_of(run)
+    rows = setup.rows_of(run)
 
     def peak(micro_batch_size: int, rows_of_batch: int) -> int:
-        training = run.training.model_copy(update={"batch_size": rows_of_batch * place.num_workers})
+        training = run.training.model_copy(update={"batch_size": rows_of_batch * setup.num_workers})
         changed = run.model_copy(update={"training": training})
-        return predict_memory(changed, vocabulary_size, micro_batch_size=micro_batch_size, place=place).peak_bytes
+        return predict_memory(changed, vocabulary_size, micro_batch_size=micro_batch_size, setup=setup).peak_bytes
 
     if peak(rows, rows) <= memory_bytes:
         return rows
     half = rows // 2
-    # A first pass shows alone if a single row follows it, a later pass if it follows its like.
+    # Isolate a first pass by a following single row, and a later pass by an equal pass before it.
     first_sizes, later_sizes = (_stretches(run, vocabulary_size, *ends) for ends in ((half + 1, rows - 1), (1, half)))
     first_pass = Feasible(lambda size: peak(size, size + 1), memory_bytes, first_sizes)
     later_pass = Feasible(lambda size: peak(size, 2 * size), memory_bytes, later_sizes)
@@ -132,20 +132,22 @@ def largest_micro_batch(
     return 0
 
 
-def how_to_fit(run: RunConfig, vocabulary_size: int, *, memory_bytes: int, place: Place = ALONE_ON_A_CPU) -> str:
-    """In words: what the run needs of the memory there is, and what to change if that is too much.
+def how_to_fit(
+    run: RunConfig, vocabulary_size: int, *, memory_bytes: int, setup: WorkerSetup = SINGLE_CPU_WORKER
+) -> str:
+    """Text that compares the predicted need of a run with the memory, and names changes that make it fit.
 
-    A micro-batch of `auto` is taken as one row here, the least that a run can do with.
+    A micro-batch size of `auto` counts as one row, the minimum.
     """
     asked = run.training.micro_batch_size
-    prediction = predict_memory(run, vocabulary_size, micro_batch_size=1 if asked == "auto" else asked, place=place)
+    prediction = predict_memory(run, vocabulary_size, micro_batch_size=1 if asked == "auto" else asked, setup=setup)
     needs = f"needs {format_bytes(prediction.peak_bytes)} of {format_bytes(memory_bytes)}"
     if prediction.peak_bytes <= memory_bytes:
         return f"{needs}; fits"
     cures = []
     for checkpointing in (False, True) if not run.training.activation_checkpointing else (True,):
         changed = run.with_overrides({"training.activation_checkpointing": checkpointing})
-        largest = largest_micro_batch(changed, vocabulary_size, memory_bytes=memory_bytes, place=place)
+        largest = largest_micro_batch(changed, vocabulary_size, memory_bytes=memory_bytes, setup=setup)
         is_new = checkpointing and not run.training.activation_checkpointing
         if largest > 0 and is_new and asked != "auto" and largest >= asked:
             cures.append("activation checkpointing")
@@ -156,17 +158,17 @@ def how_to_fit(run: RunConfig, vocabulary_size: int, *, memory_bytes: int, place
     if not cures:
         fixed = sum(prediction.parts.get(part, 0) for part in ("parameters", "gradients", "optimizer state"))
         return (
-            f"{needs}; no micro-batch fits, with activation checkpointing or without: parameters, gradients and "
+            f"{needs}; no micro-batch fits, with or without activation checkpointing: parameters, gradients and "
             f"optimizer state alone take {format_bytes(fixed)}; {shares}. Make the model or the vocabulary smaller"
         )
     return f"{needs}; fits with {' or with '.join(cures)}; {shares}"
 
 
 def predicted_precision(run: RunConfig, device_type: DeviceType) -> Literal["fp32", "bf16", "fp16"]:
-    """Number format of the matrix products that a prediction is for: as set, or what `auto` means on the device."""
+    """Number format of the matrix products in a prediction: the setting, with `auto` resolved for the device."""
     wanted = run.training.precision
     if wanted == "auto" and device_type == "cuda" and not torch.cuda.is_available():
-        return "bf16"  # what every data-centre and desktop GPU since 2020 computes natively
+        return "bf16"  # Every data-centre and desktop GPU since 2020 supports it natively.
     return choose_precision(wanted, torch.device(device_type)).name
 
 
@@ -183,7 +185,7 @@ def _predict(shape: RunShape) -> MemoryPrediction:
 
 
 def _rows_worth_tracing(micro_batch_size: int, rows: int) -> int:
-    """Rows whose passes show everything that passes through all rows would: two full ones, and the rest."""
+    """Number of rows whose passes represent all passes: two full micro-batches and the remainder."""
     full, rest = divmod(rows, micro_batch_size)
     return min(full, 2) * micro_batch_size + rest
 
@@ -195,7 +197,7 @@ def _predicted_per_row(run: RunConfig) -> int:
 
 
 def _without_numbers(model: ModelConfig) -> ModelConfig:
-    """The model with settings that change values but no shape made equal, so that the cache serves all of them."""
+    """The model with settings that change no shape set to constants, for the cache."""
     return model.model_copy(
         update={"dropout": 0.1 if model.dropout else 0.0, "norm_epsilon": 1e-5, "rotary_base": 10_000.0}
     )
@@ -206,7 +208,7 @@ def _lora_without_numbers(lora: LoraConfig | None) -> LoraConfig | None:
 
 
 def _stretches(run: RunConfig, vocabulary_size: int, first: int, last: int) -> list[Stretch]:
-    """The micro-batch sizes from first to last, parted where the vocabulary head goes through in more chunks."""
+    """The micro-batch sizes from first to last, split where the vocabulary head uses more chunks."""
     model = _model_without_memory(
         run.model, vocabulary_size, run.objective.num_classes, is_frozen=run.training.lora is not None
     )

@@ -1,1 +1,1 @@
-"""Models on disk: checkpoints, transformers folders, PEFT adapters, the first weights of a run."""
+"""Models on disk: checkpoints, transformers folders, PEFT adapters, initial weights of a run."""

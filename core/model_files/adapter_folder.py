@@ -1,7 +1,7 @@
-"""LoRA adapters on disk in the format of PEFT, which loads them beside the model that they belong to; without PEFT.
+"""LoRA adapters on disk in PEFT's format, written and read without PEFT.
 
-Files: adapter_config.json, adapter_model.safetensors. The base is named by its folder and, in the header of the
-weights, by the hash of its own, so that an adapter is never laid over another model unnoticed.
+Files: adapter_config.json, adapter_model.safetensors. The config names the folder of the base model; the header of the
+weights contains the hash of the base weights, so that an adapter is never merged into another model unnoticed.
 """
 
 import hashlib
@@ -39,11 +39,15 @@ _MUST_BE: dict[str, tuple[Any, ...]] = {
     "rank_pattern": (None, {}),
     "alpha_pattern": (None, {}),
 }
-"""What PEFT can do besides, and we do not: the setting and the values that mean without it."""
+"""PEFT features that pretune does not support: each setting, with the values that disable it."""
 
 
 def base_hash(folder: Path) -> str:
-    """SHA-256 of the weights in a model's folder, as hexadecimal digits."""
+    """SHA-256 of the weights in a model folder, in hexadecimal.
+
+    Raises:
+        ValueError: The folder has no weights.
+    """
     whole = hashlib.sha256()
     for path in weight_files(folder):
         with path.open("rb") as file:
@@ -53,15 +57,15 @@ def base_hash(folder: Path) -> str:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and not a model."""
+    """True if a folder holds an adapter instead of a whole model."""
     return (folder / CONFIG_FILE).is_file()
 
 
 def save_adapter(model: LanguageModel, config: ModelConfig, lora: LoraConfig, base: Path, folder: Path) -> None:
-    """Write the adapters of a model, which `PeftModel.from_pretrained(base_model, folder)` reads as they are.
+    """Write the adapters of a model, for `PeftModel.from_pretrained(base_model, folder)`.
 
     Args:
-        base: Folder of transformers with the model that they were trained on.
+        base: Transformers folder of the model that the adapters were trained on.
     """
     table = name_table(config)
     tensors: dict[str, Tensor] = {}
@@ -91,10 +95,10 @@ def save_adapter(model: LanguageModel, config: ModelConfig, lora: LoraConfig, ba
 
 
 def import_adapted(folder: Path) -> tuple[Loaded, Path]:
-    """The model that an adapter makes of its base, merged into one, and the folder of the base.
+    """(base model with the adapter merged into it, folder of the base model).
 
     Raises:
-        ValueError: Not an adapter that we know, no base, or another base than it was trained on; says what to do.
+        ValueError: The adapter is unsupported, its base is missing, or its base differs from the one it was trained on.
     """
     adapter = _read(folder)
     weights = read_weights(adapter.base)
@@ -102,8 +106,8 @@ def import_adapted(folder: Path) -> tuple[Loaded, Path]:
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ValueError(
-            f"the adapter in {folder} is of another model than {adapter.base}: {'; '.join(faults[:3])}{more}. Give "
-            f"the folder of the model that it was trained on as base_model_name_or_path in {folder / CONFIG_FILE}"
+            f"the adapter in {folder} does not fit the model in {adapter.base}: {'; '.join(faults[:3])}{more}. Set "
+            f"base_model_name_or_path in {folder / CONFIG_FILE} to the folder of the model that it was trained on"
         )
     return import_huggingface(adapter.base, weights=weights), adapter.base
 
@@ -123,24 +127,24 @@ def _read(folder: Path) -> _Adapter:
     ]
     if foreign:
         raise ValueError(
-            f"{folder / CONFIG_FILE} has {', '.join(foreign)}, which is not LoRA as pretune knows it; merge it with "
+            f"{folder / CONFIG_FILE} has {', '.join(foreign)}, which is not LoRA as pretune supports it; merge it with "
             "PEFT (merge_and_unload) and give the folder of the merged model"
         )
     if not (folder / _WEIGHTS_FILE).is_file():
-        raise ValueError(f"{folder} has {CONFIG_FILE} and no {_WEIGHTS_FILE} beside it; save the adapter again")
+        raise ValueError(f"{folder} has {CONFIG_FILE}, but no {_WEIGHTS_FILE}; save the adapter again")
     base = Path(str(settings.get("base_model_name_or_path")))
     if not (base / "config.json").is_file() or not holds_weights(base):
         raise ValueError(
-            f"the adapter in {folder} belongs to the model {base}, and no folder with config.json and weights is "
-            f"there; put it back, or name its place as base_model_name_or_path in {folder / CONFIG_FILE}"
+            f"the adapter in {folder} belongs to the model {base}, but no folder with config.json and weights is "
+            f"there; put it back, or set base_model_name_or_path in {folder / CONFIG_FILE} to its path"
         )
     with safe_open(folder / _WEIGHTS_FILE, framework="pt") as file:
         wanted = (file.metadata() or {}).get(_HASH)
     if wanted is not None and wanted != base_hash(base):
         raise ValueError(
             f"the adapter in {folder} was trained on other weights than those in {base}: their SHA-256 began with "
-            f"{wanted[:12]}, and is {base_hash(base)[:12]} now; put that model back, or name its folder as "
-            f"base_model_name_or_path in {folder / CONFIG_FILE}"
+            f"{wanted[:12]}, and is {base_hash(base)[:12]} now; put that model back, or set base_model_name_or_path in "
+            f"{folder / CONFIG_FILE} to its folder"
         )
     rank = settings["r"]
     scale = settings["lora_alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank)
@@ -148,7 +152,7 @@ def _read(folder: Path) -> _Adapter:
 
 
 def _merge(adapter: _Adapter, weights: dict[str, Tensor]) -> Iterator[str]:
-    """Adds the adapter to the weights of its base; gives what does not fit, in words."""
+    """Add the adapter to the weights of its base; yields a message for everything that does not fit."""
     ends = (".lora_A.weight", ".lora_B.weight")
     names = {name.removesuffix(end) for name in adapter.tensors for end in ends if name.endswith(end)}
     yield from (f"{name} is no matrix of LoRA" for name in adapter.tensors if not name.endswith(ends))
@@ -157,9 +161,9 @@ def _merge(adapter: _Adapter, weights: dict[str, Tensor]) -> Iterator[str]:
         module = name.removeprefix(_PREFIX)
         weight = weights.get(f"{module}.weight")
         if weight is None:
-            yield f"it adapts {module}, which the model has not"
+            yield f"it adapts {module}, which the model lacks"
         elif down is None or up is None:
-            yield f"{module} has one of its two matrices only"
+            yield f"{module} has only one of its two matrices"
         elif (up.shape[0], down.shape[1]) != tuple(weight.shape):
             yield f"{module} is {up.shape[0]} x {down.shape[1]} there and {weight.shape[0]} x {weight.shape[1]} here"
         else:
@@ -167,7 +171,7 @@ def _merge(adapter: _Adapter, weights: dict[str, Tensor]) -> Iterator[str]:
 
 
 def _shortened(modules: list[str], config: ModelConfig) -> list[str]:
-    """Ends of names that mean these modules and no others to PEFT, which compares ends; else the names themselves."""
+    """Name endings that select exactly these modules in PEFT, which compares endings; full names if no ending does."""
     everything = {name.removesuffix(".weight") for names in name_table(config).values() for name in names}
     found: set[str] = set()
     for name in modules:
@@ -178,5 +182,5 @@ def _shortened(modules: list[str], config: ModelConfig) -> list[str]:
 
 
 def _ends(config: ModelConfig) -> list[str]:
-    """Longest first, for `attention.output.dense` ends like `output.dense`."""
+    """Name endings, longest first, because `attention.output.dense` also ends with `output.dense`."""
     return sorted({name for names in part_names(config).values() for name in names}, key=len, reverse=True)

@@ -1,10 +1,9 @@
-"""A run on disk: everything needed to go on as if nothing had happened, whole or not there at all.
+"""Checkpoints of a run: they hold everything needed to resume bit for bit, and appear complete or not at all.
 
-A checkpoint is a folder `step-<n>`: model.safetensors, optimizer.safetensors, progress.json. It is written beside its
-place, forced to disk and renamed, so a process killed at any moment leaves the one before. `best-<n>` holds the weights
-of the best evaluation alone. `trunk-<n>` is a checkpoint like `step-<n>`, taken where a run is about to cool down: from
-there a training of more tokens goes on at full learning rate, which from the cooled model it could not.
-Nothing here is a pickle.
+A checkpoint is a folder `step-<n>`: model.safetensors, optimizer.safetensors, progress.json. It is written under a
+temporary name, forced to disk and renamed, so a process killed at any moment leaves the previous one. `best-<n>` holds
+only the weights of the best evaluation. `trunk-<n>` is a checkpoint like `step-<n>`, taken just before the cooldown:
+a longer training resumes from it at full learning rate, which is impossible from the cooled model. No file is a pickle.
 """
 
 import json
@@ -32,10 +31,12 @@ _STATE_NAMES = ("exp_avg", "exp_avg_sq", "step")
 def save_checkpoint(
     folder: Path, model: LanguageModel, optimizer: torch.optim.AdamW, progress: dict[str, Any], *, step: int
 ) -> Path:
-    """Write the run's state after `step` steps and drop older checkpoints. One process only writes to a folder.
+    """Write the state of the run after `step` steps and delete older checkpoints; returns the folder.
+
+    Only one process may write to a folder.
 
     Args:
-        progress: All that is not a tensor; JSON values.
+        progress: State apart from tensors, as JSON values.
     """
     return _write_checkpoint(folder, f"step-{step:012d}", model, optimizer, progress)
 
@@ -43,22 +44,22 @@ def save_checkpoint(
 def save_trunk(
     folder: Path, model: LanguageModel, optimizer: torch.optim.AdamW, progress: dict[str, Any], *, step: int
 ) -> Path:
-    """As `save_checkpoint`, beside its checkpoints: the state before the cooldown, which later ones do not replace."""
+    """Like `save_checkpoint`, for the state before the cooldown; later checkpoints do not replace it."""
     return _write_checkpoint(folder, f"trunk-{step:012d}", model, optimizer, progress)
 
 
 def save_best(folder: Path, model: LanguageModel, metrics: dict[str, float], *, step: int) -> Path:
-    """Write the weights of the best evaluation so far in place of those before."""
+    """Write the weights of the best evaluation so far and delete the previous ones; returns the folder."""
     return _write(folder, f"best-{step:012d}", {MODEL_FILE: model_tensors(model)}, {_METRICS_FILE: metrics})
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a folder; None without one."""
+    """The newest complete checkpoint in a folder; None if there is none."""
     return next((path for path in _newest_first(folder, "step-") if _is_whole(path)), None)
 
 
 def trunk_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint before the cooldown; None if the run has not come so far, or has none."""
+    """The checkpoint before the cooldown; None if there is none."""
     return next((path for path in _newest_first(folder, "trunk-") if _is_whole(path)), None)
 
 
@@ -68,16 +69,20 @@ def best_checkpoint(folder: Path) -> Path | None:
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given as progress."""
+    """The `progress` passed to `save_checkpoint`.
+
+    Raises:
+        OSError, ValueError: The file is missing or no JSON.
+    """
     progress: dict[str, Any] = json.loads((checkpoint / _PROGRESS_FILE).read_text())
     return progress
 
 
 def restore(checkpoint: Path, model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, Any]:
-    """Put a checkpoint's tensors into model and optimizer; gives its progress.
+    """Copy the tensors of a checkpoint into model and optimizer; returns its progress.
 
     Raises:
-        ValueError: The checkpoint is of another model.
+        ValueError: The checkpoint belongs to another model.
     """
     restore_weights(checkpoint / MODEL_FILE, model)
     _copy_into(_optimizer_tensors(model, optimizer), load_file(checkpoint / _OPTIMIZER_FILE), checkpoint)
@@ -85,34 +90,34 @@ def restore(checkpoint: Path, model: LanguageModel, optimizer: torch.optim.AdamW
 
 
 def copy_from_first(model: LanguageModel, optimizer: torch.optim.AdamW, workers: Workers) -> None:
-    """Give rank 0's model and optimizer to all workers, so that only rank 0 needs to see the folder."""
+    """Copy rank 0's model and optimizer to all workers, so that only rank 0 needs to see the folder."""
     for tensor in (*model_tensors(model).values(), *_optimizer_tensors(model, optimizer).values()):
         workers.copy_first(tensor)
 
 
 def restore_weights(file: Path, model: LanguageModel) -> None:
-    """Put the weights of a model.safetensors into a model.
+    """Copy the weights of a model.safetensors into a model.
 
     Raises:
-        ValueError: They are of another model.
+        ValueError: They belong to another model.
     """
     copy_weights(load_file(file), model, file)
 
 
 def copy_weights(weights: dict[str, Tensor], model: LanguageModel, where: Path) -> None:
-    """Put weights by name into a model.
+    """Copy weights into a model by name.
 
     Args:
-        where: They come from, for the message.
+        where: Path of the weights, for the error.
 
     Raises:
-        ValueError: They are of another model.
+        ValueError: They belong to another model.
     """
     _copy_into(model_tensors(model), weights, where)
 
 
 def model_tensors(model: LanguageModel) -> dict[str, Tensor]:
-    """Every tensor of a model that training may change, by name, shared ones once."""
+    """All tensors of a model that training may change, by name; shared ones once."""
     trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     return {name: tensor.detach() for name, tensor in (*trained, *model.named_buffers())}
 
@@ -129,14 +134,16 @@ def _optimizer_tensors(model: LanguageModel, optimizer: torch.optim.AdamW) -> di
 @torch.no_grad()
 def _copy_into(targets: dict[str, Tensor], sources: dict[str, Tensor], where: Path) -> None:
     faults = [f"has no {name}" for name in targets if name not in sources]
-    faults += [f"has {name}, which the model has not" for name in sources if name not in targets]
+    faults += [f"has {name}, which the model lacks" for name in sources if name not in targets]
     faults += [
         f"{name} is {tuple(sources[name].shape)} there and {tuple(target.shape)} here"
         for name, target in targets.items()
         if name in sources and sources[name].shape != target.shape
     ]
     if faults:
-        raise ValueError(f"{where} is of another model: {'; '.join(faults[:5])}")
+        raise ValueError(
+            f"{where} is of another model: {'; '.join(faults[:5])}; give weights of this model, or change its settings"
+        )
     for name, target in targets.items():
         target.copy_(sources[name])
 
@@ -153,7 +160,7 @@ def _write(
 ) -> Path:
     unfinished, finished = folder / f"{_UNFINISHED}{name}", folder / name
     if finished.exists():
-        return finished  # The same step of the same run is the same state.
+        return finished  # The same step of the same run has the same state.
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(left_over)
@@ -195,7 +202,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _is_readable(file: Path) -> bool:
-    # safetensors' header says how long the file is, so opening finds one that was cut short.
+    # The header of a safetensors file contains its length, so opening detects a truncated file.
     try:
         with safe_open(file, framework="pt"):
             return True

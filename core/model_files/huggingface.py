@@ -1,4 +1,4 @@
-"""To and from folders of Hugging Face transformers, without needing that library."""
+"""Export to and import from Hugging Face transformers folders, without that library."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -34,18 +34,18 @@ _INDEX_FILE = "model.safetensors.index.json"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model read from a folder, with what is needed to go on with it."""
+    """A model read from a folder, with its settings."""
 
     model: LanguageModel
     config: ModelConfig
     vocabulary_size: int
     pad_id: int
     classes: tuple[str, ...] = ()
-    """What a classifier tells apart; empty for language models."""
+    """Class names of a classifier; empty for language models."""
 
 
 def why_not_exportable(config: ModelConfig) -> str | None:
-    """The reason why transformers has no class for this model; None: it has one, and export works."""
+    """Error message if transformers has no class for this model; None if it can be exported."""
     kind = feed_forward_kind(config)
     form = form_of(config)
     allowed = ("gelu",) if form == "roberta" else tuple(OUR_ACTIVATION)
@@ -53,7 +53,7 @@ def why_not_exportable(config: ModelConfig) -> str | None:
         return None
     return (
         f"a model with feed_forward: {kind} cannot be exported: {ARCHITECTURES[form]} of Hugging Face transformers has "
-        f"no such feed-forward. It can be exported with {' or '.join(allowed)}."
+        f"no such feed-forward. Train with feed_forward: {' or '.join(allowed)} to export it."
     )
 
 
@@ -67,18 +67,18 @@ def export_huggingface(
     chat_template: str | None = None,
     classes: Sequence[str] | None = None,
 ) -> None:
-    """Writes a folder that `AutoModelForMaskedLM`, `AutoModelForCausalLM` or, of a classifier,
-    `AutoModelForSequenceClassification`, and `AutoTokenizer` load as it is.
+    """Write a folder for `AutoModelForMaskedLM`, `AutoModelForCausalLM` or `AutoModelForSequenceClassification` (by the
+    kind of model) and `AutoTokenizer`.
 
-    Files: config.json, model.safetensors (in the model's type), tokenizer.json, tokenizer_config.json;
-    generation_config.json for decoders; chat_template.jinja where the model was trained on conversations.
+    Files: config.json, model.safetensors (in the dtype of the model), tokenizer.json, tokenizer_config.json;
+    generation_config.json for decoders; chat_template.jinja for models trained on conversations.
 
     Args:
-        chat_template: What wrote these conversations, as Jinja; `apply_chat_template` then does the same.
-        classes: Names of what a classifier tells apart; None for language models.
+        chat_template: Jinja source of the template of these conversations, for `apply_chat_template`.
+        classes: Class names of a classifier; None for language models.
 
     Raises:
-        ValueError: transformers has no class for this form of model; the message says which part is foreign.
+        ValueError: transformers has no class for this model; the message names the unsupported part.
     """
     reason = why_not_exportable(config)
     if reason is not None:
@@ -101,19 +101,19 @@ def export_huggingface(
 
 
 def import_huggingface(folder: Path, *, weights: dict[str, Tensor] | None = None) -> Loaded:
-    """The model in a folder of transformers, in fp32 and evaluation mode; `sequence_length` is the longest it takes.
+    """The model in a transformers folder, in fp32 and evaluation mode; its `sequence_length` is the maximum.
 
     Args:
-        weights: Instead of those in the folder, under their names.
+        weights: Weights to use instead of those in the folder, with transformers' names.
 
     Raises:
-        ValueError: Not one of the three forms, or a variant of it that is not ours; every difference is named.
+        ValueError: The model is none of the three supported forms, or an unsupported variant; lists all differences.
     """
     theirs = read_config(folder)
     config = our_config(theirs, folder)
     pad_id = theirs.get("pad_token_id")
     pad_id = 1 if pad_id is None else pad_id
-    # Weights are about to be replaced: the meta device spares drawing them.
+    # The weights are replaced below; the meta device avoids initializing them.
     classes = classes_of(theirs)
     num_classes = len(classes) if classes else None
     with torch.device("meta"):
@@ -136,33 +136,39 @@ def _check_shapes(state: Mapping[str, Tensor], model: LanguageModel, folder: Pat
     ]
     if others:
         raise ValueError(
-            f"{folder} holds weights of another shape than its config.json says: {others[0]}"
+            f"the weights in {folder} do not fit its config.json: {others[0]}"
             + (f", and {len(others) - 1} more" if len(others) > 1 else "")
+            + "; save the model again"
         )
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a folder has weights in safetensors, in one file or several."""
+    """True if a folder has weights in safetensors, in one file or several."""
     return any((folder / name).is_file() for name in (WEIGHTS_FILE, _INDEX_FILE))
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files with the weights of a folder, in order.
+    """The weight files of a folder, in order.
 
     Raises:
-        ValueError: It has none.
+        ValueError: The folder has none.
     """
     if not holds_weights(folder):
         raise ValueError(f"{folder} has no {WEIGHTS_FILE}; save the model with safe_serialization=True")
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
-    # transformers cuts large models into several files; the names in the index are those of files beside it.
+    # transformers splits large models into several files, which the index lists. Use base names only: a foreign index
+    # must not point outside the folder.
     index = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
     return [folder / name for name in sorted({Path(name).name for name in index["weight_map"].values()})]
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder; those in half precision become fp32."""
+    """All tensors of a folder by name; half precision becomes fp32.
+
+    Raises:
+        ValueError: The folder has no weights.
+    """
     tensors = {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
     return {
         name: tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
@@ -173,7 +179,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def _export_tokenizer(
     config: ModelConfig, tokenizer_path: Path, vocabulary: Vocabulary, folder: Path, chat_template: str | None
 ) -> None:
-    """The tokenizer, made to put the special tokens around a text by itself, as its readers expect of it."""
+    """Write the tokenizer, with a post-processor that adds the special tokens, as transformers expects."""
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     named = {
         "bos_token": vocabulary.bos_id,
@@ -187,7 +193,7 @@ def _export_tokenizer(
     words = {name: tokenizer.id_to_token(number) for name, number in named.items() if number is not None}
     if tokenizer.post_processor is None:
         begin, end = words["bos_token"], words["eos_token"]
-        # A decoder goes on from what it is given, so nothing is put after it.
+        # A decoder continues its input, so no token follows it.
         template = f"{begin} $A" if config.is_causal else f"{begin} $A {end}"
         special = {begin: vocabulary.bos_id, end: vocabulary.eos_id}
         tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=list(special.items()))
@@ -202,7 +208,7 @@ def _export_tokenizer(
         **words,
     }
     if chat_template is not None:
-        # Older versions of transformers, and other programs, read the one, newer ones the other.
+        # Older versions of transformers and other programs read the JSON key; newer versions read the file.
         settings["chat_template"] = chat_template
         (folder / TEMPLATE_FILE).write_text(chat_template, encoding="utf-8")
     _write_json(folder / SETTINGS_FILE, settings)

@@ -1,4 +1,4 @@
-"""Our settings to and from config.json of transformers."""
+"""Convert ModelConfig to and from transformers' config.json."""
 
 import json
 from collections.abc import Sequence
@@ -17,22 +17,24 @@ OUR_ACTIVATION = {"geglu": "gelu", "swiglu": "silu"}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What config.json says, in their words.
+    """Contents of config.json, with transformers' names.
 
     Raises:
-        ValueError: It is missing or no JSON object.
+        ValueError: The file is missing or not a JSON object.
     """
     try:
         theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
-        raise ValueError(f"{folder} has no config.json that can be read: {cause}") from cause
+        raise ValueError(
+            f"{folder} has no readable config.json: {cause}; give a folder written by save_pretrained"
+        ) from cause
     if not isinstance(theirs, dict):
-        raise ValueError(f"{folder / 'config.json'} is not an object of settings")
+        raise ValueError(f"{folder / 'config.json'} is not a JSON object; give a folder written by save_pretrained")
     return theirs
 
 
 def read_shape(folder: Path) -> tuple[ModelConfig, int]:
-    """Shape of the model in a folder of transformers, and rows of its vocabulary; its weights are not looked at.
+    """(shape of the model in a transformers folder, its vocabulary size), without reading its weights.
 
     Raises:
         ValueError: As `import_huggingface`.
@@ -42,7 +44,11 @@ def read_shape(folder: Path) -> tuple[ModelConfig, int]:
 
 
 def huggingface_config(config: ModelConfig, vocabulary: Vocabulary, num_embeddings: int) -> dict[str, Any]:
-    """Contents of config.json."""
+    """Contents of config.json for a model of ours.
+
+    Args:
+        num_embeddings: Rows of the embedding table.
+    """
     form = form_of(config)
     common = {
         "architectures": [ARCHITECTURES[form]],
@@ -91,13 +97,13 @@ def huggingface_config(config: ModelConfig, vocabulary: Vocabulary, num_embeddin
         "rms_norm_eps": config.norm_epsilon,
         "attention_dropout": config.dropout,
         "rope_parameters": rope,
-        # No padding id: transformers would keep that row of the embeddings from learning, and here it may be </s>.
+        # No padding id: transformers would freeze that row of the embeddings, and here it may be </s>.
         "pad_token_id": None,
     }
 
 
 def classifier_config(config: ModelConfig, classes: Sequence[str]) -> dict[str, Any]:
-    """What config.json of a classifier has besides."""
+    """Additional contents of config.json for a classifier."""
     form = form_of(config)
     names = {str(number): name for number, name in enumerate(classes)}
     return {
@@ -110,7 +116,11 @@ def classifier_config(config: ModelConfig, classes: Sequence[str]) -> dict[str, 
 
 
 def classes_of(theirs: dict[str, Any]) -> tuple[str, ...]:
-    """Names of the classes of a classifier's folder, in their order."""
+    """Class names of a classifier in order of class number; empty for other models.
+
+    Args:
+        theirs: From `read_config`.
+    """
     if not set(theirs.get("architectures") or ()) & set(CLASSIFIERS.values()):
         return ()
     names = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
@@ -118,19 +128,26 @@ def classes_of(theirs: dict[str, Any]) -> tuple[str, ...]:
 
 
 def our_config(theirs: dict[str, Any], folder: Path) -> ModelConfig:
-    """Settings of ours that describe their model.
+    """ModelConfig of a transformers model.
+
+    Args:
+        theirs: From `read_config`.
+        folder: Named in errors.
 
     Raises:
-        ValueError: The model has something that ours has not.
+        ValueError: The model has a feature that pretune does not support; all of them are named.
     """
     forms = {model_type: form for form, model_type in _MODEL_TYPES.items()}
     form = forms.get(theirs.get("model_type", ""))
     if form is None:
-        raise ValueError(f"{folder} holds a model of type {theirs.get('model_type')!r}; known are {', '.join(forms)}")
+        raise ValueError(
+            f"{folder} holds a model of type {theirs.get('model_type')!r}, which pretune does not support; use one of "
+            f"{', '.join(forms)}"
+        )
     activation = str(theirs.get("hidden_activation" if form == "modern" else "hidden_act"))
     heads, width = theirs["num_attention_heads"], theirs["hidden_size"]
     ropes = _ropes(theirs, form)
-    # What they say -> what it must be, so that leaving it out of ModelConfig changes nothing.
+    # Setting -> (value, supported values). Supported values are those that ModelConfig implies.
     foreign = {
         "activation": (activation, ("gelu",) if form == "roberta" else tuple(OUR_ACTIVATION.values())),
         "type_vocab_size": (theirs.get("type_vocab_size", 1), (1,)),
@@ -146,9 +163,11 @@ def our_config(theirs: dict[str, Any], folder: Path) -> ModelConfig:
         "layer_types": (set(theirs.get("layer_types") or ()) <= {"full_attention"}, (True,)),
         "has a rope_theta": (form == "roberta" or bool(ropes), (True,)),
     }
-    faults = [f"{name}={has!r}, ours has {wants[0]!r}" for name, (has, wants) in foreign.items() if has not in wants]
+    faults = [f"{name}={has!r} instead of {wants[0]!r}" for name, (has, wants) in foreign.items() if has not in wants]
     if faults:
-        raise ValueError(f"the model in {folder} is not of our form: " + "; ".join(faults))
+        raise ValueError(
+            f"pretune does not support the model in {folder}: {'; '.join(faults)}; give a model without these features"
+        )
     kinds = {activation: kind for kind, activation in OUR_ACTIVATION.items()}
     positions = theirs["max_position_embeddings"] - (theirs["pad_token_id"] + 1 if form == "roberta" else 0)
     return ModelConfig(
@@ -168,7 +187,7 @@ def our_config(theirs: dict[str, Any], folder: Path) -> ModelConfig:
 
 
 def _ropes(theirs: dict[str, Any], form: str) -> list[dict[str, Any]]:
-    """Rotary settings of the layers that exist; older folders of Llama say them as rope_theta."""
+    """Rotary settings of the attention layers; older Llama folders store them as rope_theta."""
     if form == "roberta":
         return []
     parameters = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}

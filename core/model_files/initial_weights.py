@@ -1,4 +1,4 @@
-"""The model of a run with its first weights, or as a checkpoint holds it."""
+"""The model of a run, with its initial weights or those of a checkpoint."""
 
 from pathlib import Path
 
@@ -20,12 +20,12 @@ from data_pipeline.tokens.tokenizer import Vocabulary
 
 
 def fresh_model(run: RunConfig, data: PreparedCorpus, device: torch.device) -> LanguageModel:
-    """The model of a run with its first weights: the same for a seed on every rank and kind of device.
+    """The model of a run with its initial weights; equal seeds give equal weights on every rank and device type.
 
     Raises:
-        ValueError: `training.initial_weights` are of another model.
+        ValueError: `training.initial_weights` belong to another model.
     """
-    # Drawn on the CPU, so that a seed means the same weights on every kind of device.
+    # Draw on the CPU, so that a seed gives the same weights on every device type.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.training.seed)
         model = build_model(
@@ -42,10 +42,10 @@ def fresh_model(run: RunConfig, data: PreparedCorpus, device: torch.device) -> L
 
 
 def whole_model(run: RunConfig, vocabulary: Vocabulary, checkpoint: Path) -> LanguageModel:
-    """The model that a run's checkpoint holds, in fp32; of adapters and their base, those merged into one.
+    """The model of a checkpoint, in fp32, with adapters merged into their base.
 
     Raises:
-        ValueError: The checkpoint, or `training.initial_weights`, is of another model.
+        ValueError: The checkpoint, or `training.initial_weights`, belongs to another model.
     """
     model = build_model(run.model, vocabulary.size, pad_id=vocabulary.pad_id)
     if run.training.lora is None:
@@ -57,7 +57,7 @@ def whole_model(run: RunConfig, vocabulary: Vocabulary, checkpoint: Path) -> Lan
 
 
 def adapted_model(run: RunConfig, vocabulary: Vocabulary, checkpoint: Path) -> LanguageModel:
-    """As `whole_model` of a run with LoRA, with the adapters beside their base."""
+    """Like `whole_model` for a run with LoRA, with the adapters kept separate from their base."""
     lora, initial = run.training.lora, run.training.initial_weights
     assert lora is not None
     assert initial is not None
@@ -69,14 +69,14 @@ def adapted_model(run: RunConfig, vocabulary: Vocabulary, checkpoint: Path) -> L
 
 
 def hash_of_base(run: RunConfig) -> str | None:
-    """What tells the weights below a run's adapters from others; None without adapters."""
+    """Hash of the base weights of a run with adapters; None without adapters."""
     if run.training.lora is None or run.training.initial_weights is None:
         return None
     return base_hash(Path(run.training.initial_weights))
 
 
 def _take_weights(folder: Path, model: LanguageModel) -> None:
-    """Those of a folder that transformers reads, if it is one, else of a checkpoint; a classifier the encoder's."""
+    """Copy the weights of a transformers folder, an adapter or a checkpoint; a classifier takes only the encoder's."""
     if is_adapter(folder) or (folder / "config.json").exists():
         loaded = import_adapted(folder)[0] if is_adapter(folder) else import_huggingface(folder)
         weights = _without_padding(model_tensors(loaded.model), num_tokens=model.tokens.num_embeddings)
@@ -90,11 +90,11 @@ def _take_weights(folder: Path, model: LanguageModel) -> None:
 
 _ROWS_A_TOKEN = ("tokens.weight", "head_weight", "head_bias")
 _PADDED_TO = 512
-"""The largest multiple up to which vocabularies are rounded for speed; what is larger is another vocabulary."""
+"""Vocabularies are rounded up to multiples of at most this number for speed; a larger difference is no padding."""
 
 
 def _without_padding(weights: dict[str, Tensor], *, num_tokens: int) -> dict[str, Tensor]:
-    """Without the rows at the end of a vocabulary that only fill it up to a round number: no token has their ids."""
+    """The weights without unused rows at the end of the vocabulary, which only pad it to a round number."""
     num_unused = weights["tokens.weight"].shape[0] - num_tokens
     if not 0 < num_unused < _PADDED_TO:
         return weights

@@ -1,1 +1,1 @@
-"""Whole models: encoders, decoder, classifier, LoRA on any of them, models of equal size, generation, text vectors."""
+"""Whole models: encoders, decoder, classifiers, LoRA, models of equal size, generation, text features."""

@@ -1,8 +1,8 @@
-"""Encoders that tell classes of texts apart: fine-tuning, as BERT and RoBERTa are used downstream.
+"""Encoders with a classification head, for fine-tuning like BERT and RoBERTa.
 
-A classifier keeps the promise of every model here: hidden states for all tokens, logits for the positions that are
-asked for. Its vocabulary is the classes, and it is asked at the first token of each row. So it is trained by the same
-step, in the same loop, with the same memory limit, checkpoints and evaluation as any other model.
+A classifier has the interface of `LanguageModel`: hidden states for all tokens, logits for selected positions. Its
+vocabulary is the classes, and the selected position is the first token of each row. It therefore shares step, loop,
+memory limit, checkpoints and evaluation with all other models.
 
 Shape suffixes: B rows, T tokens a row, D width, P selected positions, C classes.
 """
@@ -18,11 +18,11 @@ from core.settings.model_config import ModelConfig
 
 
 class RobertaClassifier(RobertaEncoder):
-    """Number for number Hugging Face's `RobertaForSequenceClassification`."""
+    """RoBERTa classifier, numerically equal to Hugging Face's `RobertaForSequenceClassification`."""
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, num_classes: int, *, pad_id: int) -> None:
         super().__init__(_tied(config), vocabulary_size, pad_id=pad_id)
-        # What follows the dense map of masked LM is another thing here, so that map is learnt anew as well.
+        # The head of masked LM differs after its dense layer, so that layer is trained from scratch too.
         self.head_norm = nn.Identity()  # type: ignore[assignment]
         self.head_dropout = nn.Dropout(config.dropout)
         self.head_weight = Linear(config.width, num_classes, bias=False).weight
@@ -34,9 +34,9 @@ class RobertaClassifier(RobertaEncoder):
 
 
 class ModernClassifier(ModernEncoder):
-    """Number for number Hugging Face's `ModernBertForSequenceClassification` that looks at the first token.
+    """ModernBERT classifier, numerically equal to Hugging Face's `ModernBertForSequenceClassification` (CLS pooling).
 
-    The head of masked LM stays before the classes, as ModernBERT has it.
+    As in ModernBERT, the head of masked LM remains before the classes.
     """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, num_classes: int, *, pad_id: int) -> None:
@@ -59,20 +59,24 @@ _LEARNT_ANEW = {
 
 
 def build_classifier(config: ModelConfig, vocabulary_size: int, num_classes: int, *, pad_id: int) -> Classifier:
-    """A classifier with fresh weights, drawn from torch's global random state."""
+    """A classifier with random weights, drawn from torch's global random state.
+
+    Args:
+        pad_id: Id of the padding token.
+    """
     form = RobertaClassifier if config.form == "roberta" else ModernClassifier
     return form(config, vocabulary_size, num_classes, pad_id=pad_id)
 
 
 @torch.no_grad()
 def take_encoder(classifier: Classifier, theirs: Mapping[str, Tensor]) -> None:
-    """Put the weights of a pretrained encoder of the same shape into a classifier; its head stays as it is.
+    """Copy the weights of a pretrained encoder of the same shape into a classifier, except into its head.
 
     Args:
-        theirs: Tensors of the encoder by name, as `checkpoint.model_tensors` gives them.
+        theirs: Tensors of the encoder by name, from `checkpoint.model_tensors`.
 
     Raises:
-        ValueError: The encoder is of another form or shape; the first differences are named.
+        ValueError: The encoder has another form or shape; the message names the first differences.
     """
     anew = _LEARNT_ANEW[type(classifier)]
     faults = []
@@ -85,9 +89,11 @@ def take_encoder(classifier: Classifier, theirs: Mapping[str, Tensor]) -> None:
         else:
             ours.copy_(theirs[name])
     if faults:
-        raise ValueError(f"the encoder is of another shape: {'; '.join(faults[:3])}")
+        raise ValueError(
+            f"the encoder is of another shape: {'; '.join(faults[:3])}; give weights of an encoder with these settings"
+        )
 
 
 def _tied(config: ModelConfig) -> ModelConfig:
-    # A vocabulary matrix of its own would be built and thrown away.
+    # An untied vocabulary matrix would be built and discarded.
     return config.model_copy(update={"tied_embeddings": True})

@@ -1,4 +1,4 @@
-"""The decoder for causal LM in Llama's form: RMSNorm before, rotary positions, grouped-query attention, no biases.
+"""Llama decoder for causal LM: pre-RMSNorm, rotary positions, grouped-query attention, no biases.
 
 Shape suffixes: B rows, T tokens a row, D width, P selected positions, V vocabulary.
 """
@@ -26,7 +26,7 @@ from core.settings.model_config import ModelConfig
 
 
 class LlamaLayer(TransformerLayer):
-    """Attention and feed-forward, each on a normed copy of the stream and added to it (pre-norm)."""
+    """Pre-norm layer: attention and feed-forward, each applied to the normed residual stream and added to it."""
 
     def __init__(self, config: ModelConfig, feed_forward: nn.Module | None) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class LlamaLayer(TransformerLayer):
 
 
 class LlamaDecoder(LanguageModel):
-    """Llama for causal LM (arXiv:2302.13971), number for number that of Hugging Face's `LlamaForCausalLM`."""
+    """Llama for causal LM (arXiv:2302.13971), numerically equal to Hugging Face's `LlamaForCausalLM`."""
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
@@ -80,9 +80,9 @@ class LlamaDecoder(LanguageModel):
         return hidden_BTD
 
     def hidden_states_after(self, inputs_BT: Tensor, caches: Sequence[KeyValueCache]) -> Tensor:
-        """(B, T, D) of tokens that follow those in `caches` (one a layer), which grow by them.
+        """(B, T, D) hidden states of tokens that follow those in `caches` (one per layer); extends the caches.
 
-        Either the caches are empty or T is 1: a later token may see all that came before it, and needs no mask.
+        Either the caches are empty or T is 1: a single later token sees everything before it and needs no mask.
         """
         num_before = caches[0].num_tokens
         assert num_before == 0 or inputs_BT.shape[1] == 1, "a cached continuation takes one token at a time"

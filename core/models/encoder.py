@@ -1,4 +1,4 @@
-"""Encoders for masked LM: RoBERTa's form (post-norm, learned positions) and the modern form (ModernBERT's).
+"""Encoders for masked LM: RoBERTa (post-norm, learned positions) and ModernBERT (pre-norm, rotary positions).
 
 Shape suffixes: B rows, T tokens a row, D width, P selected positions, V vocabulary.
 """
@@ -24,7 +24,7 @@ from core.settings.model_config import ModelConfig
 
 
 class RobertaLayer(TransformerLayer):
-    """Attention and feed-forward, each added to its input and normed after that (post-norm)."""
+    """Post-norm layer: attention and feed-forward, each added to its input and then normed."""
 
     def __init__(self, config: ModelConfig, feed_forward: nn.Module | None) -> None:
         super().__init__()
@@ -46,12 +46,12 @@ class RobertaLayer(TransformerLayer):
 
 
 class RobertaEncoder(LanguageModel):
-    """RoBERTa for masked LM (arXiv:1907.11692), number for number that of Hugging Face's `RobertaForMaskedLM`."""
+    """RoBERTa for masked LM (arXiv:1907.11692), numerically equal to Hugging Face's `RobertaForMaskedLM`."""
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, *, pad_id: int) -> None:
         super().__init__()
         self.pad_id = pad_id
-        # fairseq counts positions from pad_id + 1, for the padding index had been reserved in that table as well.
+        # fairseq counts positions from pad_id + 1, because its position table reserves the padding index too.
         self.first_position = pad_id + 1
         self.num_positions = config.num_positions
         self.tokens = Embedding(vocabulary_size, config.width, padding_idx=pad_id)
@@ -73,7 +73,7 @@ class RobertaEncoder(LanguageModel):
                 "model; raise model.max_sequence_length or shorten the rows"
             )
         if document_ids_BT is None:
-            # Every row stands at the same positions, so they are a slice of the table, not a look-up.
+            # All rows have the same positions, so a slice of the table replaces a look-up.
             where_TD = self.positions.weight[self.first_position : self.first_position + num_tokens]
         else:
             where_TD = self.positions(positions_in_documents(document_ids_BT) + self.first_position)
@@ -87,18 +87,18 @@ class RobertaEncoder(LanguageModel):
         return features_PD
 
     def num_parameters_with_pooler(self) -> int:
-        """What libraries of 2020 printed: they built the sentence classifier's pooler too, a width x width map that
-        masked LM never uses."""
+        """Parameter count as printed by libraries of 2020, which included the pooler of the sentence classifier, a
+        width x width layer that masked LM never uses."""
         width = self.head_dense.in_features
         return self.num_parameters() + width * width + width
 
 
 class ModernLayer(TransformerLayer):
-    """Attention and feed-forward, each on a normed copy of the stream and added to it (pre-norm), without biases."""
+    """Pre-norm layer without biases: attention and feed-forward on the normed residual stream, added to it."""
 
     def __init__(self, config: ModelConfig, feed_forward: nn.Module | None, *, is_first: bool) -> None:
         super().__init__()
-        # The embeddings are normed already; ModernBERT leaves the second norm in a row out.
+        # The embeddings are already normed; ModernBERT omits the second norm.
         self.attention_norm = nn.Identity() if is_first else _norm_without_bias(config)
         self.attention = Attention(
             width=config.width, heads=config.heads, kv_heads=config.heads, bias=False, dropout=config.dropout
@@ -157,9 +157,9 @@ class ModernEncoder(LanguageModel):
 
 
 def encoder_mask(inputs_BT: Tensor, document_ids_BT: Tensor | None, *, pad_id: int, dtype: torch.dtype) -> Tensor:
-    """Padding is seen by nobody; with documents, each is seen by itself only. (B, 1, 1 or T, T), to be added.
+    """(B, 1, 1 or T, T) additive mask that hides padding, and with document ids also all other documents.
 
-    There is a mask even when no token is padding: to look would make the processor wait for the device.
+    The mask exists even without padding, because checking for padding would synchronize with the device.
     """
     is_padding_BT = inputs_BT == pad_id
     if document_ids_BT is None:

@@ -1,4 +1,4 @@
-"""Continue a text with a decoder; fill the masks of a text with an encoder. Works on token ids.
+"""Generate text with a decoder; fill masks with an encoder. All functions work on token ids.
 
 Shape suffixes: T tokens of one text, V vocabulary.
 """
@@ -17,33 +17,38 @@ from core.models.encoder import ModernEncoder, RobertaEncoder
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How the next token is chosen. The default takes the likeliest (greedy)."""
+    """Settings for sampling the next token. The default is greedy decoding.
+
+    Raises:
+        ValueError: A setting is out of range; the message lists all faults.
+    """
 
     temperature: float = 0.0
-    """0: greedy. 1: as the model says. Above: flatter."""
+    """Divisor of the logits. 0: greedy. 1: the distribution of the model. Above 1: flatter."""
     top_k: int | None = None
-    """Only the so many likeliest tokens. None: all."""
+    """Sample only from the K most likely tokens. None: all tokens."""
     top_p: float | None = None
-    """Only the likeliest tokens that together reach this probability, at least one. None: all."""
+    """Sample only from the most likely tokens that together reach this probability, at least one. None: all tokens."""
 
     def __post_init__(self) -> None:
         faults = []
         if self.temperature < 0:
-            faults.append(f"temperature={self.temperature} is below 0; 0 is greedy")
+            faults.append(f"temperature={self.temperature} is below 0; use 0 for greedy decoding")
         if self.top_k is not None and self.top_k < 1:
-            faults.append(f"top_k={self.top_k} is below 1; leave it out for all tokens")
+            faults.append(f"top_k={self.top_k} is below 1; omit it to sample from all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            faults.append(f"top_p={self.top_p} is not in (0, 1]; leave it out for all tokens")
+            faults.append(f"top_p={self.top_p} is not in (0, 1]; omit it to sample from all tokens")
         if faults:
             raise ValueError("; ".join(faults))
 
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """One candidate for one mask."""
+    """One candidate token for one mask."""
 
     token: int
     probability: float
+    """Probability of the token at the mask, in [0, 1]."""
 
 
 GREEDY = Sampling()
@@ -59,13 +64,17 @@ def generate(
     seed: int = 0,
     uses_cache: bool = True,
 ) -> list[int]:
-    """The new tokens that follow `prompt`: `max_new_tokens` of them, or fewer and the last one in `end_ids`.
+    """The new tokens that follow `prompt`, without the prompt.
 
-    The prompt counts for nothing: however long it is, there are new tokens. When a text outgrows the positions that the
-    model was trained on, the model goes on from the later half of what it can take.
+    Generation stops after `max_new_tokens` tokens or after a token in `end_ids`, which is included. If the text exceeds
+    the positions of the model, generation continues from the last half of the maximum length.
+
+    Args:
+        seed: Seed of the sampling.
+        uses_cache: Keep keys and values between tokens; the result is the same without.
 
     Raises:
-        ValueError: An empty prompt, or no token asked for.
+        ValueError: The prompt is empty, or max_new_tokens is below 1.
     """
     tokens = stream(
         model,
@@ -89,16 +98,20 @@ def stream(
     seed: int = 0,
     uses_cache: bool = True,
 ) -> Iterator[int]:
-    """The tokens of `generate`, each as soon as it is there."""
+    """The tokens of `generate`, one by one as they are generated.
+
+    Raises:
+        ValueError: As `generate`, at the call.
+    """
     if not prompt:
-        raise ValueError("nothing to continue: the prompt has no token; begin with the token that begins a text")
+        raise ValueError("the prompt has no token; give at least the token that begins a text")
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}; ask for at least one")
+        raise ValueError(f"max_new_tokens={max_new_tokens} is below 1; request at least one token")
     return _stream(model, list(prompt), max_new_tokens, frozenset(end_ids), sampling, seed, uses_cache)
 
 
 def choose_token(logits_V: Tensor, sampling: Sampling, rng: torch.Generator) -> int:
-    """One token, drawn as `sampling` says."""
+    """One token id, sampled according to `sampling`."""
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     probabilities_V = token_probabilities(logits_V, sampling)
@@ -106,14 +119,14 @@ def choose_token(logits_V: Tensor, sampling: Sampling, rng: torch.Generator) -> 
 
 
 def token_probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
-    """(V,): probability of each token after temperature, top-k and top-p, in this order; 0 for those cut off."""
+    """(V,) probability of each token after temperature, top-k and top-p, in this order; excluded tokens have 0."""
     scaled_V = logits_V.float() / sampling.temperature
     ordered_V, tokens_V = scaled_V.sort(descending=True, stable=True)
     if sampling.top_k is not None:
         ordered_V[sampling.top_k :] = -torch.inf
     ordered_probabilities_V = ordered_V.softmax(dim=-1)
     if sampling.top_p is not None:
-        # A token stays when those before it have not reached top_p yet, so the first always does.
+        # A token stays if the tokens before it do not reach top_p, so the first one always stays.
         before_V = ordered_probabilities_V.cumsum(dim=-1) - ordered_probabilities_V
         ordered_probabilities_V = ordered_probabilities_V.where(before_V < sampling.top_p, 0.0)
     ordered_probabilities_V = ordered_probabilities_V / ordered_probabilities_V.sum()
@@ -124,20 +137,23 @@ def token_probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
 def fill_mask(
     model: RobertaEncoder | ModernEncoder, tokens: Sequence[int], *, mask_id: int, num_candidates: int = 5
 ) -> list[list[Filling]]:
-    """For each mask in `tokens`, from left to right, its likeliest fillings, the best first.
+    """The most likely tokens for each mask in `tokens`, from left to right, most likely first.
 
-    Each mask is filled by itself, with the others still masked, as in the fill-mask pipeline of transformers.
+    Masks are filled independently, each with the others still masked, as in the fill-mask pipeline of transformers.
+
+    Args:
+        num_candidates: Candidates per mask.
 
     Raises:
-        ValueError: No mask in the text.
+        ValueError: The text has no mask.
     """
-    places = [place for place, token in enumerate(tokens) if token == mask_id]
-    if not places:
-        raise ValueError(f"the text has no mask (token {mask_id}), so there is nothing to fill")
+    positions = [position for position, token in enumerate(tokens) if token == mask_id]
+    if not positions:
+        raise ValueError(f"the text has no mask (token {mask_id}); put at least one mask where a token is missing")
     with _evaluating(model):
         device = model.tokens.weight.device
         hidden_TD = model.hidden_states(torch.tensor([list(tokens)], device=device))[0]
-        probabilities = model.logits(hidden_TD[torch.tensor(places, device=device)]).float().softmax(dim=-1)
+        probabilities = model.logits(hidden_TD[torch.tensor(positions, device=device)]).float().softmax(dim=-1)
     best, which = probabilities.topk(min(num_candidates, probabilities.shape[-1]), dim=-1)
     return [
         [Filling(token, probability) for token, probability in zip(tokens_of_mask, shares, strict=True)]
@@ -156,7 +172,7 @@ def _stream(
 ) -> Iterator[int]:
     rng = torch.Generator().manual_seed(seed)
     caches: list[KeyValueCache] = []
-    # Counted are the new tokens. A condition on the whole length never makes one after a long prompt.
+    # Count new tokens only: a limit on the whole length would generate nothing after a long prompt.
     for _ in range(max_new_tokens):
         if len(context) > model.num_positions:
             context, caches = context[-max(1, model.num_positions // 2) :], []
@@ -171,7 +187,7 @@ def _stream(
 
 @torch.no_grad()
 def _next_logits(model: LlamaDecoder, context: list[int], caches: list[KeyValueCache]) -> Tensor:
-    """(V,): logits of the token after `context`; with caches, only what they do not hold yet is computed."""
+    """(V,) logits of the token after `context`; with caches, only tokens that they lack are computed."""
     with _evaluating(model):
         num_known = caches[0].num_tokens if caches else 0
         inputs_BT = torch.tensor([context[num_known:]], device=model.tokens.weight.device)
@@ -181,7 +197,7 @@ def _next_logits(model: LlamaDecoder, context: list[int], caches: list[KeyValueC
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside; the model is as it was afterwards."""
+    """Context in which the model is in evaluation mode (no dropout); its mode is restored afterwards."""
     was_training = model.training
     model.eval()
     try:

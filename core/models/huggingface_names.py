@@ -1,7 +1,7 @@
-"""How our tensors are called and cut in Hugging Face transformers: RoBERTa, ModernBERT, Llama.
+"""Map our tensors to those of Hugging Face transformers, and back: RoBERTa, ModernBERT, Llama.
 
-Our modules hold what belongs together in one matrix (queries, keys and values; gate and up), theirs mostly not. One
-table a form says which of theirs make up each of ours; both directions read it.
+Our modules join related matrices (queries, keys and values; gate and up); transformers mostly separates them. One
+table per form lists the tensors of transformers that make up each of ours; both directions use it.
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ ARCHITECTURES: dict[Form, str] = {
     "modern": "ModernBertForMaskedLM",
     "llama": "LlamaForCausalLM",
 }
-"""Class of transformers for each form of ours."""
+"""Transformers class of each form."""
 
 CLASSIFIERS: dict[Form, str] = {
     "roberta": "RobertaForSequenceClassification",
     "modern": "ModernBertForSequenceClassification",
 }
-"""Class of transformers for each form of ours that tells classes of texts apart."""
+"""Transformers class of the classifier of each form; decoders have none."""
 
 _Names = dict[str, str | tuple[str, ...]]
 
@@ -33,7 +33,7 @@ _Names = dict[str, str | tuple[str, ...]]
 @dataclass(frozen=True)
 class _ClassifierHead:
     replaced: str
-    """How tensors of the masked LM's head begin that a classifier has not."""
+    """Name prefix of the tensors of the masked LM head that a classifier lacks."""
     names: _Names
 
 
@@ -52,12 +52,12 @@ _CLASSIFIER_HEADS: dict[Form, _ClassifierHead] = {
 
 
 def form_of(config: ModelConfig) -> Form:
-    """Which of the forms of transformers this model has."""
+    """Form of a model in transformers."""
     return "llama" if config.is_causal else config.form
 
 
 def to_huggingface(state: dict[str, Tensor], config: ModelConfig, *, is_classifier: bool = False) -> dict[str, Tensor]:
-    """A state of our model under their names and in their shapes; copies, so that nothing is shared."""
+    """A state dict of our model with the names and shapes of transformers; all tensors are CPU copies."""
     tensors: dict[str, Tensor] = {}
     for ours, theirs in name_table(config, is_classifier=is_classifier).items():
         parts = torch.split(state[ours].detach().cpu(), _part_sizes(state[ours], theirs, config))
@@ -73,21 +73,23 @@ def to_huggingface(state: dict[str, Tensor], config: ModelConfig, *, is_classifi
 def from_huggingface(
     tensors: dict[str, Tensor], config: ModelConfig, *, is_classifier: bool = False
 ) -> dict[str, Tensor]:
-    """Their tensors as a state of our model. Works on gradients as well as on weights.
+    """Tensors of transformers as a state dict of our model. Works for weights and gradients.
 
     Raises:
-        ValueError: A tensor is missing.
+        ValueError: Tensors are missing; the message names the first of them.
     """
     table = name_table(config, is_classifier=is_classifier)
     missing = [name for names in table.values() for name in names if name not in tensors]
     if missing:
         architecture = (CLASSIFIERS if is_classifier else ARCHITECTURES)[form_of(config)]
-        raise ValueError(f"{architecture}: {len(missing)} tensors are missing, first {missing[:3]}")
+        raise ValueError(
+            f"{architecture}: {len(missing)} tensors are missing, first {missing[:3]}; save the model again"
+        )
     return {ours: torch.cat([tensors[name] for name in theirs]) for ours, theirs in table.items()}
 
 
 def name_table(config: ModelConfig, *, is_classifier: bool = False) -> dict[str, tuple[str, ...]]:
-    """Name of each tensor of ours -> names of theirs that, put one below the other, make it up."""
+    """Name of each of our tensors -> names of the transformers tensors that form it, concatenated along dimension 0."""
     form = form_of(config)
     table = {"roberta": _roberta_names, "modern": _modern_names, "llama": _llama_names}[form](config)
     if is_classifier:
@@ -174,7 +176,7 @@ def _untied(config: ModelConfig, theirs: str) -> _Names:
 
 
 def _part_sizes(ours: Tensor, theirs: tuple[str, ...], config: ModelConfig) -> list[int]:
-    """Rows of each of their tensors in one of ours."""
+    """Number of rows of each transformers tensor in one of ours."""
     if len(theirs) == 3:
         head_dim = config.width // config.heads
         kv_rows = (config.kv_heads or config.heads) * head_dim

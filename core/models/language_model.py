@@ -1,4 +1,4 @@
-"""What every model promises to the training loop, whatever its form.
+"""Interface of all models to the training loop.
 
 Shape suffixes: B rows, T tokens a row, D width, P selected positions, V vocabulary.
 """
@@ -14,20 +14,20 @@ from core.layers.transformer_parts import Embedding, RowLayout
 
 
 class LanguageModel(nn.Module):
-    """A transformer in two halves: hidden states for all tokens, logits for those that are asked for.
+    """A transformer in two halves: hidden states for all tokens, logits for selected positions.
 
-    The halves are apart because the vocabulary head of a small model costs as much as its layers, and masked LM needs
-    it at one position in seven.
+    The halves are separate because the vocabulary head of a small model costs as much as its layers, and masked LM
+    needs it at about one position in seven.
     """
 
     layers: nn.ModuleList
-    """Of `TransformerLayer`s."""
+    """`TransformerLayer` modules."""
     tokens: Embedding
-    """Vectors of the vocabulary's tokens."""
+    """Token embeddings."""
     head_weight: Tensor | None
-    """Vocabulary matrix of the head; None: that of the embeddings (tied)."""
+    """Vocabulary matrix of the head. None: that of the embeddings (tied)."""
     head_bias: Tensor | None
-    """(V,): added to the logits; None: nothing is."""
+    """(V,) bias of the logits. None: no bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,58 +36,58 @@ class LanguageModel(nn.Module):
         self._balance_loss: Tensor | None = None
 
     def hidden_states(self, inputs_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
-        """(B, T, D): everything before the vocabulary head.
+        """(B, T, D) hidden states before the vocabulary head.
 
         Args:
             inputs_BT: Token ids, int64.
-            document_ids_BT: Which document of its row each token belongs to. Tokens see only their own document, and
-                positions restart at each. None: a row is one document.
+            document_ids_BT: Document of each token within its row. Tokens attend only to their own document, and
+                positions restart at each document. None: a row is one document.
         """
         raise NotImplementedError
 
     def head_features(self, hidden_PD: Tensor) -> Tensor:
-        """(P, D): what the vocabulary matrix is applied to. Any leading shape will do."""
+        """(P, D) features that the vocabulary matrix multiplies. Any leading shape is allowed."""
         raise NotImplementedError
 
     def vocabulary_matrix(self) -> Tensor:
-        """(V, D): the matrix of the head."""
+        """(V, D) matrix of the vocabulary head."""
         return self.tokens.weight if self.head_weight is None else self.head_weight
 
     def logits(self, hidden_PD: Tensor) -> Tensor:
-        """(P, V): unnormalised log-probabilities of the token at each of the given positions (masked LM) or after it
-        (causal LM). Any leading shape will do."""
+        """(P, V) logits of the token at each given position (masked LM) or after it (causal LM). Any leading shape is
+        allowed."""
         return F.linear(self.head_features(hidden_PD), self.vocabulary_matrix(), self.head_bias)
 
     def forward(self, inputs_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
-        """(B, T, V): logits at every position. Convenient, and wasteful: training selects positions first."""
+        """(B, T, V) logits at every position. Convenient but wasteful: training selects positions first."""
         return self.logits(self.hidden_states(inputs_BT, document_ids_BT))
 
     def auxiliary_loss(self) -> Tensor | None:
-        """Balance loss of the last `hidden_states`, already weighted: a mean over its rows, to be added to the mean
-        loss. Over micro-batches, weigh it by their rows. None for models without a mixture of experts."""
+        """Weighted balance loss of the last `hidden_states`, a mean over its rows, to be added to the mean loss. Over
+        micro-batches, weight it by their rows. None for models without a mixture of experts."""
         return self._balance_loss
 
     def forget_auxiliary_loss(self) -> None:
-        """Let go of the last balance loss, whose graph holds the activations of its pass."""
+        """Release the last balance loss, whose graph holds the activations of its pass."""
         self._balance_loss = None
 
     def set_activation_checkpointing(self, is_on: bool) -> None:
-        """On: a layer's activations are computed again in the backward pass instead of being kept."""
+        """Recompute the activations of each layer in the backward pass instead of keeping them."""
         self._uses_checkpointing = is_on
         self._tell_layers()
 
     def set_recomputed_feed_forward(self, is_on: bool) -> None:
-        """On: what is inside feed-forwards, the widest place of a layer, is computed again in the backward pass instead
-        of being kept. Where all activations are, this changes nothing."""
+        """Recompute the inner activations of feed-forwards, the widest of a layer, in the backward pass instead of
+        keeping them. No effect with activation checkpointing."""
         self._recomputes_feed_forward = is_on
         self._tell_layers()
 
     def num_parameters(self) -> int:
-        """Numbers that the model is made of, shared ones once."""
+        """Number of parameters; shared ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def num_trainable_parameters(self) -> int:
-        """Those of them that training changes: all, but for a model with frozen weights."""
+        """Number of parameters that training changes: all, unless weights are frozen."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def _tell_layers(self) -> None:
@@ -96,7 +96,7 @@ class LanguageModel(nn.Module):
             layer.recomputes_feed_forward = self._recomputes_feed_forward and not self._uses_checkpointing
 
     def _through_layers(self, layers: Iterable[nn.Module], x_BTD: Tensor, layout: RowLayout) -> Tensor:
-        """The residual stream after all layers; remembers the sum of their balance losses."""
+        """The residual stream after all layers; stores the sum of their balance losses."""
         balance_losses: list[Tensor] = []
         for layer in layers:
             if self._uses_checkpointing and self.training:

@@ -1,4 +1,4 @@
-"""LoRA on any of our models: which matrices are adapted, everything else frozen, and back to one ordinary model."""
+"""LoRA for all models: select matrices, freeze the rest, add adapters, merge them again."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -32,22 +32,22 @@ _NAMES: dict[Form, dict[str, tuple[str, ...]]] = {
     },
     "modern": {"qkv": ("Wqkv",), "out": ("attn.Wo",), "gate_and_up": ("Wi",), "up": ("Wi",), "down": ("mlp.Wo",)},
 }
-"""Our matrix -> what transformers calls its parts, one below the other, by the end of their name."""
+"""Our matrix -> name endings of its parts in transformers, in row order."""
 
 _OF_ATTENTION = ("qkv", "out")
 _GROUPS = ("all-linear", "attention", "feed-forward")
 
 
 def lora_faults(model: ModelConfig, lora: LoraConfig) -> list[str]:
-    """What keeps a model of this shape from being adapted so, each with its remedy; none where nothing does."""
+    """Error messages, with remedies, if a model of this shape cannot have these adapters; empty if it can."""
     sizes = _matrix_sizes(model)
     chosen = lora.targets.split(",")
     unknown = [target for target in chosen if target not in (*sizes, *_GROUPS)]
     faults = []
     if unknown:
         faults.append(
-            f"training.lora.targets={lora.targets} names {', '.join(map(repr, unknown))}; this model has "
-            f"{', '.join(sizes)}, or say {', '.join(_GROUPS)}"
+            f"training.lora.targets={lora.targets} names {', '.join(map(repr, unknown))}, which this model lacks; use "
+            f"{', '.join(sizes)}, or a group: {', '.join(_GROUPS)}"
         )
     names = [name for name in sizes if name in _chosen_names(model, lora)]
     if not names and not unknown:
@@ -59,8 +59,8 @@ def lora_faults(model: ModelConfig, lora: LoraConfig) -> list[str]:
     if smallest is not None and lora.rank > min(sizes[smallest]):
         rows, columns = sizes[smallest]
         faults.append(
-            f"training.lora.rank={lora.rank} is above the size of {smallest}, {rows} x {columns}: its product of two "
-            f"would be larger than the matrix; use at most {min(rows, columns)}"
+            f"training.lora.rank={lora.rank} is above the size of {smallest}, {rows} x {columns}: the adapter would be "
+            f"larger than the matrix; use at most {min(rows, columns)}"
         )
     return faults
 
@@ -68,11 +68,11 @@ def lora_faults(model: ModelConfig, lora: LoraConfig) -> list[str]:
 def add_lora(
     model: LanguageModel, config: ModelConfig, lora: LoraConfig, *, frozen_dtype: torch.dtype = torch.float32
 ) -> None:
-    """Freeze a model, and put adapters beside its matrices, drawn from torch's global random state.
+    """Freeze a model and add adapters to its matrices, drawn from torch's global random state.
 
     Args:
-        frozen_dtype: Format in which frozen matrices are kept: with that of autocast the same products come out, in
-            less memory and without a cast a pass.
+        frozen_dtype: Format of the frozen matrices. With autocast's format, the products are the same, with less
+            memory and without a cast per pass.
     """
     model.requires_grad_(False)
     wanted = _chosen_names(config, lora)
@@ -83,14 +83,14 @@ def add_lora(
             setattr(owner, attribute, LowRankLinear(linear, chosen, rank=lora.rank, scale=lora.scale))
     if frozen_dtype != torch.float32:
         for name, module in model.named_modules():
-            # Routers compare in fp32.
+            # Routers compute in fp32.
             if isinstance(module, Linear | LowRankLinear) and not name.endswith(".router"):
                 module.weight.data = module.weight.data.to(frozen_dtype)
     model.set_recomputed_feed_forward(lora.recompute_feed_forward)
 
 
 def merge_lora(model: LanguageModel) -> None:
-    """Make an adapted model in fp32 an ordinary one that computes the same."""
+    """Merge the adapters of a model in fp32 into its matrices, in place; the function of the model stays the same."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LowRankLinear):
@@ -106,12 +106,12 @@ def merge_lora(model: LanguageModel) -> None:
 
 
 def adapted_matrices(model: LanguageModel) -> dict[str, LowRankLinear]:
-    """The adapted matrices of a model, by the name of their module."""
+    """The adapted matrices of a model, by module name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
 
 
 def part_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """What parts of our matrices are called in the models of this form, by our name."""
+    """Name endings of the parts of our matrices in transformers models of this form, by our name."""
     return _NAMES[form_of(config)]
 
 
@@ -129,7 +129,7 @@ def _chosen_names(config: ModelConfig, lora: LoraConfig) -> set[str]:
 
 @lru_cache(maxsize=64)
 def _matrix_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Rows and columns of everything that can be adapted, by name; all layers are alike."""
+    """(rows, columns) of all adaptable matrices, by name; all layers are equal."""
     with torch.device("meta"):
         model = build_model(config.model_copy(update={"layers": 1, "equal_in": None}), vocabulary_size=8)
     return {
@@ -140,7 +140,7 @@ def _matrix_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def _matrices(model: LanguageModel, config: ModelConfig) -> Iterator[tuple[nn.Module, str, list[Part]]]:
-    """Every matrix that can be adapted: who has it, under which name, and its parts."""
+    """(owner module, attribute name, parts) of all adaptable matrices."""
     for module in model.modules():
         if isinstance(module, Attention | Plain | Gated):
             for attribute, child in module.named_children():

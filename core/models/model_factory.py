@@ -1,4 +1,4 @@
-"""From the settings of a model to the model."""
+"""Build a model from its settings."""
 
 from core.models.classifier import build_classifier
 from core.models.decoder import LlamaDecoder
@@ -10,16 +10,16 @@ from core.settings.model_config import ModelConfig
 def build_model(
     config: ModelConfig, vocabulary_size: int, *, pad_id: int = 1, num_classes: int | None = None
 ) -> LanguageModel:
-    """A model with fresh weights, drawn from torch's global random state: seed it first.
+    """A model with random weights, drawn from torch's global random state; seed it first.
 
     It is built on the current device (`with torch.device(...)`), in fp32, in training mode.
 
     Args:
-        pad_id: Token that stands for nothing. Encoders never attend to it, and RoBERTa's positions start after it.
-            Decoders need none: padding comes after all that is real, and nothing before it can see it.
-        num_classes: Of an encoder that tells classes of texts apart; None: tokens are predicted.
+        pad_id: Id of the padding token. Encoders never attend to it, and RoBERTa's positions start after it. Decoders
+            ignore it: padding comes last, and earlier tokens cannot see it.
+        num_classes: Number of classes of a classifier (encoders only). None: a language model.
     """
-    assert config.equal_in is None, "core.models.size_matching.equalized comes first"
+    assert config.equal_in is None, "call core.models.size_matching.equalized first"
     if config.is_causal:
         return LlamaDecoder(config, vocabulary_size)
     if num_classes is not None:

@@ -1,8 +1,8 @@
-"""Models that differ in their feed-forward, made equal in parameters or in floating-point operations a token.
+"""Match models with different feed-forwards in parameters or in floating-point operations per token.
 
-A comparison of feed-forwards (system B's `model_original`, `model`, `model_no_feed`, `use_moe`) says nothing while one
-of the models is larger. What gives way is what the feed-forward is made of: its width, or that of the experts; the
-entries of a memory; and the number of layers where there is nothing else to change.
+A comparison of feed-forwards (system B's `model_original`, `model`, `model_no_feed`, `use_moe`) is meaningful only
+between models of equal size. The matched quantity is the width of the feed-forward or its experts, the number of
+entries of a memory, or, without any of these, the number of layers.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from core.models.model_factory import build_model
 from core.settings.model_config import ModelConfig
 
 _WIDTH_STEP = 8
-"""Widths are a multiple of this, as grouped products in bf16 need it."""
+"""Widths are multiples of this number, which grouped products in bf16 require."""
 
 
 @lru_cache(maxsize=256)
 def equalized(config: ModelConfig) -> ModelConfig:
-    """The model with `equal_in` carried out, as near as whole widths, entries and layers come.
+    """The settings with `equal_in` applied, as closely as whole widths, entries and layers allow.
 
-    Its equal is the same model with its family's own feed-forward. Unchanged where `equal_in` is None.
+    The reference is the same model with the default feed-forward of its family. Without `equal_in`, nothing changes.
     """
     if config.equal_in is None:
         return config
@@ -37,7 +37,7 @@ def equalized(config: ModelConfig) -> ModelConfig:
         case "none":
             return nearest(lambda layers: _with(plain, layers=layers), 1)
         case "memory" if config.equal_in == "flops":
-            # More entries cost hardly any operations, so they stay as they are.
+            # More entries cost almost no operations, so change the layers instead.
             return nearest(lambda layers: _with(plain, layers=layers), 1)
         case "memory":
             return nearest(
@@ -49,16 +49,16 @@ def equalized(config: ModelConfig) -> ModelConfig:
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Parameters besides the vocabulary's, which the feed-forward does not change."""
+    """Number of parameters without those of the vocabulary."""
     with torch.device("meta"):
         model = build_model(config, vocabulary_size=8)
     return model.num_parameters() - 8 * config.width
 
 
 def flops_a_token(config: ModelConfig) -> float:
-    """Floating-point operations of the matrix products of the forward pass for one token, without the vocabulary head.
+    """Floating-point operations per token of the forward pass: matrix products, without the vocabulary head.
 
-    Attention is taken over full rows; a token of a causal model sees half of its row on average.
+    Attention counts full rows; a token of a causal model sees half of its row on average.
     """
     width, length = config.width, config.sequence_length
     head_width = width // config.heads
@@ -88,7 +88,7 @@ def _multiplications_of_feed_forward(config: ModelConfig) -> float:
 
 
 def _nearest(measure: Callable[[int], float], target: float, first: int) -> int:
-    """The size from `first` on whose measure, which grows with it, is nearest to the target."""
+    """The size >= `first` whose measure is nearest to the target; the measure must increase with the size."""
     low, high = first, first + 1
     while measure(high) < target:
         low, high = high, 2 * high

@@ -1,4 +1,4 @@
-"""Feature vectors of texts: what a model's last layer says of them, as one vector a text.
+"""Feature vectors of texts: the hidden states of the last layer, pooled to one vector per text.
 
 Shape suffixes: B rows, T tokens a row, D width.
 """
@@ -15,14 +15,14 @@ from core.models.decoder import LlamaDecoder
 from core.models.language_model import LanguageModel
 
 Pooling = Literal["mean", "first", "last"]
-"""mean: over all tokens of the text, those that begin and end it included. first: of the token that begins it, which is
-what classifiers look at. last: of its last token, the only one of a decoder that has seen all of the text."""
+"""mean: over all tokens of the text, begin and end tokens included. first: the first token, which classifiers use.
+last: the last token, the only one of a decoder that sees the whole text."""
 
 
 def why_not_pooled(model: LanguageModel, pooling: Pooling) -> str | None:
-    """Why a pooling says nothing of a text with this model; None: it does."""
+    """Error message if a pooling is meaningless for this model; None if it is valid."""
     if pooling == "first" and isinstance(model, LlamaDecoder):
-        return "the first token of a decoder has seen nothing of the text; take last or mean"
+        return "the first token of a decoder has seen nothing of the text; use last or mean"
     return None
 
 
@@ -30,18 +30,19 @@ def why_not_pooled(model: LanguageModel, pooling: Pooling) -> str | None:
 def features(
     model: LanguageModel, rows: Sequence[NDArray[Any]], *, pooling: Pooling, pad_id: int
 ) -> NDArray[np.float32]:
-    """(B, D) a vector for each row of token ids; what else is in the batch does not change it but by rounding.
+    """(B, D) fp32 feature vector of each row; independent of the other rows of the batch up to rounding.
 
     Args:
         model: In evaluation mode.
-        rows: Token ids of each text, `<s> .. </s>`, none longer than the model takes.
+        rows: Token ids of each text, `<s> .. </s>`, at most the model's maximum length.
+        pad_id: Id of the padding token.
     """
     device = model.tokens.weight.device
     inputs_BT = torch.full((len(rows), max(map(len, rows))), pad_id, dtype=torch.int64)
-    for place, row in enumerate(rows):
-        inputs_BT[place, : len(row)] = torch.from_numpy(row.astype(np.int64))
+    for number, row in enumerate(rows):
+        inputs_BT[number, : len(row)] = torch.from_numpy(row.astype(np.int64))
     lengths_B = torch.tensor([len(row) for row in rows], device=device)
-    # Padding comes after all that is real: an encoder hides it, and nothing real in a decoder can see it.
+    # Padding comes last: encoders mask it, and earlier tokens of a decoder cannot see it.
     hidden_BTD = model.hidden_states(inputs_BT.to(device)).float()
     found: NDArray[np.float32] = _pooled(hidden_BTD, lengths_B, pooling).cpu().numpy()
     return found
@@ -53,6 +54,6 @@ def _pooled(hidden_BTD: Tensor, lengths_B: Tensor, pooling: Pooling) -> Tensor:
     if pooling == "last":
         return hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), lengths_B - 1]
     is_real_BT = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device) < lengths_B[:, None]
-    # In fp64: the order of adding, which the padding changes, then does not show.
+    # fp64 hides the order of addition, which padding changes.
     sums_BD = (hidden_BTD.double() * is_real_BT[:, :, None]).sum(dim=1)
     return (sums_BD / lengths_B[:, None]).float()

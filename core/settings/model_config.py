@@ -24,7 +24,9 @@ class MixtureConfig(Settings):
     @model_validator(mode="after")
     def _enough_experts(self) -> Self:
         if self.experts_per_token > self.experts:
-            raise ValueError(f"experts_per_token={self.experts_per_token} is above experts={self.experts}")
+            raise ValueError(
+                f"experts_per_token={self.experts_per_token} is above experts={self.experts}; lower it or add experts"
+            )
         return self
 
 
@@ -41,7 +43,7 @@ class MemoryLayerConfig(Settings):
 
     @property
     def half_keys(self) -> int:
-        """Keys of one half: the square root of the entries."""
+        """Number of half-keys: the square root of the entries."""
         return math.isqrt(self.entries)
 
     @model_validator(mode="after")
@@ -49,17 +51,19 @@ class MemoryLayerConfig(Settings):
         root = self.half_keys
         if root * root != self.entries:
             raise ValueError(
-                f"entries={self.entries} is not a square number, and keys are pairs; try {root**2} or {(root + 1) ** 2}"
+                f"entries={self.entries} is not a square number, which pairs of half-keys need; try {root**2} or "
+                f"{(root + 1) ** 2}"
             )
         if self.entries_per_token > root:
             raise ValueError(
-                f"entries_per_token={self.entries_per_token} is above the {root} half-keys of {self.entries} entries"
+                f"entries_per_token={self.entries_per_token} is above the {root} half-keys of {self.entries} entries; "
+                f"use at most {root}"
             )
         return self
 
 
 class ModelConfig(Settings):
-    """Shape of one transformer. Whatever changes the parameter count lives here, except the vocabulary."""
+    """Shape of one transformer: everything that sets the parameter count, except the vocabulary size."""
 
     family: Literal["encoder", "decoder"] = "encoder"
     """encoder: masked LM, every token sees its whole row. decoder: causal LM in Llama's form (pre-norm, rotary
@@ -117,12 +121,12 @@ class ModelConfig(Settings):
 
     @property
     def is_causal(self) -> bool:
-        """Whether a token sees only what is before it."""
+        """True if a token attends only to itself and earlier tokens."""
         return self.family == "decoder"
 
     @property
     def num_positions(self) -> int:
-        """Longest row the model can take."""
+        """Maximum length of a row in tokens."""
         return self.max_sequence_length or self.sequence_length
 
     @model_validator(mode="after")
@@ -133,15 +137,19 @@ class ModelConfig(Settings):
             faults.append(f"width={self.width} is not a multiple of heads={self.heads}; try width={nearest}")
         elif (self.is_causal or self.form == "modern") and self.width // self.heads % 2:
             faults.append(
-                f"width={self.width} over heads={self.heads} is an odd width of a head; rotary positions turn pairs"
+                f"width={self.width} / heads={self.heads} is odd, but rotary positions need an even width per head; "
+                f"try width={(self.width // self.heads + 1) * self.heads}"
             )
         if self.kv_heads is not None and self.heads % self.kv_heads:
-            faults.append(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+            faults.append(
+                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}; use a divisor of {self.heads}"
+            )
         if self.kv_heads is not None and not self.is_causal:
-            faults.append("kv_heads is for decoders; leave it out or say family: decoder")
+            faults.append(f"kv_heads={self.kv_heads} is for decoders only; remove it or set family: decoder")
         if self.num_positions < self.sequence_length:
             faults.append(
-                f"max_sequence_length={self.max_sequence_length} is below sequence_length={self.sequence_length}"
+                f"max_sequence_length={self.max_sequence_length} is below sequence_length={self.sequence_length}; "
+                "raise it, or remove it to use sequence_length"
             )
         if faults:
             raise ValueError("; ".join(faults))

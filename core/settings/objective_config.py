@@ -1,4 +1,4 @@
-"""Objective of a run: masked tokens, next tokens, answers or classes."""
+"""Objective of a run: masked LM, causal LM, supervised fine-tuning or classification."""
 
 from typing import Annotated, Any, Self
 
@@ -16,22 +16,22 @@ class MaskedLMConfig(Settings):
 
 
 class CausalLMConfig(Settings):
-    """Next-token prediction. Nothing to set."""
+    """Next-token prediction. It has no settings."""
 
 
 class SFTConfig(Settings):
-    """Supervised fine-tuning on conversations: next-token prediction of the assistant's tokens. Nothing to set."""
+    """Supervised fine-tuning on conversations: next-token prediction of the assistant's tokens. It has no settings."""
 
 
 class ClassificationConfig(Settings):
-    """Telling classes of texts apart, on rows with labels (`pretune finetune --classify`)."""
+    """Classification of texts, on rows with labels (`pretune finetune --classify`)."""
 
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     """Names of the classes, at least two. A label is the position of its class here, from 0."""
 
 
 class ObjectiveConfig(Settings):
-    """What is predicted: exactly one of these."""
+    """The training objective: exactly one of these."""
 
     masked_lm: MaskedLMConfig | None = None
     """Predict masked tokens of a row from all others (BERT); for model.family: encoder."""
@@ -46,18 +46,18 @@ class ObjectiveConfig(Settings):
 
     @property
     def masking_rate(self) -> float | None:
-        """Share of tokens predicted in training; None for causal LM and classes."""
+        """Share of maskable tokens predicted in training; None unless the objective is masked LM."""
         return self.masked_lm.masking_rate if self.masked_lm else None
 
     @property
     def num_classes(self) -> int | None:
-        """Classes that are told apart; None where tokens are predicted."""
+        """Number of classes; None for language modelling."""
         return len(self.classification.classes) if self.classification else None
 
     @model_validator(mode="before")
     @classmethod
     def _name_alone_means_defaults(cls, value: Any) -> Any:
-        # `objective: causal_lm` and `objective: {causal_lm: }` both read well; both mean "with its defaults".
+        # `objective: causal_lm` and `objective: {causal_lm: }` both mean: with its defaults.
         if isinstance(value, str):
             value = {value: {}}
         if isinstance(value, dict) and len(value) == 1:
@@ -67,11 +67,11 @@ class ObjectiveConfig(Settings):
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if sum(one is not None for one in (self.masked_lm, self.causal_lm, self.sft, self.classification)) != 1:
-            raise ValueError("give exactly one of masked_lm, causal_lm and sft")
+            raise ValueError("an objective needs exactly one of masked_lm, causal_lm and sft; remove the others")
         return self
 
     def fault_for(self, family: str) -> str | None:
-        """Why a model of this family cannot have it; None if it can."""
+        """Error message if a model of this family cannot train this objective; None if it can."""
         if (self.masked_lm is None and self.classification is None) == (family == "decoder"):
             return None
         return f"model.family={family} needs objective: {'causal_lm or sft' if family == 'decoder' else 'masked_lm'}"

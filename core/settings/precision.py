@@ -1,4 +1,4 @@
-"""In which number format a run computes: bf16 where the hardware does so natively, weights always in fp32."""
+"""Number format of a run: bf16 where the hardware supports it natively; weights are always fp32."""
 
 import contextlib
 import os
@@ -19,23 +19,23 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Format of the operands of a matrix product."""
+        """Data type of the operands of a matrix product."""
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
 
     def autocast(self, *, enabled: bool = True) -> contextlib.AbstractContextManager[object]:
-        """Context in which matrix products run in this format. fp32 switches autocast off whatever is around it."""
+        """Context in which matrix products run in this format. fp32 also disables an outer autocast."""
         if self.name == "fp32":
             return torch.autocast(self.device_type, enabled=False)
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=enabled)
 
 
 def choose_precision(wanted: PrecisionName, device: torch.device) -> Precision:
-    """The format that a setting means on this device.
+    """Number format of a setting on this device.
 
-    `auto` is bf16 only where the hardware multiplies bf16 natively: emulated, it is slower than fp32.
+    `auto` gives bf16 only with native hardware support, because emulated bf16 is slower than fp32.
 
     Raises:
-        ValueError: fp16 on a CPU, whose range would need a loss scale for no gain in speed.
+        ValueError: fp16 on a CPU, where it needs a loss scale and gains no speed.
     """
     if wanted == "auto":
         return Precision("bf16" if computes_bf16(device) else "fp32", device.type)
@@ -45,13 +45,13 @@ def choose_precision(wanted: PrecisionName, device: torch.device) -> Precision:
 
 
 def allow_tf32(device: torch.device) -> None:
-    """On CUDA let fp32 matrix products round their operands to 10 bits (TF32): several times as fast, exact enough."""
+    """Allow TF32 on CUDA: fp32 products round their operands to 10 mantissa bits and run several times faster."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices in hardware."""
+    """True if the device multiplies bf16 matrices in hardware and oneDNN may use it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -62,9 +62,9 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def _onednn_may_use_bf16() -> bool:
-    """Whether ONEDNN_MAX_CPU_ISA, if it is set, leaves oneDNN the bf16 instructions of a processor.
+    """True unless ONEDNN_MAX_CPU_ISA forbids oneDNN the bf16 instructions of the processor.
 
-    Without them oneDNN multiplies bf16 by way of fp32, which is slower than fp32 itself.
+    Without them oneDNN converts bf16 products to fp32, which is slower than fp32 alone.
     """
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     return limit in ("", "ALL", "DEFAULT") or "BF16" in limit or "AMX" in limit

@@ -1,4 +1,4 @@
-"""What one training run is: model, objective, training. Whatever changes the result is here."""
+"""Settings of one training run: model, objective, training. Every setting that changes the result is here."""
 
 from typing import Any, Self
 
@@ -11,7 +11,7 @@ from data_pipeline.schema.settings import Settings
 
 
 class RunConfig(Settings):
-    """One training run, whole."""
+    """All settings of one training run."""
 
     model: ModelConfig = ModelConfig()
     """Shape of the transformer."""
@@ -28,7 +28,7 @@ class RunConfig(Settings):
         return self
 
     def with_overrides(self, overrides: dict[str, Any]) -> Self:
-        """A copy with values at dotted paths (`training.learning_rate`) replaced; checked like a fresh one.
+        """A validated copy with the values at dotted paths (`training.learning_rate`) replaced.
 
         Raises:
             pydantic.ValidationError: A value breaks a rule, or a path names no field.
@@ -36,10 +36,10 @@ class RunConfig(Settings):
         raw = self.model_dump()
         for path, value in overrides.items():
             *parents, leaf = path.split(".")
-            place = raw
+            section = raw
             for name in parents:
-                if place.get(name) is None:  # a section that is left out, of which one setting is given
-                    place[name] = {}
-                place = place[name]
-            place[leaf] = value
+                if section.get(name) is None:  # The override gives one setting of a section that is absent.
+                    section[name] = {}
+                section = section[name]
+            section[leaf] = value
         return type(self).model_validate(raw)

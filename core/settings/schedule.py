@@ -1,4 +1,4 @@
-"""The learning rate and the length of a run as pure functions of tokens, so that batch sizes compare."""
+"""Learning rate and length of a run as pure functions of tokens, so that runs of different batch sizes compare."""
 
 import math
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from core.settings.training_config import TrainingConfig
 
 
 def learning_rate(training: TrainingConfig, *, tokens: float, total_tokens: float) -> float:
-    """Learning rate after `tokens` of `total_tokens`; in [0, training.learning_rate].
+    """Learning rate after `tokens` of `total_tokens`, in [0, training.learning_rate].
 
-    A step that takes the run from token a to token b asks for (a + b) / 2, so that neither the first step of a warm-up
-    nor the last of a cooldown is spent at zero.
+    A step from token a to token b uses the rate at (a + b) / 2, so neither the first step of a warm-up nor the last
+    step of a cooldown has a rate of zero.
     """
     progress = min(max(tokens / total_tokens, 0.0), 1.0)
     return training.learning_rate * _factor(training, progress)
@@ -30,34 +30,41 @@ def _factor(training: TrainingConfig, progress: float) -> float:
 
 
 def cooled(share: float) -> float:
-    """Factor on the learning rate after this share of a cooldown; 1 before it and 0 after.
+    """Factor on the learning rate after this share of a cooldown, in [0, 1]: 1 before the cooldown, 0 after it.
 
-    1 - sqrt falls fast at first; it ends lower than a linear cooldown of the same length (arXiv:2405.18392).
+    The form is 1 - sqrt(share), which reaches a lower loss than a linear cooldown of equal length.
+
+    Source: arXiv:2405.18392.
     """
     return 1.0 - math.sqrt(min(max(share, 0.0), 1.0))
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Steps of a run of whole epochs, in the terms of step-based trainers (system A's log prints these numbers)."""
+    """Steps of a run in epochs, in the terms of step-based trainers (system A's log prints these numbers)."""
 
     num_steps: int
-    """Optimizer steps: whole global batches only."""
+    """Optimizer steps; only whole global batches count."""
     warmup_steps: int
     annealing_steps: int
-    """Steps of the annealing phase as those trainers count them: the share after the warm-up of all, rounded down."""
+    """(1 - warmup) x num_steps, rounded down as those trainers do."""
     micro_batches_per_worker: int
-    """Forward/backward passes of one worker in one epoch, a short last one included."""
+    """Forward/backward passes per worker and epoch, a short last one included."""
     accumulation: int
-    """Forward/backward passes of one worker in one optimizer step."""
+    """Forward/backward passes per worker and optimizer step."""
 
 
 def plan_steps(
     *, num_rows: int, epochs: float, batch_size: int, micro_batch_size: int, num_workers: int = 1, warmup: float = 0.0
 ) -> StepPlan:
-    """How many steps `epochs` passes over `num_rows` rows are; at least one.
+    """Number of steps for `epochs` passes over `num_rows` rows; at least one.
 
-    Rows run on over the end of an epoch, so an epoch drops none; only the last batch of the run must be whole.
+    A batch may span two epochs, so no row is dropped between epochs; an incomplete last batch of the run is dropped.
+
+    Args:
+        batch_size: Rows per step over all workers.
+        micro_batch_size: Rows per forward/backward pass of one worker.
+        warmup: Share of the steps, in [0, 1].
     """
     num_steps = max(1, math.floor(epochs * num_rows / batch_size))
     rows_per_worker = math.ceil(batch_size / num_workers)
@@ -72,31 +79,31 @@ def plan_steps(
 
 @dataclass(frozen=True)
 class RunLength:
-    """When a run ends: at the first step that reaches `tokens`, or after `num_steps` where epochs were asked for."""
+    """Length of a run: it ends at the first step that reaches `tokens`, or after `num_steps` if epochs are set."""
 
     tokens: float
     schedule_tokens: float
-    """What the schedule takes for the whole: whole steps."""
+    """Length that the learning-rate schedule uses: `tokens` rounded up to whole steps."""
     num_steps: int | None = None
 
     def is_reached(self, *, tokens: int, step: int) -> bool:
-        """Whether the run is over after `step` steps of `tokens` tokens together."""
+        """True if the run is over after `step` steps and `tokens` tokens in total."""
         return step >= self.num_steps if self.num_steps is not None else tokens >= self.tokens
 
 
 def run_length(training: TrainingConfig, *, num_rows: int, num_tokens: int) -> RunLength:
-    """Length of a run over a training split of `num_rows` rows holding `num_tokens` tokens.
+    """Length of a run over a training split with `num_rows` rows and `num_tokens` tokens.
 
     Raises:
-        ValueError: Neither tokens nor epochs is set.
+        ValueError: Neither training.tokens nor training.epochs is set.
     """
     if training.epochs is not None:
         plan = plan_steps(num_rows=num_rows, epochs=training.epochs, batch_size=training.batch_size, micro_batch_size=1)
         tokens = plan.num_steps * training.batch_size * num_tokens / num_rows
         return RunLength(tokens, schedule_tokens=tokens, num_steps=plan.num_steps)
     if training.tokens is None:
-        raise ValueError("training.tokens or training.epochs must say how long the run is; neither is set")
-    # The schedule ends with the last whole step, which would otherwise be spent at a learning rate of zero.
+        raise ValueError("the run has no length: set training.tokens or training.epochs")
+    # The schedule ends with the last whole step, which would otherwise have a learning rate of zero.
     tokens_per_step = training.batch_size * num_tokens / num_rows
     return RunLength(
         float(training.tokens), schedule_tokens=math.ceil(training.tokens / tokens_per_step) * tokens_per_step

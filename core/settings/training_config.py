@@ -1,4 +1,4 @@
-"""How parameters are trained; LoRA."""
+"""Settings of training: batches, length, learning-rate schedule, optimizer, precision, LoRA."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -9,12 +9,12 @@ from data_pipeline.schema.settings import Count, Settings, Share
 
 
 def _absolute(path: str) -> str:
-    # Once, where the user stands: workers have other working directories.
+    # Resolve against the user's working directory; workers have others.
     return str(Path(path).expanduser().absolute())
 
 
 def _joined(targets: Any) -> Any:
-    # One text, so that a search may choose between several targets.
+    # One string, so that a search can choose between several targets.
     names = targets.split(",") if isinstance(targets, str) else targets
     if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
         return ",".join(dict.fromkeys(name.strip() for name in names))
@@ -22,14 +22,14 @@ def _joined(targets: Any) -> Any:
 
 
 WITHOUT_BASE = (
-    "training.lora trains adapters of a model that is there already; give one as training.initial_weights (its folder) "
-    "or start.weights_of, or leave training.lora out"
+    "training.lora trains adapters of an existing model; give one as training.initial_weights (its folder) "
+    "or start.weights_of, or remove training.lora"
 )
 
 
 class LoraConfig(Settings):
-    """Low-rank adaptation (LoRA, arXiv:2106.09685): all weights stay as they are, and beside chosen matrices W a
-    product of two thin ones is trained, so that the model computes with W + alpha / rank x B A."""
+    """Low-rank adaptation (LoRA, arXiv:2106.09685): the weights W stay frozen, and selected matrices are trained as
+    W + alpha / rank x B A with two thin matrices A and B."""
 
     rank: Count = 8
     """Rows of A and columns of B; at most the smaller side of each adapted matrix. Trainable parameters grow in
@@ -45,12 +45,12 @@ class LoraConfig(Settings):
 
     @property
     def scale(self) -> float:
-        """Factor on the product of the two matrices."""
+        """Factor alpha / rank on the product B A."""
         return self.alpha / self.rank
 
 
 class TrainingConfig(Settings):
-    """How the parameters are moved."""
+    """Batches, length, schedule, optimizer and precision of one training run."""
 
     batch_size: Count = 64
     """Sequences in each optimizer step, over all workers together; at least one for each worker. Small batches train
@@ -123,9 +123,11 @@ class TrainingConfig(Settings):
     def _possible(self) -> Self:
         faults = []
         if self.tokens is not None and self.epochs is not None:
-            faults.append("give tokens or epochs, not both")
+            faults.append(f"tokens={self.tokens} and epochs={self.epochs} are both set; remove one of them")
         if self.warmup + (self.cooldown if self.schedule == "wsd" else 0) > 1:
-            faults.append(f"warmup={self.warmup} and cooldown={self.cooldown} overlap; together they are at most 1")
+            faults.append(
+                f"warmup={self.warmup} and cooldown={self.cooldown} overlap; lower them so that their sum is at most 1"
+            )
         if faults:
             raise ValueError("; ".join(faults))
         return self

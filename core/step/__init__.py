@@ -1,1 +1,1 @@
-"""One global batch: loss, gradients, optimizer step, survived shortages, noise scale; and exact evaluation."""
+"""One global batch: loss, gradients, optimizer step, out-of-memory recovery, noise scale; and exact evaluation."""

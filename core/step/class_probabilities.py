@@ -1,4 +1,4 @@
-"""A classifier's probabilities for every row."""
+"""Class probabilities of a classifier for every row."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,11 @@ from data_pipeline.tokens.batches import BatchSource
 def class_probabilities(
     classifier: Classifier, source: BatchSource, *, rows_at_once: int, precision: Precision
 ) -> Tensor:
-    """(n, C): probability of each class for every row of `source`, in stored order, on the processor."""
+    """(n, C) probability of each class for every row of `source`, in stored order, on the CPU.
+
+    Args:
+        rows_at_once: Rows per forward pass.
+    """
     device = next(classifier.parameters()).device
     shard = source.shard(position=0, batch_size=source.num_rows, rank=0, num_workers=1)
     was_training = classifier.training

@@ -1,4 +1,4 @@
-"""When training has failed beyond recovery, told from a bad step that it gets over."""
+"""Detect divergence: distinguish a failed training from a bad step that it recovers from."""
 
 import math
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from core.step.optimizer_step import StepResult
 
 _LOSS_FACTOR = 2.0
-"""A loss of so many times that of a model that knows nothing is no longer a bad batch."""
+"""A bad batch does not raise the loss above this multiple of the loss of a uniform prediction."""
 
 _NORM_FACTOR = 1000.0
-"""Gradient spikes of 10 to 100 times the usual are common and clipped away; this is far outside."""
+"""Gradient spikes of 10 to 100 times the usual norm are common, and clipping handles them."""
 
 _DECAY = 0.95
 _STEPS_TO_LEARN_USUAL = 10
@@ -17,16 +17,16 @@ _STEPS_TO_LEARN_USUAL = 10
 
 @dataclass
 class DivergenceWatch:
-    """Judges one step after another; remembers what gradients of this run usually are."""
+    """Checks every step for divergence; keeps a running average of the gradient norm."""
 
     vocabulary_size: int
     first_loss: float = 0.0
     usual_norm: float = 0.0
-    """Running average of gradient norms."""
+    """Running average of the gradient norms."""
     num_steps: int = 0
 
     def verdict(self, result: StepResult, *, step: int) -> str | None:
-        """Why the run has diverged at this step, with its numbers; None while it has not."""
+        """Message with numbers and remedy if the run diverged at this step; otherwise None."""
         why = self._fault(result)
         if why is None:
             self._learn(result)
@@ -44,9 +44,9 @@ class DivergenceWatch:
             return "the gradient is not finite"
         ignorance = math.log(self.vocabulary_size)
         if self.num_steps > 0 and result.loss > _LOSS_FACTOR * max(ignorance, self.first_loss):
-            return f"the loss exploded to over {_LOSS_FACTOR:g} times that of knowing nothing ({ignorance:.4g})"
+            return f"the loss is over {_LOSS_FACTOR:g} times that of a uniform prediction ({ignorance:.4g})"
         if self.num_steps >= _STEPS_TO_LEARN_USUAL and result.gradient_norm > _NORM_FACTOR * self.usual_norm > 0:
-            return f"the gradient exploded to over {_NORM_FACTOR:g} times its usual norm ({self.usual_norm:.4g})"
+            return f"the gradient norm is over {_NORM_FACTOR:g} times its running average ({self.usual_norm:.4g})"
         return None
 
     def _learn(self, result: StepResult) -> None:

@@ -1,4 +1,4 @@
-"""How well a model does on the holdout: exact over all its rows, whatever the micro-batch and the number of workers.
+"""Evaluate a model on the holdout: exact over all rows, independent of micro-batch size and number of workers.
 
 Shape suffixes: B rows, T tokens a row, P predicted positions, V vocabulary.
 """
@@ -14,7 +14,7 @@ from core.distributed.adaptive_micro_batch import half_of
 from core.distributed.collective_attempt import attempt_together
 from core.distributed.workers import Workers
 from core.layers.cache_blocks import has_cache_blocks
-from core.memory.memory_reports import Shortage
+from core.memory.memory_reports import OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts
 from core.models.language_model import LanguageModel
 from core.settings.precision import Precision
@@ -25,25 +25,25 @@ from data_pipeline.tokens.token_blocks import PreparedCorpus
 
 _LOGITS_AT_ONCE = 2**23
 _LOGITS_IN_CACHE = 2**21
-"""On processors, where training holds few logits besides its gradients: evaluation must not take more than training."""
+"""For CPUs: training holds few logits besides its gradients there, and evaluation must not need more memory."""
 
 
 def holdout_source(data: PreparedCorpus, *, is_causal: bool) -> BatchSource:
-    """The holdout as every run reads it: in stored order, under masks that no setting of training changes."""
+    """Batches of the holdout in stored order, with masks that do not depend on training settings."""
     rate = None if is_causal else MASKING_RATE
     return BatchSource(data.holdout, data.vocabulary, masking_rate=rate, seed=MASKING_SEED, shuffle=False)
 
 
 @dataclass
 class _Counts:
-    """What evaluation counts; every field is a sum over predicted positions, so ranks add up."""
+    """Counts of an evaluation. Every field is a sum over predicted positions, so ranks can be added."""
 
     sums: Tensor
-    """(5,), fp64: loss in nats, predicted positions, right ones, right among the ten likeliest, real tokens."""
+    """(5,) fp64: loss in nats, predicted positions, correct ones, correct in the top ten, tokens without padding."""
     classes_3V: Tensor
-    """int64: positions of each token that were predicted right; predicted as it; truly it."""
+    """int64, for each token: positions where it is predicted correctly, predicted, the label."""
     all_tokens: Tensor
-    """(2,), int64: right ones among all real tokens, and these."""
+    """(2,) int64: correct predictions among all tokens without padding, and the number of these tokens."""
 
 
 def evaluate(
@@ -56,18 +56,22 @@ def evaluate(
     all_tokens: bool = False,
     listen: Callable[[], None] = lambda: None,
 ) -> dict[str, float] | OomFacts:
-    """Metrics of the model over every row of `source`, or what is known about the memory that was missing.
+    """Metrics of the model over every row of `source`, or the facts if memory runs out. All workers call it.
 
     Args:
-        micro_batch_size: Rows at a time on each worker.
-        all_tokens: Masked LM: also the accuracy over all tokens, masked or not, which costs logits for each of them.
-        listen: Called before each micro-batch; raises StopRequestedError where the run is to end.
+        micro_batch_size: Rows per forward pass on each worker.
+        all_tokens: Masked LM: also measure the accuracy over all tokens, masked or not; this computes their logits too.
+        listen: Called before each micro-batch; raises StopRequestedError to stop the run.
 
     Returns:
         holdout/loss_nats_per_token; holdout/accuracy and holdout/top10_accuracy, shares of predicted positions;
-        holdout/macro_f1, the mean of F1 over the tokens that occur or are predicted; holdout/perplexity;
-        holdout/bits_per_byte, the loss times the real tokens by the bytes of their text. That compares across
-        tokenizers; for masked LM it compares masked models only, for it is no code length.
+        holdout/macro_f1, the mean F1 over the tokens that occur or are predicted; holdout/perplexity;
+        holdout/bits_per_byte, the mean loss in bits times the number of tokens, divided by the bytes of their text. It
+        compares across tokenizers; for masked LM only among masked LMs, because it is no code length.
+
+    Raises:
+        StopRequestedError: `listen` raised it on a worker.
+        ValueError: The holdout has no token to predict.
     """
     was_training = model.training
     model.eval()
@@ -87,12 +91,12 @@ def evaluate(
 
 
 class Evaluation:
-    """The evaluations of one run. After running out of memory it goes on with fewer rows at a time, if it may.
+    """The evaluations of one run. After running out of memory it retries with fewer rows, if allowed.
 
     Args:
-        num_rows: Rows at a time on each worker.
-        shrinks: Whether it may.
-        listen: As `evaluate` takes it.
+        num_rows: Rows per forward pass on each worker.
+        shrinks: Allow retries with fewer rows.
+        listen: As in `evaluate`.
     """
 
     def __init__(
@@ -113,11 +117,11 @@ class Evaluation:
         self.num_rows = num_rows
         self.shrinks = shrinks
         self._listen = listen
-        self.shortages: list[Shortage] = []
-        """Those that it survived."""
+        self.oom_events: list[OutOfMemoryEvent] = []
+        """Out-of-memory events that the run survived."""
 
     def metrics(self, *, step: int) -> dict[str, float] | OomFacts:
-        """As `evaluate` gives them, after so many steps; the facts if not even the smallest evaluation fits."""
+        """Metrics of `evaluate` after `step` steps; the facts if no evaluation fits in memory."""
         while True:
             found = evaluate(
                 self.model,
@@ -131,7 +135,7 @@ class Evaluation:
                 return found
 
     def rehearse(self, *, step: int) -> OomFacts | None:
-        """Evaluate the first rows and keep nothing of it: their memory is the memory of any others."""
+        """Evaluate the first rows and discard the result, to test the memory; all other rows need the same."""
         while True:
             found = attempt_together(self._first_rows, self.workers, phase="evaluation")
             if not isinstance(found, OomFacts):
@@ -142,9 +146,9 @@ class Evaluation:
     def _shrink(self, facts: OomFacts, step: int) -> bool:
         if not self.shrinks or self.num_rows == 1:
             return False
-        # It needs less than training, which was predicted to fit: there is nothing to go by but halving.
+        # Evaluation needs less than training, which was predicted to fit, so no prediction helps: halve the size.
         tried, self.num_rows = self.num_rows, half_of(self.num_rows)
-        self.shortages.append(Shortage(facts, step, tried, self.num_rows))
+        self.oom_events.append(OutOfMemoryEvent(facts, step, tried, self.num_rows))
         return True
 
     @torch.no_grad()
@@ -204,7 +208,7 @@ def _add_predictions(counts: _Counts, model: LanguageModel, hidden_PD: Tensor, l
         label_logits_p1 = logits_pV.gather(-1, labels_p.unsqueeze(-1))
         predicted_p = logits_pV.argmax(-1)
         is_right_p = predicted_p == labels_p
-        # Counting the likelier tokens finds the top ten without sorting; a tie counts for the label.
+        # Counting the tokens with a larger logit finds the top ten without sorting; a tie counts for the label.
         is_near_p = (logits_pV > label_logits_p1).sum(-1) < 10
         losses_p = torch.logsumexp(logits_pV, dim=-1) - label_logits_p1.squeeze(-1)
         counts.sums[0] += losses_p.double().sum()
@@ -223,10 +227,10 @@ def _positions_at_once(counts: _Counts) -> int:
 
 
 def _add_all_tokens(counts: _Counts, model: LanguageModel, batch: Batch, *, pad_id: int) -> None:
-    """Counts over every token that is not padding, those of the predicted positions among them."""
+    """Add counts over every token that is not padding, predicted positions included."""
     hidden_ND = model.hidden_states(batch.inputs_BT, batch.document_ids_BT).flatten(0, 1)
     _add_predictions(counts, model, hidden_ND.index_select(0, batch.positions_P), batch.labels_P)
-    # What was masked is put back: the labels are the tokens themselves at their own positions.
+    # Restore the masked tokens: labels are the original tokens at the predicted positions.
     truth_N = batch.inputs_BT.flatten().index_copy(0, batch.positions_P, batch.labels_P)
     is_real_N = truth_N != pad_id
     positions_at_once = _positions_at_once(counts)
@@ -240,14 +244,14 @@ def _add_all_tokens(counts: _Counts, model: LanguageModel, batch: Batch, *, pad_
 def _metrics(counts: _Counts, *, num_bytes: int) -> dict[str, float]:
     loss_sum, num_predicted, num_right, num_near, num_tokens = counts.sums.tolist()
     if num_predicted == 0:
-        raise ValueError("the holdout holds no token to predict; give it more documents (corpus.holdout)")
+        raise ValueError("the holdout has no token to predict; raise corpus.holdout to give it more documents")
     loss = loss_sum / num_predicted
     found = {
         "holdout/loss_nats_per_token": loss,
         "holdout/accuracy": num_right / num_predicted,
         "holdout/top10_accuracy": num_near / num_predicted,
         "holdout/macro_f1": _macro_f1(counts.classes_3V),
-        "holdout/perplexity": math.exp(min(loss, 700.0)),  # exp(710) is over what a float can hold
+        "holdout/perplexity": math.exp(min(loss, 700.0)),  # exp(710) overflows a float.
         "holdout/bits_per_byte": loss * num_tokens / (math.log(2) * num_bytes),
     }
     num_right_of_all, num_all = counts.all_tokens.tolist()

@@ -1,6 +1,6 @@
-"""The loss of masked and causal language modelling: a sum over predicted tokens, and its gradients.
+"""Loss of masked and causal language modelling, a sum over predicted tokens, and its gradients.
 
-Both objectives are one calculation, for a batch names the positions that predict and what they predict.
+Both objectives share one calculation, because a batch contains its predicted positions and their labels.
 
 Shape suffixes: B rows, T tokens a row, D width, P predicted positions, V vocabulary.
 """
@@ -24,19 +24,19 @@ HiddenStates = Callable[[Tensor, Tensor | None], Tensor]
 """(inputs_BT, document_ids_BT) to hidden_BTD: a model's own method, or that method compiled."""
 
 _MIN_LOGITS_AT_ONCE = 2**24
-_SAVED_BYTES_A_LAYER = 32  # for each token and channel: about sixteen bf16 numbers
-_BYTES_A_LOGIT = 4  # in fp32; half in bf16
+_SAVED_BYTES_A_LAYER = 32  # Per token and channel: about sixteen bf16 numbers.
+_BYTES_A_LOGIT = 4  # In fp32; half in bf16.
 
 
 def summed_loss(
     model: LanguageModel, batch: Batch, precision: Precision, *, positions_at_once: int | None = None
 ) -> tuple[Tensor, int]:
-    """Cross-entropy in nats, summed over the batch's predicted positions, and how many these are.
+    """(cross-entropy in nats summed over the predicted positions of a batch, their number).
 
-    Differentiable as a whole. Training calls `add_gradients`, which gives the same gradients in less memory.
+    Differentiable. Training uses `add_gradients`, which gives the same gradients in less memory.
 
     Args:
-        positions_at_once: Logits exist for so many positions at a time; None: as `chunk_length` says.
+        positions_at_once: Number of positions whose logits exist at once; None: `chunk_length`.
     """
     with precision.autocast():
         predicted_PD = predicted_hidden(model.hidden_states, batch)
@@ -62,21 +62,21 @@ def add_gradients(
     span: Span = lambda _: nullcontext(),
     before_last_backward: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Forward and backward of one micro-batch: adds the gradients of its summed loss to every parameter's `.grad`.
+    """Forward and backward pass of one micro-batch: adds the gradients of its summed loss to `.grad` of all parameters.
 
-    The vocabulary matrix goes forward and backward one chunk of positions after another, so that the logits of a chunk
-    are all that ever exists of (positions x vocabulary); then one backward pass goes through all that is before it.
-    Nothing here waits for the device or depends on values, so it runs on fake tensors as well.
+    The vocabulary head runs forward and backward in chunks of positions, so only the logits of one chunk exist at a
+    time; one backward pass through the body follows. Nothing waits for the device or depends on values, so it also
+    runs on fake tensors.
 
     Args:
-        scale: Factor on the gradients, for number formats that would lose small ones.
-        hidden_states: Stands in for the model's own, compiled for instance.
-        span: Opens a stretch on the profile.
-        before_last_backward: Called before the backward pass of the body, after which no gradient changes any more.
+        scale: Factor on the gradients, for number formats that lose small ones.
+        hidden_states: Replaces the method of the model, for example by its compiled form.
+        span: Opens a stretch of the profile.
+        before_last_backward: Called before the backward pass of the body, which completes all gradients.
 
     Returns:
-        Summed loss in nats (fp64), and the auxiliary loss weighted by the number of predicted tokens (None without
-        one), both detached and unscaled. Weighted so, it comes out as a mean once all is divided by the global count.
+        (summed loss in nats (fp64), auxiliary loss times the number of predicted tokens or None), both detached and
+        unscaled. This weight turns the auxiliary loss into a mean when all is divided by the global count.
     """
     with precision.autocast(), span("forward"):
         features_PF = model.head_features(predicted_hidden(hidden_states or model.hidden_states, batch))
@@ -95,9 +95,9 @@ def add_gradients(
     )
     weighted = None if auxiliary is None else auxiliary * batch.labels_P.numel()
     before_last_backward()
-    # A caller may keep one autocast over many micro-batches, for its cache of cast weights; backward is not for it.
+    # A caller may hold one autocast over many micro-batches, for its cache of cast weights; disable it for backward.
     with span("backward"), precision.autocast(enabled=False):
-        # One call, so that every parameter of the body gets its gradient once and an exchange may start at once.
+        # One call, so that every body parameter receives its gradient once and its exchange can start immediately.
         roots = [(features_PF, gradient_PF)]
         if weighted is not None:
             roots.append((weighted, torch.full_like(weighted, scale)))
@@ -106,24 +106,25 @@ def add_gradients(
 
 
 def predicted_hidden(hidden_states: HiddenStates, batch: Batch) -> Tensor:
-    """Hidden states at the positions that predict, (P, D): the vocabulary head never sees the others."""
+    """(P, D) hidden states at the predicted positions, the only input of the vocabulary head."""
     hidden_BTD = hidden_states(batch.inputs_BT, batch.document_ids_BT)
     return hidden_BTD.flatten(0, 1).index_select(0, batch.positions_P)
 
 
 def chunk_length(model: LanguageModel, batch: Batch) -> int:
-    """Positions whose logits exist at once.
+    """Number of positions whose logits exist at once.
 
-    Equal chunks of what full rows would predict, for the last would otherwise cost a pass over the matrix for a few
-    positions. Not of what these rows do: with a few positions fewer there might be one chunk less, of twice the length.
+    Chunks divide the predicted positions of full rows equally; otherwise a short last chunk would cost a whole pass
+    over the matrix. They do not depend on the actual positions: with slightly fewer, one chunk less could be twice as
+    long.
     """
     return max(1, math.ceil(batch.most_predicted / num_chunks(model, batch)))
 
 
 def num_chunks(model: LanguageModel, batch: Batch) -> int:
-    """Chunks of positions for which logits stay below the memory of the body's activations, as few as can be.
+    """Smallest number of chunks of positions whose logits need less memory than the activations of the body.
 
-    Of a frozen matrix they are small: it has no gradient, for which a chunk would cost a pass over it.
+    Chunks of a frozen matrix are small: without a gradient of the matrix, an additional chunk costs no pass over it.
     """
     matrix_VD = model.vocabulary_matrix()
     vocabulary_size, width = matrix_VD.shape

@@ -1,4 +1,4 @@
-"""AdamW with its state in place from the start, and the norm of the gradients it is given."""
+"""AdamW with its state allocated from the start, and the gradient norm."""
 
 from collections.abc import Iterable
 
@@ -11,12 +11,12 @@ _FUSED_DEVICES = ("cpu", "cuda")
 
 
 def build_optimizer(model: nn.Module, training: TrainingConfig, *, tokens_per_step: float) -> torch.optim.AdamW:
-    """AdamW over the model's trainable parameters, on their device; fused where the device has it.
+    """AdamW over the trainable parameters of the model, on their device; fused where the device supports it.
 
-    Weight decay acts on matrices only: biases and the gains of norms have a scale of their own.
+    Weight decay applies to matrices only, not to biases and the gains of norms.
 
     Args:
-        tokens_per_step: Tokens of a global batch, which a half-life of the second moment is counted in.
+        tokens_per_step: Tokens of a global batch, for `training.beta2_half_life_tokens`.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -34,9 +34,9 @@ def build_optimizer(model: nn.Module, training: TrainingConfig, *, tokens_per_st
 
 
 def second_moment_decay(training: TrainingConfig, tokens_per_step: float) -> float:
-    """beta2 of one step: as set, or such that a gradient's weight halves every `beta2_half_life_tokens` tokens.
+    """beta2 per step: the set value, or the one with which weights halve every `beta2_half_life_tokens` tokens.
 
-    Source: arXiv:2507.07101, which finds that this half-life, not beta2, holds over batch sizes.
+    Source: arXiv:2507.07101; the best half-life in tokens, unlike beta2, is constant over batch sizes.
     """
     if training.beta2_half_life_tokens is None:
         return training.beta2
@@ -44,15 +44,16 @@ def second_moment_decay(training: TrainingConfig, tokens_per_step: float) -> flo
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """Euclidean norm of all gradients together, a tensor of one number on their device."""
+    """Euclidean norm of all gradients together, as a scalar tensor on their device."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return torch.nn.utils.get_total_norm(gradients)
 
 
 def update(optimizer: torch.optim.AdamW, *, gradient_scale: float, learning_rate: float) -> None:
-    """Multiply the gradients by a factor and take one step. Memory: nothing beyond what exists already.
+    """Multiply the gradients by a factor and take one step. Allocates no memory.
 
-    One factor holds the division by the token count and the clipping, so that the gradients are walked through once.
+    Args:
+        gradient_scale: Division by the token count and clipping in one factor, so the gradients are read once.
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     torch._foreach_mul_(gradients, gradient_scale)
@@ -62,11 +63,11 @@ def update(optimizer: torch.optim.AdamW, *, gradient_scale: float, learning_rate
 
 
 def _create_state(optimizer: torch.optim.AdamW) -> None:
-    # Made by the first step it could run out of memory halfway, and a retry would find it half there.
+    # The lazy state of the first step could run out of memory halfway, and a retry would find it incomplete.
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter] = {
-                # fused keeps the count beside the parameter, so that a step needs no transfer
+                # Fused AdamW keeps the step count on the device, so that a step needs no transfer.
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device if group["fused"] else None),
                 "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),

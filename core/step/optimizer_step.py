@@ -1,8 +1,8 @@
-"""One optimizer step: any global batch, any micro-batch, any number of workers, and it survives running out of memory.
+"""One optimizer step for any global batch, micro-batch and number of workers; it survives running out of memory.
 
-The order is what makes it safe. All forward and backward passes are local; then the workers agree on whether anybody
-ran out of memory; only then gradients are summed, clipped and applied. Until that last line nothing has changed, so a
-step can be done again with smaller micro-batches and comes out the same.
+Its order makes a retry safe. All forward and backward passes are local. Then the workers agree on whether any of them
+ran out of memory. Only then gradients are summed, clipped and applied. Nothing changes before, so a step repeated with
+smaller micro-batches gives the same result.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from core.distributed.collective_attempt import attempt_together
 from core.distributed.gradient_exchange import GradientExchange
 from core.distributed.workers import Workers
 from core.memory.allocator_thrashing import Thrashing, allocator_retries
-from core.memory.memory_reports import Shortage
+from core.memory.memory_reports import OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts, classify
 from core.models.language_model import LanguageModel
 from core.settings.precision import Precision
@@ -37,59 +37,60 @@ _STEPS_BEFORE_LARGER_SCALE = 2000
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step did; the same numbers on every rank."""
+    """Result of one step; equal on all ranks."""
 
     loss: float
-    """Mean over all predicted tokens of the global batch, nats a token."""
+    """Mean over all predicted tokens of the global batch, in nats per token."""
     auxiliary_loss: float | None
     gradient_norm: float
-    """Of the mean loss, before clipping."""
+    """Gradient norm of the mean loss, before clipping."""
     learning_rate: float
     num_predicted: int
     num_tokens: int
-    """Real tokens of the global batch."""
+    """Tokens of the global batch, padding not counted."""
     is_applied: bool
-    """False where a gradient was not finite: the weights are as before."""
+    """False if the loss or a gradient was not finite; the weights are then unchanged."""
     noise_pair: tuple[float, float, float, float] | None
-    """Squared norms and rows of a small and the whole batch: arguments of `NoiseScale.with_measurement`, in order."""
+    """Arguments of `NoiseScale.with_measurement`, in order; None if this step took no measurement."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutOfMemory:
-    """The step could not be done, and nothing has changed."""
+    """The step ran out of memory, and nothing changed."""
 
     facts: OomFacts
     micro_batch_size: int
-    """With which it was tried."""
+    """Micro-batch size of the attempt, in rows."""
 
 
 class UpdateOutOfMemoryError(RuntimeError):
-    """Memory ran out while the weights were being changed, so the step can be neither kept nor done again.
+    """Memory ran out during the exchange or the update, so the step can be neither kept nor repeated.
 
-    It should not happen, for all that an update needs exists from the start. It ends the run; the same run begun again
-    goes on from its last checkpoint.
+    It is not expected, because an update allocates no memory. It ends the run; a restart resumes from the last
+    checkpoint.
     """
 
     def __init__(self, facts: OomFacts) -> None:
         super().__init__(
-            f"out of memory in {facts.phase} on rank {facts.rank}, where a step cannot be done again: {facts.message}"
+            f"out of memory in {facts.phase} on rank {facts.rank}, where a step cannot be repeated: {facts.message}. "
+            "Start the run again; it resumes from its last checkpoint."
         )
         self.facts = facts
 
     def __reduce__(self) -> tuple[type[Self], tuple[OomFacts]]:
-        # Built again from its facts in another process, not from its text.
+        # Rebuild it from its facts in another process, not from its text.
         return type(self), (self.facts,)
 
 
 @dataclass
 class LossScale:
-    """Factor on the loss in fp16, whose smallest gradients would round to zero; halved whenever it was too large."""
+    """Factor on the loss in fp16, whose small gradients would round to zero; halved when gradients overflow."""
 
     value: float = 1.0
     good_steps: int = 0
 
     def adapt(self, *, was_finite: bool) -> None:
-        """Learn from one step."""
+        """Halve the scale after an overflow; double it after many finite steps in a row."""
         self.good_steps = self.good_steps + 1 if was_finite else 0
         if not was_finite:
             self.value /= 2
@@ -99,25 +100,29 @@ class LossScale:
 
 @dataclass(slots=True)
 class _LocalSums:
-    """Sums over this worker's rows."""
+    """Sums over the rows of this worker."""
 
     loss: Tensor
     auxiliary: Tensor
     num_predicted: int = 0
     num_tokens: int = 0
     small_squared_norm: Tensor | None = None
-    """Of the first micro-batch's mean gradient."""
+    """Squared norm of the mean gradient of the first micro-batch."""
     small_rows: int = 0
 
 
 class OptimizerStep:
-    """Takes optimizer steps on a model. Holds what stays the same from step to step.
+    """Takes optimizer steps on a model.
 
     Args:
-        micro_batch_size: Rows of one forward/backward on one worker, at most; may shrink.
-        choose_smaller: What a micro-batch that runs out of memory shrinks to. None: the step ends there.
-        bytes_in_use: What this worker holds now, asked where its memory has run out.
-        listen: Called before each micro-batch; raises StopRequestedError where the run is to end.
+        batch_size: Rows of the global batch over all workers.
+        micro_batch_size: Maximum rows of one forward/backward pass on one worker; may shrink.
+        tokens_per_step: Mean tokens of a global batch.
+        clip: Maximum gradient norm; None: no clipping.
+        choose_smaller: Chooses the size after a micro-batch runs out of memory. None: the step ends instead.
+        bytes_in_use: Returns the bytes that this worker holds; called after it ran out of memory.
+        listen: Called before each micro-batch; raises StopRequestedError to stop the run.
+        seed: Seed of dropout.
     """
 
     def __init__(
@@ -145,14 +150,14 @@ class OptimizerStep:
         self.batch_size = batch_size
         rows = min(micro_batch_size, math.ceil(batch_size / workers.count))
         self.micro_batch = MicroBatchSize(rows, workers, choose_smaller)
-        self.shortages: list[Shortage] = []
-        """Those that it survived."""
+        self.oom_events: list[OutOfMemoryEvent] = []
+        """Out-of-memory events that the run survived."""
         self.clip = clip
         self.seed = seed
         self.loss_scale = LossScale(_FIRST_LOSS_SCALE if precision.name == "fp16" else 1.0)
         self.profile = StepProfile(workers.device)
         self.overlaps_exchange = False
-        """Sum gradients while the backward pass still runs; for when memory is proven."""
+        """True: sum gradients while the backward pass still runs. Set it only after the memory proof."""
         self._compiled: HiddenStates | None = None
         self._compiled_rows = 0
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -167,7 +172,7 @@ class OptimizerStep:
 
     @property
     def micro_batch_size(self) -> int:
-        """Rows of one forward/backward on one worker."""
+        """Rows of one forward/backward pass on one worker."""
         return self.micro_batch.rows
 
     @micro_batch_size.setter
@@ -175,15 +180,17 @@ class OptimizerStep:
         self.micro_batch.rows = rows
 
     def take(self, *, step: int, position: int, learning_rate: Callable[[int], float]) -> StepResult | StepOutOfMemory:
-        """One step on the global batch at `position`.
+        """Take one step on the global batch at `position`. All workers call it.
 
         Args:
-            step: Steps taken before; it seeds dropout.
-            learning_rate: Of a step that consumes the given number of tokens; that is known only with the batch.
+            step: Steps taken before; part of the seed of dropout.
+            position: Rows that all workers consumed before.
+            learning_rate: Maps the number of tokens of the step, known only with the batch, to its learning rate.
 
         Raises:
-            StopRequestedError: A worker heard that the run is to end; nothing has changed.
-            RuntimeError: Another worker failed; that one raises what went wrong.
+            StopRequestedError: `listen` raised it on a worker; nothing has changed.
+            UpdateOutOfMemoryError: Memory ran out in the exchange or the update.
+            RuntimeError: Another worker failed; that worker raises its own error.
         """
         shard = self.source.shard(
             position=position, batch_size=self.batch_size, rank=self.workers.rank, num_workers=self.workers.count
@@ -195,7 +202,7 @@ class OptimizerStep:
                 lambda: self._local_work(shard, step),
                 self.workers,
                 phase=lambda: self._phase,
-                # What thrashing leaves in use is not what it wanted.
+                # After thrashing, the bytes in use do not show the demand.
                 bytes_in_use=lambda: None if self._is_thrashing else self._bytes_in_use(),
                 settle=self._settle,
             )
@@ -204,18 +211,18 @@ class OptimizerStep:
                 self.micro_batch.note_clean_step()
                 return result
             self._forget_gradients()
-            self.model.forget_auxiliary_loss()  # and with it the activations of the pass that broke off
+            self.model.forget_auxiliary_loss()  # Frees the activations of the aborted pass.
             tried = self.micro_batch_size
-            shortage = self.micro_batch.shrink(sums, step=step)
-            if shortage is None:
+            event = self.micro_batch.shrink(sums, step=step)
+            if event is None:
                 return StepOutOfMemory(sums, tried)
-            self.shortages.append(shortage)
+            self.oom_events.append(event)
             self.overlaps_exchange = False
 
     def rehearse(self, rows: int) -> None:
-        """Forward and backward of the first rows, added to what gradients there are; nothing is exchanged or updated.
+        """Forward and backward pass of the first rows without exchange or update; adds to the gradients.
 
-        It returns when the device is done.
+        It returns after the device has finished.
         """
         shard = self.source.shard(position=0, batch_size=rows, rank=0, num_workers=1)
         loss, auxiliary = torch.zeros(2, dtype=torch.float64, device=self.workers.device)
@@ -225,10 +232,10 @@ class OptimizerStep:
         sums.loss.item()
 
     def compile_body(self) -> None:
-        """From now on run the body as compiled code, for micro-batches of the present size and no others.
+        """Run the body as compiled code from now on, for micro-batches of the current size only.
 
-        Not while memory is counted: under a dispatch mode torch.compile silently does nothing. Only once, for after a
-        shrink to smaller micro-batches another compilation would cost more than it could win.
+        Call it after counting memory stops: under a dispatch mode torch.compile silently does nothing. It compiles
+        once; after a shrink another compilation would cost more than it gains.
         """
         if self._compiled is not None:
             return
@@ -236,7 +243,7 @@ class OptimizerStep:
         self._compiled_rows = self.micro_batch_size
 
     def _local_work(self, shard: Shard, step: int) -> _LocalSums:
-        """Forward and backward of all this worker's rows; gradients of summed losses are in `.grad` afterwards."""
+        """Forward and backward pass of all rows of this worker; leaves the gradients of summed losses in `.grad`."""
         self._forget_gradients()
         measures_noise = self._noise_is_measurable and step % self._steps_between_noise() == 0
         device = self.workers.device
@@ -244,32 +251,32 @@ class OptimizerStep:
         sums = _LocalSums(loss, auxiliary)
         if measures_noise and self._noise_needs_extra_pass:
             self._measure_small(shard, self.batch_size // 2, sums)
-        # One autocast over all micro-batches: weights are cast once a step.
+        # One autocast over all micro-batches casts the weights once per step.
         with self.precision.autocast():
             for start in range(0, len(shard), self.micro_batch_size):
                 self._listen()
                 stop = min(start + self.micro_batch_size, len(shard))
                 batch = self._batch(shard, start, stop)
                 is_small = measures_noise and start == 0 and sums.small_squared_norm is None
-                # The exchange would add other ranks' gradients to the small one while its norm is taken.
+                # An exchange would add gradients of other ranks while the small norm is computed.
                 self._add_gradients(batch, step, start, sums, may_exchange=stop == len(shard) and not is_small)
                 if is_small:
                     self._note_small_norm(batch, sums)
         self._is_thrashing = self.thrashing.is_steady() and self.micro_batch.can_shrink
         if self._is_thrashing:
-            raise torch.OutOfMemoryError("the allocator gives back its cache in every step to find room (thrashing)")
+            raise torch.OutOfMemoryError("the allocator empties its cache in every step to serve requests (thrashing)")
         return sums
 
     def _add_gradients(self, batch: Batch, step: int, start: int, sums: _LocalSums, *, may_exchange: bool) -> None:
         if self._dropout:
-            # A step done again, or by a resumed run, drops the same; only another micro-batch drops differently.
+            # A repeated or resumed step drops the same units; only another micro-batch size changes them.
             torch.manual_seed(_seed_of(self.seed, step, self.workers.rank, start))
         loss, auxiliary = add_gradients(
             self.model,
             batch,
             self.precision,
             scale=self.loss_scale.value,
-            # Another shape would compile again, which costs more than one batch can win.
+            # Another shape would recompile, which costs more than one batch gains.
             hidden_states=self._compiled if len(batch.inputs_BT) == self._compiled_rows else None,
             span=self._span,
             before_last_backward=self._start_exchange if may_exchange else lambda: None,
@@ -288,7 +295,7 @@ class OptimizerStep:
 
     @contextmanager
     def _done_once(self, phase: Literal["exchange", "optimizer"]) -> Iterator[None]:
-        """A part of the step that is never done again, whatever happens in it."""
+        """Part of the step that cannot be repeated: running out of memory raises UpdateOutOfMemoryError."""
         try:
             with self.profile.span(phase):
                 yield
@@ -299,7 +306,7 @@ class OptimizerStep:
             raise UpdateOutOfMemoryError(facts) from error
 
     def _finish(self, sums: _LocalSums, learning_rate: Callable[[int], float]) -> StepResult:
-        """Everything that needs all ranks, and the update."""
+        """Exchange sums and gradients over all ranks, then update the weights."""
         with self._done_once("exchange"):
             if self._exchange is not None:
                 if self.overlaps_exchange:
@@ -310,12 +317,13 @@ class OptimizerStep:
         with self._done_once("optimizer"):
             loss, auxiliary, num_predicted, num_tokens, small_norm, small_inverse_rows, scaled_norm = torch.cat(
                 [totals, gradient_norm(self._parameters).double().reshape(1)]
-            ).tolist()  # the one place where a step waits for the device
+            ).tolist()  # The only point where a step waits for the device.
             if num_predicted == 0:
                 raise ValueError(
-                    "a whole global batch holds no token to predict; its rows are too short or all padding"
+                    "a whole global batch has no token to predict: its rows are too short or all padding; raise "
+                    "training.batch_size or give longer documents"
                 )
-            # Sums until here, divided once: micro-batches and ranks hold different numbers of predicted tokens.
+            # Sum first, divide once: micro-batches and ranks hold different numbers of predicted tokens.
             divisor = num_predicted * self.loss_scale.value
             norm = scaled_norm / divisor
             rate = learning_rate(int(num_tokens))
@@ -341,11 +349,11 @@ class OptimizerStep:
 
     @property
     def can_lower_loss_scale(self) -> bool:
-        """Whether a gradient that is not finite may be the loss scale's doing; the step was skipped then."""
+        """True if a non-finite gradient may be caused by the fp16 loss scale; such a step is skipped."""
         return self.precision.name == "fp16" and self.loss_scale.value > _SMALLEST_LOSS_SCALE
 
     def _add_up(self, sums: _LocalSums) -> Tensor:
-        """Sums over all workers, in one exchange; fp64, for counts stay exact in it."""
+        """Sums over all workers in one exchange; fp64 keeps counts exact."""
         device = self.workers.device
         norm = sums.small_squared_norm
         counts = [float(sums.num_predicted), float(sums.num_tokens)]
@@ -396,7 +404,7 @@ class OptimizerStep:
         )
 
     def _measure_small(self, shard: Shard, num_rows: int, sums: _LocalSums) -> None:
-        """The gradient of some of the rows alone: a pass of its own, smaller than the step's and before it."""
+        """Measure the gradient norm of some rows in a separate pass before the step."""
         batch = self._batch(shard, 0, num_rows)
         add_gradients(self.model, batch, self.precision, scale=self.loss_scale.value)
         self._note_small_norm(batch, sums)

@@ -1,4 +1,4 @@
-"""Where the time of training goes: stretches of named time, summed until somebody reads them."""
+"""Time profile of training steps, and FLOPs of models and devices."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,14 +16,14 @@ from core.step.step_stretches import STRETCHES, Stretch
 from data_pipeline.tokens.batches import Batch
 
 Span = Callable[[Literal["forward", "backward"]], AbstractContextManager[object]]
-"""Opens a stretch of time of a micro-batch on the profile."""
+"""Context that adds its time to a stretch of the profile."""
 
 _PRODUCTS_WITH_WEIGHTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten._grouped_mm)
-"""The other products of a model are of queries, keys and values."""
+"""All other matrix products of a model multiply queries, keys and values."""
 
 
 class StepProfile:
-    """Time spent in each stretch. On CUDA the device's clock counts, read without waiting in between."""
+    """Time spent in each stretch. On CUDA, device events measure it without synchronization."""
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
@@ -32,7 +32,7 @@ class StepProfile:
 
     @contextmanager
     def span(self, stretch: Stretch) -> Iterator[None]:
-        """Adds the time of the block to a stretch."""
+        """Add the time of the block to a stretch."""
         if self._is_cuda:
             begin, end = _cuda_event(), _cuda_event()
             begin.record()
@@ -47,7 +47,7 @@ class StepProfile:
             self._seconds[stretch] += time.perf_counter() - started_at
 
     def read(self, *, num_steps: int) -> dict[str, float]:
-        """Milliseconds a step in each stretch since the last reading: `profile/forward_ms` and so on."""
+        """Milliseconds per step in each stretch since the last call, as `profile/forward_ms` and so on."""
         if self._events:
             torch.cuda.synchronize()
             for stretch, begin, end in self._events:
@@ -60,10 +60,10 @@ class StepProfile:
 
 @torch.no_grad()
 def model_flops_a_token(model: LanguageModel, batch: Batch, precision: Precision) -> float:
-    """Floating-point operations of one training step for each real token, as `flops_with_backward` has them.
+    """Floating-point operations of one training step per token (padding not counted), by `flops_with_backward`.
 
-    Counted, not guessed from the parameter count, so experts that are not asked and positions that predict nothing do
-    not count. Recomputed activations do not count either: this is what the model needs.
+    They are counted, not estimated from the parameter count: inactive experts and positions without prediction do not
+    count. Recomputed activations do not count either.
     """
     with FlopCounterMode(display=False) as counter, precision.autocast():
         hidden_BTD = model.hidden_states(batch.inputs_BT, batch.document_ids_BT)
@@ -72,14 +72,14 @@ def model_flops_a_token(model: LanguageModel, batch: Batch, precision: Precision
 
 
 def flops_with_backward(counter: FlopCounterMode, model: LanguageModel, *, num_tokens: int) -> float:
-    """Operations of a forward pass and of the backward pass that belongs to it.
+    """Floating-point operations of a forward pass and its backward pass.
 
-    A backward pass has two matrix products for each of the forward pass, one for either factor; of a frozen matrix only
-    that for its input. That the first layer's input needs none is left out of account.
+    A backward pass has two matrix products for each one of the forward pass, but only one for a frozen matrix. The
+    product that the input of the first layer does not need is not subtracted.
 
     Args:
-        counter: Of the forward pass.
-        num_tokens: That went through the adapters, if the model has any.
+        counter: Counts of the forward pass.
+        num_tokens: Tokens that passed through the adapters, if the model has any.
     """
     forward = float(counter.get_total_flops())
     adapters = [matrix for module in model.modules() if isinstance(module, LowRankLinear) for matrix in module.thin()]
@@ -93,11 +93,11 @@ def flops_with_backward(counter: FlopCounterMode, model: LanguageModel, *, num_t
 
 @lru_cache(maxsize=8)
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """Measured rate of large matrix products on a device, the ceiling of any model's. Some 50 ms, once a process."""
+    """Measured FLOP/s of large matrix products on a device, an upper bound for any model. About 50 ms per process."""
     size, repeats = (8192, 5) if device.type == "cuda" else (1536, 3)
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     fastest_s = float("inf")
-    for _ in range(repeats + 1):  # the first one warms up
+    for _ in range(repeats + 1):  # The first one warms up.
         _wait_for(device)
         started_at = time.perf_counter()
         left @ right

@@ -1,8 +1,9 @@
-"""The vocabulary matrix forward and backward in one go: logits turn into their own gradient where they lie.
+"""Vocabulary head, forward and backward in one pass: logits are overwritten by their gradient.
 
-Between the two there is nothing but a softmax, so no graph is needed, the logits exist once and in the format of the
-products, and the matrix's gradient is added to what is there without ever existing apart from it. (Liger kernels,
-arXiv:2410.10989, do the same on GPUs.)
+Only a softmax lies between the two passes, so no autograd graph is needed. The logits exist once, in the format of the
+products, and the gradient of the matrix is accumulated in place.
+
+Source: Liger kernels do the same on GPUs, arXiv:2410.10989.
 
 Shape suffixes: P predicted positions, F features of the head, V vocabulary.
 """
@@ -15,7 +16,7 @@ from core.layers.cache_blocks import blocks, has_cache_blocks
 from core.step.step_profile import Span
 
 _LOGITS_IN_CACHE = 2**20
-"""4 MiB in fp32; with the softmax of them, this stays in a usual last-level cache."""
+"""4 MiB in fp32; together with their softmax they fit in a usual last-level cache."""
 
 _WEIGHTS_IN_CACHE = 2**21
 
@@ -35,15 +36,16 @@ def add_head_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the logits `features @ matrix.T + bias`, and its gradients.
 
-    Adds to `.grad` of the matrix and the bias, which come to be if they are not there; not of frozen ones.
+    Adds to `.grad` of the matrix and the bias, and creates it if it is None; frozen ones get none.
 
     Args:
         dtype: Number format of the matrix products; sums, the softmax and the gradients of the weights are fp32.
         scale: Factor on all gradients, not on the loss.
-        positions_at_once: For so many positions logits exist at a time.
+        positions_at_once: Number of positions whose logits exist at once.
+        span: Opens a stretch of the profile.
 
     Returns:
-        Summed loss in nats (fp64), and the gradient at the features, (P, F) in their format.
+        (summed loss in nats (fp64), gradient of the features (P, F) in their format).
     """
     loss_sum = torch.zeros((), dtype=torch.float64, device=features_PF.device)
     gradient_PF = torch.empty_like(features_PF)
@@ -65,13 +67,13 @@ def add_head_gradients(
 
 
 def _turn_into_gradient(logits_PV: Tensor, labels_P: Tensor, bias_V: Tensor | None, scale: float) -> Tensor:
-    """Puts softmax minus one-hot in the logits' place, adds the bias's gradient; gives the summed loss."""
+    """Overwrite the logits by softmax minus one-hot, add the gradient of the bias; returns the summed loss."""
     accurate = torch.promote_types(logits_PV.dtype, torch.float32)
     loss_sum = torch.zeros((), dtype=torch.float64, device=logits_PV.device)
     for rows in blocks(len(labels_P), _at_once(logits_PV, _LOGITS_IN_CACHE) // logits_PV.shape[1]):
         block_PV, labels_P1 = logits_PV[rows].to(accurate), labels_P[rows].unsqueeze(-1)
         probabilities_PV = torch.softmax(block_PV, dim=-1)
-        # The normaliser, exactly and without a second exponential: the likeliest token's probability is never tiny.
+        # Exact normaliser without a second exponential: the largest probability is never tiny.
         normalizer_P1 = block_PV.amax(-1, keepdim=True) - probabilities_PV.amax(-1, keepdim=True).log()
         loss_sum += (normalizer_P1 - block_PV.gather(-1, labels_P1)).double().sum()
         probabilities_PV.scatter_add_(-1, labels_P1, torch.full_like(labels_P1, -1.0, dtype=accurate))
@@ -96,5 +98,5 @@ def _add_to_gradient(parameter: Tensor, rows: slice, addend: Tensor) -> None:
 
 
 def _at_once(like: Tensor, in_cache: int) -> int:
-    """Elements of a block."""
+    """Number of elements of a block."""
     return in_cache if has_cache_blocks(like.device) else _AT_ONCE_ON_A_GPU

@@ -1,1 +1,1 @@
-"""The training loop: start checks, steps, reports, checkpoints, memory budget, stages, ends."""
+"""The training loop: start checks, steps, reports, checkpoints, memory limit, stages, outcomes."""

@@ -1,4 +1,4 @@
-"""When a run has shown that it fits: memory need not be counted any more, and exchanges may overlap."""
+"""Proof that a run fits in memory: after it, counting stops and gradient exchanges overlap the backward pass."""
 
 from core.memory.out_of_memory import OomFacts
 from core.step.evaluation import Evaluation
@@ -7,18 +7,18 @@ from core.training.memory_budget import MemoryBudget
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 
 _PROVING_STEPS = 2
-"""With fixed shapes memory is flat from the second step on: the first one makes what the second finds there."""
+"""With fixed shapes, memory is flat from the second step on: the first step allocates all that persists."""
 
 
 class MemoryProof:
-    """Some clean steps and one micro-batch of evaluation, after which counting stops.
+    """A few clean steps and one micro-batch of evaluation; then counting stops.
 
-    Counting costs a CPU 5-8 % of its speed. Nothing is lost with it: all micro-batches of a run have the same shape, so
-    what fits twice fits always. Rows with padding have fewer predicted positions, and vary; with a limit they stay
-    watched to the end. On CUDA the limit is the allocator's, costs nothing and stays.
+    Counting costs 5-8 % of the speed on a CPU. Stopping is safe: all micro-batches of a run have the same shape, so
+    these steps prove the rest. Rows with padding vary in their predicted positions; with a memory limit they
+    are counted to the end. On CUDA the allocator enforces the limit without cost, so it stays.
 
     Args:
-        compiles: Compile the model's body once nothing is counted.
+        compiles: Compile the model's body after counting stops.
     """
 
     def __init__(
@@ -36,18 +36,18 @@ class MemoryProof:
         self._compiles = compiles
         self._micro_batch = step.micro_batch_size
         self._clean_steps = 0
-        """Since memory last ran out."""
+        """Clean steps since memory last ran out."""
 
     @property
     def is_given(self) -> bool:
-        """Whether the run has shown it."""
+        """True once the proof is complete."""
         return self._clean_steps >= _PROVING_STEPS
 
     def after_step(self, *, step: int) -> OomFacts | None:
-        """One more step is taken; a shortage where the micro-batch of evaluation finds one.
+        """Record one more clean step; the facts if the rehearsed evaluation then runs out of memory.
 
         Args:
-            step: Steps taken.
+            step: Optimizer steps taken so far.
         """
         if self._step.micro_batch_size != self._micro_batch:
             self._micro_batch, self._clean_steps = self._step.micro_batch_size, 0
@@ -57,9 +57,9 @@ class MemoryProof:
         self._clean_steps += 1
         if not self.is_given:
             return None
-        shortage = self._evaluation.rehearse(step=step)
-        if shortage is not None:
-            return shortage
+        facts = self._evaluation.rehearse(step=step)
+        if facts is not None:
+            return facts
         is_unwatched = self._step.workers.device.type != "cpu"
         if not is_unwatched and self._may_stop_counting:
             self._budget.meter.stop()

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: means over the stretch since the report before."""
+"""Reports of a run while it trains: means since the previous report."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,14 @@ Report = Callable[[dict[str, float]], bool]
 
 
 class Reporter:
-    """Gathers what happens between reports; means over that stretch are what a report says."""
+    """Collects the results of steps and reports their means since the previous report.
+
+    Args:
+        report: Receives the metrics.
+        every_s: Minimum seconds between reports without an evaluation.
+        matmul_rate: Peak rate of the device in FLOP/s, from `matmul_flops_per_s`.
+        profile: Times of the steps.
+    """
 
     def __init__(self, report: Report, *, every_s: float, matmul_rate: float, profile: StepProfile) -> None:
         self._report = report
@@ -27,7 +34,7 @@ class Reporter:
         self._num_predicted = self._num_tokens = self._num_steps = 0
 
     def add(self, result: StepResult, elapsed_s: float) -> None:
-        """One more step."""
+        """Add one step of `elapsed_s` seconds."""
         self._loss_sum += result.loss * result.num_predicted
         self._auxiliary_sum += result.auxiliary_loss or 0.0
         self._num_predicted += result.num_predicted
@@ -36,14 +43,15 @@ class Reporter:
         self._seconds += elapsed_s
 
     def is_due(self) -> bool:
-        """Whether enough time has passed for a report that is not about an evaluation."""
+        """True if enough time has passed for a report without an evaluation."""
         return time.monotonic() - self._sent_at >= self._every_s
 
     def stretch(self, last: StepResult | None, *, flops_a_token: float | None, num_workers: int) -> dict[str, float]:
-        """Figures of the steps since the report before; empty when there were none.
+        """Metrics of the steps since the previous report; empty if there were none.
 
         Args:
-            last: Step taken.
+            last: Result of the last step.
+            flops_a_token: FLOPs per token; None omits the metrics that need it.
         """
         if last is None or not self._num_steps:
             return {}
@@ -65,29 +73,29 @@ class Reporter:
         return values
 
     def send(self, values: dict[str, float]) -> bool:
-        """The caller's answer: whether to go on."""
-        goes_on = self._report(values)
+        """Report metrics; False if the caller asks the run to stop."""
+        continues = self._report(values)
         self._sent_at = time.monotonic()
-        return goes_on
+        return continues
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; with the tensors of a checkpoint, all it takes to go on."""
+    """Progress of a run; together with the tensors of a checkpoint, enough to resume."""
 
     step: int = 0
     tokens: int = 0
-    """Real tokens trained on, over all workers."""
+    """Tokens trained on by all workers, padding not counted."""
     position: int = 0
-    """Rows trained on, over all workers and epochs."""
+    """Rows trained on by all workers, over all epochs."""
     training_s: float = 0.0
-    """Time spent in steps; evaluation, checkpoints and reports are not counted."""
+    """Seconds spent in steps; evaluation, checkpoints and reports are not counted."""
     metrics: dict[str, float] = field(default_factory=dict)
     best_loss: float | None = None
     """Lowest holdout loss so far."""
 
     def after(self, result: StepResult, *, num_rows: int, elapsed_s: float) -> "Progress":
-        """Progress after one more step."""
+        """Progress after one more step with `num_rows` rows."""
         return replace(
             self,
             step=self.step + 1,
@@ -97,7 +105,7 @@ class Progress:
         )
 
     def evaluated(self, metrics: dict[str, float]) -> tuple["Progress", bool]:
-        """Progress with the metrics of an evaluation, and whether it is the best so far."""
+        """(progress with the metrics of an evaluation, True if its loss is the lowest so far)."""
         loss = metrics["holdout/loss_nats_per_token"]
         is_best = self.best_loss is None or loss < self.best_loss
         return replace(self, metrics=metrics, best_loss=loss if is_best else self.best_loss), is_best

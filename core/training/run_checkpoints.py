@@ -1,4 +1,4 @@
-"""The checkpoints of one run: rank 0 writes and reads them, and the others hear of what came of it."""
+"""Checkpoints of one run: rank 0 writes and reads them, and all workers learn the result."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 
 from core.distributed.collective_attempt import attempt_together
 from core.distributed.workers import Workers
-from core.memory.memory_reports import Shortage
+from core.memory.memory_reports import OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts
 from core.model_files.checkpoint import newest_checkpoint, restore, save_best, save_checkpoint, save_trunk
 from core.models.language_model import LanguageModel
@@ -19,10 +19,10 @@ from data_pipeline.tokens.token_blocks import PreparedCorpus
 
 
 class RunCheckpoints:
-    """A shortage of memory in here costs a checkpoint and not the run.
+    """Writes and reads the checkpoints of a run. Running out of memory here costs a checkpoint, not the run.
 
     Args:
-        state: All of a checkpoint that is no tensor, as it is now; its `progress` has the `step`.
+        state: Returns the current state of a checkpoint apart from tensors; its `progress` holds the `step`.
     """
 
     def __init__(
@@ -36,28 +36,28 @@ class RunCheckpoints:
         self._folder, self._model, self._optimizer, self._workers = folder, model, optimizer, workers
         self._state = state
         self._written_at = time.monotonic()
-        self.shortages: list[Shortage] = []
-        """Those that it survived; rank 0 alone knows of them."""
+        self.oom_events: list[OutOfMemoryEvent] = []
+        """Out-of-memory events that the run survived; only rank 0 records them."""
 
     def is_due(self, every_s: float | None) -> bool:
-        """Whether the last one is so many seconds old; None: never."""
+        """True if the last checkpoint is at least `every_s` seconds old; never for None."""
         return every_s is not None and time.monotonic() - self._written_at >= every_s
 
     def write(self) -> None:
-        """A checkpoint; rank 0 alone."""
+        """Write a checkpoint; only rank 0 calls it."""
         self._attempt(self._write)
 
     def write_best(self, metrics: dict[str, float]) -> None:
-        """The weights of the best evaluation so far; rank 0 alone."""
+        """Write the weights of the best evaluation so far; only rank 0 calls it."""
         step = self._state()["progress"]["step"]
         self._attempt(lambda: save_best(self._folder, self._model, metrics, step=step))
 
     def write_together(self) -> None:
-        """A checkpoint, on all workers: the others hear if it fails."""
+        """Write a checkpoint; all workers call it, and all learn of a failure."""
         self._attempt_together(self._write)
 
     def write_trunk_together(self) -> None:
-        """The checkpoint from which a longer training can go on, on all workers."""
+        """Write the trunk checkpoint, from which a longer training can resume; all workers call it."""
 
         def write() -> None:
             state = self._state()
@@ -66,19 +66,19 @@ class RunCheckpoints:
         self._attempt_together(write)
 
     def note(self, facts: OomFacts) -> None:
-        """There was no memory to write one."""
+        """Record that writing a checkpoint ran out of memory."""
         state = self._state()
         rows = state["micro_batch_size"]
-        self.shortages.append(Shortage(facts, state["progress"]["step"], rows, rows))
+        self.oom_events.append(OutOfMemoryEvent(facts, state["progress"]["step"], rows, rows))
 
     def read_newest(self, run: RunConfig, data: PreparedCorpus, beginning: Beginning | None) -> dict[str, Any]:
-        """Rank 0: puts a checkpoint's tensors in place and gives its state; empty without one.
+        """Restore the newest checkpoint on rank 0 and return its state; empty on other ranks or without a checkpoint.
 
         Args:
-            beginning: Where to begin while there is none yet.
+            beginning: Checkpoint to begin with if the folder holds none.
 
         Raises:
-            ValueError: It is another run's.
+            ValueError: The checkpoint belongs to another run.
         """
         if not self._workers.is_first:
             return {}
@@ -108,8 +108,8 @@ class RunCheckpoints:
             self.note(facts)
 
     def _attempt(self, write: Callable[[], object]) -> None:
-        """Write something to disk; note that there was no memory for it, and try once more when it is back."""
-        alone = Workers(device=self._workers.device)  # only rank 0 writes
+        """Call `write`; if it runs out of memory, record that and try once more."""
+        alone = Workers(device=self._workers.device)  # Only rank 0 writes.
         for _ in range(2):
             facts = attempt_together(write, alone, phase="checkpoint")
             if not isinstance(facts, OomFacts):

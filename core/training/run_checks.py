@@ -1,4 +1,4 @@
-"""What has to hold before the first step, and the model as it is then."""
+"""Checks before the first step: settings fit the data, and a checkpoint belongs to the run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,31 +16,32 @@ from data_pipeline.tokens.token_blocks import PreparedCorpus
 
 @dataclass(frozen=True)
 class Beginning:
-    """A checkpoint that a run begins with, instead of with fresh weights."""
+    """A checkpoint that a run begins with instead of fresh weights."""
 
     checkpoint: Path
     is_same_run: bool
-    """True: the trunk of a run, which goes on where that was, with its tokens, position and statistics. False: the
-    stage before, of which weights and optimizer are taken over."""
+    """True: the trunk of this run; tokens, position and statistics continue. False: the previous stage; only weights
+    and optimizer state are used."""
 
 
 def check_fit(run: RunConfig, data: PreparedCorpus) -> None:
-    """Refuse settings that these rows cannot be trained with, all faults at once.
+    """Check the settings of a run against its data.
 
     Raises:
-        ValueError: Rows longer than the model takes, or none.
+        ValueError: Rows longer than the model's maximum, missing initial weights, LoRA that does not fit, or an empty
+            split; the message lists all faults.
     """
     faults = []
     if data.train.sequence_length > run.model.num_positions:
         faults.append(
             f"rows of the corpus have {data.train.sequence_length} tokens and the model takes "
-            f"{run.model.num_positions} (model.sequence_length)"
+            f"{run.model.num_positions}; raise model.sequence_length or shorten the rows"
         )
     initial = run.training.initial_weights
     if initial is not None and not holds_weights(Path(initial)) and not is_adapter(Path(initial)):
         faults.append(
-            f"training.initial_weights={initial} holds no {MODEL_FILE} on this machine; give the folder of a model, "
-            "such as the best/ of a sweep, where every worker can read it"
+            f"training.initial_weights={initial} holds no {MODEL_FILE} on this machine; give the folder of a model "
+            "that every worker can read, such as the best/ of a sweep"
         )
     if run.training.lora is not None:
         faults += lora_faults(run.model, run.training.lora)
@@ -48,11 +49,11 @@ def check_fit(run: RunConfig, data: PreparedCorpus) -> None:
             faults.append(WITHOUT_BASE)
         elif is_adapter(Path(initial)):
             faults.append(
-                f"training.initial_weights={initial} is an adapter, and training.lora begins with a whole model; make "
-                "it one with pretune export"
+                f"training.initial_weights={initial} is an adapter, but training.lora needs a whole model; merge it "
+                "with pretune export"
             )
     if data.train.num_rows == 0:
-        faults.append("the corpus has no training row")
+        faults.append("the corpus has no training row; lower corpus.holdout or add documents")
     if data.holdout.num_rows == 0:
         faults.append("the corpus has no holdout row; raise corpus.holdout")
     if faults:
@@ -60,11 +61,11 @@ def check_fit(run: RunConfig, data: PreparedCorpus) -> None:
 
 
 _SETTINGS_WITHOUT_EFFECT = ("micro_batch_size", "on_oom", "activation_checkpointing", "compile")
-"""Settings of training that change speed and memory, and not what is learnt."""
+"""Training settings that change speed and memory, but not the result."""
 
 
 def settings_that_count(run: RunConfig) -> dict[str, Any]:
-    """The settings that decide what is learnt: two runs with the same may go on from each other's checkpoint."""
+    """The settings that determine the result; a run may resume from a checkpoint of equal settings."""
     settings = run.model_dump(mode="json")
     for name in _SETTINGS_WITHOUT_EFFECT:
         del settings["training"][name]
@@ -74,10 +75,10 @@ def settings_that_count(run: RunConfig) -> dict[str, Any]:
 
 
 def check_same_run(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> None:
-    """Refuse to go on from a checkpoint of another run.
+    """Check that a checkpoint belongs to this run.
 
     Raises:
-        ValueError: Naming every setting that differs.
+        ValueError: It belongs to another run; the message names every setting that differs.
     """
     saved = read_progress(checkpoint)
     faults = _differences(saved["settings"], settings_that_count(run), path="")
@@ -87,23 +88,23 @@ def check_same_run(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> No
     if faults:
         raise ValueError(
             f"{checkpoint} belongs to another run: {'; '.join(faults)}. "
-            "Give this run a folder of its own, or remove that one."
+            "Give this run another folder, or remove that checkpoint."
         )
 
 
 _LENGTH_OF_A_RUN = ("tokens", "epochs", "schedule", "warmup", "cooldown", "floor")
-"""Settings in which a run may differ from its trunk: how long it is, and how it ends."""
+"""Settings in which a run may differ from its trunk: its length and its end."""
 
 
 def check_trunk(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> None:
-    """Refuse to go on from the trunk of a run that is not the same but for its length.
+    """Check that a run may resume from a trunk: only its length may differ.
 
     Raises:
-        ValueError: Naming every setting that differs, or saying that the trunk is longer than what is asked for.
+        ValueError: The message names every setting that differs, or that the trunk has enough tokens already.
     """
     saved = read_progress(checkpoint)
     here = settings_that_count(run)
-    # Where a trunk's own weights came from is its affair.
+    # The initial weights of the trunk itself do not matter here.
     for name in (*_LENGTH_OF_A_RUN, "initial_weights"):
         here["training"][name] = saved["settings"]["training"].get(name)
     faults = _differences(saved["settings"], here, path="")
@@ -112,9 +113,11 @@ def check_trunk(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> None:
     faults += _faults_of_base(saved, run)
     tokens = saved["progress"]["tokens"]
     if run.training.tokens is not None and tokens >= run.training.tokens:
-        faults.append(f"it has {tokens:,} tokens already, and training.tokens={run.training.tokens:,} asks for no more")
+        faults.append(
+            f"it has {tokens:,} tokens already, and training.tokens={run.training.tokens:,} asks for no more; raise it"
+        )
     if faults:
-        raise ValueError(f"{checkpoint} cannot be gone on from: {'; '.join(faults)}")
+        raise ValueError(f"cannot resume from {checkpoint}: {'; '.join(faults)}")
 
 
 def _faults_of_base(saved: dict[str, Any], run: RunConfig) -> list[str]:
@@ -123,7 +126,7 @@ def _faults_of_base(saved: dict[str, Any], run: RunConfig) -> list[str]:
         return []
     return [
         f"its adapters were trained on other weights than those in {run.training.initial_weights} now (SHA-256 "
-        f"{str(there)[:12]} there and {str(here)[:12]} here)"
+        f"{str(there)[:12]} there and {str(here)[:12]} here); restore the original weights"
     ]
 
 

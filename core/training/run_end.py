@@ -1,9 +1,9 @@
-"""How one training run ended."""
+"""The end of a training run: outcome, metrics, memory."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from core.memory.memory_reports import Shortage
+from core.memory.memory_reports import OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts
 from core.settings.cooldown_branch import Branch
 
@@ -12,21 +12,22 @@ Outcome = Literal["completed", "paused", "stopped", "infeasible", "diverged"]
 
 @dataclass(frozen=True)
 class RunEnd:
-    """How a run ended; the same on every rank."""
+    """The end of a run; the same on every rank."""
 
     outcome: Outcome
     reason: str
-    """In words, with the numbers."""
+    """Explanation of the outcome for users, with its numbers."""
     metrics: dict[str, float]
-    """Of the last evaluation, under the keys of reports; empty when there was none. Of the branch, if it is paused."""
+    """Metrics of the last evaluation, under the keys of reports; empty without one. Paused: those of the branch."""
     tokens: int
+    """Tokens trained on by all workers; paused: those of the trunk."""
     micro_batch_size_used: int | None
-    """Of the last step; smaller than the one asked for if memory ran out and `on_oom` is shrink."""
+    """Micro-batch size of the last step; below the requested one if memory ran out and `on_oom` is shrink."""
     peak_memory_bytes: int | None
-    """Most bytes live at once on one worker: of tensors on a CPU, of the caching allocator on CUDA."""
+    """Largest peak of one worker: live tensor bytes on a CPU, allocated bytes on CUDA."""
     oom: OomFacts | None = None
-    """The shortage that ended it."""
-    shortages: tuple[Shortage, ...] = ()
-    """Those that it survived, in order; rank 0 alone knows of those in writing checkpoints."""
+    """The out-of-memory error that ended the run."""
+    oom_events: tuple[OutOfMemoryEvent, ...] = ()
+    """Out-of-memory events that the run survived, by step; only rank 0 knows of those while writing checkpoints."""
     branch: Branch | None = None
-    """Of a run that is paused."""
+    """The branch of a paused run."""

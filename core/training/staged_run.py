@@ -1,8 +1,8 @@
-"""A training in stages: one run after another on rows of different lengths, with weights and optimizer carried over.
+"""Training in stages: consecutive runs on rows of different lengths that keep weights and optimizer state.
 
-Each stage has its own rows, batch size and schedule, as those of system A have; the token axis runs on through all of
-them. The checkpoints of the last stage lie in the folder itself, like those of any run, and those of the others below
-it, each until the stage after it is done.
+Each stage has its own rows, batch size and schedule, as in system A; tokens are counted over all stages. The
+checkpoints of the last stage are in the folder itself, like those of a single run; those of earlier stages are in
+subfolders until the following stage is done.
 """
 
 import json
@@ -27,7 +27,7 @@ _DONE_FILE = "stages.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """What is trained, on which rows."""
+    """Settings and data of one stage."""
 
     run: RunConfig
     data: PreparedCorpus
@@ -35,7 +35,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageTotals:
-    """What the stages before one came to."""
+    """Sums over the stages before one."""
 
     tokens: int = 0
     step: int = 0
@@ -51,14 +51,17 @@ def run_stages(
     evaluate_at_tokens: Sequence[int],
     **settings: Any,
 ) -> RunEnd:
-    """Train one stage after another; called again, go on within the stage that was interrupted.
+    """Train one stage after another; a repeated call resumes in the interrupted stage.
 
     Args:
-        folder: Of the whole training; rank 0 alone reads and writes it.
-        report: Gets what a run reports, with tokens, steps and seconds counted on over the stages, and besides `stage`
+        folder: Folder of the whole training; only rank 0 reads and writes it.
+        report: Receives the reports of the runs, with tokens, steps and seconds summed over the stages, plus `stage`
             (from 1) and `train/sequence_length`.
-        evaluate_at_tokens: On the token axis of the whole training.
-        settings: More that `run_training` takes, the same for every stage.
+        evaluate_at_tokens: Tokens of the whole training at which the holdout is evaluated.
+        settings: Further arguments of `run_training`, the same for every stage.
+
+    Returns:
+        The end of the last stage that ran, with tokens, peak memory and out-of-memory events of the whole training.
 
     Raises:
         ValueError, RuntimeError: As `run_training`.
@@ -84,30 +87,30 @@ def run_stages(
             break
         totals.append(_total_after(_folder_of(folder, index), before, workers))
         _write_totals(folder, totals, workers)
-        if not workers.from_first(int(reporter.goes_on)):
-            # Told at the last step of a stage, where a run by itself is simply done.
+        if not workers.from_first(int(reporter.continues)):
+            # The caller stopped it at the last step of the stage, where the run itself counts as completed.
             words = f"stopped by the caller at the end of stage {index + 1}, at {totals[-1].tokens} tokens"
             ends[-1] = replace(ends[-1], outcome="stopped", reason=words)
             break
     return replace(
         ends[-1],
         peak_memory_bytes=max((end.peak_memory_bytes or 0 for end in ends), default=0) or None,
-        shortages=tuple(shortage for end in ends for shortage in end.shortages),
+        oom_events=tuple(event for end in ends for event in end.oom_events),
     )
 
 
 class _StageReport:
-    """What a stage reports, on the axis of the whole training."""
+    """Reports of a stage, with counters of the whole training."""
 
     def __init__(self, report: Report, stage: Stage, index: int, before: StageTotals) -> None:
         self._report, self._before = report, asdict(before)
         self._constant = {"stage": index + 1.0, "train/sequence_length": float(stage.data.train.sequence_length)}
-        self.goes_on = True
+        self.continues = True
 
     def __call__(self, values: dict[str, float]) -> bool:
-        counted_on = {name: values[name] + total for name, total in self._before.items()}
-        self.goes_on = self._report(values | counted_on | self._constant)
-        return self.goes_on
+        totals = {name: values[name] + total for name, total in self._before.items()}
+        self.continues = self._report(values | totals | self._constant)
+        return self.continues
 
 
 def _folder_of(folder: Path, index: int) -> Path:
@@ -128,12 +131,12 @@ def _total_after(stage_folder: Path, before: StageTotals, workers: Workers) -> S
         progress = None if checkpoint is None else read_progress(checkpoint)["progress"]
     progress = workers.all_values(progress)[0]
     if not isinstance(progress, dict):
-        raise RuntimeError(f"{stage_folder} holds no checkpoint for the next stage to begin with")
+        raise RuntimeError(f"{stage_folder} holds no checkpoint that the next stage could begin with; train it again")
     return StageTotals(**{name: progress[name] + total for name, total in asdict(before).items()})
 
 
 def _read_totals(folder: Path, workers: Workers) -> list[StageTotals]:
-    """Of the stages that are done, each with those before it."""
+    """Totals after each completed stage, earlier stages included."""
     path = folder / _DONE_FILE
     values = json.loads(path.read_text()) if workers.is_first and path.exists() else []
     read = workers.all_values(values)[0]

@@ -1,4 +1,4 @@
-"""The training loop on one page. Knows no Ray and no MLflow: data, workers and `report` are arguments."""
+"""The training loop on one page. Independent of Ray and MLflow: data, workers and `report` are arguments."""
 
 import math
 import time
@@ -12,9 +12,9 @@ from core.distributed.collective_attempt import StopRequestedError, attempt_toge
 from core.distributed.workers import Workers, check_same_model
 from core.memory.malloc_tuning import freed_memory_stays
 from core.memory.memory_limit import memory_limit
-from core.memory.memory_reports import LimitBy, Shortage
+from core.memory.memory_reports import LimitBy, OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts
-from core.memory_prediction.automatic_micro_batch import choose_micro_batch, place_of
+from core.memory_prediction.automatic_micro_batch import choose_micro_batch, worker_setup_of
 from core.model_files.checkpoint import copy_from_first
 from core.model_files.initial_weights import fresh_model, hash_of_base
 from core.settings.cooldown_branch import Branch, Pause, branch_schedule
@@ -56,27 +56,30 @@ def run_training(
     keep_trunk: bool = False,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> RunEnd:
-    """Train one model until its tokens are used up, or until something ends it before.
+    """Train one model until its tokens are used up, or something ends it earlier.
 
-    Called on every worker with the same arguments. It goes on from the newest whole checkpoint in `folder`, if any.
+    Every worker calls it with the same arguments. It resumes from the newest complete checkpoint in `folder`, if any.
 
     Args:
-        folder: For checkpoints, the last and the best; rank 0 alone reads and writes it.
-        begins_with: Where to begin while `folder` has no checkpoint; rank 0 alone reads it.
-        report: Takes metrics on rank 0, at every evaluation and at most every `report_every_s` otherwise; False ends
-            the run as stopped.
-        evaluate_at_tokens: The holdout is evaluated at the first step at or past each of these, and at the end.
-        memory_limit_bytes: Of each worker. What goes over it is treated as out of memory.
-        memory_limit_by: How the limit is enforced on a CPU.
-        checkpoint_every_s: None: only when the run ends.
-        pause: Where the run ends as paused, after a branch with a cooldown of its own; called again without it, or with
-            a later one, the run goes on as if it had not been. None, or at the end or beyond: nowhere.
-        keep_trunk: Keep the checkpoint before the cooldown of `wsd`, from which a longer training can go on.
-        is_stopped: Asked before every micro-batch, on every worker; True ends the run as stopped, at once.
+        folder: Folder for checkpoints, the newest and the best; only rank 0 reads and writes it.
+        begins_with: Checkpoint to begin with while `folder` has none; only rank 0 reads it.
+        report: Receives metrics on rank 0 at every evaluation, and otherwise at most every `report_every_s`. Returning
+            False stops the run.
+        evaluate_at_tokens: The holdout is evaluated at the first step that reaches each of these, and at the end.
+        memory_limit_bytes: Memory limit of each worker; exceeding it is an out-of-memory error. None: no limit.
+        memory_limit_by: Mechanism of the limit on a CPU.
+        checkpoint_every_s: Seconds between checkpoints. None: only at the end.
+        pause: The run ends as paused there, after a cooldown branch. A later call without it, or with a later pause,
+            resumes the trunk. None, or a pause at or beyond the end: no pause.
+        keep_trunk: Keep the checkpoint before the cooldown of `wsd`, from which a longer training can resume.
+        is_stopped: Called before every micro-batch on every worker; True stops the run at once.
+
+    Returns:
+        The end of the run. Running out of memory, divergence and a stop are outcomes, not exceptions.
 
     Raises:
         ValueError: The settings do not fit the data, or `folder` holds another run's checkpoint.
-        RuntimeError: Workers that differ, or another worker's failure.
+        RuntimeError: The workers differ, or another worker failed.
     """
     device = workers.device
     allow_tf32(device)
@@ -84,13 +87,14 @@ def run_training(
     matmul_rate = matmul_flops_per_s(device, precision.dtype) if workers.is_first else 0.0
     check_fit(run, data)
     micro_batch_size = choose_micro_batch(run, data, workers, memory_limit_bytes=memory_limit_bytes)
-    # Where the kernel holds the limit, what the process keeps counts against it.
+    # With a limit enforced by the kernel, freed memory kept by the process would count against it.
     keeps_freed_memory = device.type == "cpu" and memory_limit_by == "counting"
     with (
         memory_limit(memory_limit_bytes, device, by=memory_limit_by) as meter,
         freed_memory_stays() if keeps_freed_memory else nullcontext(),
     ):
-        budget = MemoryBudget(run, data.vocabulary.size, place_of(data, workers), workers, meter, memory_limit_bytes)
+        setup = worker_setup_of(data, workers)
+        budget = MemoryBudget(run, data.vocabulary.size, setup, workers, meter, memory_limit_bytes)
         opened = attempt_together(
             lambda: _Run(run, data, workers, budget, micro_batch_size, folder, is_stopped),
             workers,
@@ -102,14 +106,14 @@ def run_training(
             return RunEnd("infeasible", reason, {}, 0, micro_batch_size, budget.largest_peak_bytes(), opened)
         opened.report_with(report, every_s=report_every_s, matmul_rate=matmul_rate)
         try:
-            taken_up = opened.go_on_from(begins_with)
-            return taken_up or opened.train(evaluate_at_tokens, checkpoint_every_s, pause, keep_trunk)
+            ended = opened.resume(begins_with)
+            return ended or opened.train(evaluate_at_tokens, checkpoint_every_s, pause, keep_trunk)
         except StopRequestedError:
             return opened.stopped()
 
 
 class _Run:
-    """One run between its start and its end."""
+    """State of one run: model, optimizer, data, progress and checkpoints."""
 
     def __init__(
         self,
@@ -165,9 +169,9 @@ class _Run:
         )
         self.progress = Progress()
         self.trunk: Progress | None = None
-        """Of a run that is in the branch of a pause, where that left the trunk."""
+        """While a branch is trained: progress of the trunk at the pause."""
         self.last: StepResult | None = None
-        """Step taken."""
+        """Result of the last step."""
         self.noise = NoiseScale()
         self.divergence = DivergenceWatch(data.vocabulary.size)
         self.proof = MemoryProof(self.step, self.evaluation, budget, data, compiles=training.compile)
@@ -175,17 +179,17 @@ class _Run:
         self.checkpoints = RunCheckpoints(folder, self.model, self.optimizer, workers, self._state)
 
     def report_with(self, report: Report, *, every_s: float, matmul_rate: float) -> None:
-        """Where reports go."""
+        """Set the receiver of reports."""
         self.reporter = Reporter(report, every_s=every_s, matmul_rate=matmul_rate, profile=self.step.profile)
 
-    def go_on_from(self, beginning: Beginning | None) -> RunEnd | None:
-        """Take up the newest checkpoint in the folder, once all workers are known to hold the same model.
+    def resume(self, beginning: Beginning | None) -> RunEnd | None:
+        """Check that all workers hold the same model, then restore the newest checkpoint, if any.
 
         Args:
-            beginning: Where to begin while there is none.
+            beginning: Checkpoint to begin with if the folder holds none.
 
         Returns:
-            The run's end, if there is no memory for that.
+            The end of the run if restoring runs out of memory; otherwise None.
         """
         check_same_model(self.model, self._settings_text(), self.workers)
         read = attempt_together(
@@ -206,7 +210,7 @@ class _Run:
         pause: Pause | None,
         keep_trunk: bool,
     ) -> RunEnd:
-        """The loop."""
+        """Run the training loop until the run ends or pauses."""
         points = sorted(evaluate_at_tokens)
         while not self._is_over():
             if pause is not None and self.progress.tokens >= pause.at_tokens:
@@ -223,20 +227,20 @@ class _Run:
 
             is_last = self._is_over()
             if pause is not None and self.progress.tokens >= pause.at_tokens and not is_last:
-                continue  # The branch evaluates and reports.
+                continue  # The branch will evaluate and report.
             is_due = any(before.tokens < max(point, 1) <= self.progress.tokens for point in points)
             metrics = self.evaluation.metrics(step=self.progress.step) if is_last or is_due else {}
             if isinstance(metrics, OomFacts):
                 return self._infeasible(metrics, self.evaluation.num_rows)
 
-            goes_on = self._publish(metrics, is_last=is_last, checkpoint_every_s=checkpoint_every_s)
-            if not goes_on and not is_last:
+            continues = self._publish(metrics, is_last=is_last, checkpoint_every_s=checkpoint_every_s)
+            if not continues and not is_last:
                 return self._end("stopped", f"stopped by the caller at {self.progress.tokens} tokens")
         done = f"trained on {self.progress.tokens:,} tokens in {self.progress.step:,} steps"
         return self._end("completed", done + self._survived_in_words())
 
     def stopped(self) -> RunEnd:
-        """The end of a run that heard of it on the way; what it has done since its last checkpoint is lost."""
+        """End of a run stopped between reports; progress since its last checkpoint is lost."""
         tokens = (self.trunk or self.progress).tokens
         return self._end("stopped", f"stopped by the caller after {tokens} tokens, before the next report")
 
@@ -246,7 +250,7 @@ class _Run:
         return self.length.is_reached(tokens=self.progress.tokens, step=self.progress.step)
 
     def _advance(self, rate_of: Callable[[int], float]) -> StepResult | RunEnd:
-        """One optimizer step and the progress after it, or the run's end."""
+        """Take one optimizer step and advance the progress; returns its result, or the end of the run."""
         before = self.progress
         started_at = time.perf_counter()
         result = self.step.take(step=before.step, position=before.position, learning_rate=rate_of)
@@ -258,11 +262,11 @@ class _Run:
             return self._end("diverged", diverged)
         self.progress = before.after(result, num_rows=self.step.batch_size, elapsed_s=elapsed_s)
         self.last = result
-        shortage = self.proof.after_step(step=self.progress.step)
-        return result if shortage is None else self._infeasible(shortage, self.evaluation.num_rows)
+        facts = self.proof.after_step(step=self.progress.step)
+        return result if facts is None else self._infeasible(facts, self.evaluation.num_rows)
 
     def _pause(self, pause: Pause) -> RunEnd:
-        """Keep the trunk, and see what it would come to with a cooldown from here."""
+        """Checkpoint the trunk, then train and evaluate a cooldown branch from here."""
         trunk = self.trunk = self.progress
         self.checkpoints.write_together()
         values = self._trunk_values() if self.workers.is_first else {}
@@ -288,16 +292,17 @@ class _Run:
         return replace(self._end("paused", reason + self._survived_in_words()), metrics=metrics, branch=branch)
 
     def _is_about_to_cool_down(self) -> bool:
-        """Whether this is the last moment at which no step has been taken, even in part, at a falling rate."""
+        """True before the first step that lies, even in part, in the cooldown."""
         training = self.run.training
         if training.schedule != "wsd" or training.cooldown == 0:
             return False
         begins_at = (1 - training.cooldown) * self.length.schedule_tokens
-        # Half a token's room: the sum of whole steps comes to the border but for rounding.
+        # Half a token of tolerance: the sum of whole steps equals the boundary up to rounding.
         return self.progress.tokens < begins_at + 0.5 <= self.progress.tokens + self.tokens_per_step
 
     def _learning_rate(self, num_tokens: int) -> float:
-        # The middle of the step: its beginning would waste the first step of a warm-up, its end the last of a cooldown.
+        # Use the middle of the step: at its beginning the first warm-up step would have rate zero, at its end the last
+        # cooldown step.
         middle = self.progress.tokens + num_tokens / 2
         return learning_rate(self.run.training, tokens=middle, total_tokens=self.length.schedule_tokens)
 
@@ -308,12 +313,12 @@ class _Run:
         return self.divergence.verdict(result, step=self.progress.step + 1)
 
     def _publish(self, metrics: dict[str, float], *, is_last: bool, checkpoint_every_s: float | None) -> bool:
-        """Best weights, report, checkpoint, each if it is time: rank 0 has the clock, the disk and the caller's ear.
+        """Write best weights, report and write a checkpoint on rank 0, each when due.
 
-        A shortage of memory in here costs a checkpoint and not the run.
+        Running out of memory here costs a checkpoint, not the run.
 
         Returns:
-            Whether to go on, on all workers as rank 0 was told.
+            True to continue, False to stop; rank 0's answer on all workers.
         """
         is_best = False
         if metrics:
@@ -324,20 +329,20 @@ class _Run:
                 return True
             if is_best:
                 self.checkpoints.write_best(metrics)
-            goes_on = self._report(metrics)
-            if is_last or not goes_on or self.checkpoints.is_due(checkpoint_every_s):
+            continues = self._report(metrics)
+            if is_last or not continues or self.checkpoints.is_due(checkpoint_every_s):
                 self.checkpoints.write()
-            return goes_on
+            return continues
 
-        # Rank 0 may fail in here: a full disk, an error of the caller's own. The others must hear of it.
-        goes_on = attempt_together(publish, self.workers, phase="checkpoint")
-        if isinstance(goes_on, OomFacts):
-            self.checkpoints.note(goes_on)
+        # Rank 0 may fail here (full disk, error in the caller's code); the other ranks must learn of it.
+        continues = attempt_together(publish, self.workers, phase="checkpoint")
+        if isinstance(continues, OomFacts):
+            self.checkpoints.note(continues)
             return True
-        return bool(self.workers.from_first(int(goes_on)))
+        return bool(self.workers.from_first(int(continues)))
 
     def _report(self, metrics: dict[str, float]) -> bool:
-        """Report if it is time to; whether to go on."""
+        """Report if a report is due; False if the caller stops the run."""
         if not metrics and not self.reporter.is_due():
             return True
         values = self._trunk_values()
@@ -346,7 +351,7 @@ class _Run:
         return self.reporter.send(values | metrics)
 
     def _trunk_values(self) -> dict[str, float]:
-        """What a report says besides the holdout."""
+        """Metrics of a report besides those of the holdout."""
         progress = self.progress
         values = {
             "tokens": float(progress.tokens),
@@ -360,7 +365,7 @@ class _Run:
         return values | self.reporter.stretch(self.last, flops_a_token=flops, num_workers=self.workers.count)
 
     def _flops_a_token(self) -> float | None:
-        # Not before memory is proven: this pass would be part of what is counted.
+        # Only after the memory proof: this pass would be counted.
         if not self.proof.is_given:
             return None
         if self._flops is None:
@@ -387,25 +392,25 @@ class _Run:
             micro_batch_size_used=self.step.micro_batch_size,
             peak_memory_bytes=self.budget.largest_peak_bytes(),
             oom=oom,
-            shortages=self._shortages(),
+            oom_events=self._oom_events(),
         )
 
     def _survived_in_words(self) -> str:
-        shortages, asked, used = self._shortages(), self.asked_micro_batch, self.step.micro_batch_size
-        count = f"{len(shortages)} time{'s' if len(shortages) > 1 else ''}"
-        ranks = ", ".join(sorted({f"rank {shortage.facts.rank}" for shortage in shortages}))
-        times = f"; memory ran out {count} on the way" if shortages else ""
-        times += f" on {ranks}" if shortages and self.workers.count > 1 else ""
+        events, asked, used = self._oom_events(), self.asked_micro_batch, self.step.micro_batch_size
+        count = f"{len(events)} time{'s' if len(events) > 1 else ''}"
+        ranks = ", ".join(sorted({f"rank {event.facts.rank}" for event in events}))
+        times = f"; memory ran out {count} on the way" if events else ""
+        times += f" on {ranks}" if events and self.workers.count > 1 else ""
         return times + (f", so with micro-batches of {used} rows instead of {asked}" if used < asked else "")
 
-    def _shortages(self) -> tuple[Shortage, ...]:
-        found = [*self.step.shortages, *self.evaluation.shortages, *self.checkpoints.shortages]
-        return tuple(sorted(found, key=lambda shortage: shortage.step))
+    def _oom_events(self) -> tuple[OutOfMemoryEvent, ...]:
+        found = [*self.step.oom_events, *self.evaluation.oom_events, *self.checkpoints.oom_events]
+        return tuple(sorted(found, key=lambda event: event.step))
 
     # Checkpoints
 
     def _state(self) -> dict[str, Any]:
-        """All of a checkpoint that is no tensor."""
+        """State of a checkpoint apart from tensors."""
         return {
             "settings": settings_that_count(self.run),
             "data": self.data.fingerprint,
@@ -421,12 +426,12 @@ class _Run:
         copy_from_first(self.model, self.optimizer, self.workers)
         self.step.loss_scale = LossScale(**saved["loss_scale"])
         if "progress" not in saved:
-            return  # a new stage counts from zero
+            return  # A new stage counts from zero.
         self.progress = Progress(**saved["progress"])
         self.noise = NoiseScale(**saved["noise"])
         self.divergence = DivergenceWatch(**saved["divergence"])
         if self.step.micro_batch.shrinks:
-            # What was learnt by running out of memory holds, unless other workers or settings ask for less anyway.
+            # Keep a size that was reduced after running out of memory, unless the settings now ask for less.
             self.step.micro_batch_size = min(self.step.micro_batch_size, saved["micro_batch_size"])
 
     def _settings_text(self) -> str:

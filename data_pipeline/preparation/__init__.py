@@ -1,1 +1,1 @@
-"""Documents to a prepared corpus, once per fingerprint: survey, duplicates, tokens, blocks, copies for nodes."""
+"""Documents to a prepared corpus, once per fingerprint: survey, duplicates, tokens, blocks, node copies."""

@@ -1,4 +1,4 @@
-"""Read a corpus and say what is in it; nothing is written and no Ray is started."""
+"""Read a corpus and report its contents, without writing files or starting Ray."""
 
 import json
 from collections import Counter
@@ -21,31 +21,32 @@ _SHOWN_OF_A_REASON = 3
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What reading a corpus found."""
+    """Counts and rejects of one reading of a corpus."""
 
     documents: str
-    """What a document of a plain text file is, as the settings say it."""
+    """corpus.documents: the unit of a document in plain text files."""
     files: tuple[FileReport, ...]
     passed_over: tuple[PassedOver, ...]
     rows_read: int
     rows_kept: int
     rows_rejected: int
     rejects: dict[str, int]
-    """Rejected rows by reason."""
+    """Number of rejected rows by reason."""
     first_rejects: tuple[dict[str, Any], ...]
-    """The first three of each reason, as in rejects.jsonl: file, line, reason, excerpt."""
+    """The first three rejects of each reason, as in rejects.jsonl: file, line, reason, excerpt."""
     num_text_bytes: int
-    """UTF-8 bytes of the rows kept."""
+    """UTF-8 bytes of the kept rows."""
     num_held_out: int
+    """Kept rows that fall into the holdout."""
     problem: str | None
-    """Why preparation would stop; None if it would not."""
+    """The error that preparation would raise; None if it would succeed."""
 
 
 def check(corpus: CorpusConfig, *, on_progress: OnProgress | None = None) -> CheckReport:
-    """What preparation would read, keep and reject.
+    """Read a corpus as preparation would, and count kept and rejected rows.
 
     Raises:
-        CorpusError: Nothing to read.
+        CorpusError: The corpus has no file to read.
     """
     report = on_progress or (lambda _: None)
     found = find_files(corpus)

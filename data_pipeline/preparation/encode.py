@@ -1,4 +1,4 @@
-"""Texts to token blocks, parcel by parcel."""
+"""Encode texts into token blocks, parcel by parcel."""
 
 import json
 import os
@@ -23,28 +23,28 @@ from data_pipeline.tokens.token_blocks import block_bytes
 from data_pipeline.tokens.tokenizer import Vocabulary, vocabulary_of
 
 _CHARACTERS_AT_ONCE = 1 << 16
-"""What encodings of this much take stays in a core's cache: an eighth faster than with eight times as much."""
+"""The encodings of this many characters fit in a core's cache: an eighth faster than eight times as many."""
 
 
 @dataclass(frozen=True)
 class EncodeWork:
-    """Reads, splits, encodes and writes one parcel. Pickles small: tasks load the tokenizer once a process."""
+    """Reads, splits, encodes and writes one parcel. It pickles small; each process loads the tokenizer once."""
 
     corpus: Corpus
     tokenizer_json: str
     holdout_threshold: int
     has_targets: bool
     folder: Path | None
-    """Where blocks are written; None sends them to the caller, whose disk the tasks do not share."""
+    """Folder for the blocks. None returns them to the caller: the tasks do not share its disk."""
     dropped: dict[str, NDArray[np.int32]]
-    """Parcel to the places of texts that came before."""
+    """Indices of repeated texts to leave out, by parcel."""
     judges: bool = False
-    """Counts rows and lays down rejects, too: where no survey went before, this is the only reading."""
+    """True: also count rows and write rejects, because no survey read the corpus before."""
 
     def __call__(self, name: str, pieces: list[Piece]) -> dict[str, Any]:
         done = self.folder / f"{name}{'.judged' if self.judges else ''}.json" if self.folder is not None else None
         if done is not None and done.is_file():
-            # A preparation that was killed wrote this parcel; what it counted is all that is needed of it.
+            # An interrupted preparation wrote this parcel; only its counts are needed.
             earlier: dict[str, Any] = json.loads(done.read_text())
             return earlier
         started_at = time.time()
@@ -60,11 +60,11 @@ class EncodeWork:
             if rows.rejects:
                 blobs[f"{name}.rejects"] = rows.reject_lines()
         for split, chosen in (("train", ~is_held_out), ("holdout", is_held_out)):
-            places = np.flatnonzero(chosen).tolist()
+            indices = np.flatnonzero(chosen).tolist()
             batch, facts = encode_documents(
-                [texts[place] for place in places],
+                [texts[index] for index in indices],
                 text_bytes[chosen],
-                [spans[place] for place in places] if self.has_targets else None,
+                [spans[index] for index in indices] if self.has_targets else None,
                 *_tokenizer(self.tokenizer_json),
             )
             result[split] = facts | {"content_hash": str(int(hashes[chosen].sum(dtype=np.uint64)))}
@@ -82,8 +82,8 @@ class EncodeWork:
         if name not in self.dropped:
             return rows.texts, rows.target_spans
         dropped = set(self.dropped[name].tolist())
-        kept = [place for place in range(len(rows.texts)) if place not in dropped]
-        return [rows.texts[place] for place in kept], [rows.target_spans[place] for place in kept]
+        kept = [index for index in range(len(rows.texts)) if index not in dropped]
+        return [rows.texts[index] for index in kept], [rows.target_spans[index] for index in kept]
 
 
 def encode_documents(
@@ -93,13 +93,14 @@ def encode_documents(
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
 ) -> tuple[pa.RecordBatch, dict[str, int]]:
-    """A block with one record a text, `<s> .. </s>` each, and what to count of it.
+    """A block with one record per text, `<s> .. </s>` each, and its counts.
 
-    A text that already begins or ends with that token (MiniMind's corpora write them out) does not get it twice.
+    A text that already begins or ends with that token (as in MiniMind's corpora) does not get it twice.
 
     Args:
-        target_spans: For each text the characters that are predicted: texts are conversations, and stay as their
-            template wrote them. A token counts as predicted if it begins inside a span. None: all is predicted.
+        text_bytes: UTF-8 bytes of each text.
+        target_spans: Conversations: (start, stop) of the predicted characters of each text. A token is predicted if it
+            begins inside a span, and the text gets no further special tokens. None: every token is predicted.
     """
     dtype = token_dtype(vocabulary.size)
     pieces: list[NDArray[Any]] = []
@@ -107,7 +108,7 @@ def encode_documents(
     targets: list[NDArray[np.uint8]] = []
     for start, stop in _portions(texts):
         ids, is_target = _encode(texts[start:stop], target_spans[start:stop] if target_spans else None, tokenizer)
-        # A chat template writes the tokens that begin and end a turn itself.
+        # A chat template already writes the special tokens.
         framed = frame(ids, vocabulary, dtype) if is_target is None else as_written(ids, dtype, is_target)
         pieces.append(framed.tokens)
         lengths.append(framed.lengths)
@@ -134,7 +135,7 @@ def encode_documents(
 
 @dataclass(frozen=True)
 class FramedDocuments:
-    """Documents end to end, each between the tokens that begin and end a text."""
+    """Concatenated documents with their special tokens."""
 
     tokens: NDArray[Any]
     lengths: NDArray[np.int64]
@@ -144,17 +145,17 @@ class FramedDocuments:
 def as_written(
     ids: Sequence[Sequence[int]], dtype: np.dtype[Any], is_target: Sequence[NDArray[np.bool_]]
 ) -> FramedDocuments:
-    """Documents as they are."""
+    """Concatenated documents without additional special tokens."""
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     tokens = np.fromiter(chain.from_iterable(ids), dtype, int(lengths.sum()))
     return FramedDocuments(tokens, lengths, np.concatenate(is_target).astype(np.uint8))
 
 
 def frame(ids: Sequence[Sequence[int]], vocabulary: Vocabulary, dtype: np.dtype[Any]) -> FramedDocuments:
-    """Put `<s>` before and `</s>` behind every document that has not got them."""
+    """Concatenated documents; `<s>` and `</s>` are added where they are missing."""
     bare_lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     bare = np.fromiter(chain.from_iterable(ids), dtype, int(bare_lengths.sum()))
-    # Where one token does both (GPT-2), it stands behind each document only.
+    # If one token does both (GPT-2), it only ends documents.
     lacks_bos = np.array([not document or document[0] != vocabulary.bos_id for document in ids], np.bool_)
     lacks_bos &= vocabulary.bos_id != vocabulary.eos_id
     lacks_eos = np.array([not document or document[-1] != vocabulary.eos_id for document in ids], np.bool_)
@@ -162,9 +163,9 @@ def frame(ids: Sequence[Sequence[int]], vocabulary: Vocabulary, dtype: np.dtype[
     stops = np.cumsum(lengths)
     tokens = np.empty(int(lengths.sum()), dtype)
     is_own = np.ones(len(tokens), np.bool_)
-    for places, token in (((stops - lengths)[lacks_bos], vocabulary.bos_id), (stops[lacks_eos] - 1, vocabulary.eos_id)):
-        tokens[places] = token
-        is_own[places] = False
+    for added, token in (((stops - lengths)[lacks_bos], vocabulary.bos_id), (stops[lacks_eos] - 1, vocabulary.eos_id)):
+        tokens[added] = token
+        is_own[added] = False
     tokens[is_own] = bare
     return FramedDocuments(tokens, lengths, np.ones(len(tokens), np.uint8))
 
@@ -175,13 +176,13 @@ def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
 
 
 def _portions(texts: list[str]) -> Iterator[tuple[int, int]]:
-    """Texts that are encoded at once: encodings are far larger than the tokens that are kept of them."""
+    """(start, stop) of the texts of one encoding call; encodings are far larger than the tokens kept of them."""
     start, size = 0, 0
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         size += len(text)
         if size >= _CHARACTERS_AT_ONCE:
-            yield start, place + 1
-            start, size = place + 1, 0
+            yield start, index + 1
+            start, size = index + 1, 0
     if start < len(texts):
         yield start, len(texts)
 
@@ -191,7 +192,7 @@ def _encode(
 ) -> tuple[list[list[int]], list[NDArray[np.bool_]] | None]:
     if spans is None:
         return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)], None
-    # The fast way gives no offsets, and targets are said in characters.
+    # encode_batch_fast gives no offsets, which the spans in characters need.
     ids, is_target = [], []
     for found, wanted in zip(tokenizer.encode_batch(texts, add_special_tokens=False), spans, strict=True):
         starts = np.array([start for start, _ in found.offsets], np.int64)
@@ -205,7 +206,7 @@ def _encode(
 
 @lru_cache(maxsize=1)
 def _tokenizer(tokenizer_json: str) -> tuple[Tokenizer, Vocabulary]:
-    # There is a task for every core already; threads of the library would fight over them.
+    # Every core already runs a task; threads of the library would oversubscribe them.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = Tokenizer.from_str(tokenizer_json)
     return tokenizer, vocabulary_of(tokenizer)

@@ -1,4 +1,4 @@
-"""What decides the tokens of a corpus, as one short text. Equal fingerprint, equal blocks."""
+"""Fingerprint of a corpus: a short hash of everything that determines its tokens. Equal fingerprint, equal blocks."""
 
 import hashlib
 import json
@@ -16,14 +16,14 @@ _HEX_DIGITS = 16
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide what tokens come out."""
+    """Versions of the libraries that determine the tokens."""
     return {"tokenizers": str(tokenizers.__version__)}
 
 
 def stream_fingerprint(corpus: Corpus, tokenizer: TokenizerConfig) -> str:
-    """Of the documents and their tokens, whatever rows are made of them.
+    """Fingerprint of the documents and their tokens, independent of packing.
 
-    Files count by their bytes and not by their names; `max_rejected` does not count, for it changes no token.
+    Files enter by their bytes, not by their names. `max_rejected` does not enter: it changes no token.
     """
     files = [
         [
@@ -48,7 +48,11 @@ def stream_fingerprint(corpus: Corpus, tokenizer: TokenizerConfig) -> str:
 
 
 def row_fingerprint(stream: str, packing: PackingConfig) -> str:
-    """Of the rows: the name of the prepared folder."""
+    """Fingerprint of the rows, which names the prepared folder.
+
+    Args:
+        stream: From `stream_fingerprint`.
+    """
     return _short_hash([stream, packing.model_dump()])
 
 

@@ -1,4 +1,4 @@
-"""Texts with a label each: read from a table, split so that equal texts stand on one side, as rows for training."""
+"""Labelled texts: read from a table, split into training and holdout, encoded as rows. Equal texts share a split."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ _SHOWN = 5
 
 @dataclass
 class LabelledTexts:
-    """What was read of a table, in its order."""
+    """Texts and labels of a table, in its order."""
 
     label_column: str
     files: list[str] = field(default_factory=list)
@@ -34,16 +34,16 @@ class LabelledTexts:
     labels: list[str] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
-    """Rows of classes that had fewer than asked for, by class."""
+    """Number of rows left out by class, for classes with too few rows."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """All labels: numbers by their value, then words by the alphabet."""
+        """All distinct labels: numbers by value, then words alphabetically."""
         return tuple(sorted(set(self.labels), key=_order_of_class))
 
     @property
     def num_contradictory(self) -> int:
-        """Rows whose text also stands under another label: no model can have all of them right."""
+        """Rows whose text also occurs with another label; no model can predict all of them correctly."""
         seen: dict[str, set[str]] = {}
         for text, label in zip(self.texts, self.labels, strict=True):
             seen.setdefault(text, set()).add(label)
@@ -57,14 +57,16 @@ def _order_of_class(name: str) -> tuple[bool, int, str]:
 def read_labelled(
     table: Corpus, label: str, *, least_rows: int = 1, names: SettingNames = ON_THE_COMMAND_LINE
 ) -> LabelledTexts:
-    """Every row that has a text and a label; labels are what stands in their column, white space around it apart.
+    """All rows with a text and a label; labels are stripped of surrounding white space.
 
     Args:
-        least_rows: Classes of fewer rows are left out, and counted.
+        label: Column of the labels.
+        least_rows: Classes with fewer rows are left out and counted in `left_out`.
+        names: Names of the settings in error messages.
 
     Raises:
-        CorpusError: No such column (with the nearest spelling), no row that can be used, fewer than two classes, or a
-            class of a single row, which could stand on one side only.
+        CorpusError: No such column (with the nearest spelling), no valid row, fewer than two classes, or a class with
+            a single row, which cannot be both trained on and held out.
     """
     for kind in table.files:
         if label not in kind.columns:
@@ -72,8 +74,8 @@ def read_labelled(
             raise CorpusError(f"{kind.path} {missing_column(label, kind.columns, option=option)}")
         if label == kind.text_column:
             raise CorpusError(
-                f"{kind.path}: the texts are read from {label!r}, so it cannot be the label as well; name "
-                f"the column of the texts with {names.text}, one of {', '.join(columns_of(table))}"
+                f"{kind.path}: column {label!r} is both the text and the label; name another column for the texts with "
+                f"{names.text}, one of {', '.join(columns_of(table))}"
             )
     found = LabelledTexts(label)
     for row in table_rows(table, [label], on_reject=found.rejects.append):
@@ -92,13 +94,13 @@ def read_labelled(
 def _without_rare(found: LabelledTexts, least_rows: int) -> LabelledTexts:
     counts = Counter(found.labels)
     rare = Counter({name: count for name, count in counts.items() if count < least_rows})
-    kept = [place for place, name in enumerate(found.labels) if name not in rare]
+    kept = [index for index, name in enumerate(found.labels) if name not in rare]
     return replace(
         found,
-        files=[found.files[place] for place in kept],
-        lines=[found.lines[place] for place in kept],
-        texts=[found.texts[place] for place in kept],
-        labels=[found.labels[place] for place in kept],
+        files=[found.files[index] for index in kept],
+        lines=[found.lines[index] for index in kept],
+        texts=[found.texts[index] for index in kept],
+        labels=[found.labels[index] for index in kept],
         left_out=rare,
     )
 
@@ -114,7 +116,7 @@ def _check_classes(found: LabelledTexts, table: Corpus, names: SettingNames) -> 
     if len(counts) == 1:
         raise CorpusError(
             f"{where}: the column {found.label_column!r} has one class only, {next(iter(counts))!r} in all "
-            f"{len(found.labels):,} rows, and there is nothing to tell apart; name a column with two or more, one of "
+            f"{len(found.labels):,} rows; a classifier needs two or more: name another column, one of "
             f"{', '.join(name for name in columns_of(table) if name != found.label_column)}"
         )
     single = sorted(name for name, count in counts.items() if count == 1)
@@ -131,13 +133,16 @@ def _check_classes(found: LabelledTexts, table: Corpus, names: SettingNames) -> 
 def hold_out(
     texts: Sequence[str], labels: Sequence[str], share: float, *, names: SettingNames = ON_THE_COMMAND_LINE
 ) -> NDArray[np.bool_]:
-    """(n,) which rows are held out: by a hash of the text, as a corpus is split, so equal texts stand on one side.
+    """(n,) True for held-out rows, chosen by a hash of the text like in a corpus, so equal texts share a split.
 
-    A class of few texts may fall on one side whole. Then one text of it goes to the other: that with the lowest hash
-    is held out, or that with the highest is trained on.
+    If a whole class falls into one split, one of its texts moves: the lowest hash is held out, or the highest is
+    trained on.
+
+    Args:
+        share: Share of the texts to hold out, in [0, 1].
 
     Raises:
-        CorpusError: A class has one text only, however often, or texts that other classes need on that side.
+        CorpusError: A class has only one distinct text, or other classes need its texts in the same split.
     """
     hashes, _ = hash_texts(list(texts))
     side = dict(zip(texts, is_below(hashes[:, 0], holdout_threshold(share)).tolist(), strict=True))
@@ -145,7 +150,7 @@ def hold_out(
     of_class: dict[str, list[str]] = {}
     for text, label in zip(texts, labels, strict=True):
         of_class.setdefault(label, []).append(text)
-    # The rarest first: it has the least choice.
+    # Rarest class first: it has the fewest texts to move.
     for label in sorted(of_class, key=lambda name: (len(set(of_class[name])), name)):
         own = sorted(set(of_class[label]), key=order.__getitem__)
         if not any(side[text] for text in own):
@@ -157,14 +162,14 @@ def hold_out(
         own = of_class[one_sided[0]]
         raise CorpusError(
             f"the {len(own)} rows of class {one_sided[0]!r} have too few different texts ({len(set(own))}) to be both "
-            "trained on and held out, for equal texts stand on one side; leave such classes out with "
+            "trained on and held out, because equal texts share a split; leave such classes out with "
             f"{names.least_rows}{names.before_value}{len(own) + 1}, or give them more texts"
         )
     return np.array([side[text] for text in texts], np.bool_)
 
 
 class LabelledRows(TokenBlocks):
-    """Rows of one text and one label each, in memory: what training reads of `TokenBlocks`."""
+    """In-memory rows of one text and one label each, with the interface of `TokenBlocks`."""
 
     def __init__(
         self, tokens: NDArray[Any], lengths: NDArray[np.int32], labels: NDArray[np.int64], num_bytes: int
@@ -172,9 +177,9 @@ class LabelledRows(TokenBlocks):
         """
         Args:
             tokens: (n, T), padded.
-            lengths: (n,) real tokens of each row.
-            labels: (n,) numbers of classes.
-            num_bytes: UTF-8 bytes of the texts.
+            lengths: (n,) number of tokens of each row, padding not counted.
+            labels: (n,) class numbers.
+            num_bytes: UTF-8 bytes of all texts.
         """
         self._tokens, self._lengths, self._labels, self._num_bytes = tokens, lengths, labels, num_bytes
 
@@ -199,7 +204,7 @@ class LabelledRows(TokenBlocks):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """(n,) the class of each row."""
+        """(n,) class number of each row."""
         return self._labels
 
     def rows(self, row_numbers: NDArray[np.int64]) -> Rows:
@@ -209,18 +214,18 @@ class LabelledRows(TokenBlocks):
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """Texts as token ids, each `<s> .. </s>`, cut to the longest row that there may be."""
+    """Texts as token ids, each `<s> .. </s>`, truncated to the maximum row length."""
 
     tokens: tuple[NDArray[Any], ...]
     num_cut: int
-    """Texts that were longer."""
+    """Number of truncated texts."""
 
 
 def encode_texts(texts: Iterable[str], tokenizer: Tokenizer, vocabulary: Vocabulary, *, longest: int) -> EncodedTexts:
-    """Texts as a model reads them. One that is too long keeps its first tokens and ends in `</s>` all the same.
+    """Texts as token ids. A text that is too long keeps its first tokens and still ends in `</s>`.
 
     Args:
-        longest: Tokens of a row, special tokens included.
+        longest: Maximum tokens of a row, special tokens included.
     """
     pieces: list[NDArray[Any]] = []
     num_cut = 0
@@ -248,11 +253,11 @@ def encode_texts(texts: Iterable[str], tokenizer: Tokenizer, vocabulary: Vocabul
 
 
 def padded(rows: Sequence[NDArray[Any]], *, pad_id: int, length: int | None = None) -> NDArray[Any]:
-    """(n, T) rows of different lengths, filled up; T is the longest one's, or `length`."""
+    """(n, T) rows padded to equal length T: `length`, or that of the longest row."""
     longest = length or max(map(len, rows))
     tokens = np.full((len(rows), longest), pad_id, rows[0].dtype)
-    for place, row in enumerate(rows):
-        tokens[place, : len(row)] = row
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = row
     return tokens
 
 
@@ -265,21 +270,23 @@ def labelled_corpus(
     tokenizer_path: Path,
     fingerprint: str,
 ) -> PreparedCorpus:
-    """The two sides as a run takes them; class c is the c-th of `found.classes`."""
-    number = {name: place for place, name in enumerate(found.classes)}
+    """The training rows and the holdout as a corpus; class number c is the c-th of `found.classes`.
+
+    Its manifest is None: rows in memory have no files and no blocks.
+    """
+    number = {name: index for index, name in enumerate(found.classes)}
     labels = np.array([number[name] for name in found.labels], np.int64)
     num_bytes = np.array([len(text.encode()) for text in found.texts], np.int64)
     length = max(map(len, encoded.tokens))
 
     def side(chosen: NDArray[np.bool_]) -> LabelledRows:
-        rows = [encoded.tokens[place] for place in np.flatnonzero(chosen)]
+        rows = [encoded.tokens[index] for index in np.flatnonzero(chosen)]
         lengths = np.array([len(row) for row in rows], np.int32)
         tokens = padded(rows, pad_id=vocabulary.pad_id, length=length)
         return LabelledRows(tokens, lengths, labels[chosen], int(num_bytes[chosen].sum()))
 
     return PreparedCorpus(
         folder=tokenizer_path.parent,
-        # Of files and blocks, which rows in memory have not.
         manifest=cast(Any, None),
         vocabulary=vocabulary,
         train=side(~is_held_out),

@@ -1,4 +1,4 @@
-"""Prepared corpora on clusters whose nodes do not share a disk: who sees a folder, and a copy for who does not."""
+"""Prepared corpora on clusters without a shared disk: check visibility, and copy a corpus to other nodes."""
 
 import shutil
 import uuid
@@ -14,7 +14,7 @@ _PIECE_BYTES = 64 << 20
 
 
 def all_nodes_see(folder: Path) -> bool:
-    """Whether what is written into a folder here can be read under the same path on every node of the cluster."""
+    """True if every node of the cluster sees the files of this folder under the same path. Needs Ray."""
     here = ray.get_runtime_context().get_node_id()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     others = [node["NodeID"] for node in nodes if node["Alive"] and node["NodeID"] != here]
@@ -28,18 +28,21 @@ def all_nodes_see(folder: Path) -> bool:
 
 
 def serve_copies(folder: Path) -> Any:
-    """An actor on this node that hands out the files of a prepared folder; `open_on_this_node` asks it."""
+    """An actor on this node that serves the files of a prepared folder to `open_on_this_node`."""
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     actor: Any = ray.remote(num_cpus=0, label_selector=here)(_FileServer)
     return actor.remote(folder)
 
 
 def open_on_this_node(folder: Path, server: Any) -> PreparedCorpus:
-    """The prepared corpus in a folder that may exist on another node only; each node fetches it once.
+    """The prepared corpus in a folder that may exist only on another node; each node copies it once.
 
     Args:
-        folder: Where it lies, or will lie here after fetching.
-        server: From `serve_copies`, on the node that has it.
+        folder: Path of the corpus, the same on all nodes.
+        server: From `serve_copies`, on the node that has the corpus.
+
+    Raises:
+        DamagedBlockError: A file is missing or altered, also by an incomplete copy.
     """
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,7 @@ def _fetch(folder: Path, server: Any) -> None:
         with (partial / name).open("wb") as file:
             for start in range(0, size, _PIECE_BYTES):
                 file.write(ray.get(server.read.remote(name, start)))
-    # Contents are verified by opening; what was cut off on the way is named there.
+    # `open_prepared` verifies the contents and names an incomplete file.
     partial.rename(folder)
 
 

@@ -1,4 +1,4 @@
-"""Corpus to token blocks, once for each fingerprint."""
+"""Prepare a corpus: its token blocks are made once per fingerprint and then reused."""
 
 import os
 import shutil
@@ -43,18 +43,20 @@ def prepare(
     fetch: Callable[[Path], None] = lambda _: None,
     wanted: Literal["texts", "conversations"] | None = None,
 ) -> PreparedCorpus:
-    """The token blocks of a corpus: found where they have been made before, else made.
+    """The prepared corpus in prepared_folder/<fingerprint>; makes it if it does not exist.
 
-    Needs Ray to be initialised, except where the blocks are there. They lie in prepared_folder/<fingerprint>, which
-    appears whole or not at all; a preparation that was killed goes on where it stopped; two at once make it once.
+    The folder appears complete or not at all. An interrupted preparation resumes. Concurrent preparations of one
+    corpus make it once. Making it with `for_each_parcel` needs an initialised Ray.
 
     Args:
-        run: for_each_parcel_here does without Ray, on one core.
-        fetch: Called with the folder before it is made: may get it, whole, from where it was made before.
-        wanted: What the training is for; a corpus of the other kind is refused. None: both are welcome.
+        prepared_folder: Parent folder of all prepared corpora.
+        on_progress: Called with the progress of each phase.
+        run: Runs the work on parcels; `for_each_parcel_here` uses one core and no Ray.
+        fetch: Called with the folder before it is made; may copy it, complete, from elsewhere.
+        wanted: Kind of data that the objective needs; the other kind is refused. None accepts both.
 
     Raises:
-        CorpusError: Nothing to read, nothing kept, more rejected than `max_rejected`, or not what is wanted.
+        CorpusError: Nothing to read, no row kept, more rejected than `max_rejected`, or data of the wrong kind.
         ValueError: The tokenizer cannot be loaded.
     """
     report = on_progress or (lambda _: None)
@@ -62,7 +64,9 @@ def prepare(
     try:
         prepared_folder.mkdir(parents=True, exist_ok=True)
     except OSError as cause:
-        raise CorpusError(f"the folder for prepared corpora, {prepared_folder}, cannot be made: {cause}") from cause
+        raise CorpusError(
+            f"the folder for prepared corpora, {prepared_folder}, cannot be created: {cause}; choose a writable path"
+        ) from cause
     found = find_files(corpus)
     counter = PhaseCounter(report, "reading files", total=sum(file.num_bytes for file in found.files), unit="bytes")
     files = examine_files(found, corpus, memory=prepared_folder / ".examined.json", on_bytes=counter.add)
@@ -85,28 +89,28 @@ def prepare(
 
 
 def check_kind(corpus: Corpus, wanted: Literal["texts", "conversations"] | None) -> None:
-    """See that a corpus holds what a training is for.
+    """Check that a corpus holds the kind of data that the objective needs.
 
     Raises:
-        CorpusError: It does not, or holds both; names a file.
+        CorpusError: It holds the other kind, or both kinds; the message names a file.
     """
     read = [file for file in corpus.files if file.refused is None]
     dialogues = [file.path for file in read if file.has_dialogues]
     texts = [file.path for file in read if not file.has_dialogues]
     if wanted == "texts" and dialogues:
         raise CorpusError(
-            f"{dialogues[0]} holds conversations, and this objective trains on texts; write objective: sft, which "
-            "predicts the assistant's tokens, or name the key that holds a text as corpus.text"
+            f"{dialogues[0]} holds conversations, but this objective trains on texts; set objective: sft, which "
+            "predicts the assistant's tokens, or name the key of the text as corpus.text"
         )
     if wanted == "conversations" and texts:
         raise CorpusError(
-            f'{texts[0]} holds texts, and objective: sft trains on conversations, rows {{"conversations": [{{"role": '
-            '"user", "content": ..}, ..]} or {"instruction": .., "output": ..}; write objective: causal_lm for texts'
+            f'{texts[0]} holds texts, but objective: sft trains on conversations, rows {{"conversations": [{{"role": '
+            '"user", "content": ..}, ..]} or {"instruction": .., "output": ..}; set objective: causal_lm for texts'
         )
     if texts and dialogues:
         raise CorpusError(
-            f"{dialogues[0]} holds conversations and {texts[0]} texts: of the one only answers are predicted, of the "
-            "other everything; name files of one kind as corpus.path"
+            f"{dialogues[0]} holds conversations, {texts[0]} holds texts: conversations train on answers only, texts "
+            "on every token; name files of one kind as corpus.path"
         )
 
 
@@ -120,7 +124,7 @@ def _make(
     report: OnProgress,
     run: RunParcels,
 ) -> None:
-    """Make the folder beside its place, then rename it."""
+    """Make the folder under a temporary name, then rename it."""
     work = folder.parent / f".work-{stream}"
     pointer = folder.parent / f".stream-{stream}"
     made_before = _prepared_with_other_rows(pointer)
@@ -164,13 +168,13 @@ def _stream(
     try:
         return make_stream(corpus, tokenizer, work=work, report=report, run=run)
     except CorpusError:
-        # Nobody will go on from here: the corpus has to change first.
+        # The corpus must change first, so nothing can resume from this work.
         shutil.rmtree(work, ignore_errors=True)
         raise
 
 
 def _prepared_with_other_rows(pointer: Path) -> PreparedCorpus | None:
-    """A folder with the same tokens, which then need not be made again."""
+    """A prepared folder with the same tokens and other rows, whose blocks can be reused; None if there is none."""
     with suppress(OSError, ValueError):
         return open_prepared(pointer.parent / pointer.read_text())
     return None
@@ -185,7 +189,7 @@ def _link(source: Path, target: Path) -> None:
 
 @contextmanager
 def _only_one(path: Path, report: OnProgress) -> Iterator[None]:
-    """Hold a lock that the kernel lets go when its process dies, however it dies."""
+    """Hold an exclusive file lock; the kernel releases it when the process ends for any reason."""
     lock, started_at = FileLock(path), time.monotonic()
     while not lock.is_locked:
         try:

@@ -1,4 +1,4 @@
-"""The first reading of a corpus: count and judge every row, before time goes into tokens."""
+"""The survey of a corpus: a first reading that counts rows and rejects, before any tokenization."""
 
 import hashlib
 import json
@@ -22,10 +22,10 @@ _HASH_RANGE = 2**64
 
 
 def hash_texts(texts: list[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """(n, 2) 128 bits of each text: the first half decides between training and holdout, both say which text it is.
+    """128-bit hashes of texts. The first half selects the holdout; both halves identify the text.
 
     Returns:
-        (hashes, UTF-8 bytes of each text).
+        ((n, 2) hashes, (n,) UTF-8 bytes of each text).
     """
     encoded = [text.encode() for text in texts]
     digests = b"".join([hashlib.blake2b(data, digest_size=16).digest() for data in encoded])
@@ -33,22 +33,26 @@ def hash_texts(texts: list[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]
 
 
 def holdout_threshold(share: float) -> int:
-    """Texts whose first hash is below this are held out."""
+    """Texts whose first hash is below this number are held out.
+
+    Args:
+        share: Share of the texts, in [0, 1].
+    """
     return round(share * _HASH_RANGE)
 
 
 def is_below(hashes: NDArray[np.uint64], threshold: int) -> NDArray[np.bool_]:
-    """Which hashes are below a threshold that may be one more than 64 bits can say."""
+    """(n,) True for hashes below a threshold in [0, 2**64]; 2**64 itself does not fit in a uint64."""
     below: NDArray[np.bool_] = hashes <= np.uint64(threshold - 1) if threshold > 0 else np.zeros(len(hashes), np.bool_)
     return below
 
 
 @dataclass
 class Survey:
-    """What the first reading found."""
+    """Counts of the first reading."""
 
     files: dict[int, Counter[str]] = field(default_factory=dict)
-    """By number of file: kept, rejected, blank."""
+    """Number of kept, rejected and blank rows, by file number."""
     rejects: Counter[str] = field(default_factory=Counter)
     num_text_bytes: int = 0
     num_held_out: int = 0
@@ -68,7 +72,7 @@ class Survey:
         return self.rows_kept + self.rows_rejected
 
     def add(self, result: dict[str, Any]) -> None:
-        """Take in what one parcel gave."""
+        """Add the counts of one parcel, from `ParcelRows.counts`."""
         for number, counts in result["files"].items():
             self.files.setdefault(int(number), Counter()).update(counts)
         self.rejects.update(result["reasons"])
@@ -78,7 +82,7 @@ class Survey:
         self.highest_hash = max(self.highest_hash, int(result["highest_hash"]))
 
     def refuse_files(self, corpus: Corpus) -> list[Reject]:
-        """Count files of which no row was read, and ends that damage cut off: one reject each."""
+        """Count refused files and damaged ends of files, one reject each; returns these rejects."""
         entries = []
         for number, file in enumerate(corpus.files):
             for reason, detail in ((Reason.FILE_REFUSED, file.refused), (Reason.FILE_DAMAGED, file.damage)):
@@ -89,7 +93,7 @@ class Survey:
         return entries
 
     def file_reports(self, corpus: Corpus) -> tuple[FileReport, ...]:
-        """Every file with its counts."""
+        """A report on each file, with its counts."""
         reports = []
         for number, file in enumerate(corpus.files):
             counts = self.files.get(number, Counter())
@@ -119,13 +123,13 @@ class ParcelRows:
 
     texts: list[str] = field(default_factory=list)
     target_spans: list[list[tuple[int, int]]] = field(default_factory=list)
-    """For each text the characters that are predicted: of a text that is no dialogue, all."""
+    """(start, stop) of the predicted characters of each text: the answers of a dialogue, the whole of other texts."""
     rejects: list[Reject] = field(default_factory=list)
     files: dict[int, Counter[str]] = field(default_factory=dict)
-    """By number of file: kept, rejected, blank."""
+    """Number of kept, rejected and blank rows, by file number."""
 
     def add(self, rows: ReadRows, file: int) -> None:
-        """Take in what was in one piece."""
+        """Add the rows of one piece."""
         spans = rows.target_spans
         self.texts += rows.texts
         self.target_spans += spans if spans is not None else [[(0, len(text))] for text in rows.texts]
@@ -134,10 +138,10 @@ class ParcelRows:
         self.files.setdefault(file, Counter()).update(counts)
 
     def counts(self, hashes: NDArray[np.uint64], text_bytes: NDArray[np.int64], corpus: Corpus) -> dict[str, Any]:
-        """What `Survey.add` takes, fit for JSON.
+        """JSON-compatible counts for `Survey.add`.
 
         Args:
-            hashes: As `hash_texts` gives them, with text_bytes.
+            hashes: From `hash_texts`, like text_bytes.
         """
         first = hashes[:, 0]
         return {
@@ -150,12 +154,12 @@ class ParcelRows:
         }
 
     def reject_lines(self) -> bytes:
-        """Rejects as rejects.jsonl has them."""
+        """The rejects as lines of rejects.jsonl."""
         return "".join(json.dumps(reject.as_json(), ensure_ascii=False) + "\n" for reject in self.rejects).encode()
 
 
 def read_parcel(pieces: list[Piece], corpus: Corpus) -> ParcelRows:
-    """Every row of a parcel, kept or rejected."""
+    """All rows of a parcel, kept or rejected."""
     rows = ParcelRows()
     for piece in pieces:
         rows.add(read_piece(piece, corpus.files[piece.file], corpus.config, corpus.template), piece.file)
@@ -165,11 +169,11 @@ def read_parcel(pieces: list[Piece], corpus: Corpus) -> ParcelRows:
 def survey_parcel(
     _name: str, pieces: list[Piece], *, corpus: Corpus, sample_share: float, wants_hashes: bool
 ) -> dict[str, Any]:
-    """Read one parcel and count, as `Survey.add` takes it; "blobs" holds its rejects, sampled texts and hashes.
+    """Counts of one parcel for `Survey.add`; "blobs" holds its rejects, sampled texts and hashes.
 
     Args:
-        sample_share: Share of the texts, chosen by hash, that comes along for training a tokenizer.
-        wants_hashes: Hashes of all texts come along, for finding equal ones.
+        sample_share: Share of the texts, chosen by hash, to return for training a tokenizer.
+        wants_hashes: Return the hashes of all texts, for finding duplicates.
     """
     rows = read_parcel(pieces, corpus)
     hashes, text_bytes = hash_texts(rows.texts)
@@ -183,17 +187,21 @@ def survey_parcel(
 
 
 def sampled_texts(paths: Iterable[Path], *, threshold: int, drop_duplicates: bool) -> Iterator[str]:
-    """Texts of the training split out of the sample files of a survey, in the order of the corpus."""
+    """Texts of the training split from the sample files of a survey, in corpus order.
+
+    Args:
+        threshold: From `holdout_threshold`; texts below it are held out.
+    """
     seen: set[tuple[int, int]] = set()
     for path in paths:
         with pa.memory_map(str(path)) as source:
             for batch in pa.ipc.open_stream(source):
                 first, second = batch.column("first").to_numpy(), batch.column("second").to_numpy()
-                for place, text in enumerate(batch.column("text").to_pylist()):
-                    if int(first[place]) < threshold:
+                for index, text in enumerate(batch.column("text").to_pylist()):
+                    if int(first[index]) < threshold:
                         continue
                     if drop_duplicates:
-                        key = (int(first[place]), int(second[place]))
+                        key = (int(first[index]), int(second[index]))
                         if key in seen:
                             continue
                         seen.add(key)
@@ -206,7 +214,7 @@ def _sample(texts: list[str], hashes: NDArray[np.uint64], share: float) -> bytes
         {
             "first": hashes[chosen, 0],
             "second": hashes[chosen, 1],
-            "text": pa.array([texts[place] for place in chosen.tolist()], pa.large_string()),
+            "text": pa.array([texts[index] for index in chosen.tolist()], pa.large_string()),
         }
     )
     sink = pa.BufferOutputStream()

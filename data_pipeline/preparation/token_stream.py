@@ -1,4 +1,4 @@
-"""Corpus to a stream of tokens in a work folder: survey, tokenizer, blocks. What a killed run has done is done."""
+"""Corpus to a token stream in a work folder: survey, tokenizer, blocks. An interrupted preparation resumes there."""
 
 import json
 import time
@@ -33,15 +33,15 @@ _MERGED_BLOCK_BYTES = 8 << 20
 def make_stream(
     corpus: Corpus, config: TokenizerConfig, *, work: Path, report: OnProgress, run: RunParcels = for_each_parcel
 ) -> StreamReport:
-    """Blocks, tokenizer.json and rejects.jsonl in `work`, and what is to be said of them.
+    """Write blocks, tokenizer.json and rejects.jsonl into `work`, and report their counts.
 
     Raises:
-        CorpusError: Nothing kept, or more rejected than allowed.
+        CorpusError: No row is kept, more rows are rejected than allowed, or the holdout would be empty.
     """
     work.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     encode = partial(_encode, corpus, work=work, report=report, run=run)
-    # With the tokenizer given, nothing has to be known of the corpus before its texts are tokenized.
+    # A given tokenizer needs no survey before tokenization, so one reading is enough.
     is_read_once = config.kind == "file" and not corpus.config.drop_duplicates
     if is_read_once:
         with _timed(seconds, "tokenizing"):
@@ -66,7 +66,7 @@ def make_stream(
     if not is_read_once or threshold != holdout_threshold(corpus.config.holdout):
         with _timed(seconds, "tokenizing"):
             if is_read_once:
-                # A corpus of few texts, all of which fell on one side: what was split so is of no use.
+                # The corpus has few texts and all fell into one split; these blocks are useless.
                 _forget_blocks(work)
             results = encode(tokenizer, threshold=threshold, dropped=dropped)
     splits = {split: _split_report(work, split, results) for split in SPLITS}
@@ -94,7 +94,7 @@ def make_stream(
 
 
 def _survey(corpus: Corpus, config: TokenizerConfig, work: Path, report: OnProgress, run: RunParcels) -> Survey:
-    """A reading of its own, before. Its rejects, samples and hashes are laid down in `work`, a file for each parcel."""
+    """A separate first reading. It writes rejects, samples and hashes of each parcel into `work`."""
     counter = PhaseCounter(report, "judging rows", total=corpus.num_plain_bytes, unit="bytes")
     wanted = 0.0 if config.kind == "file" else config.training_bytes / max(corpus.num_plain_bytes, 1)
     judge = partial(survey_parcel, corpus=corpus, sample_share=min(1.0, wanted), wants_hashes=True)
@@ -108,17 +108,17 @@ def _survey(corpus: Corpus, config: TokenizerConfig, work: Path, report: OnProgr
 
 
 def _write_rejects(work: Path, refused: list[Reject]) -> None:
-    """Rejects of all parcels in one file, those of whole files first."""
+    """Write the rejects of all parcels into one file, refused files first."""
     with (work / "rejects.jsonl").open("wb") as file:
         for reject in refused:
             file.write(json.dumps(reject.as_json(), ensure_ascii=False).encode() + b"\n")
-        # They stay until the work folder goes: a run killed here gathers them again.
+        # Keep these files until the work folder is removed: an interrupted run reads them again.
         for path in sorted(work.glob("*.rejects")):
             file.write(path.read_bytes())
 
 
 def _check_accounts(work: Path, survey: Survey, splits: dict[SplitName, SplitReport], *, num_dropped: int) -> None:
-    """Every row that was read is a document of a block, a dropped duplicate or a line of rejects.jsonl."""
+    """Check that every row read is a document of a block, a removed duplicate or a line of rejects.jsonl."""
     by_file = sum(counts["kept"] + counts["rejected"] for counts in survey.files.values())
     with (work / "rejects.jsonl").open("rb") as file:
         num_rejects = sum(1 for _ in file)
@@ -137,18 +137,18 @@ def _forget_blocks(work: Path) -> None:
 
 
 def _threshold(survey: Survey, corpus: Corpus) -> int:
-    """Texts with a lower hash are held out. Of a corpus so small that one side would be empty, one text goes there.
+    """Holdout threshold, moved for a small corpus so that each split gets at least one text.
 
     Raises:
-        CorpusError: Fewer than two different texts.
+        CorpusError: The corpus has fewer than two distinct texts.
     """
     threshold = holdout_threshold(corpus.config.holdout)
     if corpus.config.holdout == 0:
         return 0
     if survey.lowest_hash == survey.highest_hash:
         raise CorpusError(
-            f"there is one document only ({survey.num_text_bytes:,} bytes), and a holdout needs another. Say what a "
-            "document is: corpus.documents: lines or paragraphs."
+            f"the corpus has one document only ({survey.num_text_bytes:,} bytes), and a holdout needs a second one. "
+            "Divide the text into documents, with corpus.documents: lines or paragraphs."
         )
     if threshold <= survey.lowest_hash:
         return survey.lowest_hash + 1
@@ -158,7 +158,7 @@ def _threshold(survey: Survey, corpus: Corpus) -> int:
 def _tokenizer(
     corpus: Corpus, config: TokenizerConfig, work: Path, threshold: int, report: OnProgress
 ) -> tuple[Tokenizer, int | None]:
-    """The tokenizer and the bytes that it was trained on."""
+    """The tokenizer, and the bytes of text it was trained on (None if it was loaded)."""
     path, facts = work / "tokenizer.json", work / "tokenizer_training.json"
     num_bytes: int | None = None
     if config.path is not None:
@@ -182,7 +182,7 @@ def _tokenizer(
 
 
 class _CountedTexts:
-    """Texts, and how many bytes of them have gone by."""
+    """Texts, with a count of the UTF-8 bytes read so far."""
 
     def __init__(self, texts: Iterator[str]) -> None:
         self._texts = texts
@@ -205,7 +205,7 @@ def _encode(
     dropped: dict[str, NDArray[np.int32]] | None = None,
     judges: bool = False,
 ) -> list[dict[str, Any]]:
-    """What each parcel gave, in the order of the corpus; its blocks are in `work`."""
+    """Counts of each parcel in corpus order; writes the blocks into `work`."""
     # It imports Ray, which a run in this process does without.
     from data_pipeline.preparation.node_copies import all_nodes_see
 
@@ -215,7 +215,7 @@ def _encode(
         tokenizer_json=tokenizer.to_str(pretty=False),
         holdout_threshold=threshold,
         has_targets=corpus.has_dialogues,
-        # Tasks on nodes that do not share this disk send their blocks here.
+        # Tasks on nodes without this disk return their blocks instead.
         folder=work if run is not for_each_parcel or all_nodes_see(work) else None,
         dropped=dropped or {},
         judges=judges,
@@ -242,7 +242,7 @@ def _split_report(work: Path, split: SplitName, results: list[dict[str, Any]]) -
 
 
 def _merged_blocks(work: Path, split: SplitName) -> Iterator[BlockReport]:
-    """The blocks of a split; small ones (a holdout has hundreds of them) become one."""
+    """The blocks of a split; small ones are merged, because a holdout has hundreds of them."""
     groups: list[list[Path]] = []
     size = 0
     for path in sorted(work.glob(f"{split}-*-*.arrow")):
@@ -255,7 +255,7 @@ def _merged_blocks(work: Path, split: SplitName) -> Iterator[BlockReport]:
         if len(paths) == 1:
             yield report_block(paths[0])
             continue
-        # What was merged stays until the work folder goes: a run killed here merges again.
+        # Keep the parts until the work folder is removed: an interrupted run merges them again.
         merged = work / f"{split}-{number:05d}.arrow"
         table = pa.Table.from_batches([read_block(path) for path in paths]).combine_chunks()
         write_whole(merged, block_bytes(table.to_batches()[0]))
@@ -286,7 +286,7 @@ def _tokenizer_report(
 
 
 def _covered_s(intervals: list[tuple[float, float]]) -> float:
-    """Seconds in which at least one of the intervals ran: pauses between them, as after a kill, do not count."""
+    """Seconds covered by at least one interval; the pause of an interrupted preparation does not count."""
     covered, reached = 0.0, 0.0
     for start, stop in sorted(intervals):
         covered += max(0.0, stop - max(start, reached))

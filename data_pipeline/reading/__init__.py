@@ -1,1 +1,1 @@
-"""Corpus files to documents: files found, formats and encodings recognized, rows read or rejected."""
+"""Corpus files to documents: finds files, detects formats and encodings, reads or rejects rows."""

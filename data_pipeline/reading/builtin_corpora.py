@@ -1,4 +1,4 @@
-"""A corpus that needs no file: the English prose that every CPython carries."""
+"""Built-in corpus that needs no file: the English documentation inside every CPython installation."""
 
 import ast
 import json
@@ -10,20 +10,22 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-# Tests and vendored packages repeat each other; what is left is prose that people wrote to be read.
+# Tests and vendored packages repeat each other; the remaining docstrings are prose.
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_vendor", "lib2to3"}
 _SHORTEST_DOCSTRING = 40
 
 
 @lru_cache(maxsize=1)
 def builtin_bytes(name: str) -> bytes:
-    """A built-in corpus as the bytes of a JSONL file {"text": ...}; gathered once a machine, for that takes seconds.
+    """A built-in corpus as the bytes of a JSONL file with rows {"text": ...}.
+
+    Collecting it takes seconds, so the result is cached per user and Python version under $XDG_CACHE_HOME.
 
     Raises:
-        ValueError: No corpus of this name.
+        ValueError: No built-in corpus has this name.
     """
     if name != "python-docs":
-        raise ValueError(f"there is no built-in corpus {name!r}; there is python-docs")
+        raise ValueError(f"there is no built-in corpus {name!r}; the only one is python-docs")
     version = ".".join(str(part) for part in sys.version_info[:3])
     cache = (
         Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pretune" / f"python-docs-{version}.jsonl"
@@ -32,7 +34,7 @@ def builtin_bytes(name: str) -> bytes:
         return cache.read_bytes()
     rows = [json.dumps({"text": text}, ensure_ascii=False) for text in python_docs()]
     data = ("\n".join(rows) + "\n").encode("utf-8", "replace")
-    with suppress(OSError):  # A home that cannot be written costs the seconds again, nothing else.
+    with suppress(OSError):  # Without a writable home the corpus is collected again next time.
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_suffix(f".{os.getpid()}.partial")
         partial.write_bytes(data)
@@ -41,7 +43,7 @@ def builtin_bytes(name: str) -> bytes:
 
 
 def python_docs() -> Iterator[str]:
-    """The language reference of `pydoc_data`, paragraph groups of a topic each, then every docstring of the library."""
+    """The topics of `pydoc_data`, then every docstring of the standard library that is long enough, once each."""
     from pydoc_data.topics import topics
 
     for _, topic in sorted(topics.items()):

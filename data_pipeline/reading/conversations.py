@@ -1,5 +1,7 @@
-"""Dialogues for supervised fine-tuning, of MiniMind's and alpaca's form, as turns: an optional system turn, then user
-and assistant in turn, the assistant last."""
+"""Dialogues for supervised fine-tuning, read from MiniMind's and Alpaca's formats.
+
+The result is a list of turns: an optional system turn, then user and assistant alternate; the assistant is last.
+"""
 
 from typing import Any
 
@@ -17,9 +19,12 @@ _ROLE_NAMES = {
 
 
 def turns_of(turns: Any) -> list[Turn] | Reason:
-    """MiniMind's form, a list of {"role": .., "content": ..}; also {"from": .., "value": ..}.
+    """Turns of MiniMind's format, a list of {"role": .., "content": ..} or {"from": .., "value": ..}.
 
-    An optional system turn, then user and assistant in turn; a last question without answer is left out.
+    A final question without an answer is removed.
+
+    Returns:
+        The turns, or the reason for rejecting the row.
     """
     if not isinstance(turns, list) or not turns:
         return Reason.NO_TURNS
@@ -41,13 +46,17 @@ def turns_of(turns: Any) -> list[Turn] | Reason:
     asked = parts[1:] if parts and parts[0][0] == "system" else parts
     if not asked:
         return Reason.NO_ANSWER
-    if any(name != ("user", "assistant")[place % 2] for place, (name, _) in enumerate(asked)):
+    if any(name != ("user", "assistant")[index % 2] for index, (name, _) in enumerate(asked)):
         return Reason.TURN_ORDER
     return parts
 
 
 def alpaca_turns_of(row: dict[str, Any]) -> list[Turn] | Reason:
-    """Alpaca's form: instruction, input (may be missing), output; `history` lists earlier (question, answer)."""
+    """Turns of Alpaca's format: instruction, input (optional), output; `history` lists earlier (question, answer).
+
+    Returns:
+        The turns, or the reason for rejecting the row.
+    """
     instruction, given, output = row.get("instruction"), row.get("input") or "", row.get("output")
     history = row.get("history") or []
     if not all(isinstance(part, str) for part in (instruction, given, output)) or not isinstance(history, list):

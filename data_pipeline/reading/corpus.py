@@ -1,4 +1,7 @@
-"""Files to a Ray Dataset of parcels: whole rows, a few megabytes together, that any task on any node can read."""
+"""A corpus: its files, how to read them, and the size of its parcels.
+
+A parcel is a group of whole rows, about a megabyte, that any task on any node can process.
+"""
 
 from dataclasses import dataclass
 
@@ -13,25 +16,28 @@ _PARCELS_OF_A_CORPUS = 64
 
 @dataclass(frozen=True)
 class Corpus:
-    """Files and how to read them."""
+    """The files of a corpus and the settings for reading them."""
 
     config: CorpusConfig
     files: tuple[FileKind, ...]
     template: ChatTemplate = OUR_CHAT
-    """Writes conversations."""
+    """Template that writes conversations as texts."""
 
     @property
     def num_plain_bytes(self) -> int:
-        """Bytes of text that reading goes through."""
+        """Bytes of all files after decompression."""
         return sum(file.num_plain_bytes for file in self.files)
 
     @property
     def has_dialogues(self) -> bool:
-        """Whether some file holds conversations, so that not every token is predicted."""
+        """True if a file holds conversations; then only answers are predicted."""
         return any(file.has_dialogues for file in self.files)
 
     @property
     def parcel_bytes(self) -> int:
-        """Bytes of a parcel: small corpora still make enough parcels for many cores, large ones not too many files."""
+        """Target size of a parcel in bytes.
+
+        Small corpora still give enough parcels for many cores; large corpora do not give too many block files.
+        """
         share = self.num_plain_bytes // _PARCELS_OF_A_CORPUS
         return min(max(share, _SMALLEST_PARCEL_BYTES), _LARGEST_PARCEL_BYTES)

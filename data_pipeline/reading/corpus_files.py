@@ -1,4 +1,4 @@
-"""Which files a corpus is made of, and their bytes: local, remote, compressed or built in."""
+"""Find the files of a corpus and open their bytes: local, remote, compressed or built in."""
 
 import bz2
 import difflib
@@ -28,7 +28,7 @@ Compression = Literal["gzip", "zstd", "bzip2"]
 _BUILTIN = "builtin:"
 _MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
 
-# In a folder these are no part of a corpus. A file that is named itself is always read.
+# Skipped in folders. A file that corpus.path names itself is always read.
 _PASSED_OVER = (
     ("README*", "a README"),
     ("LICENSE*", "a licence"),
@@ -52,35 +52,36 @@ _PASSED_OVER = (
 
 
 class ByteReader(Protocol):
-    """All that is asked of a stream."""
+    """A stream of bytes."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """The next bytes; none at the end."""
+        """The next bytes, at most `size` of them if it is not negative; b"" at the end."""
 
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file that will be read."""
+    """A file to read."""
 
     path: str
     num_bytes: int
     changed: str
-    """Changes when the file does; empty if its store cannot say. Spares hashing it again."""
+    """Version mark of the store (modification time, ETag), with which an unchanged file is not hashed again; may be
+    empty."""
 
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """The files of a corpus in the order in which they are read, and those in its folders that are not."""
+    """The files of a corpus in reading order, and the skipped files of its folders."""
 
     files: tuple[FoundFile, ...]
     passed_over: tuple[PassedOver, ...]
 
 
 def find_files(corpus: CorpusConfig) -> FoundFiles:
-    """Every file of a corpus, sorted by path, so that the order in which they were named does not matter.
+    """All files of a corpus, sorted by path: the order in corpus.path does not matter.
 
     Raises:
-        CorpusError: A path that does not exist, or nothing to read.
+        CorpusError: A path does not exist, its store cannot be opened, or no file is left to read.
     """
     if corpus.builtin is not None:
         size = len(builtin_bytes(corpus.builtin))
@@ -97,7 +98,9 @@ def find_files(corpus: CorpusConfig) -> FoundFiles:
     if not files:
         skipped = ", ".join(f"{Path(item.path).name} ({item.why})" for item in passed_over.values())
         raise CorpusError(
-            f"there is nothing to read in {', '.join(named)}" + (f"; passed over: {skipped}" if skipped else "")
+            f"corpus.path={', '.join(named)}: there is nothing to read in it"
+            + (f"; passed over: {skipped}" if skipped else "")
+            + "; name a file that holds text"
         )
     return FoundFiles(
         tuple(files[path] for path in sorted(files)),
@@ -107,7 +110,11 @@ def find_files(corpus: CorpusConfig) -> FoundFiles:
 
 @contextmanager
 def open_bytes(path: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file as they lie there."""
+    """The bytes of a file as stored, without decompression.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
     if path.startswith(_BUILTIN):
         yield io.BytesIO(builtin_bytes(path.removeprefix(_BUILTIN)))
         return
@@ -117,12 +124,15 @@ def open_bytes(path: str) -> Iterator[IO[bytes]]:
 
 
 def compression_of(head: bytes) -> Compression | None:
-    """Compression told by a file's first bytes."""
+    """Compression of a file, detected by its first bytes; None for plain files."""
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
 
 
 def decompress(stream: Any, compression: Compression | None) -> ByteReader:
-    """The text behind a compressed stream, all its members; an unfinished or damaged one raises OSError or EOFError."""
+    """The decompressed stream, all members or frames of it.
+
+    Its `read` raises OSError or EOFError if the stream is truncated or damaged, after the data before the damage.
+    """
     if compression == "gzip":
         return _UpToDamage(gzip.GzipFile(fileobj=stream))
     if compression == "bzip2":
@@ -135,7 +145,7 @@ def decompress(stream: Any, compression: Compression | None) -> ByteReader:
 
 @contextmanager
 def open_seekable(path: str, compression: Compression | None) -> Iterator[IO[bytes]]:
-    """The decompressed bytes of a file for a reader that jumps about in it (Parquet); compressed ones pass a disk."""
+    """The decompressed bytes of a file, seekable (for Parquet). Compressed files are unpacked to a temporary file."""
     with open_bytes(path) as raw:
         if compression is None:
             yield raw
@@ -147,7 +157,7 @@ def open_seekable(path: str, compression: Compression | None) -> Iterator[IO[byt
 
 
 class _UpToDamage:
-    """Reads of the standard library that give what they have; `read` throws it away when damage follows it."""
+    """Delivers all data before a damaged part; `read` of the standard library would discard it."""
 
     def __init__(self, stream: gzip.GzipFile | bz2.BZ2File) -> None:
         self._stream = stream
@@ -157,7 +167,7 @@ class _UpToDamage:
 
 
 class _Zstd:
-    """A zstd stream, all its frames, that says when it is cut off; the library's own reader just ends."""
+    """A zstd stream, all frames of it. It raises if the stream is truncated; the library's own reader ends silently."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -165,13 +175,13 @@ class _Zstd:
         self._compressed = b""
 
     def read(self, size: int = -1, /) -> bytes:
-        del size  # What one piece gives is handed on whole.
+        del size  # Each compressed piece is returned decompressed as a whole.
         while True:
             if not self._compressed:
                 self._compressed = self._stream.read(1 << 17)
             if not self._compressed:
                 if self._frame is not None:
-                    raise EOFError("it is cut off in the middle of a frame")
+                    raise EOFError("the file is truncated in the middle of a zstd frame")
                 return b""
             if self._frame is None:
                 self._frame = zstandard.ZstdDecompressor().decompressobj()
@@ -199,13 +209,13 @@ def _expand(path: str) -> Iterator[FoundFile | PassedOver]:
             return
         matches = sorted(filesystem.glob(inner, detail=True).items()) if any(mark in inner for mark in "*?[") else []
     except (OSError, PermissionError) as cause:
-        raise CorpusError(f"corpus.path={path} cannot be read: {cause}") from cause
+        raise CorpusError(f"corpus.path={path} cannot be read: {cause}; check its permissions and its store") from cause
     if not matches:
         raise CorpusError(f"corpus.path={path} does not exist{_nearest(filesystem, inner)}")
     for name, info in matches:
         if info["type"] != "file":
             continue
-        # Who asks for README*.txt shall have them.
+        # A pattern such as README*.txt names these files on purpose.
         is_asked_for = _why_passed_over(inner.rsplit("/", 1)[-1], 1) is not None
         why = None if is_asked_for else _why_passed_over(name.rsplit("/", 1)[-1], int(info["size"] or 0))
         yield PassedOver(path=_full(filesystem, name), why=why) if why else _found(filesystem, name, info)
@@ -222,7 +232,9 @@ def _filesystem(path: str) -> tuple[Any, str]:
         try:
             arrow, inner = FileSystem.from_uri(path)
         except Exception as cause:
-            raise CorpusError(f"corpus.path={path} names a store that cannot be opened: {cause}") from cause
+            raise CorpusError(
+                f"corpus.path={path} names a store that cannot be opened: {cause}; check the scheme and the credentials"
+            ) from cause
         return ArrowFSWrapper(arrow), inner
 
 
@@ -247,12 +259,12 @@ def _why_passed_over(relative: str, num_bytes: int) -> str | None:
 
 
 def _nearest(filesystem: Any, inner: str) -> str:
-    """Names beside a missing path that look like it: most missing paths are misspelt."""
+    """Suggestion of existing names that resemble a missing path: most missing paths are misspelt."""
     try:
         beside = [
             entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(inner.rsplit("/", 1)[0], detail=False)
         ]
     except OSError:
-        return "; nor does its folder"
+        return "; its folder does not exist either"
     close = difflib.get_close_matches(inner.rsplit("/", 1)[-1], beside, n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""

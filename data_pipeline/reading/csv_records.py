@@ -1,10 +1,10 @@
-"""Where CSV records begin and end, in bytes, and what is in them.
+"""CSV records in bytes: their boundaries and their fields.
 
-Python's csv module reads a stream: one quote that is never closed swallows all that follows. Here a record that does
-not close its quote costs its own line, and what a record is does not depend on where the file was cut into pieces.
+Python's csv module reads a stream, so one unclosed quote swallows the rest of the file. Here an unclosed quote costs
+only its own line, and record boundaries do not depend on where the file is cut into pieces.
 
-Delimiters, quotes and line ends are never part of a longer character in any encoding that we read (GB18030 included;
-wide ones are turned into UTF-8 before), so bytes can be cut before they are decoded.
+Bytes are split before decoding. This is safe: no supported encoding (GB18030 included; wide encodings are converted to
+UTF-8 first) uses the bytes of delimiters, quotes or line ends inside a longer character.
 """
 
 import re
@@ -12,23 +12,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-# A quoted field may hold line ends; one longer than this counts as never closed.
+# A quoted field may hold line ends; a quote without an end within this many bytes counts as unclosed.
 LONGEST_RECORD_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record, or one line that is none."""
+    """One record, or one malformed line."""
 
     line: int
     """First physical line, from 1."""
     raw: bytes
     fields: list[bytes] | None
-    """None: a quote is not closed, or something follows it."""
+    """None: a quote is not closed, or text follows a closing quote."""
 
 
 def csv_records(data: bytes, delimiter: str, *, first_line: int) -> Iterator[Record]:
-    """Records of a piece that begins and ends between records; blank lines come as a record with one empty field."""
+    """Records of a piece that begins and ends at record boundaries; a blank line is a record with one empty field."""
     separator = delimiter.encode()
     line = first_line
     position = 0
@@ -55,7 +55,10 @@ def csv_records(data: bytes, delimiter: str, *, first_line: int) -> Iterator[Rec
 
 
 def end_of_last_record(data: bytes, delimiter: str) -> int:
-    """Where to cut a buffer that is to grow: the end of the last record that is surely whole; 0 if none is."""
+    """Position behind the last record that is certainly complete, in bytes; 0 if there is none.
+
+    A reader cuts a growing buffer there.
+    """
     separator = delimiter.encode()
     position = 0
     while True:
@@ -97,7 +100,7 @@ def _field(separator: bytes) -> re.Pattern[bytes]:
 
 
 def _field_pattern(separator: bytes) -> bytes:
-    # Possessive: without them a quote that is never closed is tried in every way it could be cut.
+    # Possessive quantifiers: with backtracking, an unclosed quote would take exponential time.
     quoted = rb'"[^"]*+(?:""[^"]*+)*+"'
     plain = rb'[^"\n\r' + re.escape(separator) + rb"][^\n\r" + re.escape(separator) + rb"]*+"
     return rb"(?:" + quoted + rb"|" + plain + rb"|)"

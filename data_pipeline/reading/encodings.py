@@ -1,4 +1,4 @@
-"""In which encoding a file is written, told by its bytes."""
+"""Detect the encoding of a file by its bytes."""
 
 import codecs
 import re
@@ -15,7 +15,7 @@ _BOMS = (
 )
 WIDE_ENCODINGS = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 
-# Supersets that read the same bytes, and names under which an encoding says more than its name.
+# Supersets that decode the same bytes, and aliases.
 _SAME_AS = {"gbk": "gb18030", "gb2312": "gb18030", "utf-8-sig": "utf-8", "iso8859-1": "latin-1", "ascii": "utf-8"}
 _SAMPLE_BYTES = 1 << 20
 _HIGH_RUN = re.compile(rb"[\x80-\xff]+")
@@ -24,18 +24,18 @@ _GUESSER_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Encoding:
-    """An encoding and how it was found."""
+    """An encoding and the evidence for it."""
 
     name: str
     note: str
     bom_bytes: int = 0
-    """Bytes at the beginning that are no text."""
+    """Length of the byte order mark at the beginning."""
 
 
 class HighByteSample:
-    """Lines that hold bytes above 127, gathered while a file streams by: ASCII says nothing about its encoding.
+    """Collects a sample of the lines with bytes above 127 while a file is read.
 
-    A file whose first hundred megabytes are ASCII is thus told by the lines that matter.
+    ASCII lines carry no information about the encoding: a file may begin with hundreds of megabytes of them.
     """
 
     def __init__(self) -> None:
@@ -44,19 +44,19 @@ class HighByteSample:
         self._rest = b""
 
     def add(self, piece: bytes) -> None:
-        """The next bytes of the file."""
+        """Add the next bytes of the file."""
         if self._num_bytes >= _SAMPLE_BYTES:
             return
         cut = piece.rfind(b"\n") + 1
         whole, rest = (self._rest + piece[:cut], piece[cut:]) if cut else (b"", self._rest + piece)
-        # A line longer than the sample is cut anywhere; one broken character in it does no harm.
+        # A line longer than the sample is cut at any byte; one broken character does no harm.
         if len(rest) > _SAMPLE_BYTES:
             whole, rest = whole + rest, b""
         self._rest = rest
         self._take(whole)
 
     def finish(self) -> list[bytes]:
-        """All lines gathered."""
+        """All collected lines; call it once, at the end of the file."""
         self._take(self._rest)
         self._rest = b""
         return self.lines
@@ -75,11 +75,11 @@ class HighByteSample:
 
 
 def detect_encoding(head: bytes, high_lines: list[bytes]) -> Encoding:
-    """Encoding of a file.
+    """The most probable encoding of a file: by byte order mark, NUL pattern, UTF-8 validity, then byte statistics.
 
     Args:
-        head: Its first bytes, a few thousand at least if it has them.
-        high_lines: Its lines with bytes above 127.
+        head: First bytes of the file, at least a few thousand unless the file is shorter.
+        high_lines: Lines with bytes above 127, from `HighByteSample`.
     """
     for bom, name in _BOMS:
         if head.startswith(bom):
@@ -91,24 +91,29 @@ def detect_encoding(head: bytes, high_lines: list[bytes]) -> Encoding:
         return Encoding("utf-8", "ASCII only")
     num_valid = sum(_is_valid(line, "utf-8", "surrogatepass") for line in high_lines)
     share = f"{num_valid} of {len(high_lines)} lines above ASCII valid"
-    # A line of another encoding is hardly ever valid UTF-8 by chance: half of the lines is proof, and the rest damage.
+    # A line in another encoding is almost never valid UTF-8: if half of the lines are valid, the others are damaged.
     if 2 * num_valid >= len(high_lines):
         return Encoding("utf-8", share)
     return _legacy_encoding(high_lines)
 
 
-def said_encoding(name: str, head: bytes) -> Encoding:
-    """The encoding that the settings name, of a file with these first bytes: of UTF-16 they say the order of bytes."""
+def configured_encoding(name: str, head: bytes) -> Encoding:
+    """The encoding that corpus.encoding names; for UTF-16 and UTF-32 the first bytes give the byte order.
+
+    Args:
+        name: Any name that Python knows.
+        head: First bytes of the file.
+    """
     name = codecs.lookup(name).name
     name = _SAME_AS.get(name, name)
     boms = [(bom, full) for bom, full in _BOMS if full.startswith(name) and head.startswith(bom)]
     if boms:
-        return Encoding(boms[0][1], "said in the settings", len(boms[0][0]))
-    return Encoding(f"{name}-le" if name in ("utf-16", "utf-32") else name, "said in the settings")
+        return Encoding(boms[0][1], "set in corpus.encoding", len(boms[0][0]))
+    return Encoding(f"{name}-le" if name in ("utf-16", "utf-32") else name, "set in corpus.encoding")
 
 
 def _legacy_encoding(lines: list[bytes]) -> Encoding:
-    """GB18030 has its high bytes in pairs; Latin-1 has accents, alone among ASCII letters."""
+    """GB18030 uses high bytes in pairs; Latin-1 uses single accented letters among ASCII."""
     sample = b"\n".join(lines)
     runs = _HIGH_RUN.findall(sample)
     single = sum(len(run) == 1 for run in runs) / len(runs)
@@ -121,7 +126,7 @@ def _legacy_encoding(lines: list[bytes]) -> Encoding:
         return Encoding("cp1252" if has_c1 else "latin-1", note)
     guess = from_bytes(sample[:_GUESSER_BYTES]).best()
     if guess is None:
-        return Encoding("latin-1", f"nothing fits better; {note}")
+        return Encoding("latin-1", f"fallback, no encoding matches; {note}")
     return Encoding(guess.encoding.replace("_", "-"), f"charset-normalizer; {note}")
 
 
@@ -142,7 +147,7 @@ def _wide_encoding(head: bytes) -> str | None:
     head = head[: len(head) // 4 * 4][:4096]
     if not head:
         return None
-    nul = [head[place::4].count(0) / (len(head) / 4) for place in range(4)]
+    nul = [head[offset::4].count(0) / (len(head) / 4) for offset in range(4)]
     if min(nul[2], nul[3]) > 0.5 and nul[0] < 0.1:
         return "utf-32-le"
     if nul[0] > 0.3 and nul[2] > 0.3 and max(nul[1], nul[3]) < 0.1:

@@ -1,4 +1,4 @@
-"""What a file is, told by its content: compression, encoding, format, columns, line ends. Names are not asked."""
+"""Detect compression, encoding, format, columns and line ends of a file by its content, never by its name."""
 
 import csv
 import hashlib
@@ -16,7 +16,13 @@ from data_pipeline.reading.corpus_files import (
     open_bytes,
     open_seekable,
 )
-from data_pipeline.reading.encodings import WIDE_ENCODINGS, Encoding, HighByteSample, detect_encoding, said_encoding
+from data_pipeline.reading.encodings import (
+    WIDE_ENCODINGS,
+    Encoding,
+    HighByteSample,
+    configured_encoding,
+    detect_encoding,
+)
 from data_pipeline.schema.corpus_config import CorpusConfig
 
 Format = Literal["jsonl", "json", "csv", "txt", "parquet"]
@@ -35,43 +41,48 @@ _HEADER_CELL = re.compile(r"[^\W\d][\w .:/()#%-]{0,63}|")
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """Everything that reading a file needs to know before its first row."""
+    """Detected properties of a file, all that is needed to read its rows."""
 
     path: str
     num_file_bytes: int
     num_plain_bytes: int
-    """After decompression."""
+    """Size after decompression."""
     blake2b: str
     compression: Compression | None
     encoding: Encoding
     format: Format
     has_cr_lines: bool = False
-    """Lines end in CR alone."""
+    """Lines end with a lone CR."""
     delimiter: str = ","
     columns: tuple[str, ...] = ()
     """Header of a CSV; keys seen in JSON; columns of Parquet."""
     has_header: bool = True
     text_column: str | None = None
-    """None: a row is its text itself (plain text, an array of strings)."""
+    """Column or key of the text. None: a row is the text itself (plain text, an array of strings)."""
     kept_columns: tuple[str, ...] = ()
-    """Columns that are read beside the text; only Parquet, which is read by column, needs to know."""
+    """Columns to read besides the text; only Parquet, a columnar format, uses this."""
     refused: str | None = None
+    """Reason why no row can be read; None if the file is readable."""
     damage: str | None = None
-    """Where decompression ended before the file did."""
+    """Position and error of a failed decompression; rows before it are read."""
 
     @property
     def has_dialogues(self) -> bool:
-        """Whether its rows are conversations."""
+        """True if the rows are conversations."""
         return self.text_column in ("conversations", "alpaca")
 
     @property
     def format_in_words(self) -> str:
-        """Format with what tells tables apart."""
+        """Name of the format; tables with their delimiter."""
         return {",": "csv", "\t": "tsv", ";": "csv with ;"}[self.delimiter] if self.format == "csv" else self.format
 
 
 def examine_file(found: FoundFile, corpus: CorpusConfig) -> FileKind:
-    """Read a file once, whole, and say what it is. Memory does not grow with the file."""
+    """Read a file once and detect its properties. Memory use does not grow with the file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
     digest = hashlib.blake2b(digest_size=16)
     sample = HighByteSample()
     head = b""
@@ -103,11 +114,11 @@ def examine_file(found: FoundFile, corpus: CorpusConfig) -> FileKind:
         common |= _parquet_facts(found.path, compression, corpus)
         return FileKind(encoding=Encoding("utf-8", "Parquet"), format="parquet", **common)
     if corpus.encoding is not None:
-        encoding = said_encoding(corpus.encoding, head)
+        encoding = configured_encoding(corpus.encoding, head)
     else:
         encoding = detect_encoding(head, sample.finish())
     if encoding.name not in WIDE_ENCODINGS and head.count(0) > 0.1 * len(head):
-        refused = "it is neither text nor Parquet: a tenth of its bytes are NUL"
+        refused = "it is neither text nor Parquet: over a tenth of its first bytes are NUL; give text or Parquet"
         return FileKind(encoding=encoding, format="txt", refused=refused, **common)
     text = head[encoding.bom_bytes :].decode(encoding.name, "replace")
     common |= _text_facts(text, corpus, is_whole=num_plain_bytes <= _HEAD_BYTES)
@@ -115,7 +126,7 @@ def examine_file(found: FoundFile, corpus: CorpusConfig) -> FileKind:
 
 
 class _HashingReader:
-    """A stream that hashes what is read from it, so that a file is read once."""
+    """A stream that hashes its bytes while they are read, so that one pass over the file is enough."""
 
     def __init__(self, raw: IO[bytes], digest: Any) -> None:
         self._raw = raw
@@ -146,7 +157,7 @@ def _text_facts(head: str, corpus: CorpusConfig, *, is_whole: bool) -> dict[str,
     has_cr_lines = "\n" not in head and "\r" in head
     lines = re.split(r"\r*\n|\r" if has_cr_lines else r"\r*\n", head)
     if not is_whole and len(lines) > 1:
-        lines.pop()  # It may be cut.
+        lines.pop()  # The last line may be incomplete.
     facts: dict[str, Any] = {"has_cr_lines": has_cr_lines}
     wanted = corpus.format
     if wanted in ("json", "auto") and corpus.text is None and _is_array_of_strings(head):
@@ -158,7 +169,7 @@ def _text_facts(head: str, corpus: CorpusConfig, *, is_whole: bool) -> dict[str,
     if wanted == "jsonl" or (wanted == "auto" and filled and _looks_like_jsonl(filled, len(objects))):
         return facts | {"format": "jsonl"} | _object_facts(objects, corpus)
     if wanted == "auto" and _OBJECT_OVER_LINES.match(head):
-        refused = "it is JSON of objects over several lines; rows are objects of a line each, or elements of one array"
+        refused = "it is JSON of objects over several lines; write one object per line (JSONL), or one array of objects"
         return facts | {"format": "json", "refused": refused}
     if wanted in ("csv", "tsv") or wanted == "auto":
         table = _csv_facts(lines, corpus)
@@ -176,7 +187,7 @@ def _is_json_array(head: str) -> bool:
 
 
 def _is_array_of_strings(head: str) -> bool:
-    """Told by its first element: a whole string, and what may follow an element."""
+    """True if the array begins with a complete string followed by a comma or the end of the array."""
     start = re.match(r'\s*\[\s*(?=")', head)
     if start is None:
         return False
@@ -188,7 +199,7 @@ def _is_array_of_strings(head: str) -> bool:
 
 
 def _first_elements(head: str) -> list[dict[str, Any]]:
-    """The first objects of an array, as many as are whole."""
+    """The first complete objects of an array."""
     decoder = json.JSONDecoder()
     elements: list[dict[str, Any]] = []
     position = head.find("[") + 1
@@ -212,7 +223,7 @@ def _object_facts(objects: list[dict[str, Any]], corpus: CorpusConfig) -> dict[s
 
 
 def _looks_like_jsonl(filled: list[str], num_objects: int) -> bool:
-    # Half: damage in the other half is for the rejects. One object alone must be the whole line.
+    # Half is enough: malformed lines in the other half become rejects.
     return 2 * num_objects >= len(filled) or (filled[0].lstrip().startswith('{"') and num_objects > 0)
 
 
@@ -232,12 +243,21 @@ def _is_text(objects: list[dict[str, Any]], key: str) -> bool:
 
 
 def choose_column(columns: tuple[str, ...], wanted: str | None, text_like: list[str]) -> tuple[str | None, str | None]:
-    """Which column holds the text: (column, None), or (None, why the file is refused)."""
+    """The column that holds the text.
+
+    Args:
+        columns: All columns or keys of the file.
+        wanted: corpus.text; None chooses by name.
+        text_like: Columns whose values look like text.
+
+    Returns:
+        (column, None), or (None, the reason to refuse the file). `conversations` and `alpaca` stand for dialogues.
+    """
     if wanted is not None:
         if wanted in columns:
             return wanted, None
         if any(name in columns for name in TURN_NAMES) or set(ALPACA_NAMES) <= set(columns):
-            return None, f"it holds conversations and no column {wanted!r}; for objective: sft leave corpus.text out"
+            return None, f"it holds conversations and no column {wanted!r}; for objective: sft remove corpus.text"
         return None, f"it has no column {wanted!r}; its columns are {', '.join(columns) or 'none'}"
     for name in (*TEXT_NAMES[:1], *TURN_NAMES):
         if name in columns:
@@ -250,7 +270,7 @@ def choose_column(columns: tuple[str, ...], wanted: str | None, text_like: list[
             return lowered[name], None
     if len(text_like) == 1:
         return text_like[0], None
-    return None, f"which column holds the text cannot be told; say corpus.text, one of {', '.join(columns) or 'none'}"
+    return None, f"the column of the text is ambiguous; set corpus.text to one of {', '.join(columns) or 'none'}"
 
 
 def _csv_facts(lines: list[str], corpus: CorpusConfig) -> dict[str, Any] | None:
@@ -264,7 +284,7 @@ def _csv_facts(lines: list[str], corpus: CorpusConfig) -> dict[str, Any] | None:
 
 
 def _table(lines: list[str], delimiter: str, corpus: CorpusConfig) -> dict[str, Any] | None:
-    """Facts of a table with this delimiter, or None where it is not one."""
+    """Properties of the table with this delimiter; None if the lines are no such table."""
     rows = _sniffed_rows(lines, delimiter)
     if len(rows) < 2:
         return None
@@ -277,7 +297,7 @@ def _table(lines: list[str], delimiter: str, corpus: CorpusConfig) -> dict[str, 
         return _table_as_said(lines, delimiter, corpus) if knows_text else None
     if is_header and knows_text and same >= 0.5:
         return _table_as_said(lines, delimiter, corpus)
-    # Prose has commas too; that all lines have equally many of them, and short words on the first, it does not.
+    # Prose has commas too, but not the same number of them on every line.
     if same >= 0.9 and len(rows) >= 3:
         return _table_as_said(lines, delimiter, corpus) | {"has_header": is_header}
     return None
@@ -287,7 +307,7 @@ def _table_as_said(lines: list[str], delimiter: str, corpus: CorpusConfig) -> di
     rows = _sniffed_rows(lines, delimiter)
     columns = tuple(cell.strip() for cell in rows[0]) if rows else ()
     text_like = [
-        name for place, name in enumerate(columns) if any(_is_prose(row[place : place + 1]) for row in rows[1:])
+        name for index, name in enumerate(columns) if any(_is_prose(row[index : index + 1]) for row in rows[1:])
     ]
     column, refused = choose_column(columns, corpus.text, text_like)
     return {
@@ -308,7 +328,7 @@ def _sniffed_rows(lines: list[str], delimiter: str) -> list[list[str]]:
                 rows.append(row)
             if len(rows) == _SNIFFED_ROWS:
                 break
-    except csv.Error:  # A field over the reader's limit; what was read is enough.
+    except csv.Error:  # A field exceeds the reader's limit; the rows before it are enough.
         pass
     return rows
 
@@ -325,7 +345,7 @@ def _parquet_facts(path: str, compression: Compression | None, corpus: CorpusCon
         with open_seekable(path, compression) as stream:
             schema = pq.read_schema(stream)
     except (OSError, EOFError, pa.ArrowException) as cause:
-        return {"refused": f"it begins like Parquet and cannot be read: {cause}"}
+        return {"refused": f"it begins like Parquet, but cannot be read: {cause}; download or write it again"}
     columns = tuple(schema.names)
     text_like = [name for name in columns if _is_string(schema.field(name).type)]
     column, refused = choose_column(columns, corpus.text, text_like)

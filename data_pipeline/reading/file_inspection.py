@@ -1,4 +1,4 @@
-"""What files are, remembered: a file that has not changed is neither hashed nor examined a second time."""
+"""Detected file properties, cached: an unchanged file is neither hashed nor examined again."""
 
 import json
 import os
@@ -19,18 +19,18 @@ from data_pipeline.schema.manifest import FORMAT_VERSION
 from data_pipeline.schema.whole_files import write_whole
 
 _KIND = TypeAdapter(FileKind)
-# A file written to twice within the grain of its clock looks unchanged; one this old was not being written.
+# Two writes within the resolution of the file system's clock look like one; a file this old is no longer written to.
 _SETTLED_S = 2.0
 
 
 def examine_files(
     found: FoundFiles, config: CorpusConfig, *, memory: Path | None, on_bytes: Callable[[int], None] = lambda _: None
 ) -> Corpus:
-    """The corpus behind these files.
+    """The corpus of these files, with the properties of each.
 
     Args:
-        memory: File in which findings are kept for the next time; None keeps none.
-        on_bytes: Called with the bytes of each file as it is done.
+        memory: Cache file; None disables the cache.
+        on_bytes: Called with the size of each file after it is examined.
 
     Raises:
         CorpusError: A file cannot be read.
@@ -52,7 +52,9 @@ def examine_files(
             try:
                 kinds[file.path] = done.result()
             except OSError as cause:
-                raise CorpusError(f"{file.path} cannot be read: {cause}") from cause
+                raise CorpusError(
+                    f"{file.path} cannot be read: {cause}; check its permissions, or exclude it from corpus.path"
+                ) from cause
             on_bytes(file.num_bytes)
     if memory is not None and unknown:
         _remember(memory, {_key(file, config): kinds[file.path] for file in unknown if _is_settled(file)} | known)
@@ -60,7 +62,10 @@ def examine_files(
 
 
 def with_borrowed_headers(files: tuple[FileKind, ...]) -> tuple[FileKind, ...]:
-    """Tables without a header take that of a file with as many columns: the first part of a split table has it."""
+    """Give tables without a header the header of a file with as many columns.
+
+    In a table split into several files, only the first has a header.
+    """
     headers = {
         (file.delimiter, len(file.columns)): file
         for file in reversed(files)
@@ -75,8 +80,8 @@ def with_borrowed_headers(files: tuple[FileKind, ...]) -> tuple[FileKind, ...]:
             else:
                 file = replace(
                     file,
-                    refused=f"it has no header to say which of its {len(file.columns)} columns is the text; if it is "
-                    "no table, say corpus.format: txt",
+                    refused=f"it has no header to say which of its {len(file.columns)} columns is the text; add a "
+                    "header, or set corpus.format: txt if it is not a table",
                 )
         whole.append(file)
     return tuple(whole)

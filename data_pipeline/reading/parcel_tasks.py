@@ -1,4 +1,4 @@
-"""Work on all parcels, as Ray Data tasks or in this process."""
+"""Process all parcels of a corpus, as Ray Data tasks or in this process."""
 
 import json
 import logging
@@ -18,14 +18,17 @@ ParcelWork = Callable[[str, list[Piece]], dict[str, Any]]
 
 
 RunParcels = Callable[[Corpus, ParcelWork], Iterator[dict[str, Any]]]
-"""Carries out work on all parcels: `for_each_parcel` on a cluster, `for_each_parcel_here` in this process."""
+"""Runs a function on all parcels: `for_each_parcel` on a cluster, `for_each_parcel_here` in this process."""
 
 
 def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
-    """What `work(name, pieces)` gives for each parcel, as it gets done, in any order.
+    """Results of `work(name, pieces)` for all parcels, in order of completion.
 
-    Names sort as the corpus is read. One task cuts, as many as there are cores work; what is cut and not yet worked on
-    waits in the object store, which Ray Data keeps bounded.
+    Sorting by name restores the order of the corpus. One or two tasks cut files into parcels, and one task per core
+    processes them; Ray Data bounds the parcels that wait in the object store.
+
+    Args:
+        work: Returns a JSON-compatible dict; its optional key "blobs" maps names to bytes.
     """
     # Ray takes seconds to import, and commands that read in this process need none of it.
     import ray.data
@@ -37,13 +40,13 @@ def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]
     context.print_on_execution_start = False
     context.target_max_block_size = corpus.parcel_bytes
     context.op_resource_reservation_enabled = False
-    # Without a limit of ours, cutting runs ahead until the object store is full, however large that is.
+    # Without this limit, cutting runs ahead until the object store is full.
     num_cores: float = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
     waiting = int(2 * num_cores) + 4
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=waiting * corpus.parcel_bytes
     )
-    # Paths of this machine need not exist elsewhere, so cutting stays here; the rest goes wherever there are cores.
+    # Local paths may not exist on other nodes, so cutting stays on this node; the work runs on any node.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     cut: Any = partial(_cut, corpus=corpus)
     do: Any = partial(_work, work=work)
@@ -51,7 +54,7 @@ def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]
     with quiet[0], quiet[1], DataContext.current(context):
         results = (
             ray.data.from_items(units, override_num_blocks=len(units))
-            # Cutting is nearly idle: it must not take a core from the tasks that work.
+            # Cutting needs little CPU time; it must not occupy a core.
             .map_batches(
                 cut,
                 batch_size=1,
@@ -70,7 +73,7 @@ def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]
 
 @contextmanager
 def _quiet(name: str, level: int) -> Iterator[None]:
-    """Only messages from this level on; progress is told by our own means."""
+    """Suppress messages below a level; pretune prints its own progress."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)
@@ -81,7 +84,7 @@ def _quiet(name: str, level: int) -> Iterator[None]:
 
 
 def for_each_parcel_here(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
-    """The same in this process, one after another: no Ray, no start-up."""
+    """Like `for_each_parcel`, but sequential in this process: no Ray, no start-up time."""
     for unit, files in enumerate(_units(corpus)):
         for number, pieces in enumerate(_parcels(corpus, files)):
             name = _parcel_name(unit, number)
@@ -93,7 +96,7 @@ def _parcel_name(unit: int, number: int) -> str:
 
 
 def _units(corpus: Corpus) -> list[list[int]]:
-    """Files that one task cuts: small ones together, for a task costs milliseconds."""
+    """File numbers grouped by cutting task: small files share one, because each task costs milliseconds."""
     units: list[list[int]] = []
     size = 0
     for number, file in enumerate(corpus.files):

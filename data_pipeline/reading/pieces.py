@@ -1,7 +1,7 @@
-"""Files cut into pieces that can be read apart: every piece begins and ends between rows and knows its first line.
+"""Cut files into pieces that can be read independently: a piece holds whole rows and the number of its first line.
 
-Cutting looks for line ends only and is far cheaper than reading rows, so one task cuts a file while all others read the
-pieces.
+Cutting searches for line ends only and is far cheaper than reading rows, so one task cuts a file while all others read
+its pieces.
 """
 
 import codecs
@@ -29,26 +29,33 @@ _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 _SEPARATORS = re.compile(r"[\s,]*")
 _NEXT_OBJECT = re.compile(r"\}[\s,]*(?=\{)")
 _LONGEST_JSON_ATOM = 16
-"""No literal, number's sign or escape is longer: an error further from the end is no cut."""
+"""No literal, sign or escape is longer, so a parse error further from the end is not caused by truncation."""
 _DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some whole rows of one file, decompressed, in an encoding in which a line end is one byte."""
+    """Consecutive whole rows of one file, decompressed, in an encoding whose line end is one byte."""
 
     file: int
     first_line: int
     data: bytes
     is_first: bool = False
     lines: list[int] | None = None
-    """JSON arrays and Parquet: the line of each row, which `data` then holds as JSON lines."""
+    """JSON arrays and Parquet: the line of each row; `data` then holds the rows as JSON lines."""
     reject: Reason | None = None
-    """The whole piece is one row that cannot be taken; `data` is its beginning."""
+    """The piece is one rejected row, and `data` is its beginning."""
 
 
 def pieces_of(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes: int) -> Iterator[Piece]:
-    """The pieces of a file, about `piece_bytes` each."""
+    """The pieces of a file, about `piece_bytes` each; none of a refused file.
+
+    Args:
+        file: Number of the file in the corpus.
+
+    Raises:
+        OSError, EOFError: The file cannot be read, although it could when it was examined.
+    """
     if kind.refused is not None:
         return
     if kind.format == "parquet":
@@ -60,7 +67,7 @@ def pieces_of(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes: i
 
 
 def row_encoding(kind: FileKind) -> str:
-    """Encoding of the pieces of a file."""
+    """Encoding of the pieces of a file: wide encodings become UTF-8."""
     return "utf-8" if kind.encoding.name in WIDE_ENCODINGS else kind.encoding.name
 
 
@@ -74,7 +81,7 @@ def _line_pieces(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes
         buffer += read
         if is_skipping:
             end = row_end.search(buffer)
-            # What ends the row may be in the buffer by half.
+            # The end of the row may be only partly in the buffer.
             num_dropped = end.end() if end else max(0, len(buffer) - _LONGEST_ROW_END_BYTES)
             line, is_skipping = line + buffer.count(b"\n", 0, num_dropped), end is None
             del buffer[:num_dropped]
@@ -90,14 +97,14 @@ def _line_pieces(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes
             yield Piece(file, line, bytes(buffer[:400]), is_first, reject=Reason.TOO_LONG)
             is_first, is_skipping = False, True
     if kind.damage is not None:
-        # The last line was cut off by the damage, which has its own entry among the rejects.
+        # The damage truncates the last line; it is a reject of its own.
         del buffer[bytes(buffer).rfind(b"\n") + 1 :]
     if buffer and not is_skipping:
         yield Piece(file, line, bytes(buffer), is_first)
 
 
 def _cut(buffer: bytes, kind: FileKind, corpus: CorpusConfig) -> int:
-    """End of the last row that is surely whole."""
+    """Position behind the last row that is certainly complete."""
     if kind.format == "csv":
         return end_of_last_record(buffer, kind.delimiter)
     if kind.format == "txt" and corpus.documents == "paragraphs":
@@ -125,9 +132,9 @@ def _plain_text(kind: FileKind) -> Iterator[bytes]:
 
 
 def _wide_decoder(encoding: str) -> codecs.IncrementalDecoder:
-    """Decodes UTF-16 or UTF-32 whatever it holds: what is no character, or half of one at the end, becomes a surrogate.
+    """Decoder of UTF-16 or UTF-32 that turns invalid units into lone surrogates.
 
-    Alone a surrogate is no UTF-8 either, so that its row is rejected and no other.
+    A lone surrogate is invalid UTF-8, so exactly its row is rejected later.
     """
     unit = 2 if encoding.startswith("utf-16") else 4
 
@@ -158,9 +165,9 @@ def _json_pieces(kind: FileKind, *, file: int, piece_bytes: int) -> Iterator[Pie
 
 
 def _array_elements(chunks: Iterator[str]) -> Iterator[tuple[int, str]]:
-    """(line, text) of each element, with no more of the text in memory than the element that is being read.
+    """(line, text) of each element; memory holds only the element being read.
 
-    What cannot be parsed is one element; the next begins at the next object.
+    Malformed text up to the next object counts as one element.
     """
     text = next(chunks, "")
     position = text.find("[") + 1
@@ -181,13 +188,13 @@ def _array_elements(chunks: Iterator[str]) -> Iterator[tuple[int, str]]:
 
 
 def _end_of_element(text: str, start: int, *, is_whole: bool) -> int | None:
-    """Where the element that starts here ends; `start` itself at the end of the array, None if more must be read."""
+    """End of the element at `start`; `start` itself at the end of the array, None if more text is needed."""
     if start < len(text) and text[start] == "]":
         return start
     must_be_whole = is_whole or len(text) - start > _LONGEST_ROW_BYTES
     try:
         _, end = _DECODER.raw_decode(text, start)
-        # A number may go on behind what has been read.
+        # A number may continue behind the end of the buffer.
         return end if end < len(text) - _LONGEST_JSON_ATOM or must_be_whole else None
     except RecursionError:
         pass
@@ -202,7 +209,7 @@ def _end_of_element(text: str, start: int, *, is_whole: bool) -> int | None:
 
 
 def _read_characters(chunks: Iterator[str], at_least: int) -> str:
-    """More text; as much again as there is, so that an element that needs many readings is not parsed as often."""
+    """More text, at least as much as the buffer holds: doubling bounds how often a long element is parsed again."""
     parts: list[str] = []
     size = 0
     for chunk in chunks:
@@ -226,18 +233,18 @@ def _parquet_pieces(kind: FileKind, *, file: int, piece_bytes: int) -> Iterator[
 
 
 def _cuts(sizes: list[int], most: int) -> list[int]:
-    """Places at which to cut so that no part is much larger than `most`."""
+    """Indices at which to cut so that each part is about `most` in size."""
     cuts, size = [0], 0
-    for place, add in enumerate(sizes, start=1):
+    for index, add in enumerate(sizes, start=1):
         size += add
-        if size >= most or place == len(sizes):
-            cuts.append(place)
+        if size >= most or index == len(sizes):
+            cuts.append(index)
             size = 0
     return cuts
 
 
 def describe(piece: Piece) -> dict[str, Any]:
-    """All of a piece but its bytes, as JSON can hold it."""
+    """A piece without its bytes, as JSON-compatible values; `rebuild` is the inverse."""
     return {
         "file": piece.file,
         "first_line": piece.first_line,
@@ -249,7 +256,7 @@ def describe(piece: Piece) -> dict[str, Any]:
 
 
 def rebuild(description: dict[str, Any], data: bytes) -> Piece:
-    """The piece behind a description and its bytes."""
+    """The piece of a description (from `describe`) and its bytes."""
     reject = description["reject"]
     return Piece(
         file=description["file"],

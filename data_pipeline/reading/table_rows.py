@@ -1,6 +1,6 @@
-"""Rows of tables with their text and what else a row says: for labels, and for identifiers that go along.
+"""Rows of tables with their text and further columns, such as labels and identifiers.
 
-They are kept and rejected as the rows of every corpus are, by the same readers.
+The corpus readers read them, so rows are kept and rejected by the same rules.
 """
 
 import difflib
@@ -24,41 +24,42 @@ _PIECE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One row that is kept."""
+    """One kept row."""
 
     number: int
-    """From 0, in the order of reading; rejected rows count, so that it finds the row in the table again."""
+    """Index of the row in the table, from 0; rejected rows are counted."""
     file: str
     line: int
     """First physical line of the row, from 1; row number in Parquet."""
     text: str
     cells: dict[str, str]
-    """By column, those that were asked for; empty where the row has none."""
+    """Values of the requested columns; "" if the row lacks one."""
 
 
 @dataclass(frozen=True)
 class SettingNames:
-    """What the settings of a reading are called where they are given, for words that say what to change."""
+    """Names of the reading settings as the user writes them (command line or YAML), for error messages."""
 
     text: str = "--text"
     label: str = "--classify"
     least_rows: str = "--least-rows"
     max_tokens: str = "--max-tokens"
     before_value: str = " "
-    """Stands between a name and its value."""
+    """Separator between a name and its value."""
 
 
 ON_THE_COMMAND_LINE = SettingNames()
 
 
 def open_table(path: str, *, text: str | None, names: SettingNames = ON_THE_COMMAND_LINE) -> Corpus:
-    """The table in a file, folder or glob, examined; nothing of its rows is judged yet.
+    """The table in a file, folder or glob. Files are examined, rows are not read yet.
 
     Args:
-        text: Column of the text. None: told by its name, or the only one that can be it.
+        text: Column of the text. None: detected by its name, or the only text column.
+        names: Names of the settings in error messages.
 
     Raises:
-        CorpusError: Nothing there, not a table, or no such column (with the nearest spelling).
+        CorpusError: No file, no table, a table of conversations, or no such column (with the nearest spelling).
     """
     config = CorpusConfig(path=path, text=text)
     table = examine_files(find_files(config), config, memory=None)
@@ -79,10 +80,10 @@ def columns_of(table: Corpus) -> tuple[str, ...]:
 
 
 def missing_column(wanted: str, columns: Sequence[str], *, option: str) -> str:
-    """What to say of a column that is not there: `has no column 'labl'; did you mean --classify label?`.
+    """Message part about a missing column: `has no column 'labl'; did you mean --classify label?`.
 
     Args:
-        option: What gives a column, up to its name.
+        option: Setting that names a column, up to its value.
     """
     if not columns:
         return f"has no columns, so no {wanted!r}: it is plain text; give CSV, JSONL or Parquet"
@@ -96,11 +97,11 @@ def missing_column(wanted: str, columns: Sequence[str], *, option: str) -> str:
 def table_rows(
     table: Corpus, columns: Sequence[str] = (), *, on_reject: Callable[[Reject], None] = lambda _: None
 ) -> Iterator[TableRow]:
-    """Every row with a usable text, as it is read; memory does not grow with the table.
+    """Every row with a valid text, in reading order; memory use does not grow with the table.
 
     Args:
-        columns: What comes along in `cells`.
-        on_reject: Told of every row that is not taken.
+        columns: Columns to return in `cells`.
+        on_reject: Called with every rejected row.
     """
     number = 0
     for file_number, kind in enumerate(table.files):
@@ -128,7 +129,7 @@ def _rows_of_piece(piece: Piece, kind: FileKind, config: CorpusConfig) -> Iterat
         text = check_text(content)
         assert not isinstance(text, Dialogue)
         cells = text if isinstance(text, Reason) else _cells(raw, kind)
-        # A reason is a text as well, so it is asked for first.
+        # Reason is a subclass of str, so test for it first.
         if isinstance(cells, Reason):
             yield Reject(kind.path, line, cells, excerpt_of(raw))
         else:
@@ -136,7 +137,7 @@ def _rows_of_piece(piece: Piece, kind: FileKind, config: CorpusConfig) -> Iterat
 
 
 def _cells(raw: bytes, kind: FileKind) -> dict[str, str] | Reason:
-    """What stands in the kept columns of one row, as text."""
+    """Values of the kept columns of one row, as text."""
     if not kind.kept_columns:
         return {}
     if kind.format == "csv":
@@ -154,5 +155,5 @@ def _cells(raw: bytes, kind: FileKind) -> dict[str, str] | Reason:
 def _as_text(value: object) -> str:
     if value is None:
         return ""
-    # What is text stays as it is; a number or a truth value is written as in the file.
+    # Text stays as it is; numbers and booleans are written as in JSON.
     return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,1 +1,1 @@
-"""Shared vocabulary of all packages: settings, user errors, corpora, manifest, rejects, whole files."""
+"""Types that every package uses: settings base, user errors, corpus settings, manifest, rejects, atomic writes."""

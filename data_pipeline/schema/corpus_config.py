@@ -1,4 +1,4 @@
-"""What a user says about a corpus: where it lies, how it is tokenized, how rows are packed."""
+"""Settings of a corpus: its files, its tokenizer, and how documents are packed into rows."""
 
 import codecs
 from pathlib import Path
@@ -11,11 +11,11 @@ from data_pipeline.schema.user_errors import InputFault
 
 
 class CorpusError(InputFault):
-    """A corpus cannot be prepared; the message says in one paragraph what is wrong and what to do."""
+    """A corpus cannot be prepared. The message is one paragraph: location, value, rule, remedy."""
 
 
 class CorpusConfig(Settings):
-    """Where documents come from and which of them are held out."""
+    """Source of the documents, and the share of them that is held out."""
 
     path: str | tuple[str, ...] | None = None
     """File, folder, glob or URI of the corpus, or a list of them. Instead of builtin."""
@@ -55,18 +55,20 @@ class CorpusConfig(Settings):
             try:
                 codecs.lookup(encoding)
             except LookupError as cause:
-                raise ValueError("not an encoding that Python knows; for example utf-8, gb18030, latin-1") from cause
+                raise ValueError(
+                    "not an encoding that Python knows; give one of its names, for example utf-8, gb18030, latin-1"
+                ) from cause
         return encoding
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.path is None) == (self.builtin is None):
-            raise ValueError("say where the corpus is: give path, or builtin: python-docs, and not both")
+            raise ValueError("a corpus needs exactly one source: give path, or builtin: python-docs, not both")
         return self
 
 
 class TokenizerConfig(Settings):
-    """Which tokenizer is trained on the training split, or loaded."""
+    """The tokenizer: trained on the training split, or loaded from a file."""
 
     kind: Literal["byte-bpe", "wordpiece", "words", "file"] = "byte-bpe"
     """Kind of tokenizer. byte-bpe: byte-level BPE (GPT-2, RoBERTa). wordpiece: WordPiece (BERT). words: split on white
@@ -94,14 +96,19 @@ class TokenizerConfig(Settings):
     @model_validator(mode="after")
     def _path_belongs_to_file(self) -> Self:
         if (self.kind == "file") != (self.path is not None):
-            raise ValueError("tokenizer.path goes with kind: file, and kind: file needs it")
+            raise ValueError(
+                f"tokenizer.kind={self.kind} with tokenizer.path={self.path!r}: kind: file needs a path, and no other "
+                "kind takes one; set both or neither"
+            )
         if self.path is not None and Path(self.path).suffix != ".json":
-            raise ValueError(f"tokenizer.path={self.path!r} is not a tokenizer.json")
+            raise ValueError(
+                f"tokenizer.path={self.path!r} does not end in .json; give a tokenizer.json of the tokenizers library"
+            )
         return self
 
 
 class PackingConfig(Settings):
-    """How documents become rows of equal length."""
+    """Rules that turn documents into rows of equal length."""
 
     rows: Literal["packed", "one_per_row", "conversations"] = "packed"
     """Way in which documents fill rows. packed: one document after another; only the last row is padded. one_per_row: a
@@ -121,5 +128,5 @@ class PackingConfig(Settings):
 
     @property
     def confines_attention(self) -> bool:
-        """Whether a row may hold several documents of which none sees another."""
+        """True if a row may hold several documents and attention stays within each of them."""
         return self.rows == "conversations" or (self.rows == "packed" and self.attention == "within_documents")

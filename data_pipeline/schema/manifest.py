@@ -1,4 +1,4 @@
-"""What is known of a prepared corpus: every file, every row, every token. Lies next to the blocks as manifest.json."""
+"""Manifest of a prepared corpus: counts of its files, rows and tokens. Stored beside the blocks as manifest.json."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ SplitName = Literal["train", "holdout"]
 
 
 class Record(BaseModel):
-    """Base of everything in a manifest: frozen, and written as it is read."""
+    """Base of all records in a manifest: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -24,28 +24,28 @@ class FileReport(Record):
 
     path: str
     num_file_bytes: int
-    """As it lies there, compressed if it is."""
+    """Size on disk, before decompression."""
     blake2b: str
-    """Hash of those bytes."""
+    """Hash of the bytes on disk."""
     compression: str | None
     encoding: str | None
-    """None: the format has none of its own (Parquet)."""
+    """None: the format defines its own encoding (Parquet)."""
     encoding_note: str = ""
     """How the encoding was found."""
     format: str
     text_column: str | None = None
-    """Column or key that held the text; `conversations` and `alpaca` name the two forms of dialogue."""
+    """Column or key of the text; `conversations` and `alpaca` name the two dialogue formats."""
     rows_read: int = 0
     rows_kept: int = 0
     rows_rejected: int = 0
     num_blank_lines: int = 0
-    """Separate rows or stand at the end of a file; they are no rows."""
+    """Blank lines between rows or at the end of the file; not counted as rows."""
     refused: str | None = None
-    """Why no row of the file was read; it then counts as one rejected row."""
+    """Reason why no row of the file was read; the file then counts as one rejected row."""
 
 
 class PassedOver(Record):
-    """A file in a folder that is no part of the corpus."""
+    """A file in a corpus folder that is not read, and the reason."""
 
     path: str
     why: str
@@ -55,7 +55,7 @@ class BlockReport(Record):
     """One Arrow file of token blocks."""
 
     name: str
-    """Relative to the folder of the manifest."""
+    """File name, relative to the folder of the manifest."""
     num_documents: int
     num_tokens: int
     num_file_bytes: int
@@ -67,58 +67,58 @@ class SplitReport(Record):
 
     num_documents: int
     num_tokens: int
-    """Tokens of all documents, special tokens included, nothing truncated."""
+    """Tokens of all documents before truncation, special tokens included."""
     num_text_bytes: int
     """UTF-8 bytes of their text."""
     num_unknown_tokens: int
     content_hash: str
-    """Sum of the hashes of all documents: the same whatever their order, and however they are cut into files."""
+    """Sum of the hashes of all documents; independent of their order and of the files that hold them."""
     blocks: tuple[BlockReport, ...]
 
 
 class RowReport(Record):
-    """The rows that are made of a split."""
+    """The rows packed from one split."""
 
     num_rows: int
     num_tokens: int
-    """Real tokens in rows."""
+    """Tokens in rows, padding not counted."""
     num_text_bytes: int
-    """Text bytes behind them; of a truncated document the same share as of its tokens."""
+    """UTF-8 bytes of the text of these tokens; a truncated document counts in proportion to its kept tokens."""
     num_padding_tokens: int
-    """Places in rows that hold no token."""
+    """Positions in rows that hold padding."""
     num_truncated_tokens: int
-    """Tokens that are in no row."""
+    """Tokens of documents that no row holds."""
     row_table: BlockReport | None = None
-    """Where rows start. Packed rows follow from the sequence length."""
+    """File with the start of each row. None: packed rows, whose starts follow from the sequence length."""
     num_answer_tokens: int | None = None
-    """Conversations: real tokens that are predicted."""
+    """Conversations: tokens that are predicted, padding not counted."""
     num_split: int = 0
-    """Conversations longer than a row, split behind answers; each goes on in rows that do not see what was before."""
+    """Conversations longer than a row, split after answers; later rows do not see earlier turns."""
     num_cut_answers: int = 0
-    """Answers that a row could not hold with their question, cut at its end."""
+    """Answers that do not fit in one row with their question and are cut at the end of the row."""
     num_lost_answers: int = 0
-    """Answers in no row: their question alone fills one, or the conversation was truncated before them."""
+    """Answers in no row: the question alone fills a row, or truncation removed them."""
 
 
 class TokenizerReport(Record):
-    """How well and how fast the tokenizer does on this corpus."""
+    """Compression and speed of the tokenizer on this corpus."""
 
     vocabulary_size: int
     training_s: float | None
-    """None: it was not trained here."""
+    """Wall-clock seconds; None: the tokenizer was loaded, not trained."""
     num_training_bytes: int | None
-    """Text that it was trained on."""
+    """UTF-8 bytes of the text it was trained on."""
     bytes_per_token: float
     unknown_rate: float
     """Share of tokens that are the unknown token."""
     tokens_per_s: float
-    """While encoding, on all cores together, start-up not counted."""
+    """Encoding speed of all cores together, start-up not counted."""
     longest_token: str
     longest_token_bytes: int
 
 
 class StreamReport(Record):
-    """Everything about documents and tokens that does not depend on how rows are made of them."""
+    """Counts of documents and tokens that are independent of packing."""
 
     files: tuple[FileReport, ...]
     rows_read: int
@@ -126,53 +126,53 @@ class StreamReport(Record):
     rows_kept: int
     rows_rejected: int
     rows_duplicate: int
-    """Kept rows whose text had been seen before; where the corpus asks for it, they are in no block."""
+    """Kept rows that repeat an earlier text; with `corpus.drop_duplicates` no block holds them."""
     rejects: dict[str, int]
-    """Rejected rows by reason."""
+    """Number of rejected rows by reason."""
     tokenizer_report: TokenizerReport
     token_dtype: Literal["uint16", "uint32"]
     has_targets: bool
-    """Conversations: only the assistant's tokens are predicted."""
+    """True for conversations: only the assistant's tokens are predicted."""
     chat_template: str | None = None
-    """Conversations: what wrote them as texts, as Jinja."""
+    """Conversations: Jinja source of the template that wrote them as texts."""
     splits: dict[SplitName, SplitReport]
     seconds: dict[str, float]
     """Wall-clock seconds of each phase."""
 
 
 class Manifest(StreamReport):
-    """Everything a table, a plot or a second preparation needs to know."""
+    """The whole manifest: counts of the token stream, its rows, settings and library versions."""
 
     format_version: int
     fingerprint: str
     stream_fingerprint: str
-    """Of the tokens alone; corpora that differ only in their rows share it."""
+    """Fingerprint of the tokens alone; corpora that differ only in packing share it."""
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
     packing: PackingConfig
     versions: dict[str, str]
-    """Of the libraries that decide what tokens come out."""
+    """Versions of the libraries that determine the tokens."""
     passed_over: tuple[PassedOver, ...]
     rows: dict[SplitName, RowReport]
 
     @model_validator(mode="before")
     @classmethod
     def _less_what_follows_from_the_rest(cls, data: Any) -> Any:
-        """Shares are written for whoever reads the file, and computed again by whoever loads it."""
+        """The data without its computed shares: they are written for human readers and recomputed on loading."""
         shares = ("padding_share", "truncated_share")
         return {key: value for key, value in data.items() if key not in shares} if isinstance(data, dict) else data
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def padding_share(self) -> float:
-        """Share of the places in all rows that hold no token."""
-        places = sum(rows.num_rows for rows in self.rows.values()) * self.packing.sequence_length
-        return sum(rows.num_padding_tokens for rows in self.rows.values()) / max(places, 1)
+        """Share of the positions in all rows that hold padding, in [0, 1]."""
+        positions = sum(rows.num_rows for rows in self.rows.values()) * self.packing.sequence_length
+        return sum(rows.num_padding_tokens for rows in self.rows.values()) / max(positions, 1)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def truncated_share(self) -> float:
-        """Share of all tokens that are in no row."""
+        """Share of all tokens that no row holds, in [0, 1]."""
         tokens = sum(split.num_tokens for split in self.splits.values())
         return sum(rows.num_truncated_tokens for rows in self.rows.values()) / max(tokens, 1)
 
@@ -181,11 +181,11 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a prepared folder.
 
     Raises:
-        ValueError: Missing, of another format version, or not one of ours.
+        ValueError: manifest.json is missing, of another format version, or malformed.
     """
     path = folder / "manifest.json"
     if not path.is_file():
-        raise ValueError(f"{folder} is not a prepared corpus: it has no manifest.json")
+        raise ValueError(f"{folder} is not a prepared corpus: it has no manifest.json; prepare the corpus first")
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValueError as cause:

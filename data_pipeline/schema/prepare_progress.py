@@ -1,4 +1,4 @@
-"""How far preparation is, for whoever shows it."""
+"""Progress reports of corpus preparation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,21 +6,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PrepareProgress:
-    """How far one phase is."""
+    """Progress of one phase."""
 
     phase: str
-    """reading files, judging rows, training the tokenizer, tokenizing, waiting for another preparation."""
+    """reading files, judging rows, training the tokenizer, tokenizing, or waiting for another preparation."""
     done: int
     total: int | None
-    """None: not known beforehand."""
+    """None: not known in advance."""
     unit: str
+    """Unit of `done` and `total`: bytes or s."""
 
 
 OnProgress = Callable[[PrepareProgress], None]
 
 
 class PhaseCounter:
-    """Adds up what is done in one phase and reports it."""
+    """Sums the work done in one phase and reports the sum."""
 
     def __init__(self, report: OnProgress, phase: str, *, total: int | None, unit: str) -> None:
         self._report, self._phase, self._total, self._unit = report, phase, total, unit
@@ -28,6 +29,6 @@ class PhaseCounter:
         self.add(0)
 
     def add(self, number: int) -> None:
-        """So much more is done."""
+        """Add completed work, in the unit of the phase, and report the sum."""
         self._done += number
         self._report(PrepareProgress(self._phase, self._done, self._total, self._unit))

@@ -1,4 +1,4 @@
-"""Rows that are not taken: why, and where they stand. Every row that is read is kept or ends here."""
+"""Rejected rows: their location and the reason. Every row that is read is either kept or rejected."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from data_pipeline.schema.manifest import FileReport
 
 
 class Reason(StrEnum):
-    """The whole list of reasons; tables and manifests use these words."""
+    """All reasons for rejecting a row. rejects.jsonl, manifests and tables contain these strings."""
 
     EMPTY_TEXT = "empty text"
     UNDECODABLE = "bytes that are not of the file's encoding"
@@ -46,7 +46,7 @@ _FILES_SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """One row that was not taken."""
+    """One rejected row."""
 
     file: str
     line: int
@@ -55,12 +55,12 @@ class Reject:
     excerpt: str
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in rejects.jsonl."""
+        """The object written to rejects.jsonl."""
         return {"file": self.file, "line": self.line, "reason": self.reason.value, "excerpt": self.excerpt}
 
 
 def excerpt_of(row: bytes | str) -> str:
-    """The beginning of a row, printable whatever it holds."""
+    """The first characters of a row; unprintable ones are escaped."""
     if isinstance(row, bytes):
         row = row[: 4 * _EXCERPT_CHARACTERS].decode("utf-8", "backslashreplace")
     head = row[:_EXCERPT_CHARACTERS].encode("utf-8", "backslashreplace").decode("utf-8")
@@ -68,7 +68,7 @@ def excerpt_of(row: bytes | str) -> str:
 
 
 def reject_table(rejects: Mapping[str, int], *, rows_read: int) -> str:
-    """Rejected rows by reason, commonest first, as a table for a message."""
+    """Table of rejected rows by reason, most frequent first, for a message."""
     lines = [f"{'rows':>12}  {'share':>6}  reason"]
     for reason, count in sorted(rejects.items(), key=lambda item: (-item[1], item[0])):
         lines.append(f"{count:>12,}  {count / max(rows_read, 1):>6.1%}  {reason}")
@@ -76,12 +76,12 @@ def reject_table(rejects: Mapping[str, int], *, rows_read: int) -> str:
 
 
 def check_files(files: Sequence[FileReport], corpus: CorpusConfig) -> None:
-    """Stop where whole files were refused that hold a larger share of the bytes than may be rejected of the rows.
+    """Refuse a corpus whose unreadable files hold a larger share of its bytes than `max_rejected` allows of its rows.
 
-    A refused file is one reject, however many rows it has; counted so, the larger half of a corpus could go unnoticed.
+    A refused file counts as one reject for all its rows, so `check_rejects` alone could miss half of a corpus.
 
     Raises:
-        CorpusError: Which files, and why.
+        CorpusError: Lists the files and the reasons.
     """
     refused = [file for file in files if file.refused is not None]
     num_bytes = sum(file.num_file_bytes for file in files)
@@ -90,29 +90,31 @@ def check_files(files: Sequence[FileReport], corpus: CorpusConfig) -> None:
         reasons = "\n".join(f"{file.path}: {file.refused}" for file in refused[:_FILES_SHOWN])
         more = f"\nand {len(refused) - _FILES_SHOWN} more" if len(refused) > _FILES_SHOWN else ""
         raise CorpusError(
-            f"{len(refused)} of {len(files)} files cannot be read, {share:.1%} of the corpus, where max_rejected "
-            f"allows {corpus.max_rejected:.1%}:\n{reasons}{more}"
+            f"{len(refused)} of {len(files)} files cannot be read, {share:.1%} of the corpus by size; "
+            f"corpus.max_rejected allows {corpus.max_rejected:.1%}. Repair these files, or name only readable ones as "
+            f"corpus.path:\n{reasons}{more}"
         )
 
 
 def check_rejects(rejects: Mapping[str, int], rows_read: int, corpus: CorpusConfig) -> None:
-    """Stop where no row is left, or more were rejected than the corpus allows.
+    """Refuse a corpus of which no row is kept, or a larger share is rejected than `max_rejected` allows.
 
     Raises:
-        CorpusError: With a table of reasons.
+        CorpusError: Contains a table of reasons.
     """
     num_rejected = sum(rejects.values())
     where = corpus.builtin or (corpus.path if isinstance(corpus.path, str) else ", ".join(corpus.path or ()))
     table = reject_table(rejects, rows_read=rows_read)
     if num_rejected == rows_read:
         raise CorpusError(
-            f"no row of {where} can be used: {rows_read:,} rows read, none kept." + (f"\n{table}" if rejects else "")
+            f"no row of {where} can be used: {rows_read:,} rows read, none kept. Repair the corpus or check "
+            "corpus.text, corpus.format and corpus.encoding." + (f"\n{table}" if rejects else "")
         )
     share = num_rejected / rows_read
     if share > corpus.max_rejected:
         enough = min(100, math.floor(share * 100) + 1)
         raise CorpusError(
-            f"{num_rejected:,} of {rows_read:,} rows of {where} are rejected: {share:.1%}, where max_rejected allows "
-            f"{corpus.max_rejected:.1%}. Mend the corpus, or go on without them: corpus.max_rejected: {enough}%."
+            f"{num_rejected:,} of {rows_read:,} rows of {where} are rejected: {share:.1%}; corpus.max_rejected allows "
+            f"{corpus.max_rejected:.1%}. Repair the corpus, or accept the rejects: corpus.max_rejected: {enough}%."
             f"\n{table}"
         )

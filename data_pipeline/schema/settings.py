@@ -1,4 +1,4 @@
-"""What every settings class shares, and quantities as people write them: 2%, 20M, 1.5GiB."""
+"""Base class of all settings, and parsers for quantities with a unit: 2%, 20M, 1.5GiB."""
 
 import re
 from typing import Annotated, Any
@@ -7,14 +7,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and an unknown key is an error rather than a default silently kept."""
+    """Base of all settings: frozen. An unknown key is an error; otherwise a typo would silently keep a default."""
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,
         validate_default=True,
-        # A diverged loss is written as NaN, as Python's json reads it; null would say that there is none.
+        # A diverged loss is written as NaN, which Python's json reads; null would mean that no loss exists.
         ser_json_inf_nan="constants",
     )
 
@@ -29,24 +29,32 @@ _NUMBER_WITH_UNIT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-
 
 
 def parse_count(value: Any) -> Any:
-    """Whole number behind `20M`, `1.5k` or `2e6`; anything that is not such a text is left to the type check."""
+    """Parse `20M`, `1.5k` or `2e6` into a whole number; values that are not strings pass unchanged.
+
+    Raises:
+        ValueError: A string that is no quantity, or not a whole number.
+    """
     return _scaled(value, _DECIMAL, example="20M")
 
 
 def parse_bytes(value: Any) -> Any:
-    """Bytes behind `24GiB` or `800MB`; anything that is not such a text is left to the type check."""
+    """Parse `24GiB` or `800MB` into bytes; values that are not strings pass unchanged.
+
+    Raises:
+        ValueError: A string that is no quantity, or not a whole number of bytes.
+    """
     return _scaled(value, _BYTES, example="1.5GiB")
 
 
 def parse_share(value: Any) -> Any:
-    """Share in [0, 1] behind `2%`; plain numbers stay as they are."""
+    """Parse `2%` into 0.02; other values pass unchanged."""
     if isinstance(value, str) and value.strip().endswith("%"):
         return float(value.strip()[:-1]) / 100
     return value
 
 
 def format_bytes(num_bytes: float) -> str:
-    """`1.50 GiB`: the largest binary unit that keeps the number above one."""
+    """Text such as `1.50 GiB`, in the largest binary unit that gives a number of at least one."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(num_bytes) >= size:
             return f"{num_bytes / size:.2f} {unit}"
@@ -59,11 +67,12 @@ def _scaled(value: Any, units: dict[str, int], *, example: str) -> Any:
     match = _NUMBER_WITH_UNIT.fullmatch(value)
     if match is None or match[2] not in units:
         raise ValueError(
-            f"not a quantity; write a number with a unit of {', '.join(filter(None, units))}, as {example}"
+            f"not a quantity; write a number, optionally with one of the units {', '.join(filter(None, units))}, for "
+            f"example {example}"
         )
     scaled = float(match[1]) * units[match[2]]
     if scaled != int(scaled):
-        raise ValueError(f"not a whole number: {scaled:g}")
+        raise ValueError(f"not a whole number: {scaled:g}; add digits or use a smaller unit")
     return int(scaled)
 
 
@@ -78,7 +87,7 @@ Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
 
 
 def clock(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
+    """Duration as text: `1:02:03` or `2:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,8 +1,8 @@
-"""What is wrong with something that a user gave."""
+"""Base class of errors in user input."""
 
 
 class InputFault(ValueError):  # noqa: N818 - the user's fault, in the sense of a defect to mend, not an error of ours
-    """An input that cannot be used. The message is one paragraph: what is wrong, where, with which value, what to do.
+    """A user input is invalid. The message is one paragraph: location, value, rule, remedy.
 
     The command line prints it without a traceback and ends with exit code 2.
     """

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all; hashes of files."""
+"""Atomic file writes (a file exists complete or not at all), and hashes of files."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def hash_file(path: Path) -> str:
-    """Hash of a file's bytes, hexadecimal."""
+    """BLAKE2b hash (128 bits) of a file's bytes, in hexadecimal."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -15,7 +15,7 @@ def hash_file(path: Path) -> str:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also when two write it at once."""
+    """Write a file atomically and durably (fsync), also when several processes write it at once."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         file.write(data)
@@ -25,8 +25,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file whole."""
-    # Several times a trial, where paths as objects would take longer than the writing.
+    """Replace a text file atomically, without fsync."""
+    # Runs several times per trial; pathlib objects would cost more time than the write.
     partial = f"{path.parent}/.{path.name}.{os.getpid()}"
     with open(partial, "w", encoding="utf-8") as file:
         file.write(text)

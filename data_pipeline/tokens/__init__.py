@@ -1,1 +1,1 @@
-"""Tokens at rest and in batches: tokenizer, blocks, packed rows, masks, order; all that `core` sees. No Ray."""
+"""Tokens on disk and in batches: tokenizer, blocks, packing, masks, row order. The interface to `core`; no Ray."""

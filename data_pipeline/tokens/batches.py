@@ -1,4 +1,4 @@
-"""Token blocks to batches: any rank, any position, any micro-batch, always the same rows under the same masks."""
+"""Token blocks to batches. The rows and masks of a position do not depend on ranks or micro-batch sizes."""
 
 import math
 from dataclasses import dataclass, replace
@@ -16,27 +16,27 @@ from data_pipeline.tokens.tokenizer import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B rows, T tokens a row, P predicted positions, ready for a model."""
+    """Input of one forward pass: B rows, T tokens a row, P predicted positions."""
 
     inputs_BT: Tensor
-    """int64; for masked LM already masked."""
+    """int64; masked LM: tokens with the masks applied."""
 
     positions_P: Tensor
     """int64, ascending: flat indices into B x T. The hidden state at positions_P[i] predicts labels_P[i]."""
 
     labels_P: Tensor
-    """int64: the token at the position itself (masked LM) or the one after it (causal); the class of the row where rows
-    have labels, predicted at their first token."""
+    """int64: the token at the position (masked LM), the next token (causal LM), or the class of the row, predicted at
+    its first token (classification)."""
 
     document_ids_BT: Tensor | None
-    """int32: 0, 1, 2 .. within a row; None where a row is one document or attention goes across documents."""
+    """int32: 0, 1, 2 .. within a row. None: a row is one document, or attention crosses documents."""
 
     num_tokens: int
-    """Real tokens in these rows, padding not counted."""
+    """Tokens in these rows, padding not counted."""
 
     most_predicted: int
-    """Positions that would predict if none of these rows held padding, special tokens or a second document. What takes
-    memory by the number of positions goes by this one, so that batches with a few fewer need no more than full ones."""
+    """Predicted positions if no row held padding, special tokens or a second document: the upper bound of P. Memory
+    that grows with P is allocated by this number, so that no batch needs more than a full one."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -52,17 +52,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Shard:
-    """One worker's part of one global batch, in order."""
+    """One worker's rows of one global batch, in order."""
 
     row_numbers: NDArray[np.int64]
     epochs: NDArray[np.int64]
+    """Epoch of each row; masks depend on it."""
 
     def __len__(self) -> int:
         return len(self.row_numbers)
 
 
 class BatchSource:
-    """Batches by position. Holds no state: (seed, position) says everything, so resuming is asking for the next
+    """Batches by position. It is stateless: (seed, position) determines a batch, so a resumed run asks for its next
     position."""
 
     def __init__(
@@ -77,19 +78,19 @@ class BatchSource:
         """
         Args:
             masking_rate: Share of maskable tokens that is predicted, in (0, 1]; None for causal LM.
-            seed: Order of rows and masks.
-            shuffle: False reads rows in stored order in every epoch, as evaluation wants it.
+            seed: Seed of the row order and the masks.
+            shuffle: False reads rows in stored order in every epoch, as evaluation does.
 
         Raises:
-            ValueError: Masked LM without a mask token, or a rate out of range.
+            ValueError: Masked LM with a tokenizer without a mask token, or a rate out of range.
         """
         if masking_rate is not None and vocabulary.mask_id is None:
             raise ValueError(
-                "masked_lm needs a tokenizer with a mask token, and this one has none: "
-                "use special_tokens: roberta, or causal_lm"
+                "objective: masked_lm needs a tokenizer with a mask token, and this one has none; set "
+                "tokenizer.special_tokens: roberta, or objective: causal_lm"
             )
         if masking_rate is not None and not 0 < masking_rate <= 1:
-            raise ValueError(f"masking_rate={masking_rate} is not in (0, 1]")
+            raise ValueError(f"masking_rate={masking_rate} is not in (0, 1]; 0.15 is usual")
         self.blocks = blocks
         self.vocabulary = vocabulary
         self.masking_rate = masking_rate
@@ -102,25 +103,24 @@ class BatchSource:
 
     @property
     def num_rows(self) -> int:
-        """Rows of one epoch."""
+        """Number of rows of one epoch."""
         return self.blocks.num_rows
 
     def shard(self, *, position: int, batch_size: int, rank: int, num_workers: int) -> Shard:
         """This rank's rows of the global batch that starts at `position`; ranks differ by at most one row.
 
         Args:
-            position: Rows consumed so far by all workers, counted on over epochs.
-            batch_size: Rows of the global batch. Laid end to end, the shards of all ranks are the same rows in the
-            same order
-                whatever `num_workers`.
+            position: Rows that all workers have consumed so far, over all epochs.
+            batch_size: Rows of the global batch. The concatenated shards of all ranks are the same rows in the same
+                order for every `num_workers`.
         """
         first = position + batch_size * rank // num_workers
         stop = position + batch_size * (rank + 1) // num_workers
-        places = np.arange(first, stop, dtype=np.int64)
-        return Shard(*rows_at(places, num_rows=self.num_rows, seed=self.seed, shuffle=self.shuffle))
+        positions = np.arange(first, stop, dtype=np.int64)
+        return Shard(*rows_at(positions, num_rows=self.num_rows, seed=self.seed, shuffle=self.shuffle))
 
     def batch(self, shard: Shard, start: int, stop: int) -> Batch:
-        """Rows start..stop of a shard. Pure: a row has the same masks in whichever micro-batch it comes."""
+        """Rows start..stop of a shard, on the CPU. Pure: the masks of a row do not depend on its micro-batch."""
         row_numbers, epochs = shard.row_numbers[start:stop], shard.epochs[start:stop]
         rows = self.blocks.rows(row_numbers)
         tokens_BT = rows.tokens.astype(np.int64)
@@ -169,7 +169,7 @@ class BatchSource:
 
 
 def predicted_in_full_row(length: int, masking_rate: float | None) -> int:
-    """Positions that predict in a row of one document without padding or special tokens: the most there are.
+    """Maximum number of predicted positions of a row: one document without padding or special tokens.
 
     Args:
         masking_rate: None for causal LM.
@@ -180,9 +180,9 @@ def predicted_in_full_row(length: int, masking_rate: float | None) -> int:
 
 
 def next_token_is_target(rows: Rows) -> NDArray[np.bool_]:
-    """(n, T): whether the token after this one is predicted from it. The last column is always False.
+    """(n, T): True where the next token is a target of causal LM. The last column is always False.
 
-    Padding is no target, nor is the first token of a document that may not look at the document before it.
+    Padding is no target. The first token of a document is none if attention stays within documents.
     """
     is_target = np.zeros(rows.tokens.shape, np.bool_)
     is_target[:, :-1] = rows.is_real()[:, 1:]

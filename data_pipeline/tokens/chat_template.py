@@ -1,7 +1,7 @@
-"""How a conversation is written as one text, in training as in the files that Hugging Face transformers reads.
+"""Chat templates: they write a conversation as one text, in training and in exported Hugging Face folders.
 
-A template is a Jinja source, as in `chat_template.jinja`. Ours is MiniMind's: `<s>role`, a line feed, the content,
-`</s>` for each turn, a line feed between turns. A model that comes with a template of its own keeps that.
+A template is a Jinja source, as in `chat_template.jinja`. The default is MiniMind's: each turn is `<s>role`, a line
+feed, the content, `</s>`; a line feed separates turns. A model with its own template keeps that template.
 """
 
 import json
@@ -25,7 +25,7 @@ Turn = tuple[str, str]
 TEMPLATE_FILE = "chat_template.jinja"
 SETTINGS_FILE = "tokenizer_config.json"
 
-# `generation` marks what is predicted: transformers then knows it too (return_assistant_tokens_mask).
+# The `generation` tag marks the predicted text, also for transformers (return_assistant_tokens_mask).
 OURS = """\
 {%- for message in messages -%}
 {{- '' if loop.first else '\\n' -}}
@@ -46,33 +46,33 @@ _GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 
 
 class TemplateError(ValueError):
-    """A template cannot write a conversation."""
+    """A template refuses a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A conversation as a text."""
+    """A conversation written as one text."""
 
     text: str
     target_spans: list[tuple[int, int]]
-    """Characters (start, stop) of the answers, their end mark included."""
+    """(start, stop) in characters of each answer, end mark included."""
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A template with the marks of one tokenizer."""
+    """A template with the begin and end tokens of one tokenizer."""
 
     begin: str = "<s>"
     """Token that begins a text, `bos_token` in the source."""
     end: str = "</s>"
-    """Token that ends one, `eos_token`."""
+    """Token that ends a text, `eos_token` in the source."""
     source: str = OURS
 
     def dialogue(self, turns: Sequence[Turn]) -> Dialogue | Reason:
-        """A whole conversation, or why it cannot be written.
+        """A whole conversation as text, or the reason for rejecting it.
 
         Args:
-            turns: An optional system turn, then user and assistant in turn.
+            turns: An optional system turn, then user and assistant alternate.
         """
         if any(mark in content for _, content in turns for mark in (self.begin, self.end)):
             return Reason.MARK_IN_TURN
@@ -84,15 +84,15 @@ class ChatTemplate:
             return Reason.NOT_OF_TEMPLATE
 
     def prompt(self, turns: Sequence[Turn]) -> str:
-        """The text after which the answer to the last turn comes.
+        """The conversation as text, up to the point where the next answer begins.
 
         Raises:
-            TemplateError: The template cannot write these turns.
+            TemplateError: The template refuses these turns.
         """
         return self._rendered(turns, is_prompt=True)
 
     def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Tokens at which an answer ends: the one that ends a text, and the one that this template puts there."""
+        """Ids of the tokens that end an answer: the tokenizer's end token, and the template's own end mark."""
         found = self.dialogue([("user", "x"), ("assistant", "x")])
         marks = [self.end]
         if isinstance(found, Dialogue):
@@ -102,11 +102,11 @@ class ChatTemplate:
         return tuple(dict.fromkeys(number for number in ids if number is not None))
 
     def _by_ours(self, turns: Sequence[Turn]) -> Dialogue:
-        """As the source has it, without Jinja, which takes ten times as long."""
+        """The result of rendering OURS, in Python: Jinja takes ten times as long."""
         text = ""
         spans = []
-        for place, (role, content) in enumerate(turns):
-            text += f"{'' if place == 0 else chr(10)}{self.begin}{role}\n"
+        for number, (role, content) in enumerate(turns):
+            text += f"{'' if number == 0 else chr(10)}{self.begin}{role}\n"
             start = len(text)
             text += f"{content.strip()}{self.end}"
             if role == "assistant":
@@ -114,19 +114,21 @@ class ChatTemplate:
         return Dialogue(text, spans)
 
     def _by_prefixes(self, turns: Sequence[Turn]) -> Dialogue:
-        """An answer is what its turn adds to the prompt before it; white space behind its end mark is no part of it.
+        """Find each answer as the difference between the rendered prompt and the rendered turn, without end spaces.
 
         Raises:
-            TemplateError: An earlier turn reads otherwise once later ones follow.
+            TemplateError: Later turns change the text of an earlier one.
         """
         whole = self._rendered(turns)
         spans = []
-        for place, (role, _) in enumerate(turns):
+        for number, (role, _) in enumerate(turns):
             if role != "assistant":
                 continue
-            before, after = self._rendered(turns[:place], is_prompt=True), self._rendered(turns[: place + 1])
+            before, after = self._rendered(turns[:number], is_prompt=True), self._rendered(turns[: number + 1])
             if not (whole.startswith(after) and after.startswith(before)):
-                raise TemplateError("a turn reads otherwise once others follow")
+                raise TemplateError(
+                    f"the chat template changes turn {number} when more turns follow, so answers cannot be located"
+                )
             spans.append((len(before), len(after.rstrip())))
         return Dialogue(whole, spans)
 
@@ -148,27 +150,27 @@ OUR_CHAT = ChatTemplate()
 
 
 def template_beside(tokenizer_path: Path, tokenizer: Tokenizer) -> ChatTemplate:
-    """The template for a tokenizer: that of the folder where its file lies, else ours.
+    """The chat template in the folder of a tokenizer.json; the default template if there is none.
 
     Raises:
-        ValueError: The folder's template cannot be read.
+        ValueError: The template is not valid Jinja.
     """
     source = source_in(tokenizer_path.parent)
     return chat_with_marks(OURS if source is None else source, tokenizer)
 
 
 def chat_with_marks(source: str, tokenizer: Tokenizer) -> ChatTemplate:
-    """A template with the marks of a tokenizer."""
+    """A template with the begin and end tokens of a tokenizer."""
     vocabulary = vocabulary_of(tokenizer)
     begin, end = (str(tokenizer.id_to_token(number)) for number in (vocabulary.bos_id, vocabulary.eos_id))
     return ChatTemplate(begin, end, source)
 
 
 def source_in(folder: Path) -> str | None:
-    """The template that a folder of transformers has; None without one.
+    """Jinja source of the template in a transformers folder; None if it has none.
 
     Raises:
-        ValueError: It is no Jinja.
+        ValueError: The source is not valid Jinja.
     """
     source: Any = None
     if (folder / TEMPLATE_FILE).is_file():
@@ -176,26 +178,28 @@ def source_in(folder: Path) -> str | None:
     elif (folder / SETTINGS_FILE).is_file():
         source = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")).get("chat_template")
     if isinstance(source, list):
-        # Several by name, for tools and the like.
+        # Several named templates, for tool use for example.
         source = next((one.get("template") for one in source if one.get("name") == "default"), None)
     if not isinstance(source, str):
         return None
     try:
         _compiled(source)
     except jinja2.exceptions.TemplateError as cause:
-        raise ValueError(f"the chat template in {folder} cannot be read: {cause}") from cause
+        raise ValueError(
+            f"the chat template in {folder} is not valid Jinja: {cause}; repair or remove {TEMPLATE_FILE}"
+        ) from cause
     return source
 
 
 @lru_cache(maxsize=4)
 def _compiled(source: str) -> jinja2.Template:
-    # A template comes with a model from anywhere: in the sandbox it can write text and nothing else.
+    # A template is foreign code; in the sandbox it can only produce text.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
-    # Only transformers knows the tag; here it stands for nothing.
+    # Only transformers defines this tag; replace it by an `if true`.
     plain = _GENERATION.sub(lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", source)
     return environment.from_string(plain)
 

@@ -1,8 +1,8 @@
-"""Which tokens of a row are predicted, and what the model sees in their place. Pure: no state, no generator.
+"""Masking for masked LM: choose the predicted tokens of a row and corrupt them. Pure functions, no random generator.
 
-Every draw is a hash of (seed, epoch, row, position), so a mask does not depend on batch size, micro-batch, worker
-or retry, and the tokens masked at a low rate are among those masked at a higher one: trials that differ in masking
-rate see the same luck.
+Each random draw is a hash of (seed, epoch, row, position), so masks do not depend on batch size, micro-batch, worker
+or retry. The tokens masked at a low rate are a subset of those at a higher rate, which makes trials with different
+masking rates comparable.
 
 Shape suffixes: n rows, T tokens a row.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 _SHARE_MASKED = 0.8
 _SHARE_MASKED_OR_RANDOM = 0.9
 
-# One key for each question that is asked about a position; equal keys would tie the answers together.
+# One key for each draw at a position; equal keys would correlate the draws.
 _SELECT, _CORRUPT, _REPLACE = 1, 2, 3
 
 _POSITION_BITS = 20
@@ -25,7 +25,7 @@ _LAST = np.iinfo(np.uint64).max
 
 @dataclass(frozen=True, slots=True)
 class MaskedRows:
-    """Rows as a masked LM sees them."""
+    """Corrupted input rows and their predicted positions."""
 
     inputs_nT: NDArray[np.int64]
     is_predicted_nT: NDArray[np.bool_]
@@ -42,16 +42,17 @@ def mask_rows(
     mask_id: int,
     ordinary_ids: NDArray[np.int64],
 ) -> MaskedRows:
-    """Rows with a fixed number of predicted tokens each: round(masking_rate x maskable), but at least one if any
-    is maskable.
+    """Mask round(masking_rate x maskable) tokens of each row, at least one if any is maskable.
 
-    A number, not a coin for each token: rows of equal length then have equally many predictions, so memory and the
-    size of the vocabulary head do not change from step to step.
+    The number is fixed instead of binomial: rows of equal length have equally many predictions, so memory and the
+    size of the vocabulary head stay the same from step to step.
 
     Args:
         is_maskable_nT: False for padding and special tokens.
+        row_numbers: (n,) number of each row in its split.
+        epochs: (n,) epoch of each row.
         masking_rate: In (0, 1].
-        ordinary_ids: Ids from which a random replacement is drawn, evenly.
+        ordinary_ids: Ids from which random replacements are drawn uniformly.
     """
     scores_nT = _scores(row_numbers, epochs, tokens_nT.shape[1], seed)
     is_predicted_nT = _lowest_scores(scores_nT, is_maskable_nT, masking_rate)
@@ -76,7 +77,11 @@ def hash_position(
     epochs: NDArray[np.int64],
     positions: NDArray[np.int64],
 ) -> NDArray[np.uint64]:
-    """64 even bits for each (row, epoch, position); arguments broadcast."""
+    """64 uniform bits for each (row, epoch, position); arguments broadcast.
+
+    Args:
+        purpose: Key of the draw; draws with different keys are independent.
+    """
     key = mix64(mix64(np.array([seed], np.uint64)) + np.uint64(purpose))
     key = mix64(key + epochs.astype(np.uint64))
     key = mix64(key + row_numbers.astype(np.uint64))
@@ -84,8 +89,10 @@ def hash_position(
 
 
 def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64, one step: a bijection on 64 bits in which every input bit reaches every output bit (Steele
-    2014)."""
+    """One step of SplitMix64, a bijection on 64 bits: every input bit affects every output bit.
+
+    Source: Steele et al. 2014, Fast splittable pseudorandom number generators.
+    """
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,8 +1,8 @@
-"""Documents to rows of equal length. Pure arithmetic on lengths: tokens are neither copied nor looked at.
+"""Pack documents into rows of equal length. Pure arithmetic on lengths: tokens are neither copied nor read.
 
-A split is one long stream of tokens, each document `<s> .. </s>`, documents end to end. A row is a slice of that
-stream: where it starts and how many real tokens it has. So the same stream serves every sequence length, and a
-corpus that is prepared for a second stage is not tokenized again.
+A split is one stream of tokens, the concatenation of its documents `<s> .. </s>`. A row is a slice of that stream,
+given by its start and its number of tokens. One stream therefore serves every sequence length, and a second stage with
+longer rows needs no new tokenization.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,14 @@ from data_pipeline.schema.corpus_config import PackingConfig
 
 @dataclass(frozen=True)
 class RowTable:
-    """Where rows of one split lie in its stream."""
+    """Slices of a split's stream, one per row."""
 
     starts: NDArray[np.int64]
+    """Position of the first token in the stream."""
     lengths: NDArray[np.int32]
+    """Tokens of the row, padding not counted."""
     is_cut: NDArray[np.bool_]
-    """Rows whose document goes on behind the row and is thrown away: their last token becomes the end of text."""
+    """Rows whose document is truncated: their last token is replaced by the end of text."""
 
     @property
     def num_rows(self) -> int:
@@ -28,25 +30,25 @@ class RowTable:
 
 
 def num_packed_rows(num_tokens: int, sequence_length: int) -> int:
-    """Rows that a stream fills when rows follow each other without a gap; the last may have padding."""
+    """Number of packed rows of a stream; the last row may have padding."""
     return -(-num_tokens // sequence_length)
 
 
 def packed_rows(row_numbers: NDArray[np.int64], *, num_tokens: int, sequence_length: int) -> RowTable:
-    """The packed rows of these numbers: row r starts at r x sequence_length, whatever documents it cuts."""
+    """The packed rows with these numbers: row r starts at r x sequence_length and may cut documents."""
     starts = row_numbers * sequence_length
     lengths = np.minimum(sequence_length, num_tokens - starts).astype(np.int32)
     return RowTable(starts, lengths, np.zeros(len(starts), np.bool_))
 
 
 def one_document_rows(document_lengths: NDArray[np.int64], packing: PackingConfig, *, first_start: int = 0) -> RowTable:
-    """Rows that hold one document each, or one window of a document that is longer than a row.
+    """Rows of one document each, or of one window of a document longer than a row.
 
-    truncate keeps `<s>`, the first tokens that fit and `</s>`, as the tokenizers library truncates.
+    `too_long: truncate` keeps `<s>`, the first tokens that fit, and `</s>`, like the tokenizers library.
 
     Args:
-        document_lengths: Tokens of each document of a stretch of the stream, special tokens included.
-        first_start: Where that stretch begins in the stream.
+        document_lengths: Tokens of consecutive documents of the stream, special tokens included.
+        first_start: Position of the first of them in the stream.
     """
     lengths = document_lengths.astype(np.int64)
     starts = first_start + np.cumsum(lengths) - lengths
@@ -66,14 +68,16 @@ def one_document_rows(document_lengths: NDArray[np.int64], packing: PackingConfi
 
 @dataclass(frozen=True)
 class ConversationPieces:
-    """What of conversations stands in rows: slices of the stream, in its order."""
+    """Slices of the stream, in its order, each of one conversation and at most one row long."""
 
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
     num_split: int
     """Conversations of more than one slice."""
     num_cut_answers: int
+    """Answers that do not fit in one row with their question."""
     num_lost_answers: int
+    """Answers in no slice."""
 
 
 def conversation_pieces(
@@ -84,17 +88,17 @@ def conversation_pieces(
     *,
     first_start: int = 0,
 ) -> ConversationPieces:
-    """Conversations as slices that fit a row: whole ones as they are, longer ones in as few slices as can be.
+    """Split conversations into slices that fit in a row, as few as possible for each conversation.
 
-    A slice ends behind an answer and the next begins with the next turn, so that no answer is torn from its question,
-    though later ones lose the turns before. An answer that does not fit with its question ends where the row does, and
-    without an end mark, so that nobody learns to end there.
+    A slice ends after an answer and the next one begins with the next turn, so an answer stays with its question;
+    later answers lose the earlier turns. An answer that does not fit with its question is cut at the end of the row,
+    without an end mark, so that the model does not learn to stop there.
 
     Args:
-        document_lengths: Tokens of each conversation of a stretch of the stream.
-        is_target: For each token of that stretch, whether it is predicted.
-        is_begin: Whether it is the token that begins a turn.
-        first_start: Where that stretch begins in the stream.
+        document_lengths: Tokens of consecutive conversations of the stream.
+        is_target: For each of these tokens, True if it is predicted.
+        is_begin: For each of these tokens, True if it begins a turn.
+        first_start: Position of the first of them in the stream.
     """
     longest = packing.sequence_length
     slices: list[tuple[int, int]] = []
@@ -116,7 +120,7 @@ def conversation_pieces(
 def _slices_of_one(
     is_target: NDArray[np.bool_], is_begin: NDArray[np.bool_], packing: PackingConfig
 ) -> tuple[list[tuple[int, int]], int, int]:
-    """(slices as (begin, end), answers cut, answers lost) of a conversation longer than a row."""
+    """(slices as (begin, end), answers cut, answers lost) for a conversation longer than a row."""
     longest = packing.sequence_length
     padded = np.concatenate([[False], is_target, [False]])
     answer_starts = np.flatnonzero(padded[1:] & ~padded[:-1])
@@ -126,7 +130,7 @@ def _slices_of_one(
     num_cut = num_lost = answer = 0
     begin = 0
     while answer < len(answer_ends):
-        # Answers `answer` up to `after`, not included, end within a row that begins here.
+        # Answers `answer` .. `after` - 1 end within a row that starts at `begin`.
         after = int(np.searchsorted(answer_ends, begin + longest, side="right"))
         if after > answer:
             slices.append((begin, int(answer_ends[after - 1])))
@@ -144,22 +148,22 @@ def _slices_of_one(
         if answer < len(answer_ends):
             end = int(answer_ends[answer - 1])
             following = turns[np.searchsorted(turns, end) :]
-            # A foreign template may begin its turns with another token.
+            # Other chat templates may begin turns with another token.
             is_before_answer = len(following) > 0 and following[0] < answer_starts[answer]
             begin = int(following[0]) if is_before_answer else end
     return slices, num_cut, num_lost
 
 
 def fitted_rows(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
-    """Row of each piece, so that no row holds more than `capacity` and few are needed: best fit, longest first.
+    """Row of each piece by best-fit-decreasing packing: no row holds more than `capacity` tokens.
 
-    Rows are numbered by their first piece, so that they follow the order of the corpus.
+    Rows are numbered by their first piece, so they follow the order of the corpus.
 
     Source: best-fit packing, arXiv:2404.10830.
     """
     rows = np.zeros(len(lengths), np.int64)
     open_rows: list[list[int]] = [[] for _ in range(capacity + 1)]
-    # Bit r: some row has room for exactly r more. The lowest set bit from a length on is the best fit.
+    # Bit r is set if some row has exactly r tokens left. The lowest set bit from `length` upward is the best fit.
     room = 0
     num_rows = 0
     for piece in np.argsort(-lengths, kind="stable").tolist():

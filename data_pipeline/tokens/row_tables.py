@@ -1,5 +1,4 @@
-"""Rows of a split as they are laid down: numbers for packed rows, a table for rows of one document each or of
-conversations."""
+"""Row tables on disk: they locate rows of one document or of conversations in the stream. Packed rows need none."""
 
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from data_pipeline.tokens.token_blocks import block_bytes, read_block, report_bl
 def make_rows(
     folder: Path, splits: dict[SplitName, SplitReport], packing: PackingConfig, *, begin_id: int
 ) -> dict[SplitName, RowReport]:
-    """Say what rows the splits in a folder give, and write the tables that they need.
+    """Counts of the rows of each split; writes the row tables into `folder`.
 
     Args:
         begin_id: Token that begins a text, or a turn of a conversation.
@@ -77,7 +76,7 @@ def _one_per_row(folder: Path, name: SplitName, split: SplitReport, packing: Pac
 def _conversations(
     folder: Path, name: SplitName, split: SplitReport, packing: PackingConfig, begin_id: int
 ) -> RowReport:
-    """Each row a list of slices of the stream."""
+    """Rows of conversations: each row is a list of slices of the stream."""
     found: list[ConversationPieces] = []
     start, num_answer_tokens = 0, 0
     for block in split.blocks:
@@ -121,7 +120,7 @@ def _conversations(
 
 
 def _bytes_in_rows(text_bytes: NDArray[np.int32], lengths: NDArray[np.int64], packing: PackingConfig) -> int:
-    """Text bytes of what is not truncated: of each document the share of its tokens that are kept."""
+    """Text bytes in rows; a truncated document counts in proportion to its kept tokens."""
     if packing.too_long == "split":
         return int(text_bytes.sum(dtype=np.int64))
     return round(float((text_bytes * np.minimum(1.0, packing.sequence_length / lengths)).sum()))

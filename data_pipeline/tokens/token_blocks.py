@@ -1,8 +1,8 @@
-"""Token blocks on disk: Arrow files read by row number, memory-mapped, verified on opening.
+"""Token blocks on disk: memory-mapped Arrow files, read by row number and verified on opening.
 
-A block is a plain Arrow IPC file with one record a document, column `tokens` (a list of uint16 or uint32) and, for
-conversations, a list `is_target` beside it. The values of the lists of all blocks, end to end, are the stream that
-rows are slices of (packing.py).
+A block is an Arrow IPC file with one record per document: column `tokens` (list of uint16 or uint32) and, for
+conversations, `is_target` (list of uint8). The concatenated lists of all blocks are the stream of the split; rows are
+slices of it (packing.py).
 """
 
 import json
@@ -29,14 +29,14 @@ class Rows:
     tokens: NDArray[Any]
     """(n, T) uint16 or uint32, padded with the pad id."""
     num_tokens: NDArray[np.int32]
-    """(n,) real tokens; they come first, padding after."""
+    """(n,) number of tokens before the padding."""
     document_ids: NDArray[np.int32] | None
-    """(n, T) 0, 1, 2 .. within the row; padding counts to the last document. None: a row is one document, or
-    attention goes across documents."""
+    """(n, T) 0, 1, 2 .. within the row; padding belongs to the last document. None: a row is one document, or
+    attention crosses documents."""
     is_target: NDArray[np.bool_] | None = None
-    """(n, T) tokens that may be predicted; None: all real ones."""
+    """(n, T) True for tokens that may be predicted. None: all but padding."""
     labels: NDArray[np.int64] | None = None
-    """(n,) the class of each row; None: rows are predicted from themselves."""
+    """(n,) class of each row. None: language modelling."""
 
     def is_real(self) -> NDArray[np.bool_]:
         """(n, T): False for padding."""
@@ -45,7 +45,7 @@ class Rows:
 
 
 class TokenBlocks:
-    """The rows of one split, by number. Pickles as its paths; files are mapped when first read."""
+    """The rows of one split, by number. It pickles without data; files are memory-mapped at the first read."""
 
     def __init__(self, folder: Path, split: SplitName, manifest: Manifest, vocabulary: Vocabulary) -> None:
         self._folder = folder
@@ -65,17 +65,17 @@ class TokenBlocks:
 
     @property
     def num_rows(self) -> int:
-        """Rows, the last of which may be partly padding."""
+        """Number of rows; the last one may be partly padding."""
         return self._rows.num_rows
 
     @property
     def sequence_length(self) -> int:
-        """Tokens of a row, padding included."""
+        """Length of a row in tokens, padding included."""
         return self._packing.sequence_length
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens in all rows."""
+        """Tokens in all rows, padding not counted."""
         return self._rows.num_tokens
 
     @property
@@ -84,10 +84,10 @@ class TokenBlocks:
         return self._rows.num_text_bytes
 
     def rows(self, row_numbers: NDArray[np.int64]) -> Rows:
-        """Copies of these rows, in this order.
+        """Copies of the rows with these numbers, in this order.
 
         Raises:
-            IndexError: A number outside 0 .. num_rows - 1.
+            IndexError: A number is outside 0 .. num_rows - 1.
         """
         row_numbers = np.asarray(row_numbers, np.int64)
         if len(row_numbers) and not 0 <= row_numbers.min() <= row_numbers.max() < self.num_rows:
@@ -101,27 +101,27 @@ class TokenBlocks:
         slices = self._slices_of_conversations(row_numbers) if holds_conversations else self._slices(row_numbers)
         for row, start, length, is_cut in slices:
             first = int(num_tokens[row])
-            for place, block, begin, end in self._pieces(start, length):
-                here = slice(first + place, first + place + end - begin)
+            for offset, block, begin, end in self._pieces(start, length):
+                here = slice(first + offset, first + offset + end - begin)
                 tokens[row, here] = block.tokens[begin:end]
                 if is_target is not None and block.is_target is not None:
                     is_target[row, here] = block.is_target[begin:end]
                 if document_ids is not None and not holds_conversations:
-                    document_ids[row, place + block.document_starts(begin, end)] = 1
+                    document_ids[row, offset + block.document_starts(begin, end)] = 1
             if document_ids is not None:
                 document_ids[row, first] = 1
             num_tokens[row] += length
             if is_cut:
                 tokens[row, -1] = self._vocabulary.eos_id
                 if is_target is not None:
-                    is_target[row, -1] = False  # nobody said that it ends here
+                    is_target[row, -1] = False  # The text does not end here, so do not train on this end of text.
         if document_ids is not None:
             document_ids[:, 0] = 0
             np.cumsum(document_ids, axis=1, out=document_ids)
         return Rows(tokens, num_tokens, document_ids, is_target)
 
     def block_tokens(self, number: int) -> NDArray[Any]:
-        """All tokens of one block, a view of the mapped file: nothing is read until it is looked at."""
+        """All tokens of one block, as a view of the mapped file; pages are read on access."""
         return self._block(number).tokens
 
     def document_lengths(self, number: int) -> NDArray[np.int64]:
@@ -130,11 +130,11 @@ class TokenBlocks:
 
     @property
     def num_blocks(self) -> int:
-        """Files that hold the stream."""
+        """Number of files that hold the stream."""
         return len(self._report.blocks)
 
     def _slices(self, row_numbers: NDArray[np.int64]) -> Iterator[tuple[int, int, int, bool]]:
-        """(place among the rows asked for, where its slice of the stream starts, tokens, whether it is cut)."""
+        """(index among the requested rows, start of its slice in the stream, number of tokens, is cut)."""
         if self._rows.row_table is None:
             table = packed_rows(row_numbers, num_tokens=self._report.num_tokens, sequence_length=self.sequence_length)
         else:
@@ -145,7 +145,7 @@ class TokenBlocks:
             yield row, start, length, is_cut
 
     def _slices_of_conversations(self, row_numbers: NDArray[np.int64]) -> Iterator[tuple[int, int, int, bool]]:
-        """The same, several for each row, in their order."""
+        """Like `_slices`, but with several slices per row, in order."""
         starts, lengths = (self._row_table.column(name) for name in ("starts", "lengths"))
         offsets = _flat(starts.offsets)
         for row, number in enumerate(row_numbers.tolist()):
@@ -163,16 +163,16 @@ class TokenBlocks:
         return self._table
 
     def _pieces(self, start: int, length: int) -> list[tuple[int, "_MappedBlock", int, int]]:
-        """Slice of the stream as (place in the row, block, begin, end): more than one where it crosses blocks."""
+        """Parts of a slice as (offset in the slice, block, begin, end): several if it crosses blocks."""
         pieces = []
-        place = 0
+        offset = 0
         number = int(np.searchsorted(self._block_starts, start, side="right")) - 1
-        while place < length:
-            begin = start + place - int(self._block_starts[number])
-            end = min(begin + length - place, int(self._block_starts[number + 1] - self._block_starts[number]))
+        while offset < length:
+            begin = start + offset - int(self._block_starts[number])
+            end = min(begin + length - offset, int(self._block_starts[number + 1] - self._block_starts[number]))
             if end > begin:
-                pieces.append((place, self._block(number), begin, end))
-            place += end - begin
+                pieces.append((offset, self._block(number), begin, end))
+            offset += end - begin
             number += 1
         return pieces
 
@@ -184,7 +184,7 @@ class TokenBlocks:
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """A corpus as training reads it."""
+    """A prepared corpus, opened for training."""
 
     folder: Path
     manifest: Manifest
@@ -200,14 +200,13 @@ class DamagedBlockError(ValueError):
 
 
 def open_prepared(folder: Path) -> PreparedCorpus:
-    """The corpus in a prepared folder, after checking every file of it. Needs no Ray.
+    """The corpus in a prepared folder, after verifying every file. Needs no Ray.
 
-    Contents are hashed once and remembered by size and time of change, so that a second opening costs one look a
-    file.
+    Verified files are recorded by size and modification time, so a second opening costs one `stat` per file.
 
     Raises:
-        ValueError: Not a prepared folder.
-        DamagedBlockError: A file is not as it was written; the message names it.
+        ValueError: The folder holds no prepared corpus.
+        DamagedBlockError: A file is missing or altered; the message names it.
     """
     manifest = read_manifest(folder)
     tables = [rows.row_table for rows in manifest.rows.values() if rows.row_table is not None]
@@ -226,7 +225,11 @@ def open_prepared(folder: Path) -> PreparedCorpus:
 
 
 def verify_files(folder: Path, reports: Sequence[BlockReport]) -> None:
-    """Raise DamagedBlockError unless every file has its size and its hash."""
+    """Check size and hash of every file.
+
+    Raises:
+        DamagedBlockError: A file is missing, truncated or altered.
+    """
     stamp_path = folder / "verified.json"
     known: dict[str, list[int]] = {}
     with suppress(OSError, ValueError):
@@ -247,7 +250,7 @@ def verify_files(folder: Path, reports: Sequence[BlockReport]) -> None:
         if known.get(report.name) != seen[report.name] and hash_file(path) != report.blake2b:
             raise DamagedBlockError(f"{path} was altered after it was written; delete {folder} and prepare again")
     if seen != known:
-        # A folder that cannot be written is hashed at every opening: slower, not wrong.
+        # A read-only folder is hashed at every opening, which is only slower.
         with suppress(OSError):
             write_whole(stamp_path, json.dumps(seen).encode())
 
@@ -262,7 +265,7 @@ def block_bytes(batch: pa.RecordBatch) -> bytes:
 
 
 def report_block(path: Path) -> BlockReport:
-    """What is in an Arrow file that has been written."""
+    """Counts, size and hash of an Arrow file."""
     batch = _map_arrow(path)
     has_tokens = "tokens" in batch.schema.names
     return BlockReport(
@@ -275,7 +278,7 @@ def report_block(path: Path) -> BlockReport:
 
 
 def read_block(path: Path) -> pa.RecordBatch:
-    """The record batch of an Arrow file, mapped."""
+    """The record batch of an Arrow file, memory-mapped."""
     return _map_arrow(path)
 
 
@@ -293,14 +296,14 @@ class _MappedBlock:
         return cls(_flat(tokens.values), _flat(tokens.offsets), is_target)
 
     def document_starts(self, begin: int, end: int) -> NDArray[np.int64]:
-        """Where documents begin in tokens[begin:end], counted from `begin`."""
+        """Starts of documents in tokens[begin:end], relative to `begin`."""
         first, stop = np.searchsorted(self.offsets[:-1], [begin, end])
         starts: NDArray[np.int64] = self.offsets[first:stop].astype(np.int64) - begin
         return starts
 
 
 def _map_arrow(path: Path) -> pa.RecordBatch:
-    # np.memmap closes its file once mapped; pa.memory_map would hold one descriptor for each of thousands of blocks.
+    # np.memmap closes its file after mapping; pa.memory_map would keep a descriptor for each of thousands of blocks.
     mapped = pa.py_buffer(np.memmap(path, np.uint8, mode="r"))
     return pa.ipc.open_file(pa.BufferReader(mapped)).get_batch(0)
 

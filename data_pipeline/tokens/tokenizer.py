@@ -1,7 +1,7 @@
-"""Train, load and describe tokenizers: all are `tokenizers.Tokenizer`, and a `Vocabulary` is what a model knows of one.
+"""Train, load and describe tokenizers (`tokenizers.Tokenizer`); `Vocabulary` holds the properties that a model needs.
 
-Special tokens that stand in the text literally ("<s>" in corpora of the MiniMind form) are read as special tokens, as
-the tokenizers library does by default.
+Special tokens written literally in the text ("<s>" in MiniMind's corpora) become special tokens, the default of the
+tokenizers library.
 """
 
 import re
@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from data_pipeline.schema.corpus_config import TokenizerConfig
 
-# In this order, so that ids come out as 0, 1, 2 .. and published checkpoints of systems C and D can be read.
+# The order gives the ids 0, 1, 2 .. of published checkpoints of systems C and D.
 SPECIAL_TOKENS = {
     "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
     "minimind": ("<unk>", "<s>", "</s>"),
@@ -32,25 +32,25 @@ _MOSTLY = 0.99
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model and a masker must know of a tokenizer."""
+    """Size and special ids of a tokenizer."""
 
     size: int
     """Largest id + 1."""
     pad_id: int
-    """Fills rows up. Without a pad token it is the unknown token (MiniMind's own choice), else the end of text."""
+    """Fills rows up. Without a pad token: the unknown token (as in MiniMind), else the end of text."""
     unk_id: int | None
     bos_id: int
     eos_id: int
     mask_id: int | None
     special_ids: tuple[int, ...]
-    """Never masked, never drawn as a replacement."""
+    """Ids that are never masked and never drawn as replacements."""
 
 
 def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
-    """A tokenizer learnt from `documents`; the same documents in the same order give the same tokenizer.
+    """A tokenizer trained on `documents`. Deterministic: equal documents in equal order give an equal tokenizer.
 
     Raises:
-        ValueError: Kind file, which is loaded and not trained.
+        ValueError: `kind: file`, which is loaded instead.
     """
     if config.kind == "byte-bpe":
         return _train_byte_bpe(config, documents)
@@ -62,10 +62,10 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokeni
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json, with padding and truncation off: rows are made by packing.
+    """The tokenizer in a tokenizer.json, with padding and truncation off: packing makes the rows.
 
     Raises:
-        ValueError: Missing, or not a tokenizer.json.
+        ValueError: The file is missing or not a tokenizer.json.
     """
     if not path.is_file():
         raise ValueError(f"tokenizer {path} does not exist")
@@ -82,7 +82,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """Size and special ids of a tokenizer.
 
     Raises:
-        ValueError: No token that marks the end of a text under any of the names in use.
+        ValueError: The tokenizer has no end-of-text token under any usual name.
     """
     ids = tokenizer.get_vocab(with_added_tokens=True)
     special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
@@ -99,7 +99,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
         size=max(ids.values()) + 1,
         pad_id=pad if pad is not None else unk if unk is not None else eos,
         unk_id=unk,
-        # GPT-2 form: one token both ends a text and begins the next.
+        # As in GPT-2, one token both ends a text and begins the next.
         bos_id=eos if bos is None else bos,
         eos_id=eos,
         mask_id=first(_MASK),
@@ -108,7 +108,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def longest_token(tokenizer: Tokenizer) -> tuple[str, int]:
-    """The longest entry of a vocabulary and its bytes; special tokens do not count."""
+    """The longest entry of a vocabulary, special tokens excluded, and its length in bytes; ("", 0) if there is none."""
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     is_byte_level = "ByteLevel" in type(tokenizer.pre_tokenizer).__name__
     # Byte-level entries spell each byte as one character.
@@ -128,7 +128,7 @@ def longest_token(tokenizer: Tokenizer) -> tuple[str, int]:
 
 def _train_byte_bpe(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    # No space is put before the first word: C asks for it, and D's ByteLevelBPETokenizer has the same default.
+    # No space before the first word: system C sets this, and D's ByteLevelBPETokenizer has the same default.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -148,8 +148,8 @@ def _train_wordpiece(config: TokenizerConfig, documents: Iterable[str]) -> Token
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     texts = list(documents)
-    # The trainer numbers "##a", "##b" .. in the order of a randomly seeded hash map and breaks ties by number, so it
-    # learns another vocabulary each time. Entries that are there already keep their numbers: give them beforehand.
+    # The trainer numbers "##a", "##b" .. in the order of a randomly seeded hash map and breaks ties by number, so each
+    # training gives another vocabulary. Entries given beforehand keep their numbers.
     learner = Tokenizer(models.WordPiece(unk_token="<unk>"))
     learner.normalizer, learner.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
     special = SPECIAL_TOKENS[config.special_tokens]
@@ -166,7 +166,7 @@ def _train_wordpiece(config: TokenizerConfig, documents: Iterable[str]) -> Token
 
 
 def _continuations(tokenizer: Tokenizer, texts: list[str]) -> list[str]:
-    """Entries for single characters that stand inside words, as WordPiece spells them."""
+    """WordPiece entries ("##x") for all single characters inside words."""
     normalizer, splitter = tokenizer.normalizer, tokenizer.pre_tokenizer
     assert normalizer is not None
     assert splitter is not None
@@ -176,10 +176,10 @@ def _continuations(tokenizer: Tokenizer, texts: list[str]) -> list[str]:
 
 
 def _train_words(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
-    """Words between white space. Two-byte hex words all get an id, seen or not, where there is room for all of them.
+    """Words between white space. If nearly all are two-byte hex words and all 65,536 fit, all of them get an id.
 
-    System A: ids then do not depend on the corpus, and a word that only the holdout has is not unknown. Captures
-    of odd length end in a one-byte word, so "nearly all words" is asked, not "all".
+    As in system A, ids then do not depend on the corpus, and a word that occurs only in the holdout is not unknown.
+    "Nearly", because captures of odd length end in a one-byte word.
     """
     counts: dict[str, int] = {}
     for document in documents:
@@ -195,7 +195,7 @@ def _train_words(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer
         words += [f"{number:04x}" for number in range(_NUM_HEX_WORDS)]
         counts = {word: count for word, count in counts.items() if not _HEX_WORD.fullmatch(word)}
     frequent = [word for word, count in counts.items() if count >= config.min_frequency]
-    # The word itself breaks ties, so that the order of documents does not matter.
+    # The word breaks ties, so the order of documents does not matter.
     frequent.sort(key=lambda word: (-counts[word], word))
     words += frequent[: max(0, config.vocabulary - len(words))]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
@@ -205,7 +205,7 @@ def _train_words(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer
 
 
 def _special_tokens(config: TokenizerConfig) -> list[AddedToken]:
-    # The mask takes the space before it, as in RoBERTa: "the <mask>" then asks for a word that brings its own space.
+    # As in RoBERTa, the mask absorbs the space before it: a predicted word brings its own space.
     return [
         AddedToken(token, lstrip=token == "<mask>" and config.kind == "byte-bpe", normalized=False, special=True)
         for token in SPECIAL_TOKENS[config.special_tokens]
@@ -213,7 +213,7 @@ def _special_tokens(config: TokenizerConfig) -> list[AddedToken]:
 
 
 def _in_batches(documents: Iterable[str], size: int = 1000) -> Iterator[list[str]]:
-    """Lists of documents: the trainer crosses from Python to Rust once a list instead of once a document."""
+    """Documents in lists of `size`: the trainer crosses from Python to Rust once per list."""
     batch: list[str] = []
     for document in documents:
         batch.append(document)

@@ -297,7 +297,7 @@ def _train(run: FinetuneRun, config: RunConfig, plan: FinetunePlan, workers: Wor
         evaluate_at_tokens=[epoch * num_tokens for epoch in range(1, int(run.epochs) + 1)],
         memory_limit_bytes=plan.settings.memory_bytes,
     )
-    if end.outcome != "completed" or end.shortages:
+    if end.outcome != "completed" or end.oom_events:
         console.print(f"  {end.outcome}: {end.reason}", markup=False, highlight=False, soft_wrap=True)
     # A run that was killed reports again what came after its last checkpoint; the last word counts.
     lines = reports.read_text(encoding="utf-8").splitlines() if reports.is_file() else []

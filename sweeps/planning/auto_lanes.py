@@ -85,7 +85,7 @@ def auto_lanes(
 
     def needed_bytes(rows: int) -> int:
         place = place_of_trials(sweep, alone)
-        return predict_memory(run, vocabulary_size, micro_batch_size=rows, place=place).peak_bytes
+        return predict_memory(run, vocabulary_size, micro_batch_size=rows, setup=place).peak_bytes
 
     least = needed_bytes(1)
     ways = [way for way in all_ways if least <= _memory_of(sweep, alone, way)] or all_ways[:1]

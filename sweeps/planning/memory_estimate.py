@@ -89,7 +89,7 @@ def estimate_of(plan: SweepPlan, name: str) -> Estimate:
             run.with_overrides({"training.activation_checkpointing": checkpointing}),
             plan.vocabulary_size,
             memory_bytes=plan.memory_bytes,
-            place=place,
+            setup=place,
         )
         for checkpointing in (False, True)
     }
@@ -102,7 +102,7 @@ def estimate_of(plan: SweepPlan, name: str) -> Estimate:
             sequence_length=run.model.sequence_length,
             largest_feasible=largest[run.training.activation_checkpointing],
         )
-    prediction = predict_memory(run, plan.vocabulary_size, micro_batch_size=micro_batch, place=place)
+    prediction = predict_memory(run, plan.vocabulary_size, micro_batch_size=micro_batch, setup=place)
     rows, workers = place.rows_of(run), place.num_workers
     rows_in_words = f"of {rows} row{'s' if rows > 1 else ''} a step" + (
         f" on each of {workers} workers" if workers > 1 else ""
@@ -120,7 +120,7 @@ def estimate_of(plan: SweepPlan, name: str) -> Estimate:
         advice=(
             _made_for(plan, name),
             f"largest micro-batch: {largest[False]}, with activation checkpointing {largest[True]} ({rows_in_words})",
-            how_to_fit(exact, plan.vocabulary_size, memory_bytes=plan.memory_bytes, place=place),
+            how_to_fit(exact, plan.vocabulary_size, memory_bytes=plan.memory_bytes, setup=place),
         ),
     )
 

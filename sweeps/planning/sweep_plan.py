@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 
 from core.memory.host_memory import memory_share_bytes
-from core.memory_prediction.peak_memory import Place, how_to_fit, largest_micro_batch, predict_memory
+from core.memory_prediction.peak_memory import WorkerSetup, how_to_fit, largest_micro_batch, predict_memory
 from core.settings.run_config import RunConfig
 from data_pipeline.schema.settings import format_bytes
 from sweeps.early_stopping.promotion import Promotions
@@ -58,7 +58,7 @@ class SweepPlan:
     def _predict(self, run: RunConfig) -> int:
         micro_batch = micro_batch_of(run, self.lanes.workers)
         assert micro_batch is not None, "an automatic size is made a number first"
-        return predict_memory(run, self.vocabulary_size, micro_batch_size=micro_batch, place=self.place).peak_bytes
+        return predict_memory(run, self.vocabulary_size, micro_batch_size=micro_batch, setup=self.place).peak_bytes
 
     def largest_micro_batch(self, run: RunConfig, memory_bytes: int | None = None) -> int:
         """The most rows that one worker can hold at once, at most its rows of a batch; 0 when not even one fits.
@@ -67,14 +67,14 @@ class SweepPlan:
             memory_bytes: None: the worker's memory.
         """
         memory = self.memory_bytes if memory_bytes is None else memory_bytes
-        return largest_micro_batch(run, self.vocabulary_size, memory_bytes=memory, place=self.place)
+        return largest_micro_batch(run, self.vocabulary_size, memory_bytes=memory, setup=self.place)
 
     def how_to_fit(self, run: RunConfig) -> str:
         """In words: what a run needs of the memory, and what to change if that is too much."""
-        return how_to_fit(run, self.vocabulary_size, memory_bytes=self.memory_bytes, place=self.place)
+        return how_to_fit(run, self.vocabulary_size, memory_bytes=self.memory_bytes, setup=self.place)
 
     @property
-    def place(self) -> Place:
+    def place(self) -> WorkerSetup:
         """Where its trials take place."""
         return place_of_trials(self.sweep, self.lanes)
 
@@ -98,9 +98,9 @@ class SweepPlan:
         )
 
 
-def place_of_trials(sweep: SweepConfig, lanes: LanePlan) -> Place:
+def place_of_trials(sweep: SweepConfig, lanes: LanePlan) -> WorkerSetup:
     """Where a sweep's trials take place on such lanes."""
-    return Place(
+    return WorkerSetup(
         num_workers=lanes.workers,
         device_type="cuda" if lanes.use_gpu else "cpu",
         has_document_ids=sweep.packing.confines_attention,

@@ -352,7 +352,7 @@ _PROPERTIES_OF_THE_RUN = ("device", "host")
 
 def _shortages(end: RunEnd, record: TrialRecord) -> dict[str, Any]:
     """What a run's end says of the times that memory ran out: their number, and the micro-batches known not to fit."""
-    survived = end.shortages
+    survived = end.oom_events
     last = [] if end.oom is None or end.micro_batch_size_used is None else [(end.micro_batch_size_used, end.oom)]
     # A neighbour's doing says nothing about what fits, though the reports could not tell.
     others = {shortage.size for shortage in survived if shortage.is_neighbours}

@@ -241,7 +241,7 @@ class Trial(tune.Trainable):
             began_at=moments["began_at"],
             ended_at=moments["ended_at"],
             ran_out=ran_out,
-            survived=bool(end.shortages),
+            survived=bool(end.oom_events),
             loss=end.metrics[LOSS] if end.outcome == "completed" else None,
         )
         with (Path(fixed["folder"]) / "attempts.jsonl").open("a") as file:

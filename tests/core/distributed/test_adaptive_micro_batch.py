@@ -15,7 +15,7 @@ from core.distributed.workers import Workers
 from core.memory.allocator_thrashing import Thrashing, allocator_retries
 from core.memory.out_of_memory import OomFacts
 from core.memory.storage_meter import StorageMeter
-from core.memory_prediction.peak_memory import ALONE_ON_A_CPU, largest_micro_batch, predict_memory
+from core.memory_prediction.peak_memory import SINGLE_CPU_WORKER, largest_micro_batch, predict_memory
 from core.settings.run_config import RunConfig
 from core.training.memory_budget import MemoryBudget
 
@@ -29,7 +29,7 @@ def shortage(*, in_use: int | None = None, asked: int | None = None, rank: int =
 
 
 def budget(limit_bytes: int | None, run: RunConfig = RUN) -> MemoryBudget:
-    return MemoryBudget(run, VOCABULARY_SIZE, ALONE_ON_A_CPU, Workers(), StorageMeter(), limit_bytes)
+    return MemoryBudget(run, VOCABULARY_SIZE, SINGLE_CPU_WORKER, Workers(), StorageMeter(), limit_bytes)
 
 
 def predicted(size: int) -> int:
@@ -174,7 +174,7 @@ def test_a_thrashing_step_is_done_again_with_smaller_micro_batches() -> None:
     counter = iter([0, 0, 0, 1, 2, 3])  # at the start, and after five steps' work
     step.thrashing = Thrashing(lambda: next(counter, 3))
     results = train(step, num_steps=8)
-    (shortage,) = step.shortages
+    (shortage,) = step.oom_events
     assert (shortage.step, shortage.size, shortage.smaller) == (4, 8, 4)
     assert "thrashing" in shortage.facts.message
     assert results[-1].loss == pytest.approx(train(clean, num_steps=8)[-1].loss, rel=1e-12)
@@ -184,7 +184,7 @@ def test_thrashing_with_one_row_is_slow_and_no_shortage() -> None:
     step = a_step(Workers(), micro_batch_size=1, choose_smaller=to_half)
     step.thrashing = Thrashing(itertools.count().__next__)
     train(step, num_steps=5)
-    assert not step.shortages
+    assert not step.oom_events
 
 
 # Together

@@ -115,7 +115,7 @@ def test_layers_share_one_memory_table_which_is_saved_once() -> None:
         ({"memory": {"entries": 1000}}, "entries=1000 is not a square number.*try 961 or 1024"),
         ({"memory": {"entries": 16, "entries_per_token": 5}}, "entries_per_token=5 is above the 4 half-keys"),
         ({"mixture": {"experts": 2, "experts_per_token": 3}}, "experts_per_token=3 is above experts=2"),
-        ({"family": "decoder", "width": 12, "heads": 4}, "is an odd width of a head"),
+        ({"family": "decoder", "width": 12, "heads": 4}, "width=12 / heads=4 is odd, .* try width=16"),
     ],
 )
 def test_impossible_settings_are_refused_with_their_remedy(settings: dict[str, object], message: str) -> None:

@@ -91,10 +91,10 @@ def test_tracking_finds_gradients_and_state_of_before_once():
         assert meter.current_bytes == 4 * (100 * 100 + 100) * 4 + 2 * 4
 
 
-def test_over_budget_says_that_it_is_a_budget_with_all_three_numbers():
+def test_over_the_limit_the_error_says_memory_limit_with_all_three_numbers():
     with memory_limit(10_000, CPU) as meter:
         kept = torch.ones(2000)
-        with pytest.raises(torch.OutOfMemoryError, match="budget") as caught:
+        with pytest.raises(torch.OutOfMemoryError, match="Memory limit exceeded") as caught:
             torch.ones(1000)
         assert (kept.numel(), meter.current_bytes, meter.peak_bytes) == (2000, 8000, 8000)
     facts = classify(caught.value)
@@ -239,7 +239,7 @@ def train(limit_bytes):
 free = train(None)
 starved = train(free.peak_memory_bytes // 2)
 print(free.outcome, free.micro_batch_size_used)
-print(starved.outcome, starved.micro_batch_size_used, [s.facts.kind for s in starved.shortages])
+print(starved.outcome, starved.micro_batch_size_used, [s.facts.kind for s in starved.oom_events])
 print(abs(free.metrics["holdout/loss_nats_per_token"] - starved.metrics["holdout/loss_nats_per_token"]) < 1e-3)
 """
 

@@ -7,7 +7,7 @@ from full_rows import a_run, take_steps
 from core.memory.memory_limit import memory_limit
 from core.memory_prediction import peak_memory
 from core.memory_prediction.memory_trace import MemoryTrace, RunShape, trace_steps
-from core.memory_prediction.peak_memory import Place, how_to_fit, largest_micro_batch, predict_memory
+from core.memory_prediction.peak_memory import WorkerSetup, how_to_fit, largest_micro_batch, predict_memory
 from core.settings.run_config import RunConfig
 from core.step.optimizer_step import StepOutOfMemory, StepResult
 from data_pipeline.schema.settings import format_bytes
@@ -73,7 +73,7 @@ def test_the_largest_micro_batch_runs_under_the_budget_and_the_next_does_not(cha
 
 def test_the_whole_batch_is_the_largest_where_memory_is_plenty():
     assert largest_micro_batch(a_run(), VOCABULARY_SIZE, memory_bytes=2**40) == 16
-    assert largest_micro_batch(a_run(), VOCABULARY_SIZE, memory_bytes=2**40, place=Place(num_workers=3)) == 6
+    assert largest_micro_batch(a_run(), VOCABULARY_SIZE, memory_bytes=2**40, setup=WorkerSetup(num_workers=3)) == 6
 
 
 @pytest.mark.long
@@ -104,13 +104,13 @@ def test_the_largest_micro_batch_is_that_of_exhaustive_search(num_workers):
     vocabulary_size = 40_000
     peaks = {
         size: predict_memory(
-            run, vocabulary_size, micro_batch_size=size, place=Place(num_workers=num_workers)
+            run, vocabulary_size, micro_batch_size=size, setup=WorkerSetup(num_workers=num_workers)
         ).peak_bytes
         for size in range(1, 22 // num_workers + 1)
     }
     for budget_bytes in {peak + extra for peak in peaks.values() for extra in (-1, 0)}:
         found = largest_micro_batch(
-            run, vocabulary_size, memory_bytes=budget_bytes, place=Place(num_workers=num_workers)
+            run, vocabulary_size, memory_bytes=budget_bytes, setup=WorkerSetup(num_workers=num_workers)
         )
         largest = max((size for size, peak in peaks.items() if peak <= budget_bytes), default=0)
         shown = {size: format_bytes(peak) for size, peak in peaks.items()}
@@ -121,10 +121,10 @@ def test_the_largest_micro_batch_is_that_of_exhaustive_search(num_workers):
 def test_on_a_device_the_largest_micro_batch_fits_and_wastes_little():
     run = a_run(batch_size=48, layers=2, width=512, heads=8, sequence_length=512, precision="bf16")
     for budget_bytes in (2**29, 3 * 2**28, 2**30):
-        found = largest_micro_batch(run, 8000, memory_bytes=budget_bytes, place=Place(device_type="cuda"))
+        found = largest_micro_batch(run, 8000, memory_bytes=budget_bytes, setup=WorkerSetup(device_type="cuda"))
         assert 1 <= found < 48
         here, above = (
-            predict_memory(run, 8000, micro_batch_size=size, place=Place(device_type="cuda")).peak_bytes
+            predict_memory(run, 8000, micro_batch_size=size, setup=WorkerSetup(device_type="cuda")).peak_bytes
             for size in (found, found + 2)
         )
         assert here <= budget_bytes < above, (found, format_bytes(here), format_bytes(above))

@@ -17,7 +17,7 @@ from two_workers import on_workers
 from core.distributed.workers import Workers
 from core.memory.memory_limit import memory_limit
 from core.memory_prediction import peak_memory as memory_model
-from core.memory_prediction.peak_memory import Place, predict_memory
+from core.memory_prediction.peak_memory import WorkerSetup, predict_memory
 from core.settings.run_config import RunConfig
 from core.step.evaluation import Evaluation
 from core.training.training_run import run_training
@@ -116,7 +116,7 @@ def test_evaluation_with_a_large_vocabulary_takes_no_more_than_training_was_pred
             step.model, step.source, Workers(), step.precision, num_rows=micro_batch_size, shrinks=False
         )
         assert rehearsed.rehearse(step=0) is None
-    predicted_bytes = predict_memory(run, 65_000, micro_batch_size=micro_batch_size, place=Place()).peak_bytes
+    predicted_bytes = predict_memory(run, 65_000, micro_batch_size=micro_batch_size, setup=WorkerSetup()).peak_bytes
     assert held_before < meter.peak_bytes < predicted_bytes
 
 
@@ -124,7 +124,7 @@ def test_evaluation_with_a_large_vocabulary_takes_no_more_than_training_was_pred
 def test_prediction_equals_what_training_really_holds(changes, micro_batch_size, has_documents):
     run = a_run(**changes)
     predicted_bytes = predict_memory(
-        run, VOCABULARY_SIZE, micro_batch_size=micro_batch_size, place=Place(has_document_ids=has_documents)
+        run, VOCABULARY_SIZE, micro_batch_size=micro_batch_size, setup=WorkerSetup(has_document_ids=has_documents)
     ).peak_bytes
     with memory_limit(None, CPU) as meter:
         take_steps(run, VOCABULARY_SIZE, micro_batch_size=micro_batch_size, num_steps=3, has_documents=has_documents)
@@ -160,14 +160,16 @@ def peak_of_worker(workers: Workers, run: RunConfig) -> int:
 @pytest.mark.parametrize("changes", [{}, DECODER], ids=["roberta", "decoder"])
 def test_prediction_holds_for_each_of_two_workers(changes):
     run = a_run(**changes)
-    predicted_bytes = predict_memory(run, VOCABULARY_SIZE, micro_batch_size=4, place=Place(num_workers=2)).peak_bytes
+    two_workers = WorkerSetup(num_workers=2)
+    predicted_bytes = predict_memory(run, VOCABULARY_SIZE, micro_batch_size=4, setup=two_workers).peak_bytes
     assert on_workers(2, peak_of_worker, run) == [predicted_bytes, predicted_bytes]
 
 
 def test_parts_are_named_and_sum_to_the_peak():
     run = a_run()
     for device_type in ("cpu", "cuda"):
-        prediction = predict_memory(run, VOCABULARY_SIZE, micro_batch_size=16, place=Place(device_type=device_type))
+        setup = WorkerSetup(device_type=device_type)
+        prediction = predict_memory(run, VOCABULARY_SIZE, micro_batch_size=16, setup=setup)
         assert sum(prediction.parts.values()) == prediction.peak_bytes
         assert list(prediction.parts.values()) == sorted(prediction.parts.values(), reverse=True)
     parts = predict_memory(run, VOCABULARY_SIZE, micro_batch_size=8).parts
@@ -192,14 +194,14 @@ def test_each_feature_moves_the_part_that_it_should():
 def test_several_workers_hold_one_gradient_more_than_one_pass_alone():
     run = a_run(batch_size=8)
     alone = predict_memory(run, VOCABULARY_SIZE, micro_batch_size=8)
-    both = predict_memory(a_run(batch_size=16), VOCABULARY_SIZE, micro_batch_size=8, place=Place(num_workers=2))
+    both = predict_memory(a_run(batch_size=16), VOCABULARY_SIZE, micro_batch_size=8, setup=WorkerSetup(num_workers=2))
     assert both.parts["gradients"] == alone.parts["parameters"]
     assert both.peak_bytes > alone.peak_bytes
 
 
 def test_a_device_needs_more_than_its_tensors_but_not_twice():
     run = a_run(width=256, sequence_length=128, batch_size=64, precision="bf16")
-    prediction = predict_memory(run, 30_000, micro_batch_size=32, place=Place(device_type="cuda"))
+    prediction = predict_memory(run, 30_000, micro_batch_size=32, setup=WorkerSetup(device_type="cuda"))
     tensors_bytes = prediction.peak_bytes - prediction.parts["allocator"] - prediction.parts["workspaces"]
     assert 1.0 <= (prediction.peak_bytes - prediction.parts["workspaces"]) / tensors_bytes < 1.41
 
@@ -237,7 +239,7 @@ def test_a_prediction_for_a_model_of_roberta_size_takes_under_one_and_a_half_sec
     for device_type, precision in (("cpu", "fp32"), ("cpu", "bf16"), ("cuda", "bf16")):
         run = a_run(layers=6, width=768, heads=12, sequence_length=512, batch_size=64, precision=precision)
         started_s = time.process_time()
-        predict_memory(run, 52_000, micro_batch_size=16, place=Place(device_type=device_type))
+        predict_memory(run, 52_000, micro_batch_size=16, setup=WorkerSetup(device_type=device_type))
         assert time.process_time() - started_s < limit_s
 
 

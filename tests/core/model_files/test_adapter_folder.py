@@ -116,7 +116,7 @@ def change_settings(folder: Path, **changes: Any) -> None:
 def test_base_that_is_gone_is_named_with_the_remedy(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     with pytest.raises(
-        ValueError, match=r"belongs to the model .*base, and no folder with config.json.*put it back, or"
+        ValueError, match=r"belongs to the model .*base, but no folder with config.json.*put it back, or"
     ):
         import_adapted(saved)
     change_settings(saved, base_model_name_or_path=str(tmp_path / "elsewhere"))
@@ -136,7 +136,7 @@ def test_base_with_other_weights_is_refused_by_its_hash(saved: Path, tmp_path: P
     ("change", "said"),
     [
         ({"width": 48}, r"layers.0.mlp.down_proj is 64 x 192 there and 48 x 128 here"),
-        ({"layers": 2}, r"it adapts model.layers.2.mlp.down_proj, which the model has not; .* and 4 more"),
+        ({"layers": 2}, r"it adapts model.layers.2.mlp.down_proj, which the model lacks; .* and 4 more"),
     ],
 )
 def test_base_of_another_shape_is_refused_where_no_hash_is_known(
@@ -153,5 +153,7 @@ def test_base_of_another_shape_is_refused_where_no_hash_is_known(
 
 def test_kinds_of_adapters_that_are_not_known_are_refused_by_name(saved: Path) -> None:
     change_settings(saved, use_dora=True, bias="all")
-    with pytest.raises(ValueError, match=r"bias='all', use_dora=True, which is not LoRA as pretune knows it; merge it"):
+    with pytest.raises(
+        ValueError, match=r"bias='all', use_dora=True, which is not LoRA as pretune supports it; merge it"
+    ):
         import_adapted(saved)

@@ -185,7 +185,7 @@ def test_running_out_of_memory_changes_nothing_in_what_a_classifier_learns(
     needs = [predict_memory(run, data.vocabulary.size, micro_batch_size=size).peak_bytes for size in (16, 4)]
     train(run, data, tmp_path / "free")
     end = train(run, data, tmp_path / "short", limit=(needs[0] + needs[1]) // 2)
-    assert end.shortages
+    assert end.oom_events
     free, short = (
         load_file((newest_checkpoint(tmp_path / name) or Path()) / "model.safetensors") for name in ("free", "short")
     )

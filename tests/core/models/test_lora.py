@@ -276,9 +276,13 @@ def test_run_without_a_base_is_refused_with_the_remedy(tmp_path: Path) -> None:
         (
             "llama",
             {"targets": "q_proj,query"},
-            r"targets=q_proj,query names 'query'; this model has q_proj, k_proj, v_",
+            r"targets=q_proj,query names 'query', which this model lacks; use q_proj, k_proj, v_",
         ),
-        ("roberta", {"targets": "q_proj"}, r"names 'q_proj'; this model has query, key, value, attention.output.dense"),
+        (
+            "roberta",
+            {"targets": "q_proj"},
+            r"names 'q_proj', which this model lacks; use query, key, value, attention.output.dense",
+        ),
         ("llama", {"rank": 17}, r"rank=17 is above the size of k_proj, 16 x 32.*use at most 16"),
         ("llama", {"rank": 33, "targets": "gate_proj"}, r"above the size of gate_proj, 128 x 32.*use at most 32"),
     ],

@@ -217,7 +217,7 @@ def test_a_run_that_ran_out_of_memory_once_ends_as_if_it_had_not(count: int, see
     expected_weights = clean(count, MICRO_BATCH)[0].weights
     assert max(float(np.abs(ranks[0].weights[name] - expected_weights[name]).max()) for name in expected_weights) < 2e-5
 
-    (shortage,) = ranks[0].end.shortages
+    (shortage,) = ranks[0].end.oom_events
     assert shortage.facts.rank == injection.rank
     is_training = injection.phase in ("forward", "backward")
     assert shortage.facts.phase in (("forward", "backward") if is_training else (injection.phase,))

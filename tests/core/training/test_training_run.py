@@ -199,8 +199,8 @@ def test_model_that_does_not_fit_is_infeasible_with_the_numbers_in_words(tmp_pat
     end = train(small_run(), tmp_path, memory_limit_bytes=150_000)
     assert (end.outcome, end.tokens) == ("infeasible", 0)
     pattern = (
-        r"out of memory with micro-batches of 8 rows: asked for \S+ KiB more than the budget of 146.48 KiB allows; "
-        r"\S+ KiB were in use, \S+ KiB were predicted as needed"
+        r"out of memory with micro-batches of 8 rows: asked for \S+ KiB more than the memory limit of 146.48 KiB "
+        r"allows; \S+ KiB were in use, \S+ KiB were predicted as needed"
     )
     assert re.fullmatch(pattern, end.reason), end.reason
     assert end.oom is not None
@@ -244,7 +244,7 @@ def test_checkpoint_for_which_there_is_no_memory_is_reported_and_the_run_goes_on
     end = train(small_run(), tmp_path)
     assert end.outcome == "completed"
     # The last checkpoint was tried twice.
-    assert [(shortage.facts.phase, shortage.facts.kind, shortage.step) for shortage in end.shortages] == [
+    assert [(shortage.facts.phase, shortage.facts.kind, shortage.step) for shortage in end.oom_events] == [
         ("checkpoint", "host", 20)
     ] * 2
     assert end.reason.endswith("; memory ran out 2 times on the way")
@@ -274,11 +274,11 @@ def test_micro_batch_that_a_neighbour_made_impossible_comes_back_when_the_neighb
         run, data, folder=tmp_path / "a", report=report, report_every_s=0.0, memory_limit_bytes=2**30, **arguments
     )
     assert end.outcome == "completed", end.reason
-    assert all(shortage.is_neighbours and shortage.step == 4 for shortage in end.shortages)
-    left = [shortage.size for shortage in end.shortages]
+    assert all(shortage.is_neighbours and shortage.step == 4 for shortage in end.oom_events)
+    left = [shortage.size for shortage in end.oom_events]
     # Down in as many tries as it took, in one and the same step; up again by the same sizes, six clean steps each.
     stretches = [(size, len(list(steps))) for size, steps in itertools.groupby(sizes.values())]
-    assert stretches[:-1] == [(16, 4), (end.shortages[-1].smaller, 6), *((size, 6) for size in reversed(left[1:]))]
+    assert stretches[:-1] == [(16, 4), (end.oom_events[-1].smaller, 6), *((size, 6) for size in reversed(left[1:]))]
     assert stretches[-1][0] == 16
     clean = run_training(run, data, folder=tmp_path / "b", report=lambda _: True, memory_limit_bytes=2**30, **arguments)
     for key in HOLDOUT_KEYS:
@@ -348,14 +348,14 @@ def with_a_caller_that_fails(workers: Workers, folder: Path) -> str:
 def test_failure_of_rank_0_alone_leaves_no_other_rank_waiting(tmp_path: Path) -> None:
     first, second = on_workers(2, with_a_caller_that_fails, tmp_path)
     assert first == "OSError: no space left on device"
-    assert second == "RuntimeError: rank 0 of 2 failed; its own error says why"
+    assert second == "RuntimeError: rank 0 of 2 failed; see the error of that rank for the cause"
 
 
 def test_folder_of_another_run_is_refused_on_all_ranks(tmp_path: Path) -> None:
     train(small_run(learning_rate=1e-4), tmp_path)
     first, second = on_workers(2, refusal, tmp_path)
     assert "training.learning_rate is 0.0001 there and 0.003 here" in first
-    assert second == "rank 0 of 2 failed; its own error says why"
+    assert second == "rank 0 of 2 failed; see the error of that rank for the cause"
 
 
 def refusal(workers: Workers, folder: Path) -> str:

@@ -116,7 +116,7 @@ def test_batches_predict_each_rows_class_at_its_first_token(tmp_path: Path) -> N
     ("rows", "label", "words"),
     [
         (ROWS, "ap", "has no column 'ap'; did you mean --classify app?"),
-        (ROWS, "payload", "cannot be the label as well"),
+        (ROWS, "payload", "column 'payload' is both the text and the label"),
         ([(text, "dns") for text, _ in ROWS], "app", "one class only, 'dns' in all 40 rows"),
         ([*ROWS, ("lonely", "ftp")], "app", "has a single row ('ftp')"),
         ([("", "dns"), ("", "http")], "app", "2 times empty text"),

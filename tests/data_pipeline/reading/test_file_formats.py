@@ -174,7 +174,7 @@ def test_only_column_that_can_be_text_is_taken(tmp_path: Path) -> None:
 
 def test_two_columns_that_can_be_text_are_not_guessed_between(tmp_path: Path) -> None:
     rows = "".join(json.dumps({"left": f"one {n}", "right": f"two {n}"}) + "\n" for n in range(3))
-    assert "say corpus.text, one of left, right" in str(read(written(tmp_path, rows)).kinds[0].refused)
+    assert "set corpus.text to one of left, right" in str(read(written(tmp_path, rows)).kinds[0].refused)
 
 
 UNICODE = ["Zwölf Boxkämpfer", "naïve café", "“quoted” — dash", "漢字とかな"]
@@ -279,7 +279,7 @@ def test_lone_surrogates_as_bytes_are_damage_and_no_other_encoding(tmp_path: Pat
 def test_encoding_that_is_said_is_not_guessed(tmp_path: Path, said: str, written_in: str) -> None:
     texts = ["第一行", "第二行"] if said.startswith("gb") else ["déjà vu", "à la mode"]
     found = read(written(tmp_path, "\n".join(texts).encode(written_in)), encoding=said)
-    assert (found.texts, found.kinds[0].encoding.note) == (texts, "said in the settings")
+    assert (found.texts, found.kinds[0].encoding.note) == (texts, "set in corpus.encoding")
 
 
 def test_encoding_that_there_is_not_is_a_fault_of_the_settings() -> None:

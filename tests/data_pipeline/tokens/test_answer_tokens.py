@@ -164,12 +164,12 @@ def test_conversations_for_pretraining_and_texts_for_sft_are_refused_with_what_t
         assert not list((tmp_path / "prepared").glob(".work*")), "it was tokenized first"
         return str(caught.value)
 
-    assert f"{talk} holds conversations, and this objective trains on texts; write objective: sft" in refusal(
+    assert f"{talk} holds conversations, but this objective trains on texts; set objective: sft" in refusal(
         str(talk), "texts"
     )
-    assert f"{texts} holds texts, and objective: sft trains on conversations" in refusal(str(texts), "conversations")
+    assert f"{texts} holds texts, but objective: sft trains on conversations" in refusal(str(texts), "conversations")
     assert "name files of one kind as corpus.path" in refusal((str(talk), str(texts)), None)
-    assert "it holds conversations and no column 'text'; for objective: sft leave corpus.text out" in refusal(
+    assert "it holds conversations and no column 'text'; for objective: sft remove corpus.text" in refusal(
         str(talk), "texts", text="text"
     )
 

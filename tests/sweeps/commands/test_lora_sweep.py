@@ -73,7 +73,7 @@ def test_adapters_without_a_base_are_a_fault_of_the_file_with_the_remedy(base: P
         ("search.training.lora.rank.choice=[2, 64]", r"training.lora.rank=64 is above the size of q_proj, 32 x 32"),
         (
             "search.training.lora.targets.choice=[query, q_proj]",
-            r"targets=query names 'query'; this model has q_proj",
+            r"targets=query names 'query', which this model lacks; use q_proj",
         ),
     ],
 )
@@ -196,4 +196,4 @@ def test_an_adapter_whose_base_is_gone_is_refused_with_the_remedy(tmp_path: Path
     (tmp_path / "best").rename(tmp_path / "elsewhere")
     output = " ".join(command("generate", adapter, "the red", code=2).split())
     assert "belongs to the model" in output
-    assert "put it back, or name its place as base_model_name_or_path" in output
+    assert "put it back, or set base_model_name_or_path" in output

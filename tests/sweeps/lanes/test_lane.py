@@ -19,7 +19,7 @@ from command import processes_marked, read_until, start
 from command import run as run_command
 from core.memory.out_of_memory import OomFacts, classify, corroborated
 from core.memory.tensor_memory import SLACK_BYTES
-from core.memory_prediction.peak_memory import Place, predict_memory
+from core.memory_prediction.peak_memory import WorkerSetup, predict_memory
 from core.settings.cooldown_branch import Pause
 from core.settings.precision import choose_precision
 from core.step.optimizer_step import UpdateOutOfMemoryError
@@ -75,9 +75,9 @@ def test_what_ended_a_worker_decides_what_it_says_of_the_trial(
 
 def test_a_bug_is_a_bug_and_a_silent_worker_is_lost() -> None:
     assert type(_ending(None, {}, "Traceback ...\nKeyError: 'x'")) is TrialFailedError
-    silent = _ending(None, {}, "Traceback ...\ncore.workers.WorkerSilentError: rank 0 of 2 has no answer from another")
+    silent = _ending(None, {}, "Traceback ...\ncore.workers.WorkerSilentError: rank 0 of 2 got no answer from another")
     assert type(silent) is WorkersLostError
-    assert "rank 0 of 2 has no answer" in str(silent)
+    assert "rank 0 of 2 got no answer" in str(silent)
 
 
 class BrokenLane:
@@ -171,7 +171,7 @@ def test_a_shortage_of_rank_1_alone_costs_both_workers_a_smaller_micro_batch(res
     sizes = ("training.batch_size=17", "training.micro_batch_size=9")
     run = load_sweep_file(file, sizes).run_config()
     of_eight, of_nine = (
-        predict_memory(run, 1000, micro_batch_size=size, place=Place(num_workers=2)).peak_bytes for size in (8, 9)
+        predict_memory(run, 1000, micro_batch_size=size, setup=WorkerSetup(num_workers=2)).peak_bytes for size in (8, 9)
     )
     # What the file lists is launched though it is predicted not to fit.
     listed = "start_with=[{training.learning_rate: 1e-3}]"

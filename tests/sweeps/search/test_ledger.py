@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from core.memory.memory_reports import Shortage
+from core.memory.memory_reports import OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts, OomKind, OomPhase
 from core.settings.run_config import RunConfig
 from core.training.run_end import RunEnd
@@ -150,10 +150,10 @@ def test_a_survived_shortage_is_told_from_the_end_and_one_in_evaluation_rules_ou
     told = Told(tmp_path)
     told.report(1000, 16)
     shortages = (
-        Shortage(shortage(), step=0, size=32, smaller=16),
-        Shortage(shortage(phase="evaluation"), step=2, size=16, smaller=8),
+        OutOfMemoryEvent(shortage(), step=0, size=32, smaller=16),
+        OutOfMemoryEvent(shortage(phase="evaluation"), step=2, size=16, smaller=8),
     )
-    record = told.end("completed", 16, shortages=shortages)
+    record = told.end("completed", 16, oom_events=shortages)
     assert record.outcome is Outcome.COMPLETED
     assert record.memory_verdict == "ran out of memory and went on"
     assert (record.out_of_memory_events, record.out_of_memory_micro_batches) == (2, (32,))
@@ -164,7 +164,7 @@ def test_what_a_neighbour_took_rules_out_nothing(tmp_path: Path) -> None:
     told = Told(tmp_path, **{"training.micro_batch_size": 16})
     told.report(1000, 8)
     record = told.end(
-        "completed", 16, shortages=(Shortage(shortage(), step=0, size=16, smaller=8, is_neighbours=True),)
+        "completed", 16, oom_events=(OutOfMemoryEvent(shortage(), step=0, size=16, smaller=8, is_neighbours=True),)
     )
     assert (record.out_of_memory_events, record.out_of_memory_micro_batches) == (1, ())
     assert told.seen() == [(16, True)]
