@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.analysis.noise_floor import Standing, seed_groups, standings, verdict
 from sweeps.records.outcomes import Outcome
+from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import MemoryVerdict, RefusedProposal, TrialRecord
 
 _ORDER = (
@@ -127,7 +128,7 @@ def memory_counts(records: Sequence[TrialRecord], refused: Sequence[RefusedPropo
     """How often memory had a say, by verdict: trials, and proposals that never became one."""
     counts = Counter(record.memory_verdict for record in records)
     counts.update(proposal.verdict for proposal in refused)
-    return {verdict: counts[verdict] for verdict in get_args(MemoryVerdict)}
+    return {verdict: counts[verdict] for verdict in MemoryVerdict}
 
 
 def write_trials_csv(path: Path, records: Sequence[TrialRecord]) -> None:
@@ -149,7 +150,7 @@ def summarize(
     *,
     name: str,
     identity: str,
-    status: str,
+    status: SweepStatus,
     records: Sequence[TrialRecord],
     refused: Sequence[RefusedProposal],
     data: dict[str, Any],
@@ -158,7 +159,6 @@ def summarize(
     """What a script wants to know of a sweep.
 
     Args:
-        status: `finished` or `interrupted`.
         data: Figures of the prepared corpus.
         wall_s: Seconds of this and earlier parts of the sweep together.
     """

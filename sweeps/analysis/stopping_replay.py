@@ -16,7 +16,7 @@ from sweeps.analysis.sweep_findings import Findings, finite_loss
 from sweeps.analysis.trial_curves import Curve
 from sweeps.early_stopping.median_stopping import MedianRule
 from sweeps.early_stopping.rungs import Rungs, StoppingRule, rung_tokens
-from sweeps.records.trial_records import REPEAT, TrialRecord
+from sweeps.records.trial_records import TrialRecord
 from sweeps.settings.sweep_sections import EarlyStoppingConfig
 
 FEWEST_TRIALS = 4
@@ -60,7 +60,7 @@ class Replay:
 def replay(findings: Findings) -> Replay | None:
     """Other rules on this sweep's curves; None where too few trials have reached the end."""
     ended = sorted(
-        (r for r in findings.completed if r.chosen_by != REPEAT and r.twin_of is None), key=lambda record: record.number
+        (r for r in findings.completed if not r.is_repeat and r.twin_of is None), key=lambda record: record.number
     )
     drawn = [record for record in ended if record.run_to_end]
     is_unbiased = len(drawn) >= FEWEST_TRIALS or findings.sweep.early_stopping.method == "none"

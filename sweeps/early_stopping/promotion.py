@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from core.settings.cooldown_branch import Pause
-from sweeps.records.trial_records import REPEAT, TrialRecord
+from sweeps.records.trial_records import TrialRecord
 from sweeps.settings.sweep_sections import EarlyStoppingConfig
 
 FEWEST_FINALISTS = 2
@@ -43,7 +43,7 @@ class Promotions:
         """
         rung = next((rung for rung in self.rungs if rung not in record.rung_losses), None)
         # The same settings with another seed are compared at their end.
-        return None if rung is None or record.chosen_by == REPEAT else Pause(rung, round(cooldown * rung))
+        return None if rung is None or record.is_repeat else Pause(rung, round(cooldown * rung))
 
     def next(self, records: Iterable[TrialRecord], *, is_closing: bool) -> TrialRecord | None:
         """The paused trial to go on with now; None if there is none yet.
@@ -137,7 +137,7 @@ def _first_waiting(records: Iterable[TrialRecord], rung: int) -> TrialRecord | N
 def _is_on_its_way(record: TrialRecord, rung: int) -> bool:
     """Whether a trial runs that may still be seen at a rung."""
     is_running = record.outcome is None and record.paused_at is None and record.twin_of is None
-    return is_running and rung not in record.rung_losses and record.chosen_by != REPEAT
+    return is_running and rung not in record.rung_losses and not record.is_repeat
 
 
 def drawn_to_run_to_the_end(config: EarlyStoppingConfig, *, num_trials: int, seed: int) -> frozenset[int]:

@@ -18,13 +18,12 @@ from sweeps.records.trial_records import MemoryVerdict, RefusedProposal, TrialRe
 from sweeps.settings.search_space import format_setting, short_name
 
 _RAN = "ran"
-_RAN_OUT: MemoryVerdict = "ran out of memory"
-_NEVER_LAUNCHED: tuple[MemoryVerdict, ...] = ("refused by prediction", "skipped by dominance")
+_NEVER_LAUNCHED = (MemoryVerdict.REFUSED, MemoryVerdict.SKIPPED)
 _FATES: dict[str, dict[str, Any]] = {
     _RAN: {"marker": "o", "color": SERIES[0], "s": 26, "alpha": 0.85},
-    _RAN_OUT: {"marker": "x", "color": COLORS["failed"], "s": 40, "linewidths": 1.8},
-    "refused by prediction": {"marker": "^", "edgecolors": COLORS["infeasible"], "facecolors": "none", "s": 26},
-    "skipped by dominance": {"marker": "s", "edgecolors": COLORS["diverged"], "facecolors": "none", "s": 24},
+    MemoryVerdict.RAN_OUT: {"marker": "x", "color": COLORS["failed"], "s": 40, "linewidths": 1.8},
+    MemoryVerdict.REFUSED: {"marker": "^", "edgecolors": COLORS["infeasible"], "facecolors": "none", "s": 26},
+    MemoryVerdict.SKIPPED: {"marker": "s", "edgecolors": COLORS["diverged"], "facecolors": "none", "s": 24},
 }
 """What became of a micro-batch, and its mark."""
 _WIDTH_OF_A_CHOICE = 0.4
@@ -78,7 +77,7 @@ def _spots(findings: Findings, axis: str | None) -> Iterator[_Spot]:
         if record.tokens and record.micro_batch_size_used and record.outcome is not Outcome.INFEASIBLE:
             yield _Spot(value, record.micro_batch_size_used, _RAN, number)
         for size in record.out_of_memory_micro_batches:
-            yield _Spot(value, size, _RAN_OUT, number)
+            yield _Spot(value, size, MemoryVerdict.RAN_OUT, number)
         if record.memory_verdict in _NEVER_LAUNCHED:
             yield from _asked(findings, record, value, record.memory_verdict, number)
     for number, refused in enumerate(findings.refused, start=len(trials) + 1):

@@ -170,7 +170,7 @@ class MemoryFrontier:
                     f"micro-batch {rows} asks for at least as much memory as {self._name(one)} (micro-batch "
                     f"{one.micro_batch_size}), which ran out of {format_bytes(one.limit_bytes)}"
                 )
-                return Refusal("skipped by dominance", reason, predicted, excess)
+                return Refusal(MemoryVerdict.SKIPPED, reason, predicted, excess)
         if trust_prediction and predicted > capacity.num_bytes:
             limit = format_bytes(self.limit_bytes)
             reason = f"micro-batch {rows} needs {format_bytes(predicted)} (predicted) of {limit}"
@@ -178,7 +178,7 @@ class MemoryFrontier:
                 reason += f"; {capacity.learnt}"
             elif predicted <= self.limit_bytes:
                 reason += f" less a margin of {self.first_margin:.0%}, kept until a trial has shown it not to be needed"
-            return Refusal("refused by prediction", reason, predicted, excess)
+            return Refusal(MemoryVerdict.REFUSED, reason, predicted, excess)
         return None
 
     def fitting(self, run: RunConfig, largest: Callable[[RunConfig, int], int], *, trust_prediction: bool) -> RunConfig:

@@ -14,9 +14,10 @@ from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, Refusal
 from sweeps.memory_knowledge.memory_observations import MemoryObservation
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import LOG_FILE
+from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import (
     LOSS,
-    REPEAT,
+    ChosenBy,
     MemoryVerdict,
     RefusedProposal,
     TrialRecord,
@@ -28,8 +29,8 @@ from sweeps.settings.setting_paths import MICRO_BATCH
 HOPELESS_AFTER = 3
 """Trials in a row that break before they train, after which no further one is started."""
 
-Listener = Callable[[str, TrialRecord, dict[str, float] | None], None]
-"""Called with `started`, `report`, `paused`, `promoted` or `ended`, the record, and the report if it is one."""
+Listener = Callable[[TrialEvent, TrialRecord, dict[str, float] | None], None]
+"""Called with the event, the record, and the report if the event is one."""
 
 
 def now() -> str:
@@ -79,11 +80,11 @@ class Ledger:
         """Trials that are not trained themselves, by number."""
         return [self.records[number] for number in sorted(self._twins)]
 
-    def open(self, settings: dict[str, Any], chosen_by: str) -> TrialRecord:
+    def open(self, settings: dict[str, Any], chosen_by: ChosenBy) -> TrialRecord:
         """A new trial with the next number."""
         number = max(self.records, default=0) + 1
         # Seeds of one setting are compared at their end, where one that was stopped would have no loss.
-        runs_to_end = chosen_by == REPEAT or self._is_to_run_to_the_end(number)
+        runs_to_end = chosen_by is ChosenBy.REPEAT or self._is_to_run_to_the_end(number)
         record = TrialRecord(number=number, settings=settings, chosen_by=chosen_by, run_to_end=runs_to_end)
         run = self._run_of(record)
         record = record.model_copy(
@@ -126,7 +127,7 @@ class Ledger:
         """
         record = self.records[number]
         size = record.micro_batch_size_used or micro_batch_size
-        event = "started" if record.paused_at is None else "promoted"
+        event = TrialEvent.STARTED if record.paused_at is None else TrialEvent.PROMOTED
         record = self._change(number, started_at=record.started_at or now(), micro_batch_size_used=size, paused_at=None)
         self._say(event, record)
         return record
@@ -157,7 +158,7 @@ class Ledger:
             # No neighbour's doing, which only the end tells: the next proposal need not wait for that.
             self._learn(record)
         self._store.append_report(record, report)
-        self._say("report", record, report)
+        self._say(TrialEvent.REPORT, record, report)
 
     def refuse(self, record: TrialRecord, refusal: Refusal) -> None:
         """A trial that the file asks for ends before it starts."""
@@ -169,7 +170,7 @@ class Ledger:
             started_at=now(),
             ended_at=now(),
         )
-        self._say("ended", record)
+        self._say(TrialEvent.ENDED, record)
 
     def refuse_proposal(self, settings: dict[str, Any], run: RunConfig, refusal: Refusal) -> None:
         """What cannot be launched was proposed."""
@@ -222,13 +223,14 @@ class Ledger:
             }
             changes |= _shortages(end, record)
         if changes["outcome"] is Outcome.INFEASIBLE:
-            changes |= {"memory_verdict": "ran out of memory", "reason": f"ran out of memory: {changes['reason']}"}
+            verdict = MemoryVerdict.RAN_OUT
+            changes |= {"memory_verdict": verdict, "reason": f"{verdict}: {changes['reason']}"}
         record = self._change(number, **changes)
         if record.predicted_peak_memory_bytes is None and record.micro_batch_size_used:
             used = self._run_of(record).with_overrides({MICRO_BATCH: record.micro_batch_size_used})
             record = self._change(number, predicted_peak_memory_bytes=self._frontier.predict(used))
         self._learn(record)
-        self._say("ended", record)
+        self._say(TrialEvent.ENDED, record)
         self._settle_twins(record)
         return record
 
@@ -236,7 +238,7 @@ class Ledger:
         """A trial that waits is not promoted any more."""
         record = self._change(number, outcome=Outcome.STOPPED, reason=reason, paused_at=None, ended_at=now())
         self._learn(record)
-        self._say("ended", record)
+        self._say(TrialEvent.ENDED, record)
         self._settle_twins(record)
         return record
 
@@ -251,7 +253,7 @@ class Ledger:
             )
             changes = {name: getattr(record, name) for name in ("outcome", "metrics", "best_loss", "rung_losses")}
             twin = self._change(twin.number, **changes, reason=reason, started_at=now(), ended_at=now())
-            self._say("ended", twin)
+            self._say(TrialEvent.ENDED, twin)
 
     def _pause(self, record: TrialRecord, result: dict[str, Any]) -> TrialRecord:
         """A trial has come to a rung, and its branch to an end."""
@@ -273,12 +275,12 @@ class Ledger:
             peak_memory_bytes=max(end.peak_memory_bytes or 0, record.peak_memory_bytes or 0) or None,
             **_shortages(end, record),
         )
-        self._say("paused", record)
+        self._say(TrialEvent.PAUSED, record)
         return record
 
     def _is_to_run_to_the_end(self, number: int) -> bool:
         due = sum(drawn <= number for drawn in self._run_to_end)
-        drawn = (record for record in self.records.values() if record.run_to_end and record.chosen_by != REPEAT)
+        drawn = (record for record in self.records.values() if record.run_to_end and not record.is_repeat)
         return sum(record.outcome is not Outcome.INFEASIBLE for record in drawn) < due
 
     def widen(self, widening: Widening) -> None:
@@ -322,7 +324,7 @@ class Ledger:
             "micro_batch_size_used": now_used,
             "out_of_memory_events": record.out_of_memory_events + 1,
             "out_of_memory_micro_batches": (*record.out_of_memory_micro_batches, before),
-            "memory_verdict": _WENT_ON,
+            "memory_verdict": MemoryVerdict.SURVIVED,
         }
 
     def _change(self, number: int, **changes: Any) -> TrialRecord:
@@ -336,7 +338,7 @@ class Ledger:
         self._store.save(record)
         return record
 
-    def _say(self, event: str, record: TrialRecord, report: dict[str, float] | None = None) -> None:
+    def _say(self, event: TrialEvent, record: TrialRecord, report: dict[str, float] | None = None) -> None:
         for listener in self.listeners:
             listener(event, record, report)
 
@@ -345,7 +347,6 @@ def _broke_at_once(record: TrialRecord) -> bool:
     return record.outcome in (Outcome.FAILED, Outcome.INTERRUPTED) and record.tokens == 0
 
 
-_WENT_ON: MemoryVerdict = "ran out of memory and went on"
 _PROPERTIES_OF_THE_RUN = ("device", "host")
 """Kinds of shortage that would come again. A node's may be a neighbour's doing, and a suspected one may be none."""
 
@@ -365,7 +366,7 @@ def _shortages(end: RunEnd, record: TrialRecord) -> dict[str, Any]:
         "out_of_memory_events": events,
         "out_of_memory_micro_batches": tuple(dict.fromkeys(sizes)),
     }
-    return found | ({"memory_verdict": _WENT_ON} if events else {})
+    return found | ({"memory_verdict": MemoryVerdict.SURVIVED} if events else {})
 
 
 def _is_about_training(facts: OomFacts) -> bool:

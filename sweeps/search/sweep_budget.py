@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import REPEAT, TrialRecord
+from sweeps.records.trial_records import TrialRecord
 from sweeps.settings.sweep_sections import BudgetConfig
 
 WALL_CLOCK_USED_UP = "budget.wall_clock was used up"
@@ -41,7 +41,7 @@ class SweepBudget:
         known = list(records)
         # One that does not fit uses up no trial; what it has trained until it ran out is spent.
         fitting = [record for record in known if record.outcome is not Outcome.INFEASIBLE]
-        searched = sum(record.chosen_by != REPEAT for record in fitting)
+        searched = sum(not record.is_repeat for record in fitting)
         if searched + num_waiting >= self.limits.trials:
             return "no", f"all {self.limits.trials} trials of the budget"
         return self._room(known, kept=max(0, self.num_repeats - (len(fitting) - searched)))

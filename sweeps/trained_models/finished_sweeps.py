@@ -7,6 +7,7 @@ from pathlib import Path
 from sweeps.analysis.result_tables import best_trial
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import ResultsError
+from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord, TrialStore
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
@@ -76,7 +77,7 @@ def find_finished(
     finished = []
     for summary in results_folder.glob(f"{name}-*/summary.json"):
         values = json.loads(summary.read_text(encoding="utf-8"))
-        if values.get("name") == name and values.get("status") == "finished" and values.get("best"):
+        if values.get("name") == name and values.get("status") == SweepStatus.FINISHED and values.get("best"):
             finished.append((summary.stat().st_mtime, summary.parent))
     for _, folder in sorted(finished, reverse=True):
         found = finished_sweep(folder)

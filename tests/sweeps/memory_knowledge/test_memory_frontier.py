@@ -11,7 +11,7 @@ from sweep_examples import record, tiny_sweep
 from sweeps.memory_knowledge.memory_frontier import MemoryFrontier
 from sweeps.memory_knowledge.memory_observations import MemoryObservation, without_repetitions
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import TrialRecord
+from sweeps.records.trial_records import MemoryVerdict, TrialRecord
 
 MEBIBYTE = 2**20
 LIMIT = 100 * MEBIBYTE
@@ -269,7 +269,7 @@ def test_a_trial_that_broke_teaches_nothing(frontier: MemoryFrontier, outcome: O
 
 
 def test_a_refused_trial_teaches_nothing(frontier: MemoryFrontier) -> None:
-    refused = record(1, Outcome.INFEASIBLE, memory_verdict="refused by prediction", micro_batch_size_used=4)
+    refused = record(1, Outcome.INFEASIBLE, memory_verdict=MemoryVerdict.REFUSED, micro_batch_size_used=4)
     assert frontier.learn_trial(refused, run(4)) == []
 
 
