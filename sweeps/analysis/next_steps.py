@@ -39,7 +39,7 @@ def _left_over(findings: Findings) -> Iterator[str]:
     num_left = len(findings.of(Outcome.INTERRUPTED)) + len(findings.of(None))
     if num_left and findings.summary.get("status") == SweepStatus.INTERRUPTED:
         yield (
-            f"{_trials(num_left)} did not end. The same command goes on from the checkpoints; finish the "
+            f"{_trials(num_left)} did not end. The same command resumes from the checkpoints; finish the "
             "sweep before anything is concluded from it."
         )
 
@@ -107,7 +107,7 @@ def best_on_an_edge(findings: Findings) -> Iterator[str]:
         yield (
             f"The best trial has {path} {format_setting(best.settings[path])}, on the edge of the swept range "
             f"({findings.sweep.search[path]}): widen the range, to {format_setting(beyond)} for instance, or say "
-            "searcher.extend: true, and the sweep does it and goes on."
+            "searcher.extend: true, and the sweep does it and continues."
         )
 
 

@@ -39,7 +39,7 @@ class EqualBudget:
     too_late: tuple[TrialRecord, ...] = ()
     """Left out: their first loss that compares comes after this budget."""
 
-    def place(self, record: TrialRecord) -> int | None:
+    def rank(self, record: TrialRecord) -> int | None:
         """From 1; None where a trial has no loss here."""
         names = [other.number for other, _ in self.losses]
         return names.index(record.number) + 1 if record.number in names else None

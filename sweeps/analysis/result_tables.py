@@ -35,15 +35,15 @@ def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
     The loss of settings is the mean over their seeds, and how sure that is counts: see `noise_floor.seed_groups`.
     """
-    groups = {r.number: place for place, group in enumerate(seed_groups(records)) for r in group.records}
+    groups = {r.number: position for position, group in enumerate(seed_groups(records)) for r in group.records}
 
     def key(record: TrialRecord) -> tuple[Any, ...]:
         # NaN compares false with everything: as a sort key it would leave the others in no order.
         loss = record.loss if record.loss is not None and math.isfinite(record.loss) else math.inf
         # By rung, not by tokens: a larger batch overshoots a rung by more, which is no merit.
         came_far = -max(record.rung_losses, default=0) if record.outcome is Outcome.STOPPED else 0
-        place = groups.get(record.twin_of or record.number, len(records))
-        return (_ORDER.index(record.outcome), came_far, place, record.twin_of is not None, loss, record.number)
+        position = groups.get(record.twin_of or record.number, len(records))
+        return (_ORDER.index(record.outcome), came_far, position, record.twin_of is not None, loss, record.number)
 
     return sorted(records, key=key)
 
@@ -104,7 +104,7 @@ def trial_row(record: TrialRecord, rank: int, standing: Standing | None = None) 
 
 
 def memory_margin(num_bytes: int | None, record: TrialRecord) -> float | None:
-    """Share of a trial's memory limit that so many bytes leave free; negative beyond the limit."""
+    """Share of a trial's memory limit that a number of bytes leaves free; negative beyond the limit."""
     if num_bytes is None or record.memory_limit_bytes is None:
         return None
     return round(1 - num_bytes / record.memory_limit_bytes, 4)

@@ -105,7 +105,7 @@ def _in_words(config: EarlyStoppingConfig) -> str:
 def _end_of(record: TrialRecord, rule: StoppingRule, rungs: Sequence[int], curve: Curve, total: int) -> int:
     """Tokens at which the rule ends a trial."""
     for rung in rungs:
-        if not rule.judge(record.number, rung, _loss_at_rung(curve, rung)).goes_on:
+        if not rule.judge(record.number, rung, _loss_at_rung(curve, rung)).continues:
             return rung
     return total
 

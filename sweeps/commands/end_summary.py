@@ -1,4 +1,4 @@
-"""The last words of a sweep on the terminal: ranking, best settings, where things are, how to go on."""
+"""The last words of a sweep on the terminal: ranking, best settings, where things are, how to resume."""
 
 import os
 import sys
@@ -46,7 +46,7 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     """Say what came out, and what to do next.
 
     Args:
-        command: The command that was given; the same again goes on.
+        command: The command that was given; the same again resumes.
     """
     console.print()
     if end.was_done_before:
@@ -85,7 +85,7 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     if end.not_tracked:
         facts += [("missing", f"{end.not_tracked}. Send it later with the same command: {command}")]
     if end.status is not SweepStatus.FINISHED:
-        facts += [("go on", command)]
+        facts += [("resume", command)]
     for label, text in facts:
         console.print(f"{label:<8} {escape(str(text))}", highlight=False, soft_wrap=True)
 

@@ -60,7 +60,7 @@ def begin(
 ) -> None:
     """If the sweep begins now and another of its name is there: say what changed, and take over what still holds.
 
-    Killed in the middle and called again, it goes on; once it is through, it does nothing.
+    Killed in the middle and called again, it resumes; once it is through, it does nothing.
     """
     known = store.load_all()
     if (folder.path / CHANGES_FILE).exists() or any(record.chosen_by is not ChosenBy.TAKEN_OVER for record in known):
@@ -77,7 +77,7 @@ def begin(
         taken = _take_over(earlier, sweep, store, known)
         names = ", ".join(Path(record.taken_over_from).name for record in taken)
         say(f"         {len(taken)} finished trials still hold and are taken over" + (f": {names}" if taken else ""))
-        say(f"         to go on with the earlier one instead: pretune sweep {earlier.folder / 'sweep.yaml'}")
+        say(f"         to resume the earlier one instead: pretune sweep {earlier.folder / 'sweep.yaml'}")
     said = {
         "compared_with": None if earlier is None else earlier.folder.name,
         "changes": changed or [],

@@ -60,9 +60,9 @@ def write_final_results(run: SweepRun, *, status: SweepStatus, tracking: Trackin
         winner = export_winner(run.run_of(best), run.data, folder.trials / best.name, folder.best)
     summary = summary_of(run, status=status, tracking=tracking, wall_s=wall_s, winner=winner)
     write_trials_csv(folder.path / "trials.csv", records)
-    # After Ctrl-C nobody waits for the predictions that a border takes.
+    # After Ctrl-C nobody waits for the predictions that a frontier takes.
     found = map_frontier(
-        run.plan.sweep, run.frontier, device=run.device_kind, with_border=status is SweepStatus.FINISHED
+        run.plan.sweep, run.frontier, device=run.device_kind, with_points=status is SweepStatus.FINISHED
     )
     write_atomically(folder.path / MAP_FILE, found.model_dump_json(indent=1) + "\n")
     # The summary says that the sweep is finished, so it comes after all that it speaks of.

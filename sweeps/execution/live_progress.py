@@ -31,7 +31,7 @@ _REDRAWS_PER_S = 2
 
 
 class Progress:
-    """What is going on, for a person who waits."""
+    """Progress of a sweep, for a person who waits."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Progress:
             done, loss = record.paused_at / self._tokens_per_trial, record.rung_losses[record.paused_at]
             return line.append(f"  {min(done, 1):4.0%} pauses holdout loss {loss:.4f} after a cooldown", style="dim")
         if event is TrialEvent.PROMOTED:
-            return line.append("  promoted    goes on from before the cooldown", style="dim")
+            return line.append("  promoted    continues from before the cooldown", style="dim")
         if event is TrialEvent.STARTED:
             return line.append(f"  starts      {settings_in_words(record.settings)}", style="dim")
         if event is TrialEvent.REPORT and report is not None and LOSS in report:

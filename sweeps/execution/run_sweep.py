@@ -1,4 +1,4 @@
-"""Carry one sweep out, or go on with it."""
+"""Carry one sweep out, or resume it."""
 
 import shlex
 import sys

@@ -1,4 +1,4 @@
-"""What a file says of a fine-tuning for classes: the model to begin with, labelled rows, training, what is tried."""
+"""The contents of a fine-tuning file: the model to begin with, labelled rows, training, what is tried."""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, model
 
 from data_pipeline.reading.table_rows import SettingNames
 from data_pipeline.schema.settings import Count, NumBytes, Settings, Share
-from sweeps.finetuning.finetune_results import FinetuneSettings
+from sweeps.finetuning.classifier_results import FinetuneSettings
 from sweeps.settings.search_space import Distribution
 from sweeps.settings.size_presets import LAPTOP
 from sweeps.settings.sweep_sections import file_name
@@ -48,7 +48,7 @@ class LabelledCorpusConfig(Settings):
     least_rows: Count = 1
     """Classes of fewer rows are left out."""
     max_tokens: Annotated[Count, Field(ge=3)] | None = None
-    """Texts are cut to so many tokens. None: to what the model takes."""
+    """Texts are cut to this number of tokens. None: to what the model takes."""
 
 
 class ClassifierTrainingConfig(Settings):
@@ -103,7 +103,7 @@ class FinetuneConfig(Settings):
         return self
 
     def settings(self) -> FinetuneSettings:
-        """The same as the engine takes it."""
+        """The same as the training takes it."""
         corpus, training = self.corpus, self.training
         rates = self._tried("training.learning_rate")
         micro = training.micro_batch_size

@@ -47,7 +47,7 @@ def check_writable(results_folder: Path) -> None:
 
 
 def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
-    """Hash of all that decides what a sweep does: the resolved file and the data. The same again means: go on."""
+    """Hash of all that decides what a sweep does: the resolved file and the data. The same again means: resume."""
     # A resolved file has no shorten_to. Left out, it leaves the identities of earlier results as they were.
     canonical = json.dumps(sweep.model_dump(mode="json", exclude={"budget": {"shorten_to"}}), sort_keys=True)
     return hashlib.sha256(f"{canonical}\n{data_fingerprint}".encode()).hexdigest()

@@ -137,7 +137,7 @@ def _samples_section(findings: Findings) -> Section:
     words = (
         "Rows of the holdout with hidden tokens in brackets, and what the best model puts there."
         if findings.sweep.objective.masked_lm
-        else "Beginnings of rows of the holdout, and how the best model goes on. The loss is that of the row."
+        else "Beginnings of rows of the holdout, and how the best model continues them. The loss is that of the row."
     )
     return Section("Samples", [Paragraph(words), Table(["holdout", "model", "loss"], rows, "samples")])
 

@@ -290,6 +290,6 @@ def _problems(findings: Findings) -> Iterator[str]:
         yield f"{', '.join(not_finite)}: the last holdout loss is not a finite number."
     interrupted = [record.name for record in findings.records if record.interruptions]
     if interrupted:
-        yield f"{', '.join(interrupted)} lost their workers on the way and went on from a checkpoint."
+        yield f"{', '.join(interrupted)} lost their workers on the way and resumed from a checkpoint."
     if findings.manifest is not None and findings.manifest.tokenizer_report.unknown_rate > 0.01:
         yield f"{findings.manifest.tokenizer_report.unknown_rate:.1%} of the corpus's tokens are the unknown token."

@@ -50,7 +50,7 @@ def summary_box(findings: Findings) -> list[Block]:
     best = findings.best
     facts: list[tuple[str, str]] = []
     if best is None:
-        words = "No trial has completed yet." if _goes_on(findings) else "No trial completed: there is no best one."
+        words = "No trial has completed yet." if _is_open(findings) else "No trial completed: there is no best one."
         blocks: list[Block] = [Paragraph(words)]
     else:
         facts += [("best trial", best.name), ("holdout loss", f"{best.loss:.4f} nats per predicted token")]
@@ -64,12 +64,12 @@ def summary_box(findings: Findings) -> list[Block]:
     return [*blocks, Facts(facts)]
 
 
-def _goes_on(findings: Findings) -> bool:
+def _is_open(findings: Findings) -> bool:
     return findings.summary.get("status") not in (SweepStatus.FINISHED, SweepStatus.INTERRUPTED)
 
 
 def _counted(findings: Findings) -> str:
-    open_ones = "running" if _goes_on(findings) else "unfinished"
+    open_ones = "running" if _is_open(findings) else "unfinished"
     counts = Counter(str(record.outcome or open_ones).lower() for record in findings.records)
     words = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
     refused = f"; {len(findings.refused)} proposals refused before launch" if findings.refused else ""

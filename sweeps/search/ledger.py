@@ -123,7 +123,7 @@ class Ledger:
         """The trial is handed to Tune.
 
         Args:
-            micro_batch_size: Rows at once that one worker begins with; None: it chooses them itself.
+            micro_batch_size: Micro-batch that one worker begins with; None: it chooses them itself.
         """
         record = self.records[number]
         size = record.micro_batch_size_used or micro_batch_size
@@ -221,7 +221,7 @@ class Ledger:
                 "micro_batch_size_used": end.micro_batch_size_used,
                 "peak_memory_bytes": end.peak_memory_bytes,
             }
-            changes |= _shortages(end, record)
+            changes |= _out_of_memory(end, record)
         if changes["outcome"] is Outcome.INFEASIBLE:
             verdict = MemoryVerdict.RAN_OUT
             changes |= {"memory_verdict": verdict, "reason": f"{verdict}: {changes['reason']}"}
@@ -273,7 +273,7 @@ class Ledger:
             interruptions=record.interruptions + result["interruptions"],
             micro_batch_size_used=end.micro_batch_size_used,
             peak_memory_bytes=max(end.peak_memory_bytes or 0, record.peak_memory_bytes or 0) or None,
-            **_shortages(end, record),
+            **_out_of_memory(end, record),
         )
         self._say(TrialEvent.PAUSED, record)
         return record
@@ -289,7 +289,7 @@ class Ledger:
         self._store.append_widening(widening)
 
     def unfinished(self) -> list[TrialRecord]:
-        """Trials to run first when a sweep goes on, with the same numbers."""
+        """Trials to run first when a sweep resumes, with the same numbers."""
         return [record for record in self.records.values() if not record.is_done and record.twin_of is None]
 
     def is_hopeless(self) -> bool:
@@ -311,7 +311,7 @@ class Ledger:
             self._remember(learnt)
 
     def _shrunk(self, record: TrialRecord, report: dict[str, float]) -> dict[str, Any]:
-        """What a report's micro-batch says: a trial that early stopping ends tells nothing else of its shortages."""
+        """Changes by a report's micro-batch, the only sign of memory run out in a trial that is stopped early."""
         before, now_used = record.micro_batch_size_used, int(report.get("micro_batch_size", 0))
         stage = report.get("stage", 0.0)
         is_of_a_new_stage = stage != self._stages.get(record.number, 0.0)
@@ -348,15 +348,15 @@ def _broke_at_once(record: TrialRecord) -> bool:
 
 
 _PROPERTIES_OF_THE_RUN = ("device", "host")
-"""Kinds of shortage that would come again. A node's may be a neighbour's doing, and a suspected one may be none."""
+"""Kinds of running out that would come again. A node's may be a neighbour's doing, and a suspected one may be none."""
 
 
-def _shortages(end: RunEnd, record: TrialRecord) -> dict[str, Any]:
+def _out_of_memory(end: RunEnd, record: TrialRecord) -> dict[str, Any]:
     """What a run's end says of the times that memory ran out: their number, and the micro-batches known not to fit."""
     survived = end.shortages
     last = [] if end.oom is None or end.micro_batch_size_used is None else [(end.micro_batch_size_used, end.oom)]
     # A neighbour's doing says nothing about what fits, though the reports could not tell.
-    others = {shortage.size for shortage in survived if shortage.is_neighbours}
+    others = {one.size for one in survived if one.is_neighbours}
     sizes = [size for size in record.out_of_memory_micro_batches if size not in others]
     sizes += [one.size for one in survived if _is_about_training(one.facts) and not one.is_neighbours]
     # Whatever ended a run would end it again, be it in an evaluation.

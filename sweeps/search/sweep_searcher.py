@@ -49,9 +49,9 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
     ) -> None:
         """
         Args:
-            largest_micro_batch: Of a run, predicted to need at most so many bytes.
+            largest_micro_batch: Of a run, predicted to need at most that number of bytes.
             budget: None: the trials of the sweep file, and nothing else, are the limit.
-            promotions: Who goes on after a pause at a rung; None where trials do not pause.
+            promotions: Which trials are promoted at a rung; None where trials do not pause.
             micro_batches: Their speeds: settings that equal a trial's but for the micro-batch need no training where
                 the speed is known. None: all are trained.
         """
@@ -141,7 +141,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         return len(self._numbers)
 
     def _next_leg(self) -> TrialRecord | None:
-        """The trial to start, or to go on with."""
+        """The trial to start, or to continue."""
         if self._left_over:
             return self._ledger.reopen(self._left_over.popleft())
         return self._promoted(is_closing=False) or self._next_record() or self._promoted(is_closing=True)
@@ -151,7 +151,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             return None
         records = self._ledger.records.values()
         promoted = self._promotions.next(records, is_closing=is_closing)
-        if promoted is None or not self._budget.has_room_to_go_on(records, promoted):
+        if promoted is None or not self._budget.may_promote(records, promoted):
             return None
         return promoted
 
@@ -164,7 +164,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             if refusal is None:
                 return record
             self._ledger.refuse(record, refusal)
-        if not self._has_room():
+        if not self._has_budget_left():
             return None
         return self._next_informed() or self._propose_feasible()
 
@@ -175,8 +175,8 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
     def _next_in_a_wider_space(self) -> TrialRecord | None:
         """A trial of the space widened where the best one lies on its edge, if that is wanted."""
         widenings, records = self._ledger.widenings, list(self._ledger.records.values())
-        may_go_on = self._sweep.searcher.extend and len(widenings) < MOST_WIDENINGS and not self._numbers
-        found = widening(self._sweep, records) if may_go_on else None
+        may_widen = self._sweep.searcher.extend and len(widenings) < MOST_WIDENINGS and not self._numbers
+        found = widening(self._sweep, records) if may_widen else None
         if found is None or self._has_no_more_gain():
             return None
         self._ledger.widen(found)
@@ -202,21 +202,21 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         """A leading trial's settings with another seed, while that may still decide something."""
         records = list(self._ledger.records.values())
         repeats = [r for r in records if r.is_repeat and r.outcome is not Outcome.INFEASIBLE]
-        room, _ = self._budget.room_for_repeat(records)
-        if len(repeats) >= self._budget.num_repeats or room == "no":
+        may_start, _ = self._budget.may_start_repeat(records)
+        if len(repeats) >= self._budget.num_repeats or may_start == "no":
             return None
         file_seed = self._sweep.training.seed
         settings = next_repeat(records, leaders=self._sweep.repeats.leaders, file_seed=file_seed)
         return None if settings is None else self._ledger.open(settings, ChosenBy.REPEAT)
 
-    def _has_room(self) -> bool:
+    def _has_budget_left(self) -> bool:
         more_trials = sum(one.more_trials for one in self._ledger.widenings)
         num_waiting = len(self._listed) - more_trials
-        room, why = self._budget.room_for_search(self._ledger.records.values(), num_waiting=num_waiting)
+        may_start, why = self._budget.may_start_trial(self._ledger.records.values(), num_waiting=num_waiting)
         if self._has_no_more_gain():
-            room, why = "no", f"{self._num_without_gain} trials in a row expected to gain less than the noise"
-        self.ended_by = why if room == "no" else ""
-        return room == "yes"
+            may_start, why = "no", f"{self._num_without_gain} trials in a row expected to gain less than the noise"
+        self.ended_by = why if may_start == "no" else ""
+        return may_start == "yes"
 
     def _next_informed(self) -> TrialRecord | None:
         while self._informed:
@@ -253,7 +253,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             refusal = self._refusal(settings)
             if refusal is None and self._is_twin(settings):
                 self._sampler.known_already(handle)
-                if not self._has_room():
+                if not self._has_budget_left():
                     return None
                 continue
             if refusal is None:

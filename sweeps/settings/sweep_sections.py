@@ -42,7 +42,7 @@ class SearcherConfig(Settings):
     grid_points: Count = 5
     """grid: values taken from a continuous range."""
     extend: bool = False
-    """Where the best trial lies on the edge of the space when the search has ended: widen the space there, and go on
+    """Where the best trial lies on the edge of the space when the search has ended: widen the space there, and continue
     with a quarter of the trials more; twice at most."""
 
 
@@ -51,12 +51,12 @@ class EarlyStoppingConfig(Settings):
 
     method: Literal["trunk-and-branch", "asha", "median", "none"] = "trunk-and-branch"
     """trunk-and-branch: at a rung a trial pauses, a short branch that cools down from there (training.cooldown of the
-    rung's tokens) gives the loss it would have if it ended there, and the best go on from before the branch:
+    rung's tokens) gives the loss it would have if it ended there, and the best continue from before the branch:
     asynchronous successive halving with promotions. Needs training.schedule: wsd; with another one the default is asha.
     asha: stops at rungs (arXiv:1810.05934), by losses at the learning rate of that moment.
     median: stops what is worse than the others were on average by then."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """At each rung the best 1/factor go on; rungs are this factor apart."""
+    """At each rung the best 1/factor continue; rungs are this factor apart."""
     first_rung: Annotated[Share, Field(gt=0)] = 0.1
     """No rung comes before this share of the tokens. median: a rung at every such share."""
     run_to_end: NonNegativeInt | Literal["auto"] = "auto"
@@ -104,9 +104,9 @@ class BudgetConfig(Settings):
     their next report, and none starts for which less time is left than the fastest trial took."""
 
     patience: Count | None = None
-    """The search ends when so many trials in a row leave an expected improvement below the noise: that of a Gaussian
-    process over the space, against the standard deviation between seeds, or of what settings do not explain. None: it
-    does not, for with the few trials of a usual sweep that is a guess."""
+    """The search ends when this number of trials in a row leave an expected improvement below the noise: that of a
+    Gaussian process over the space, against the standard deviation between seeds, or of what settings do not explain.
+    None: it does not, for with the few trials of a usual sweep that is a guess."""
 
     shorten_to: Annotated[str, BeforeValidator(_duration)] | None = None
     """Trials get fewer tokens than tokens_per_trial where this machine, at its measured rate, would train all of them
@@ -151,13 +151,13 @@ class RepeatsConfig(Settings):
     does to a loss, and which settings are tied."""
 
     trials: NonNegativeInt | Literal["auto"] = "auto"
-    """At most so many, until the best can be told from the other leaders. auto: one for five trials of the budget, six
-    at most, and none for a budget of fewer than ten."""
+    """At most this number, until the best can be told from the other leaders. auto: one for five trials of the budget,
+    six at most, and none for a budget of fewer than ten."""
     leaders: Count = 3
     """Settings that are repeated."""
 
     def count(self, num_trials: int) -> int:
-        """Repeats at most, for a search of so many trials."""
+        """Repeats at most, for a search of that number of trials."""
         if self.trials != "auto":
             return self.trials
         return min(6, num_trials // 5) if num_trials >= 10 else 0
@@ -172,8 +172,8 @@ class ResourcesConfig(Settings):
     """Lanes. auto: as many as train the most tokens a second together, measured once for a model's shape on a kind of
     machine (`results/memory/`), in memory that holds them all, and no more than trials."""
     worker_deadline_s: Annotated[float, Field(ge=5)] = 600.0
-    """A worker that lets the others of its trial wait for so many seconds counts as lost; the trial then goes on from
-    its last checkpoint with new workers."""
+    """A worker that lets the others of its trial wait for this number of seconds counts as lost; the trial then resumes
+    from its last checkpoint with new workers."""
     checkpoint_every_s: Annotated[float, Field(gt=0)] = 60.0
     """What a lost worker, node or driver costs at most: a running trial is saved so often."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -199,7 +199,7 @@ class StartConfig(Settings):
     weights_of: str | None = None
     """A sweep or training: its model is what this one begins with (`training.initial_weights`)."""
     trunk_of: str | None = None
-    """A trial's folder, filled in by `pretune train`: the training goes on from that trial's checkpoint before its
+    """A trial's folder, filled in by `pretune train`: the training continues from that trial's checkpoint before its
     cooldown, which has the same settings."""
     notes: tuple[str, ...] = ()
     """Where settings and weights come from, in words; filled in."""

@@ -1,6 +1,6 @@
 """MLflow: one parent run a sweep, one child run a trial, metrics on the token axis.
 
-A run's identity is its sweep and trial number, kept as tags, so a sweep that goes on adds to the runs there are.
+A run's identity is its sweep and trial number, kept as tags, so a sweep that resumes adds to the runs there are.
 MLflow only mirrors the trial folders: a server that goes away stops nothing, and what it missed is sent from them.
 """
 

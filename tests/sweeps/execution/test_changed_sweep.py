@@ -107,8 +107,8 @@ def test_what_another_sweep_has_trained_is_not_spent_by_this_one(results: Path) 
     budget = SweepBudget(sweep.budget, elapsed_s=lambda: 0.0)
     assert (budget.tokens(trained), budget.flops(trained)) == (0, 0.0)
     # As trials they count: no others are wanted in their place.
-    assert budget.room_for_search([*trained, *trained])[0] == "yes"
-    assert budget.room_for_search([*trained, *trained, trained[0]])[0] == "no"
+    assert budget.may_start_trial([*trained, *trained])[0] == "yes"
+    assert budget.may_start_trial([*trained, *trained, trained[0]])[0] == "no"
 
 
 def test_a_trial_taken_over_brings_its_curve_and_its_weights(results: Path) -> None:

@@ -1,4 +1,4 @@
-"""How a lane tells a shortage from a loss, and what becomes of the trial: real processes, stopped and short."""
+"""How a lane tells an out-of-memory from a loss, and what becomes of the trial: real processes, stopped and short."""
 
 import signal
 import time
@@ -163,7 +163,7 @@ def test_a_worker_that_is_stuck_is_noticed_and_the_trial_goes_on_with_new_ones(r
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_shortage_of_rank_1_alone_costs_both_workers_a_smaller_micro_batch(results: Path) -> None:
+def test_an_out_of_memory_of_rank_1_alone_costs_both_workers_a_smaller_micro_batch(results: Path) -> None:
     # Of 17 rows rank 0 has eight and rank 1 nine, and the memory is that of eight.
     file = sweep_file(results, "short", resources="memory: auto")
     sizes = ("training.batch_size=17", "training.micro_batch_size=9")

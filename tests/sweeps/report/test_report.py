@@ -338,12 +338,12 @@ def test_loss_that_is_no_number_is_shown_and_never_best(tmp_path: Path) -> None:
     assert f"best trial{best.name}holdout loss{best.loss:.4f}" in text.replace("\n", "")
 
 
-def test_interrupted_sweep_says_how_it_goes_on(tmp_path: Path) -> None:
+def test_interrupted_sweep_says_how_to_resume(tmp_path: Path) -> None:
     store = TrialStore(tmp_path / "trials")
     records = example_records(store, num_trials=4)
     records[-1] = records[-1].model_copy(update={"outcome": Outcome.INTERRUPTED, "reason": "a node was lost"})
     text = report_of(tmp_path, records, status=SweepStatus.INTERRUPTED)
-    assert "1 trial did not end. The same command goes on from the checkpoints" in text
+    assert "1 trial did not end. The same command resumes from the checkpoints" in text
 
 
 def test_settings_listed_outside_the_space_make_a_report(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_memory_is_told_as_a_constraint_broken_by_as_much_as_it_is_short_and_nev
     ]
 
 
-def test_a_survived_shortage_is_told_as_two_truths() -> None:
+def test_a_survived_out_of_memory_is_told_as_two_truths() -> None:
     """The size asked for does not fit; the loss belongs to the largest listed size that is not above the one used."""
     proposing = sampler(sweep_with("tpe"))
     settings = {"training.learning_rate": 2e-3, "training.batch_size": 16, "training.micro_batch_size": 16}

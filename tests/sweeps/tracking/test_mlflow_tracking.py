@@ -421,13 +421,13 @@ def test_what_can_wait_goes_together_and_the_end_of_it_goes_at_once() -> None:
 def test_runs_tell_apart_what_memory_did_with_peaks_and_margins(sweep: Sweep) -> None:
     tracking = sweep.tracking()
     memory = {"memory_limit_bytes": 100, "predicted_peak_memory_bytes": 80, "peak_memory_bytes": 82}
-    shortage = {"out_of_memory_events": 1, "memory_limit_bytes": 100, "predicted_peak_memory_bytes": 125}
+    ran_out = {"out_of_memory_events": 1, "memory_limit_bytes": 100, "predicted_peak_memory_bytes": 125}
     sizes = {"micro_batch_size_asked": 64, "micro_batch_size_used": 48}
     for number in (1, 2, 3):
         sweep.begin(tracking, number)
     sweep.end(tracking, 1, Outcome.COMPLETED, **memory)
-    sweep.end(tracking, 2, Outcome.COMPLETED, **shortage, **sizes, memory_verdict=MemoryVerdict.SURVIVED)
-    sweep.end(tracking, 3, Outcome.INFEASIBLE, **shortage, memory_verdict=MemoryVerdict.RAN_OUT)
+    sweep.end(tracking, 2, Outcome.COMPLETED, **ran_out, **sizes, memory_verdict=MemoryVerdict.SURVIVED)
+    sweep.end(tracking, 3, Outcome.INFEASIBLE, **ran_out, memory_verdict=MemoryVerdict.RAN_OUT)
     refused = [RefusedProposal(settings={}, verdict=MemoryVerdict.REFUSED, reason="x")] * 2
     assert sweep.finish(tracking, refused) == ""
     runs = local_runs(sweep)
