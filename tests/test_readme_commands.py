@@ -88,7 +88,7 @@ def test_a_winner_goes_on_from_its_own_trunk_so_that_nothing_is_trained_twice(
 ) -> None:
     (output,) = [output for command, output in printed.items() if command.startswith("pretune train")]
     # 85 % of 20,000 tokens are before the cooldown, and checkpoints stand at the ends of steps.
-    assert "goes on from the winner's trunk: 16," in output
+    assert "continues from the winner's trunk: 16," in output
     store = TrialStore(folder.results("my-sweep-train") / "trials")
     first = next(iter(store.reports(store.load_all()[0])))
     assert first["tokens"] > 16_000

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import REPEAT, TrialRecord
+from sweeps.records.trial_records import TrialRecord
 
 _SHARE_WANTED = 0.5
 _FEWEST = 6
@@ -36,7 +36,7 @@ def equal_progress(records: Sequence[TrialRecord]) -> EqualProgress:
 
     Each setting counts once: repeats with other seeds and twins are left out. Empty where no trial has a loss.
     """
-    known = [record for record in records if record.chosen_by != REPEAT and record.twin_of is None]
+    known = [record for record in records if not record.is_repeat and record.twin_of is None]
     points: dict[int | None, dict[int, float]] = {
         rung: {r.number: r.rung_losses[rung] for r in known if math.isfinite(r.rung_losses.get(rung, math.nan))}
         for rung in sorted({rung for record in known for rung in record.rung_losses})

@@ -8,7 +8,7 @@ too small for the differences that are claimed. An optimum on the edge of the sp
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from enum import StrEnum
 
 from core.step.holdout_masks import MASKING_RATE
 from data_pipeline.schema.manifest import Manifest
@@ -29,11 +29,19 @@ _SCHEDULE = "training.schedule"
 _PRECISION = "training.precision"
 
 
+class RemarkVerdict(StrEnum):
+    """Whether a comparison holds, the worst first."""
+
+    REFUSED = "refused"
+    WARNING = "warning"
+    FAIR = "fair"
+
+
 @dataclass(frozen=True)
 class Remark:
     """One comparison of a sweep, and whether it holds."""
 
-    verdict: Literal["fair", "warning", "refused"]
+    verdict: RemarkVerdict
     what: str
     fix: str = ""
 
@@ -61,7 +69,7 @@ def remarks(sweep: SweepConfig, *, rungs: tuple[int, ...], num_predicted: int | 
     found = [remark for check in checks for remark in check(sweep, rungs)]
     if num_predicted is not None:
         found += _holdout(sweep, num_predicted)
-    return sorted(found, key=lambda remark: ("refused", "warning", "fair").index(remark.verdict))
+    return sorted(found, key=lambda remark: list(RemarkVerdict).index(remark.verdict))
 
 
 def holdout_remark(*, loss: float, margin_nats: float | None, num_predicted: int) -> Remark | None:
@@ -80,7 +88,7 @@ def holdout_remark(*, loss: float, margin_nats: float | None, num_predicted: int
     if margin_nats >= _Z * error:
         return None
     return Remark(
-        "warning",
+        RemarkVerdict.WARNING,
         f"the winner leads by {margin_nats:.4f} nats, and the holdout's {num_predicted:,} predicted tokens know a loss "
         f"of {loss:.2f} to within {_Z * error:.4f} (95 %)",
         f"To tell these settings apart by their losses on other text give a holdout that predicts "
@@ -102,7 +110,7 @@ def refuse_unfair(found: list[Remark]) -> None:
     Raises:
         UnfairSweepError: One was; all of them are listed.
     """
-    refused = [remark for remark in found if remark.verdict == "refused"]
+    refused = [remark for remark in found if remark.verdict is RemarkVerdict.REFUSED]
     if refused:
         listed = "\n".join(f"  {remark}" for remark in refused)
         raise UnfairSweepError(f"the trials of this sweep could not be compared:\n{listed}")
@@ -111,13 +119,13 @@ def refuse_unfair(found: list[Remark]) -> None:
 def _evaluation(sweep: SweepConfig, _rungs: tuple[int, ...]) -> Iterator[Remark]:
     if MASKING in sweep.search:
         yield Remark(
-            "fair",
+            RemarkVerdict.FAIR,
             f"the masking rate is swept, and every trial is evaluated at {MASKING_RATE:.0%} under the same masks",
         )
     precisions = sweep.search.get(_PRECISION)
     if precisions is not None and len(precisions.extremes()) > 1:
         yield Remark(
-            "warning",
+            RemarkVerdict.WARNING,
             "training.precision is swept, and each trial is evaluated in its own: the loss moves with the rounding",
             "Take differences of a thousandth of a nat for equal, or sweep precision for its speed alone",
         )
@@ -132,18 +140,20 @@ def _rungs_and_batches(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterator[R
         if steps < _FEWEST_STEPS:
             enough = _FEWEST_STEPS * largest * sweep.model.sequence_length
             yield Remark(
-                "warning",
+                RemarkVerdict.WARNING,
                 f"at the first rung, {rungs[0]:,} tokens, a batch of {largest} rows has taken {steps:.1f} steps: early "
                 "stopping would choose between batch sizes and call it quality",
                 f"Let the first rung come after {enough:,} tokens: raise early_stopping.first_rung or "
                 "budget.tokens_per_trial, or take the largest batch sizes out",
             )
         else:
-            yield Remark("fair", "the batch size is swept, and rungs count tokens: equal text for every batch size")
+            yield Remark(
+                RemarkVerdict.FAIR, "the batch size is swept, and rungs count tokens: equal text for every batch size"
+            )
     warmup = max(value for value in sweep.values_of("training.warmup"))
     if warmup * sweep.budget.tokens_per_trial > rungs[0]:
         yield Remark(
-            "warning",
+            RemarkVerdict.WARNING,
             f"the first rung, {rungs[0]:,} tokens, lies in the warm-up ({warmup:.0%} of all tokens)",
             "Shorten training.warmup, or raise early_stopping.first_rung",
         )
@@ -156,14 +166,14 @@ def _schedule_and_stopping(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterat
     decaying = [name for name in schedules if name in _DECAYING]
     if decaying and len(schedules) > 1:
         yield Remark(
-            "refused",
+            RemarkVerdict.REFUSED,
             f"training.schedule is swept over {', '.join(schedules)} with early stopping: at a rung {decaying[0]} has "
             "come down part of the way and others have not, so their losses there do not compare",
             "Say early_stopping: {method: none}, or sweep each schedule on its own",
         )
     elif decaying:
         yield Remark(
-            "warning",
+            RemarkVerdict.WARNING,
             f"the schedule is {decaying[0]}, with early stopping: a loss at a rung is that of a run broken off in the "
             "middle of its decay, and the order there is less like the order at the end",
             "Say training.schedule: wsd, or early_stopping: {method: none}",
@@ -179,7 +189,7 @@ def _beta2_and_batches(sweep: SweepConfig, _rungs: tuple[int, ...]) -> Iterator[
     middle = math.sqrt(max(batches) * min(batches))
     tokens = half_life_tokens(sweep.training.beta2, batch_size=middle, sequence_length=sweep.model.sequence_length)
     yield Remark(
-        "warning",
+        RemarkVerdict.WARNING,
         f"batch sizes from {min(batches)} to {max(batches)} share one beta2 of {sweep.training.beta2:g}: the second "
         f"moment remembers {ratio:.0f} times as many tokens at one end, and small batches look worse than they are "
         "(arXiv:2507.07101)",
@@ -194,7 +204,7 @@ def _holdout(sweep: SweepConfig, num_predicted: int) -> Iterator[Remark]:
     wanted = sweep.corpus.holdout * 5 * _FEWEST_PREDICTED / max(num_predicted, 1)
     fix = f"Say corpus.holdout: {wanted:.0%}" if wanted <= 0.2 else "Give a larger corpus, or a larger corpus.holdout"
     yield Remark(
-        "warning",
+        RemarkVerdict.WARNING,
         f"the holdout predicts {num_predicted:,} positions: two trials that differ by less than some hundredths of "
         "a nat cannot be told apart on it",
         fix,

@@ -113,10 +113,10 @@ def fit_surface(
 
 
 def _encoded(space: SearchSpace, settings: Mapping[str, Any]) -> list[float]:
-    return [number for path, distribution in space.items() for number in _place(distribution, settings[path])]
+    return [number for path, distribution in space.items() for number in _coordinates(distribution, settings[path])]
 
 
-def _place(distribution: Distribution, value: Any) -> list[float]:
+def _coordinates(distribution: Distribution, value: Any) -> list[float]:
     """Where a value lies in its range, from 0 to 1 on the scale of the range; words of a list stand side by side."""
     ends = distribution.extremes()
     if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
@@ -134,7 +134,7 @@ def _drawn(space: SearchSpace, rng: np.random.Generator) -> list[float]:
     for distribution in space.values():
         if distribution.kind == "choice":
             choices = distribution.extremes()
-            row += _place(distribution, choices[int(rng.integers(len(choices)))])
+            row += _coordinates(distribution, choices[int(rng.integers(len(choices)))])
         else:
             row.append(float(rng.uniform()))
     return row

@@ -6,6 +6,7 @@ from data_pipeline.schema.settings import format_bytes
 from sweeps.analysis.space_widening import best_on_edges
 from sweeps.analysis.sweep_findings import Findings, finite_loss
 from sweeps.records.outcomes import Outcome
+from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord
 from sweeps.settings.search_space import format_setting
 from sweeps.settings.setting_paths import MICRO_BATCH
@@ -36,9 +37,9 @@ def next_steps(findings: Findings) -> list[str]:
 
 def _left_over(findings: Findings) -> Iterator[str]:
     num_left = len(findings.of(Outcome.INTERRUPTED)) + len(findings.of(None))
-    if num_left and findings.summary.get("status") == "interrupted":
+    if num_left and findings.summary.get("status") == SweepStatus.INTERRUPTED:
         yield (
-            f"{_trials(num_left)} did not end. The same command goes on from the checkpoints; finish the "
+            f"{_trials(num_left)} did not end. The same command resumes from the checkpoints; finish the "
             "sweep before anything is concluded from it."
         )
 
@@ -53,7 +54,7 @@ def _failed(findings: Findings) -> Iterator[str]:
 
 
 def _nothing_completed(findings: Findings) -> Iterator[str]:
-    if not findings.completed and findings.records and findings.summary.get("status") != "running":
+    if not findings.completed and findings.records and findings.summary.get("status") != SweepStatus.RUNNING:
         yield "No trial completed: which settings train well is not known yet. The reasons stand under Trials."
 
 
@@ -106,7 +107,7 @@ def best_on_an_edge(findings: Findings) -> Iterator[str]:
         yield (
             f"The best trial has {path} {format_setting(best.settings[path])}, on the edge of the swept range "
             f"({findings.sweep.search[path]}): widen the range, to {format_setting(beyond)} for instance, or say "
-            "searcher.extend: true, and the sweep does it and goes on."
+            "searcher.extend: true, and the sweep does it and continues."
         )
 
 

@@ -49,15 +49,15 @@ class NoiseFloor:
     degrees: int
 
     def half_width(self, count: int) -> float:
-        """Of the 95 % interval around the mean of so many seeds."""
+        """Of the 95 % interval around the mean of a number of seeds."""
         return self._quantile * self.std_nats / math.sqrt(count)
 
     def least_difference(self, count: int, other: int) -> float:
-        """Between means of so many seeds each: anything up to it may be luck."""
+        """Between means of that number of seeds each: anything up to it may be luck."""
         return self._quantile * self.standard_error(count, other)
 
     def standard_error(self, count: int, other: int) -> float:
-        """Of the difference between means of so many seeds each."""
+        """Of the difference between means of that number of seeds each."""
         return self.std_nats * math.sqrt(1 / count + 1 / other)
 
     @cached_property

@@ -18,7 +18,7 @@ import numpy as np
 from sweeps.analysis.noise_floor import noise_floor
 from sweeps.analysis.sweep_findings import Findings
 from sweeps.analysis.trial_curves import Curve
-from sweeps.records.trial_records import REPEAT, TrialRecord
+from sweeps.records.trial_records import TrialRecord
 
 Axis = Literal["tokens", "training time", "operations"]
 AXES: tuple[Axis, ...] = ("tokens", "training time", "operations")
@@ -39,7 +39,7 @@ class EqualBudget:
     too_late: tuple[TrialRecord, ...] = ()
     """Left out: their first loss that compares comes after this budget."""
 
-    def place(self, record: TrialRecord) -> int | None:
+    def rank(self, record: TrialRecord) -> int | None:
         """From 1; None where a trial has no loss here."""
         names = [other.number for other, _ in self.losses]
         return names.index(record.number) + 1 if record.number in names else None
@@ -109,7 +109,7 @@ def _at_equal(findings: Findings, axis: Axis) -> EqualBudget | None:
     for record in findings.completed:
         a_token = _cost_of_a_token(record, axis)
         curve = comparable_curve(findings, record)
-        if record.chosen_by != REPEAT and record.twin_of is None and a_token and not curve.is_empty:
+        if not record.is_repeat and record.twin_of is None and a_token and not curve.is_empty:
             curves[record.number] = Curve(curve.tokens * a_token, curve.losses)
     if len(curves) < _FEWEST:
         return None

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.analysis.noise_floor import Standing, seed_groups, standings, verdict
 from sweeps.records.outcomes import Outcome
+from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import MemoryVerdict, RefusedProposal, TrialRecord
 
 _ORDER = (
@@ -34,15 +35,15 @@ def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
     The loss of settings is the mean over their seeds, and how sure that is counts: see `noise_floor.seed_groups`.
     """
-    groups = {r.number: place for place, group in enumerate(seed_groups(records)) for r in group.records}
+    groups = {r.number: position for position, group in enumerate(seed_groups(records)) for r in group.records}
 
     def key(record: TrialRecord) -> tuple[Any, ...]:
         # NaN compares false with everything: as a sort key it would leave the others in no order.
         loss = record.loss if record.loss is not None and math.isfinite(record.loss) else math.inf
         # By rung, not by tokens: a larger batch overshoots a rung by more, which is no merit.
         came_far = -max(record.rung_losses, default=0) if record.outcome is Outcome.STOPPED else 0
-        place = groups.get(record.twin_of or record.number, len(records))
-        return (_ORDER.index(record.outcome), came_far, place, record.twin_of is not None, loss, record.number)
+        position = groups.get(record.twin_of or record.number, len(records))
+        return (_ORDER.index(record.outcome), came_far, position, record.twin_of is not None, loss, record.number)
 
     return sorted(records, key=key)
 
@@ -103,7 +104,7 @@ def trial_row(record: TrialRecord, rank: int, standing: Standing | None = None) 
 
 
 def memory_margin(num_bytes: int | None, record: TrialRecord) -> float | None:
-    """Share of a trial's memory limit that so many bytes leave free; negative beyond the limit."""
+    """Share of a trial's memory limit that a number of bytes leaves free; negative beyond the limit."""
     if num_bytes is None or record.memory_limit_bytes is None:
         return None
     return round(1 - num_bytes / record.memory_limit_bytes, 4)
@@ -127,7 +128,7 @@ def memory_counts(records: Sequence[TrialRecord], refused: Sequence[RefusedPropo
     """How often memory had a say, by verdict: trials, and proposals that never became one."""
     counts = Counter(record.memory_verdict for record in records)
     counts.update(proposal.verdict for proposal in refused)
-    return {verdict: counts[verdict] for verdict in get_args(MemoryVerdict)}
+    return {verdict: counts[verdict] for verdict in MemoryVerdict}
 
 
 def write_trials_csv(path: Path, records: Sequence[TrialRecord]) -> None:
@@ -149,7 +150,7 @@ def summarize(
     *,
     name: str,
     identity: str,
-    status: str,
+    status: SweepStatus,
     records: Sequence[TrialRecord],
     refused: Sequence[RefusedProposal],
     data: dict[str, Any],
@@ -158,7 +159,6 @@ def summarize(
     """What a script wants to know of a sweep.
 
     Args:
-        status: `finished` or `interrupted`.
         data: Figures of the prepared corpus.
         wall_s: Seconds of this and earlier parts of the sweep together.
     """

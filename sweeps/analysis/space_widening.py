@@ -16,9 +16,9 @@ from sweeps.settings.sweep_config import SweepConfig
 MOST_WIDENINGS = 2
 """Times that the space of one sweep is widened."""
 _SHARE_MORE = 4
-"""Each time for one trial in so many of the budget more."""
+"""Each time the budget gets one trial more for this number of its trials."""
 _MIN_FOR_EDGE = 4
-"""Completed trials before the place of the best in its range says anything."""
+"""Completed trials before the position of the best in its range says anything."""
 _EDGE = 0.08
 """Share of a range, on its own scale, that counts as its edge."""
 _MIN_LISTED = 3
@@ -94,14 +94,14 @@ def beyond_the_edge(distribution: Distribution, value: Any) -> Any:
             return None
         ordered = sorted(ends)
         neighbour, edge = (ordered[1], low) if value == low else (ordered[-2], high)
-        # A list of numbers goes on as it went: 64, 128 is followed by 256, and 0.1, 0.2 by 0.4.
+        # A list of numbers continues as it began: 64, 128 is followed by 256, and 0.1, 0.2 by 0.4.
         beyond = edge * edge / neighbour if neighbour > 0 and edge > 0 else 2 * edge - neighbour
     elif distribution.kind.startswith("log"):
-        place = math.log(value / low) / math.log(high / low)
-        beyond = high * 3 if place > 1 - _EDGE else low / 3 if place < _EDGE else None
+        position = math.log(value / low) / math.log(high / low)
+        beyond = high * 3 if position > 1 - _EDGE else low / 3 if position < _EDGE else None
     else:
-        place, room = (value - low) / (high - low), (high - low) / 2
-        beyond = high + room if place > 1 - _EDGE else low - room if place < _EDGE else None
+        position, margin = (value - low) / (high - low), (high - low) / 2
+        beyond = high + margin if position > 1 - _EDGE else low - margin if position < _EDGE else None
     if beyond is None:
         return None
     whole = all(isinstance(end, int) for end in ends)

@@ -16,7 +16,7 @@ from sweeps.analysis.sweep_findings import Findings, finite_loss
 from sweeps.analysis.trial_curves import Curve
 from sweeps.early_stopping.median_stopping import MedianRule
 from sweeps.early_stopping.rungs import Rungs, StoppingRule, rung_tokens
-from sweeps.records.trial_records import REPEAT, TrialRecord
+from sweeps.records.trial_records import TrialRecord
 from sweeps.settings.sweep_sections import EarlyStoppingConfig
 
 FEWEST_TRIALS = 4
@@ -60,7 +60,7 @@ class Replay:
 def replay(findings: Findings) -> Replay | None:
     """Other rules on this sweep's curves; None where too few trials have reached the end."""
     ended = sorted(
-        (r for r in findings.completed if r.chosen_by != REPEAT and r.twin_of is None), key=lambda record: record.number
+        (r for r in findings.completed if not r.is_repeat and r.twin_of is None), key=lambda record: record.number
     )
     drawn = [record for record in ended if record.run_to_end]
     is_unbiased = len(drawn) >= FEWEST_TRIALS or findings.sweep.early_stopping.method == "none"
@@ -105,7 +105,7 @@ def _in_words(config: EarlyStoppingConfig) -> str:
 def _end_of(record: TrialRecord, rule: StoppingRule, rungs: Sequence[int], curve: Curve, total: int) -> int:
     """Tokens at which the rule ends a trial."""
     for rung in rungs:
-        if not rule.judge(record.number, rung, _loss_at_rung(curve, rung)).goes_on:
+        if not rule.judge(record.number, rung, _loss_at_rung(curve, rung)).continues:
             return rung
     return total
 

@@ -47,7 +47,7 @@ class Findings:
         return {record.number: rank for rank, record in enumerate(self.records, start=1)}
 
     def rank(self, record: TrialRecord) -> int:
-        """Its place from 1, as in trials.csv."""
+        """Its rank from 1, as in trials.csv."""
         return self._ranks[record.number]
 
     @property

@@ -29,7 +29,7 @@ class Curve:
         return len(self.tokens) == 0
 
     def thinned(self, points: int = _MAX_POINTS) -> "Curve":
-        """At most so many points, each the mean of its neighbours."""
+        """At most that number of points, each the mean of its neighbours."""
         if len(self.tokens) <= points:
             return self
         parts = np.array_split(np.arange(len(self.tokens)), points)

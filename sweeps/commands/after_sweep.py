@@ -9,9 +9,10 @@ import typer
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.command_frame import AsJson, Results, explains_faults, print_json, results_folder, terminal
 
-Place = Annotated[
+ModelName = Annotated[
     str,
     typer.Argument(
+        metavar="MODEL",
         help="A sweep's folder or name, a trial's folder, one of Hugging Face transformers, runs:/ID or models:/NAME.",
         show_default=False,
     ),
@@ -71,7 +72,7 @@ def report(
 
 @explains_faults
 def fill_mask(
-    place: Place,
+    model_name: ModelName,
     text: Annotated[
         str | None, typer.Argument(help="Text with masks, as 'the <mask> is red'. Without: type some.")
     ] = None,
@@ -92,7 +93,7 @@ def fill_mask(
     from sweeps.trained_models.trained_model import load_trained
 
     console = terminal()
-    with model_at(place, results_folder(results)) as found_at:
+    with model_at(model_name, results_folder(results)) as found_at:
         model = load_trained(found_at.folder, prepared=found_at.prepared)
 
         def filled(text: str) -> list[list[dict[str, Any]]]:
@@ -120,13 +121,13 @@ def fill_mask(
 
 @explains_faults
 def generate(
-    place: Place,
+    model_name: ModelName,
     prompt: Annotated[
         str | None, typer.Argument(help="Text to continue, or question to answer. Without: type some.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="At most this number of tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Only the so many likeliest tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Only this number of the likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(min=1e-9, max=1.0, help="Only tokens up to this share.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
     source: Source = None,
@@ -151,7 +152,7 @@ def generate(
     from sweeps.trained_models.trained_model import load_trained
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    with model_at(place, results_folder(results)) as found_at:
+    with model_at(model_name, results_folder(results)) as found_at:
         model = load_trained(found_at.folder, prepared=found_at.prepared)
         speaker = Speaker(model, sampling, max_new_tokens, seed, system, plain)
         pieces = speaker.says
@@ -192,7 +193,7 @@ def _one_of(text: str | None, source: str) -> None:
 
 @explains_faults
 def evaluate(
-    place: Place,
+    model_name: ModelName,
     corpus: Annotated[
         Path | None, typer.Option(help="Evaluate on all of this file or folder instead of the sweep's holdout.")
     ] = None,
@@ -208,7 +209,7 @@ def evaluate(
     from sweeps.trained_models.model_locator import model_at
     from sweeps.trained_models.trained_model import load_trained
 
-    with tempfile.TemporaryDirectory() as work_folder, model_at(place, results_folder(results)) as found_at:
+    with tempfile.TemporaryDirectory() as work_folder, model_at(model_name, results_folder(results)) as found_at:
         metrics = load_trained(found_at.folder, prepared=found_at.prepared).evaluate(
             corpus, work_folder=Path(work_folder), all_tokens=all_tokens
         )
@@ -221,7 +222,7 @@ def evaluate(
 
 @explains_faults
 def export(
-    place: Place,
+    model_name: ModelName,
     target: Annotated[Path, typer.Argument(help="Folder to write; must not be there yet.", show_default=False)],
     results: Results = None,
 ) -> None:
@@ -229,7 +230,7 @@ def export(
     from sweeps.trained_models.model_locator import model_at
     from sweeps.trained_models.trained_model import load_trained
 
-    with model_at(place, results_folder(results)) as found_at:
+    with model_at(model_name, results_folder(results)) as found_at:
         load_trained(found_at.folder, prepared=found_at.prepared).export(target)
     terminal().print(str(target), highlight=False, soft_wrap=True)
 

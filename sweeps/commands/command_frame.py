@@ -20,7 +20,7 @@ EXIT_NOTHING_COMPLETED = 3
 EXIT_INCOMPLETE = 4
 """Trials were given up after their workers were lost; the same command tries them again."""
 EXIT_INTERRUPTED = 130
-"""Ctrl-C, or SIGTERM; the same command goes on."""
+"""Ctrl-C, or SIGTERM; the same command resumes."""
 
 VERBOSE = "PRETUNE_VERBOSE"
 """Environment variable; set: Ray and its workers speak on the terminal."""
@@ -81,25 +81,25 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
-def results_place(given: str | None) -> tuple[Path, str | None]:
+def results_location(given: str | None) -> tuple[Path, str | None]:
     """The folder where results go, as given, else as $PRETUNE_RESULTS says, else `results` below the current folder;
     and the URI where they are kept, if one is given: the folder is then this machine's working copy.
 
     A submitted job stands in a copy of the working folder that Ray makes for it and throws away: there the home folder
-    takes the place of the current one.
+    replaces the current one.
     """
     is_copy = _JOB_FOLDERS in Path.cwd().parts
     default = Path.home() / "pretune" / "results" if is_copy else Path("results")
-    place = given or os.environ.get("PRETUNE_RESULTS") or str(default)
-    if "://" not in place:
-        return Path(place), None
-    if place.startswith("file://"):
-        return Path(unquote(urlparse(place).path)), None
+    location = given or os.environ.get("PRETUNE_RESULTS") or str(default)
+    if "://" not in location:
+        return Path(location), None
+    if location.startswith("file://"):
+        return Path(unquote(urlparse(location).path)), None
     from sweeps.records.remote_results import working_folder
 
-    return working_folder(place), place
+    return working_folder(location), location
 
 
 def results_folder(given: str | None) -> Path:
-    """The folder where results go on this machine; see `results_place`."""
-    return results_place(given)[0]
+    """The folder of results on this machine; see `results_location`."""
+    return results_location(given)[0]

@@ -6,21 +6,21 @@ from typing import Annotated
 import typer
 
 from data_pipeline.schema.user_errors import InputFault
-from sweeps.commands.after_sweep import Place
+from sweeps.commands.after_sweep import ModelName
 from sweeps.commands.command_frame import AsJson, Results, Set, explains_faults, print_json, results_folder, terminal
 
 Rows = Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet: a file, folder or glob.", show_default=False)]
 TextColumn = Annotated[
     str | None, typer.Option("--text", metavar="COLUMN", help="Column of the texts. Default: told by its name.")
 ]
-_WITH_A_FILE = ("place", "overrides", "out", "results", "as_json")
-"""Parameters of `finetune` that a file does not take the place of."""
+_WITH_A_FILE = ("file_or_model", "overrides", "out", "results", "as_json")
+"""Parameters of `finetune` that may stand beside a file."""
 
 
 @explains_faults
 def finetune(
     context: typer.Context,
-    place: Annotated[
+    file_or_model: Annotated[
         str,
         typer.Argument(
             metavar="FILE|MODEL",
@@ -62,7 +62,7 @@ def finetune(
     holdout: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the texts held out.")] = 0.2,
     least_rows: Annotated[int, typer.Option(min=1, help="Leave out classes of fewer rows.")] = 1,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Cut texts to so many tokens. Default: what the model takes.")
+        int | None, typer.Option(help="Cut texts to this number of tokens. Default: what the model takes.")
     ] = None,
     micro_batch_size: Annotated[int | None, typer.Option(min=1, help="Rows at once. Default: chosen.")] = None,
     memory: Annotated[
@@ -79,29 +79,29 @@ def finetune(
 
     Writes the model as Hugging Face transformers loads it, metrics.json, predictions.csv, report.html and
     confusion.svg, and records runs in MLflow. The epoch, and among several settings the run, of the lowest holdout loss
-    is kept. Equal texts stand on one side of the split. The same command again goes on where it stopped.
+    is kept. Equal texts stand on one side of the split. The same command again resumes where it stopped.
     """
     import io
 
     from rich.console import Console
 
     from data_pipeline.schema.settings import parse_bytes
+    from sweeps.finetuning.finetune_command import carry_out
     from sweeps.finetuning.finetune_report import print_figures
     from sweeps.finetuning.finetune_request import FinetuneRequest, request_of_file
-    from sweeps.finetuning.finetune_run import carry_out
     from sweeps.finetuning.finetune_settings import FinetuneSettings
 
-    if Path(place).suffix in (".yaml", ".yml"):
-        _refuse_beside_a_file(context, place)
-        request = request_of_file(place, overrides or [])
+    if Path(file_or_model).suffix in (".yaml", ".yml"):
+        _refuse_beside_a_file(context, file_or_model)
+        request = request_of_file(file_or_model, overrides or [])
     else:
         if table is None or label is None:
             raise InputFault(
-                f"{place} is no file of a fine-tuning (.yaml), so it is taken for a model; give the labelled rows and "
-                "the column of their classes as well: pretune finetune MODEL ROWS.csv --classify COLUMN"
+                f"{file_or_model} is no file of a fine-tuning (.yaml), so it is taken for a model; give the labelled "
+                "rows and the column of their classes as well: pretune finetune MODEL ROWS.csv --classify COLUMN"
             )
         if overrides:
-            raise InputFault(f"--set {overrides[0]}: overrides a setting of a file, and {place} is none")
+            raise InputFault(f"--set {overrides[0]}: overrides a setting of a file, and {file_or_model} is none")
         try:
             memory_bytes = None if memory is None else int(parse_bytes(memory))
         except ValueError as error:
@@ -121,7 +121,7 @@ def finetune(
             micro_batch_size=micro_batch_size,
             memory_bytes=memory_bytes,
         )
-        request = FinetuneRequest(settings=settings, place=place, table=table)
+        request = FinetuneRequest(settings=settings, weights_of=file_or_model, table=table)
     console = Console(file=io.StringIO()) if as_json else terminal()
     figures, folder = carry_out(request, results_folder=results_folder(results), target=out, console=console)
     if as_json:
@@ -147,7 +147,7 @@ def _refuse_beside_a_file(context: typer.Context, file: str) -> None:
 
 @explains_faults
 def embed(
-    place: Place,
+    model_name: ModelName,
     table: Rows,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Parquet file to write.", show_default=False)],
     text: TextColumn = None,
@@ -163,7 +163,7 @@ def embed(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Cut texts to so many tokens. Default: what the model takes.")
+        int | None, typer.Option(help="Cut texts to this number of tokens. Default: what the model takes.")
     ] = None,
     results: Results = None,
     as_json: AsJson = False,
@@ -183,7 +183,7 @@ def embed(
 
     if pool is not None and pool not in get_args(Pooling):
         raise InputFault(f"--pool {pool}: known are {', '.join(get_args(Pooling))}")
-    with model_at(place, results_folder(results)) as found_at:
+    with model_at(model_name, results_folder(results)) as found_at:
         trained = load_trained(found_at.folder)
         pooling = pool or ("last" if isinstance(trained.model, LlamaDecoder) else "mean")
         done = carry_out(

@@ -1,4 +1,4 @@
-"""The last words of a sweep on the terminal: ranking, best settings, where things are, how to go on."""
+"""The last words of a sweep on the terminal: ranking, best settings, where things are, how to resume."""
 
 import os
 import sys
@@ -19,7 +19,8 @@ from sweeps.commands.command_frame import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXI
 from sweeps.execution.live_progress import STYLES, leaders_table
 from sweeps.execution.run_sweep import SweepEnd
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import REPEAT, TrialRecord
+from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_records import TrialRecord
 from sweeps.report.report_comparison import after_the_sweep
 from sweeps.settings.search_space import format_setting, settings_in_words
 
@@ -33,9 +34,9 @@ def close(end: SweepEnd, console: Console) -> None:
         typer.Exit: Something is left to do, or nothing came of it.
     """
     print_end(end, console, command=" ".join(["pretune", *sys.argv[1:]]))
-    if end.status == "interrupted":
+    if end.status is SweepStatus.INTERRUPTED:
         raise typer.Exit(EXIT_INTERRUPTED)
-    if end.status == "incomplete":
+    if end.status is SweepStatus.INCOMPLETE:
         raise typer.Exit(EXIT_INCOMPLETE)
     if end.summary["best"] is None:
         raise typer.Exit(EXIT_NOTHING_COMPLETED)
@@ -45,13 +46,13 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     """Say what came out, and what to do next.
 
     Args:
-        command: The command that was given; the same again goes on.
+        command: The command that was given; the same again resumes.
     """
     console.print()
     if end.was_done_before:
         console.print("everything was done already; nothing was trained", style="bold")
     console.print(leaders_table(end.records))
-    if any(record.chosen_by == REPEAT for record in end.records):
+    if any(record.is_repeat for record in end.records):
         # Or the smallest loss of the table would seem to stand in the wrong row.
         console.print("ranked by settings: the mean over their seeds, plus one standard error of it")
     _print_others(end, console)
@@ -83,8 +84,8 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
         facts += [("ended by", end.summary["search_ended_by"])]
     if end.not_tracked:
         facts += [("missing", f"{end.not_tracked}. Send it later with the same command: {command}")]
-    if end.status != "finished":
-        facts += [("go on", command)]
+    if end.status is not SweepStatus.FINISHED:
+        facts += [("resume", command)]
     for label, text in facts:
         console.print(f"{label:<8} {escape(str(text))}", highlight=False, soft_wrap=True)
 

@@ -13,7 +13,7 @@ from sweeps.commands.command_frame import (
     Verbose,
     explains_faults,
     let_ray_speak,
-    results_place,
+    results_location,
     terminal,
 )
 from sweeps.commands.explain import ExplainKey
@@ -27,7 +27,7 @@ def sweep(
     verbose: Verbose = False,
     _explain: ExplainKey = None,
 ) -> None:
-    """Run a sweep; the same command again goes on with it.
+    """Run a sweep; the same command again resumes it.
 
     On a terminal a table shows how it goes; piped, each event is a line.
     """
@@ -35,7 +35,7 @@ def sweep(
     from sweeps.settings.sweep_file import load_sweep_file
 
     config = load_sweep_file(file, overrides or ())
-    folder, uri = results_place(results)
+    folder, uri = results_location(results)
     from sweeps.lanes.ray_session import connect_while_importing, log_libraries_in
     from sweeps.records.results_folder import may_be_finished
 
@@ -51,7 +51,10 @@ def sweep(
 
 @explains_faults
 def train(
-    place: Annotated[Path, typer.Argument(help="A sweep file, or a sweep's results folder.", show_default=False)],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="FILE|FOLDER", help="A sweep file, or a sweep's results folder.", show_default=False),
+    ],
     chosen: Annotated[
         str | None,
         typer.Option("--from", metavar="TRIAL", help="Whose settings: best, trial-0003, or file for the file's own."),
@@ -64,9 +67,9 @@ def train(
     results: Results = None,
     verbose: Verbose = False,
 ) -> None:
-    """Train one configuration in full; again: goes on with it.
+    """Train one configuration in full; again: resumes it.
 
-    By default with the settings of the sweep's best trial, going on from its checkpoint before the cooldown.
+    By default with the settings of the sweep's best trial, continuing from its checkpoint before the cooldown.
     """
     let_ray_speak(verbose)
     from data_pipeline.schema.settings import parse_count
@@ -80,10 +83,10 @@ def train(
     except ValueError as error:
         raise InputFault(f"--tokens {tokens}: {error}") from error
     console = terminal()
-    beside_the_sweep = str(place.absolute().parent) if place.is_dir() else None
-    folder, uri = results_place(results or beside_the_sweep)
+    beside_the_sweep = str(path.absolute().parent) if path.is_dir() else None
+    folder, uri = results_location(results or beside_the_sweep)
     sweep = plan_training(
-        place,
+        path,
         overrides or (),
         chosen=chosen,
         tokens=count,

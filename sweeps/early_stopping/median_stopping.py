@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from sweeps.early_stopping.rungs import Verdict
+from sweeps.early_stopping.rungs import RungDecision
 from sweeps.records.trial_records import TrialRecord
 
 _FEWEST_OTHERS = 3
@@ -15,7 +15,7 @@ _FEWEST_OTHERS = 3
 
 
 class MedianRule:
-    """Losses seen at each rung, and the rule of who goes on."""
+    """Losses seen at each rung, and the rule of who continues."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.tokens = tuple(tokens)
@@ -33,12 +33,12 @@ class MedianRule:
         seen = self._losses.get(trial, {})
         return max((rung for rung in self.tokens if tokens >= rung and rung not in seen), default=None)
 
-    def judge(self, trial: int, rung: int, loss: float) -> Verdict:
+    def judge(self, trial: int, rung: int, loss: float) -> RungDecision:
         """Note a trial's loss at a rung and decide: its best so far against the median of the others' averages."""
         mine = self._losses.setdefault(trial, {})
         mine[rung] = loss
         if not math.isfinite(loss):
-            return Verdict(False, f"loss {loss} at {rung:,} tokens is not a number to go on with")
+            return RungDecision(False, f"loss {loss} at {rung:,} tokens is not a number to continue with")
         averages = [
             statistics.fmean(value for at, value in losses.items() if at <= rung)
             for other, losses in self._losses.items()
@@ -46,11 +46,11 @@ class MedianRule:
         ]
         finite = [average for average in averages if math.isfinite(average)]
         if len(finite) < _FEWEST_OTHERS:
-            return Verdict(True, "")
+            return RungDecision(True, "")
         median, best = statistics.median(finite), min(value for value in mine.values() if math.isfinite(value))
         if best <= median:
-            return Verdict(True, "")
-        return Verdict(
+            return RungDecision(True, "")
+        return RungDecision(
             False,
             f"best loss {best:.4f} up to {rung:,} tokens is above {median:.4f}, the median of the average losses of "
             f"{len(finite)} other trials up to there",

@@ -1,12 +1,12 @@
-"""Trunk and branch: which paused trials go on, and which never will.
+"""Trunk and branch: which paused trials continue, and which never will.
 
 Every trial pauses at a rung and is judged by a branch that cooled down there (core.settings.cooldown_branch). The best
-1/factor of those seen at a rung are promoted, now or when more results have come in; a promoted trial goes on from its
-trunk. Nothing is kept here: all that decides stands in the records, so a sweep that goes on after a kill decides as it
-would have.
+1/factor of those seen at a rung are promoted, now or when more results have come in; a promoted trial continues from
+its trunk. Nothing is kept here: all that decides stands in the records, so a sweep that resumes after a kill decides as
+it would have.
 
 Source: asynchronous successive halving, Li et al., arXiv:1810.05934, which promotes as is done here; Ray's ASHA stops.
-One thing more: the leader of a rung goes on however few have been seen there, so that the first points, which rest on
+One thing more: the leader of a rung continues however few have been seen there, so that the first points, which rest on
 what is known, come to a finished model at once, and not when factor**rungs trials have begun. Of n trials in an order
 by chance about ln n have led, and most of them would have been promoted anyway.
 """
@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from core.settings.cooldown_branch import Pause
-from sweeps.records.trial_records import REPEAT, TrialRecord
+from sweeps.records.trial_records import TrialRecord
 from sweeps.settings.sweep_sections import EarlyStoppingConfig
 
 FEWEST_FINALISTS = 2
-"""Trials that go on from each rung in the end, however few have been seen there: a winner needs a runner-up."""
+"""Trials that are promoted from each rung in the end, however few have been seen there: a winner needs a runner-up."""
 
 
 @dataclass(frozen=True)
 class Promotions:
-    """The rule of who goes on past a rung."""
+    """The rule of who continues past a rung."""
 
     rungs: tuple[int, ...]
     """Tokens, ascending."""
@@ -43,14 +43,14 @@ class Promotions:
         """
         rung = next((rung for rung in self.rungs if rung not in record.rung_losses), None)
         # The same settings with another seed are compared at their end.
-        return None if rung is None or record.chosen_by == REPEAT else Pause(rung, round(cooldown * rung))
+        return None if rung is None or record.is_repeat else Pause(rung, round(cooldown * rung))
 
     def next(self, records: Iterable[TrialRecord], *, is_closing: bool) -> TrialRecord | None:
-        """The paused trial to go on with now; None if there is none yet.
+        """The paused trial to promote now; None if there is none yet.
 
         Args:
-            is_closing: No new trials will come, so the best go on even where fewer than `factor` have been seen, once
-                nothing is on its way any more.
+            is_closing: No new trials will come, so the best are promoted even where fewer than `factor` have been seen,
+                once nothing is on its way any more.
         """
         known = list(records)
         for rung in reversed(self.rungs):
@@ -63,7 +63,7 @@ class Promotions:
                 # Asked at each leg's end: counted, and not sorted.
                 seen = list(self._seen(known, rung))
                 num_ahead = sum(_order(rung, record) < _order(rung, best) for record in seen)
-                if num_ahead < self._num_going_on(len(seen), rung):
+                if num_ahead < self._num_promoted(len(seen), rung):
                     return best
         for rung in self.rungs if is_closing else ():
             if any(_is_on_its_way(record, rung) for record in known):
@@ -87,23 +87,23 @@ class Promotions:
                 yield record, self.reason(record, known)
 
     def reason(self, record: TrialRecord, records: Iterable[TrialRecord]) -> str:
-        """Why a paused trial does not go on, in words and numbers."""
+        """Why a paused trial is not promoted, in words and numbers."""
         rung = record.paused_at
-        assert rung is not None, "only paused trials wait to go on"
+        assert rung is not None, "only paused trials wait to be promoted"
         loss = record.rung_losses[rung]
         if not math.isfinite(loss):
-            return f"loss {loss} of the branch at {rung:,} tokens is not a number to go on with"
+            return f"loss {loss} of the branch at {rung:,} tokens is not a number to continue with"
         ranked = self._ranked(records, rung)
-        num_going_on = min(max(len(ranked) // self.factor, FEWEST_FINALISTS), len(ranked))
-        cutoff = ranked[num_going_on - 1].rung_losses[rung]
-        if any(record.number == one.number for one in ranked[:num_going_on]):
-            return f"loss {loss:.4f} of the branch at {rung:,} tokens; the budget left nothing for it to go on"
+        num_promoted = min(max(len(ranked) // self.factor, FEWEST_FINALISTS), len(ranked))
+        cutoff = ranked[num_promoted - 1].rung_losses[rung]
+        if any(record.number == one.number for one in ranked[:num_promoted]):
+            return f"loss {loss:.4f} of the branch at {rung:,} tokens; the budget left nothing for it to continue"
         return (
-            f"loss {loss:.4f} of the branch at {rung:,} tokens is not among the best {num_going_on} of {len(ranked)} "
+            f"loss {loss:.4f} of the branch at {rung:,} tokens is not among the best {num_promoted} of {len(ranked)} "
             f"trials there ({cutoff:.4f} or less)"
         )
 
-    def _num_going_on(self, num_seen: int, rung: int) -> int:
+    def _num_promoted(self, num_seen: int, rung: int) -> int:
         # To lead takes a second one. Past the first rung there are only trials that have led, or were among the best.
         leaders = 1 if num_seen > 1 or rung != self.rungs[0] else 0
         return max(num_seen // self.factor, leaders)
@@ -137,7 +137,7 @@ def _first_waiting(records: Iterable[TrialRecord], rung: int) -> TrialRecord | N
 def _is_on_its_way(record: TrialRecord, rung: int) -> bool:
     """Whether a trial runs that may still be seen at a rung."""
     is_running = record.outcome is None and record.paused_at is None and record.twin_of is None
-    return is_running and rung not in record.rung_losses and record.chosen_by != REPEAT
+    return is_running and rung not in record.rung_losses and not record.is_repeat
 
 
 def drawn_to_run_to_the_end(config: EarlyStoppingConfig, *, num_trials: int, seed: int) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""Rungs on the token axis, and which trials go on past them.
+"""Rungs on the token axis, and which trials continue past them.
 
 Source: asynchronous successive halving, Li et al., arXiv:1810.05934. Ray's own ASHA keeps a trial whose metric is NaN
 (every comparison is false) and cannot be rebuilt from records; the rule itself is a dozen lines.
@@ -19,7 +19,7 @@ def rung_tokens(config: EarlyStoppingConfig, tokens_per_trial: int) -> tuple[int
         return ()
     if config.method == "median":
         count = math.ceil(1 / config.first_rung) - 1
-        return tuple(round(config.first_rung * place * tokens_per_trial) for place in range(1, count + 1))
+        return tuple(round(config.first_rung * number * tokens_per_trial) for number in range(1, count + 1))
     rungs = []
     tokens = tokens_per_trial / config.reduction_factor
     while tokens >= config.first_rung * tokens_per_trial:
@@ -29,7 +29,7 @@ def rung_tokens(config: EarlyStoppingConfig, tokens_per_trial: int) -> tuple[int
 
 
 def expected_tokens(config: EarlyStoppingConfig, tokens_per_trial: int) -> float:
-    """What a trial trains on average if each rung lets one in so many go on; all, where the rule says no share."""
+    """What a trial trains on average if a share of the trials continues at each rung; all, if there is none."""
     if config.method == "median":
         return tokens_per_trial
     tokens, before, share = 0.0, 0, 1.0
@@ -47,22 +47,22 @@ def rule_in_words(config: EarlyStoppingConfig, rungs: Sequence[int]) -> str:
     best = f"the best 1/{config.reduction_factor}"
     return {
         "trunk-and-branch": f"trunk-and-branch: all pause at {at} tokens, each is judged by a branch that cools down "
-        f"from there, and {best} go on from before the branch",
-        "asha": f"asha: {best} go on at {at} tokens",
-        "median": f"median: at {at} tokens those go on whose best loss is within the median of the others' averages",
+        f"from there, and {best} continue from before the branch",
+        "asha": f"asha: {best} continue at {at} tokens",
+        "median": f"median: at {at} tokens those continue whose best loss is within the median of the others' averages",
     }[config.method]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a trial goes on past a rung, and why."""
+class RungDecision:
+    """Whether a trial continues past a rung, and why."""
 
-    goes_on: bool
+    continues: bool
     reason: str
 
 
 class Rungs:
-    """Losses seen at each rung, and the rule of who goes on."""
+    """Losses seen at each rung, and the rule of who continues."""
 
     def __init__(self, tokens: Sequence[int], reduction_factor: int) -> None:
         self.tokens = tuple(tokens)
@@ -81,26 +81,26 @@ class Rungs:
         new = [rung for rung in self.tokens if tokens >= rung and trial not in self._losses[rung]]
         return max(new, default=None)
 
-    def judge(self, trial: int, rung: int, loss: float) -> Verdict:
-        """Note a trial's loss at a rung and decide: the best 1/factor of those seen there go on, this one included."""
+    def judge(self, trial: int, rung: int, loss: float) -> RungDecision:
+        """Note a trial's loss at a rung and decide: the best 1/factor of those seen there continue, this one too."""
         seen = self._losses[rung]
         seen[trial] = loss if math.isfinite(loss) else math.inf
         if not math.isfinite(loss):
-            return Verdict(False, f"loss {loss} at {rung:,} tokens is not a number to go on with")
-        # With fewer trials than the factor nothing can be said yet: the first ones go on.
-        num_going_on = max(1, len(seen) // self._factor)
-        cutoff = sorted(seen.values())[num_going_on - 1]
+            return RungDecision(False, f"loss {loss} at {rung:,} tokens is not a number to continue with")
+        # With fewer trials than the factor nothing can be said yet: the first ones continue.
+        num_continuing = max(1, len(seen) // self._factor)
+        cutoff = sorted(seen.values())[num_continuing - 1]
         if loss <= cutoff or len(seen) < self._factor:
-            return Verdict(True, "")
-        return Verdict(
+            return RungDecision(True, "")
+        return RungDecision(
             False,
-            f"loss {loss:.4f} at {rung:,} tokens is not among the best {num_going_on} of {len(seen)} trials "
+            f"loss {loss:.4f} at {rung:,} tokens is not among the best {num_continuing} of {len(seen)} trials "
             f"there ({cutoff:.4f} or less)",
         )
 
 
 class StoppingRule(Protocol):
-    """Who goes on past a rung and who ends there."""
+    """Who continues past a rung and who ends there."""
 
     def restore(self, records: Iterable[TrialRecord]) -> None:
         """Take over what earlier trials reached."""
@@ -108,5 +108,5 @@ class StoppingRule(Protocol):
     def reached(self, trial: int, tokens: float) -> int | None:
         """The highest rung that a trial has reached for the first time, if any."""
 
-    def judge(self, trial: int, rung: int, loss: float) -> Verdict:
+    def judge(self, trial: int, rung: int, loss: float) -> RungDecision:
         """Note a trial's loss at a rung and decide."""

@@ -25,7 +25,7 @@ class TokenScheduler(KeptOutOfPickles, FIFOScheduler):
     def __init__(self, rule: StoppingRule, runs_to_end: Callable[[int], bool] = lambda _: False) -> None:
         """
         Args:
-            runs_to_end: Whether the trial of this number goes on whatever its loss, if it is a number.
+            runs_to_end: Whether the trial of this number continues whatever its loss, if it is a number.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._rule, self._runs_to_end = rule, runs_to_end
@@ -40,8 +40,8 @@ class TokenScheduler(KeptOutOfPickles, FIFOScheduler):
         rung = self._rule.reached(number, result["tokens"])
         if rung is None:
             return str(TrialScheduler.CONTINUE)
-        verdict = self._rule.judge(number, rung, result[LOSS])
-        if verdict.goes_on or (math.isfinite(result[LOSS]) and self._runs_to_end(number)):
+        decision = self._rule.judge(number, rung, result[LOSS])
+        if decision.continues or (math.isfinite(result[LOSS]) and self._runs_to_end(number)):
             return str(TrialScheduler.CONTINUE)
-        self.stopped[number] = verdict.reason
+        self.stopped[number] = decision.reason
         return str(TrialScheduler.STOP)

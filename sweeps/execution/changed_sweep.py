@@ -19,7 +19,7 @@ from core.settings.run_config import RunConfig
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import SweepFolder, folder_name, sweep_identity
-from sweeps.records.trial_records import TrialRecord, TrialStore
+from sweeps.records.trial_records import ChosenBy, TrialRecord, TrialStore
 from sweeps.settings.search_space import Distribution
 from sweeps.settings.settings_faults import SettingsFileError
 from sweeps.settings.sweep_config import SweepConfig
@@ -27,8 +27,6 @@ from sweeps.settings.sweep_file import load_sweep_file
 
 CHANGES_FILE = "changes.json"
 """In a sweep's folder: what it was compared with when it began, and what it took over."""
-TAKEN_OVER = "taken over"
-"""What `chosen_by` says of a trial of an earlier sweep."""
 
 _CHANGES_NOTHING_LEARNT = {"micro_batch_size", "activation_checkpointing", "on_oom"}
 """Settings of training that are a matter of memory and speed alone."""
@@ -62,10 +60,10 @@ def begin(
 ) -> None:
     """If the sweep begins now and another of its name is there: say what changed, and take over what still holds.
 
-    Killed in the middle and called again, it goes on; once it is through, it does nothing.
+    Killed in the middle and called again, it resumes; once it is through, it does nothing.
     """
     known = store.load_all()
-    if (folder.path / CHANGES_FILE).exists() or any(record.chosen_by != TAKEN_OVER for record in known):
+    if (folder.path / CHANGES_FILE).exists() or any(record.chosen_by is not ChosenBy.TAKEN_OVER for record in known):
         return
     earlier = find_earlier(folder.path, sweep.name, data_fingerprint)
     changed = taken = None
@@ -79,7 +77,7 @@ def begin(
         taken = _take_over(earlier, sweep, store, known)
         names = ", ".join(Path(record.taken_over_from).name for record in taken)
         say(f"         {len(taken)} finished trials still hold and are taken over" + (f": {names}" if taken else ""))
-        say(f"         to go on with the earlier one instead: pretune sweep {earlier.folder / 'sweep.yaml'}")
+        say(f"         to resume the earlier one instead: pretune sweep {earlier.folder / 'sweep.yaml'}")
     said = {
         "compared_with": None if earlier is None else earlier.folder.name,
         "changes": changed or [],
@@ -163,7 +161,7 @@ def _take_over(
         changes: dict[str, Any] = {
             "number": len(taken) + 1,
             "settings": _settings_in(sweep, earlier.sweep, record),
-            "chosen_by": TAKEN_OVER,
+            "chosen_by": ChosenBy.TAKEN_OVER,
             "taken_over_from": came_from,
         }
         if earlier.sweep.early_stopping != sweep.early_stopping:

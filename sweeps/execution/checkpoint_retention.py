@@ -6,6 +6,7 @@ from typing import Any
 from sweeps.analysis.noise_floor import seed_groups
 from sweeps.records.outcomes import Outcome
 from sweeps.records.remote_results import ResultsAtUri
+from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import TrialRecord, TrialStore
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.trained_models.winner_export import drop_checkpoints
@@ -34,9 +35,9 @@ class KeptCheckpoints:
         self._dropped: set[int] = set()
         self._has_looked = False
 
-    def on_event(self, event: str, record: TrialRecord, _: Any) -> None:
-        """A ledger listener: of the trials that are done only those keep theirs that may win."""
-        if event != "ended" or not record.is_done:
+    def on_event(self, event: TrialEvent, record: TrialRecord, _: Any) -> None:
+        """A listener of the ledger: of the trials that are done only those keep theirs that may win."""
+        if event is not TrialEvent.ENDED or not record.is_done:
             return
         self.drop_beaten()
         # Dropped with the next one: a stopped trial writes its last checkpoint after it was told to stop.

@@ -10,18 +10,18 @@ from sweeps.memory_knowledge.frontier_map import map_frontier
 from sweeps.planning.preparation import data_figures
 from sweeps.planning.warm_start import notes_of
 from sweeps.records.results_folder import MAP_FILE
+from sweeps.records.sweep_status import SweepStatus
 from sweeps.report.report import write_report
 from sweeps.tracking.mlflow_tracking import Tracking
 from sweeps.trained_models.winner_export import NOT_YET, Winner, export_winner
 
 
 def summary_of(
-    run: SweepRun, *, status: str, tracking: Tracking, wall_s: float, winner: Winner = NOT_YET
+    run: SweepRun, *, status: SweepStatus, tracking: Tracking, wall_s: float, winner: Winner = NOT_YET
 ) -> dict[str, Any]:
     """What a script wants to know of a sweep, as it stands.
 
     Args:
-        status: `running`, or how it ended.
         wall_s: Seconds of this and earlier parts of the sweep together.
     """
     return summarize(
@@ -48,7 +48,7 @@ def summary_of(
     }
 
 
-def write_final_results(run: SweepRun, *, status: str, tracking: Tracking, wall_s: float) -> dict[str, Any]:
+def write_final_results(run: SweepRun, *, status: SweepStatus, tracking: Tracking, wall_s: float) -> dict[str, Any]:
     """Export the winner, write tables, map, report and summary, and close MLflow's runs; the summary."""
     records = list(run.ledger.records.values())
     folder = run.folder
@@ -60,8 +60,10 @@ def write_final_results(run: SweepRun, *, status: str, tracking: Tracking, wall_
         winner = export_winner(run.run_of(best), run.data, folder.trials / best.name, folder.best)
     summary = summary_of(run, status=status, tracking=tracking, wall_s=wall_s, winner=winner)
     write_trials_csv(folder.path / "trials.csv", records)
-    # After Ctrl-C nobody waits for the predictions that a border takes.
-    found = map_frontier(run.plan.sweep, run.frontier, device=run.device_kind, with_border=status == "finished")
+    # After Ctrl-C nobody waits for the predictions that a frontier takes.
+    found = map_frontier(
+        run.plan.sweep, run.frontier, device=run.device_kind, with_points=status is SweepStatus.FINISHED
+    )
     write_atomically(folder.path / MAP_FILE, found.model_dump_json(indent=1) + "\n")
     # The summary says that the sweep is finished, so it comes after all that it speaks of.
     write_report(folder.path, run.plan.sweep, records, summary)

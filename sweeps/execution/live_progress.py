@@ -14,6 +14,7 @@ from rich.text import Text
 from data_pipeline.schema.settings import clock, format_bytes
 from sweeps.analysis.result_tables import ranked
 from sweeps.records.outcomes import Outcome
+from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import LOSS, TrialRecord
 from sweeps.settings.search_space import format_setting, settings_in_words, short_name
 
@@ -30,7 +31,7 @@ _REDRAWS_PER_S = 2
 
 
 class Progress:
-    """What is going on, for a person who waits."""
+    """Progress of a sweep, for a person who waits."""
 
     def __init__(
         self,
@@ -64,14 +65,14 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def on_event(self, event: str, record: TrialRecord, report: Mapping[str, float] | None) -> None:
-        """A ledger listener: `started`, `report`, `paused`, `promoted`, `ended`."""
+    def on_event(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> None:
+        """A listener of the ledger."""
         if report is not None and "train/tokens_per_s" in report:
             self._speed[record.number] = report["train/tokens_per_s"]
-        if event in ("paused", "ended"):
+        if event in (TrialEvent.PAUSED, TrialEvent.ENDED):
             self._speed.pop(record.number, None)
         line = self._line(event, record, report)
-        if line is not None and (self._live is None or event == "ended"):
+        if line is not None and (self._live is None or event is TrialEvent.ENDED):
             self._print(line)
 
     def _print(self, line: Text) -> None:
@@ -81,19 +82,19 @@ class Progress:
             self._console.file.write(f"{line.plain}\n")
             self._console.file.flush()
 
-    def _line(self, event: str, record: TrialRecord, report: Mapping[str, float] | None) -> Text | None:
+    def _line(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> Text | None:
         line = Text(record.name)
-        if event == "paused" and record.paused_at is not None:
+        if event is TrialEvent.PAUSED and record.paused_at is not None:
             done, loss = record.paused_at / self._tokens_per_trial, record.rung_losses[record.paused_at]
             return line.append(f"  {min(done, 1):4.0%} pauses holdout loss {loss:.4f} after a cooldown", style="dim")
-        if event == "promoted":
-            return line.append("  promoted    goes on from before the cooldown", style="dim")
-        if event == "started":
+        if event is TrialEvent.PROMOTED:
+            return line.append("  promoted    continues from before the cooldown", style="dim")
+        if event is TrialEvent.STARTED:
             return line.append(f"  starts      {settings_in_words(record.settings)}", style="dim")
-        if event == "report" and report is not None and LOSS in report:
+        if event is TrialEvent.REPORT and report is not None and LOSS in report:
             done = report["tokens"] / self._tokens_per_trial
             return line.append(f"  {min(done, 1):4.0%}        holdout loss {report[LOSS]:.4f}", style="dim")
-        if event == "ended":
+        if event is TrialEvent.ENDED:
             outcome = record.outcome or Outcome.INTERRUPTED
             line.append(f"  {outcome:<11}", style=STYLES[outcome])
             # The reason of a failure is a traceback: its last line says what happened, the log has the rest.

@@ -1,4 +1,4 @@
-"""Carry one sweep out, or go on with it."""
+"""Carry one sweep out, or resume it."""
 
 import shlex
 import sys
@@ -13,7 +13,7 @@ import ray
 from rich.console import Console
 
 from data_pipeline.tokens.token_blocks import PreparedCorpus
-from sweeps.analysis.fairness import num_predicted_positions, refuse_unfair, remarks
+from sweeps.analysis.fairness import RemarkVerdict, num_predicted_positions, refuse_unfair, remarks
 from sweeps.analysis.result_tables import ranked
 from sweeps.early_stopping.rungs import rung_tokens
 from sweeps.execution.changed_sweep import begin
@@ -34,6 +34,7 @@ from sweeps.planning.sweep_plan import plan_sweep
 from sweeps.planning.warm_start import notes_of, with_initial_weights
 from sweeps.records.remote_results import ResultsAtUri
 from sweeps.records.results_folder import SweepFolder, sweep_identity
+from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord, TrialStore
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.tracking.mlflow_dataset import dataset_inputs
@@ -47,8 +48,7 @@ class SweepEnd:
     """What a sweep left behind."""
 
     folder: SweepFolder
-    status: str
-    """`finished`; `interrupted` by the user; `incomplete` when trials were given up after losing their workers."""
+    status: SweepStatus
     records: tuple[TrialRecord, ...]
     summary: dict[str, Any]
     was_done_before: bool
@@ -102,16 +102,16 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console, kep
     if at_uri is not None:
         at_uri.bring_back(folder.path)
     earlier = folder.summary()
-    if earlier is not None and earlier["status"] == "finished":
+    if earlier is not None and earlier["status"] == SweepStatus.FINISHED:
         records = tuple(TrialStore(folder.trials).load_all())
         _start_tracking(tracking, sweep, data, folder)
         # A server that was away at the end gets now what it missed, and one that is new gets all of it.
         if not tracking.is_complete:
             refused = TrialStore(folder.trials).load_refusals()
-            tracking.finish(status="finished", records=ranked(records), folder=folder.path, refused=refused)
+            tracking.finish(status=SweepStatus.FINISHED, records=ranked(records), folder=folder.path, refused=refused)
         return SweepEnd(
             folder,
-            "finished",
+            SweepStatus.FINISHED,
             records,
             earlier,
             was_done_before=True,
@@ -152,7 +152,7 @@ def _run(
     run = SweepRun(plan, data, folder, wall_s=wall_s, say=say, at_uri=at_uri)
     num_predicted = num_predicted_positions(sweep, data.manifest)
     for remark in remarks(sweep, rungs=plan.rungs, num_predicted=num_predicted):
-        if remark.verdict != "fair":
+        if remark.verdict is not RemarkVerdict.FAIR:
             console.print(f"{remark.verdict:<8} {remark}", highlight=False, markup=False, soft_wrap=True)
     for words in run.memory_in_words():
         console.print(f"memory   {words}", highlight=False, markup=False, soft_wrap=True)
@@ -170,7 +170,7 @@ def _run(
         sweep,
         lambda: (
             list(run.ledger.records.values()),
-            summary_of(run, status="running", tracking=tracking, wall_s=wall_s()),
+            summary_of(run, status=SweepStatus.RUNNING, tracking=tracking, wall_s=wall_s()),
         ),
     )
     run.ledger.listeners += [
@@ -180,20 +180,20 @@ def _run(
         so_far.on_event,
         progress.on_event,
     ]
-    status = "finished"
+    status = SweepStatus.FINISHED
     with progress, terminated_like_interrupted():
         try:
             run.train()
             run.stop_paused()
         except KeyboardInterrupt:
-            status = "interrupted"
+            status = SweepStatus.INTERRUPTED
     with uninterrupted():
         run.settle_rest()
-        if status == "finished" and run.ledger.unfinished():
-            status = "incomplete"
+        if status is SweepStatus.FINISHED and run.ledger.unfinished():
+            status = SweepStatus.INCOMPLETE
         events.close()
         ray.shutdown()
-        if status == "finished":
+        if status is SweepStatus.FINISHED:
             run.checkpoints.drop_all_but_the_winners()
         else:
             run.checkpoints.drop_beaten()

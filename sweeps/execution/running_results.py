@@ -8,6 +8,7 @@ from typing import Any
 
 from sweeps.analysis.result_tables import write_summary, write_trials_csv
 from sweeps.records.throttle import Pace
+from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import TrialRecord
 from sweeps.report.report import write_report
 from sweeps.settings.sweep_config import SweepConfig
@@ -33,9 +34,9 @@ class RunningResults:
         self._pace = pace or Pace()
         self._writing: threading.Thread | None = None
 
-    def on_event(self, event: str, _record: TrialRecord, _report: Any) -> None:
+    def on_event(self, event: TrialEvent, _record: TrialRecord, _report: Any) -> None:
         """Write if a trial has ended, and it is time."""
-        if event != "ended" or not self._pace.is_due() or (self._writing and self._writing.is_alive()):
+        if event is not TrialEvent.ENDED or not self._pace.is_due() or (self._writing and self._writing.is_alive()):
             return
         done = self._pace.start()
         # Gathered here, where nothing changes meanwhile.

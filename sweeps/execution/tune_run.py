@@ -198,7 +198,7 @@ class SweepRun:
             check_that_something_fits(self.plan, self.frontier, nothing_ran=True)
 
     def settle_rest(self) -> None:
-        """Trials cut off in the middle are interrupted; those that wait go on waiting."""
+        """Trials cut off in the middle are interrupted; those that wait continue to wait."""
         for record in self.ledger.unfinished():
             if record.started_at and not record.ended_at and record.paused_at is None:
                 self.ledger.settle(record.number, None)

@@ -1,4 +1,4 @@
-"""The memory frontier as a picture: micro-batch against shape, the predicted border, what became of each one asked."""
+"""The memory frontier as a picture: micro-batch against shape, the predicted frontier, the fate of each one asked."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +18,12 @@ from sweeps.records.trial_records import MemoryVerdict, RefusedProposal, TrialRe
 from sweeps.settings.search_space import format_setting, short_name
 
 _RAN = "ran"
-_RAN_OUT: MemoryVerdict = "ran out of memory"
-_NEVER_LAUNCHED: tuple[MemoryVerdict, ...] = ("refused by prediction", "skipped by dominance")
+_NEVER_LAUNCHED = (MemoryVerdict.REFUSED, MemoryVerdict.SKIPPED)
 _FATES: dict[str, dict[str, Any]] = {
     _RAN: {"marker": "o", "color": SERIES[0], "s": 26, "alpha": 0.85},
-    _RAN_OUT: {"marker": "x", "color": COLORS["failed"], "s": 40, "linewidths": 1.8},
-    "refused by prediction": {"marker": "^", "edgecolors": COLORS["infeasible"], "facecolors": "none", "s": 26},
-    "skipped by dominance": {"marker": "s", "edgecolors": COLORS["diverged"], "facecolors": "none", "s": 24},
+    MemoryVerdict.RAN_OUT: {"marker": "x", "color": COLORS["failed"], "s": 40, "linewidths": 1.8},
+    MemoryVerdict.REFUSED: {"marker": "^", "edgecolors": COLORS["infeasible"], "facecolors": "none", "s": 26},
+    MemoryVerdict.SKIPPED: {"marker": "s", "edgecolors": COLORS["diverged"], "facecolors": "none", "s": 24},
 }
 """What became of a micro-batch, and its mark."""
 _WIDTH_OF_A_CHOICE = 0.4
@@ -40,7 +39,7 @@ class _Spot:
     rows: int
     fate: str
     number: int
-    """Place in the order of asking: it moves apart what would lie on one another."""
+    """Position in the order of asking: it moves apart what would lie on one another."""
 
 
 def frontier_plot(findings: Findings) -> str | None:
@@ -52,14 +51,14 @@ def frontier_plot(findings: Findings) -> str | None:
     with page_style():
         figure = new_figure(PAGE_WIDTH, 3.8)
         axes = figure.subplots()
-        places = _Places(findings, frontier)
-        _draw_border(axes, frontier, places, top=2 * max(spot.rows for spot in spots))
+        positions = _Axis(findings, frontier)
+        _draw_frontier(axes, frontier, positions, top=2 * max(spot.rows for spot in spots))
         for fate, style in _FATES.items():
             those = [spot for spot in spots if spot.fate == fate]
             if those:
-                x = [places.of(spot.value, spot.number) for spot in those]
+                x = [positions.of(spot.value, spot.number) for spot in those]
                 axes.scatter(x, [spot.rows for spot in those], label=f"{fate} ({len(those)})", zorder=3, **style)
-        places.set_axis(axes)
+        positions.set_axis(axes)
         sizes = sorted({spot.rows for spot in spots})
         axes.set_yscale("log", base=2)
         axes.set_ylim(sizes[0] / 1.6, sizes[-1] * 1.6)
@@ -78,7 +77,7 @@ def _spots(findings: Findings, axis: str | None) -> Iterator[_Spot]:
         if record.tokens and record.micro_batch_size_used and record.outcome is not Outcome.INFEASIBLE:
             yield _Spot(value, record.micro_batch_size_used, _RAN, number)
         for size in record.out_of_memory_micro_batches:
-            yield _Spot(value, size, _RAN_OUT, number)
+            yield _Spot(value, size, MemoryVerdict.RAN_OUT, number)
         if record.memory_verdict in _NEVER_LAUNCHED:
             yield from _asked(findings, record, value, record.memory_verdict, number)
     for number, refused in enumerate(findings.refused, start=len(trials) + 1):
@@ -98,7 +97,7 @@ def _asked(
         yield _Spot(value, rows, verdict, number)
 
 
-class _Places:
+class _Axis:
     """Where values of the axis lie: numbers of a range as they are, values of a choice side by side."""
 
     def __init__(self, findings: Findings, frontier: FrontierMap) -> None:
@@ -111,7 +110,7 @@ class _Places:
             self._values.sort()
 
     def of(self, value: Any, number: int = 0) -> float:
-        """Place of a value; several of one choice are spread around it."""
+        """Position of a value; several of one choice are spread around it."""
         if self.is_range:
             return float(value)
         if value not in self._values:
@@ -131,18 +130,18 @@ class _Places:
         axes.set_xlabel("" if self._path is None else short_name(self._path).replace("_", " "))
 
 
-def _draw_border(axes: Axes, frontier: FrontierMap, places: _Places, *, top: float) -> None:
+def _draw_frontier(axes: Axes, frontier: FrontierMap, positions: _Axis, *, top: float) -> None:
     style: dict[str, Any] = {"color": COLORS["failed"], "linewidth": 1.3, "linestyle": "--"}
-    label = f"predicted border of {format_bytes(frontier.capacity_bytes)}"
-    border = [point for point in frontier.border if point.micro_batch_size > 0]
-    if places.is_range:
-        points = sorted((float(point.value), point.micro_batch_size) for point in border)
+    label = f"predicted frontier of {format_bytes(frontier.capacity_bytes)}"
+    known = [point for point in frontier.border if point.micro_batch_size > 0]
+    if positions.is_range:
+        points = sorted((float(point.value), point.micro_batch_size) for point in known)
         if points:
             _shade(axes, [x for x, _ in points], [rows for _, rows in points], top)
             axes.plot([x for x, _ in points], [rows for _, rows in points], label=label, **style)
         return
-    for index, point in enumerate(border):
-        middle, rows = places.of(point.value), [point.micro_batch_size] * 2
+    for index, point in enumerate(known):
+        middle, rows = positions.of(point.value), [point.micro_batch_size] * 2
         ends = [middle - _WIDTH_OF_A_CHOICE, middle + _WIDTH_OF_A_CHOICE]
         _shade(axes, ends, rows, top)
         axes.plot(ends, rows, label=label if index == 0 else None, **style)

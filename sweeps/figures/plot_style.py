@@ -84,7 +84,7 @@ def page_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches, its parts laid out by themselves."""
+    """A figure of that number of inches, its parts laid out by themselves."""
     return Figure(figsize=(width, height), layout="constrained")
 
 

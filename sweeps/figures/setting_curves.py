@@ -24,18 +24,18 @@ def setting_curves(findings: Findings, surface: LossSurface, found: EqualProgres
             axes.set_visible(False)
         for index, path in enumerate(space):
             axes = grid.flat[index]
-            place = SettingAxis(axes, findings, path)
+            axis = SettingAxis(axes, findings, path)
             curve = surface.curve(path)
-            places = np.array([place.at(value) for value in curve.values])
-            order = np.argsort(places)
-            x, mean, std = places[order], curve.mean[order], curve.std[order]
+            x_values = np.array([axis.at(value) for value in curve.values])
+            order = np.argsort(x_values)
+            x, mean, std = x_values[order], curve.mean[order], curve.std[order]
             if findings.sweep.search[path].kind == "choice":
                 axes.errorbar(x, mean, std, fmt="o", color=COLORS["plot-0"], capsize=4, markersize=4)
             else:
                 axes.plot(x, mean, color=COLORS["plot-0"])
                 axes.fill_between(x, mean - std, mean + std, color=COLORS["plot-0"], alpha=0.2, linewidth=0)
             axes.scatter(
-                [place.of(record) for record in found.records],
+                [axis.of(record) for record in found.records],
                 found.losses,
                 s=14,
                 color=COLORS["muted"],

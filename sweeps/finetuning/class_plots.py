@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from sweeps.figures.plot_style import COLORS, PAGE_WIDTH, SERIES, new_figure, page_style, to_svg
-from sweeps.finetuning.finetune_results import FinetuneRun
+from sweeps.finetuning.classifier_results import ClassifierRun
 
 _MOST_CLASSES = 30
 """Shown by name; those of fewer rows stand together as one."""
@@ -49,7 +49,7 @@ def confusion_picture(confusions: NDArray[np.int64], names: Sequence[str]) -> st
         return to_svg(figure, "confusion-matrix")
 
 
-def curves_picture(runs: Sequence[FinetuneRun]) -> str | None:
+def curves_picture(runs: Sequence[ClassifierRun]) -> str | None:
     """Loss and macro F1 on the holdout over the epochs, a line a run; None before the first evaluation."""
     drawn = [run for run in runs if run.evaluations]
     if not drawn:
@@ -72,7 +72,7 @@ def curves_picture(runs: Sequence[FinetuneRun]) -> str | None:
         return to_svg(figure, "epochs")
 
 
-def _line_name(run: FinetuneRun) -> str:
+def _line_name(run: ClassifierRun) -> str:
     return f"{run.start}, {run.learning_rate:g}, batch {run.batch_size}, {run.epochs:g} epochs, seed {run.seed}"
 
 

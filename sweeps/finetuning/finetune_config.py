@@ -1,4 +1,4 @@
-"""What a file says of a fine-tuning for classes: the model to begin with, labelled rows, training, what is tried."""
+"""The contents of a fine-tuning file: the model to begin with, labelled rows, training, what is tried."""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -114,7 +114,7 @@ class FinetuneConfig(Settings):
         return self
 
     def settings(self) -> FinetuneSettings:
-        """The same as the engine takes it."""
+        """The same as the training takes it."""
         corpus, training = self.corpus, self.training
         rates = self._tried("training.learning_rate")
         micro = training.micro_batch_size

@@ -1,4 +1,4 @@
-"""YAML to a fine-tuning for classes, with all faults of the file at once."""
+"""The reading of a fine-tuning file: YAML to its config, with all faults of the file at once."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,17 +25,17 @@ def dump_finetuning(config: FinetuneConfig) -> str:
 def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[Fault]:
     search = values.get("search")
     for path, raw in search.items() if isinstance(search, dict) else ():
-        place = f"search.{path}"
-        line = document.line_of(place)
+        location = f"search.{path}"
+        line = document.line_of(location)
         if path not in SWEEPABLE:
-            yield Fault(place, line, None, "is not a setting that can be tried", nearest(path, SWEEPABLE))
+            yield Fault(location, line, None, "is not a setting that can be tried", nearest(path, SWEEPABLE))
             continue
         try:
             extremes = Distribution.model_validate(raw).extremes()
         except ValidationError:
-            continue  # Said already, with its place, by the check of the whole file.
+            continue  # Said already, with its location, by the check of the whole file.
         for value in extremes:
-            where = Fault(place, line, value, "")
+            where = Fault(location, line, value, "")
             yield from faults_of_value(ClassifierTrainingConfig, path.removeprefix("training."), value, where)
 
 

@@ -12,14 +12,14 @@ from data_pipeline.schema.whole_files import write_atomically
 from sweeps.figures.plot_style import standalone
 from sweeps.finetuning.class_metrics import ClassMetrics
 from sweeps.finetuning.class_plots import confusion_picture, curves_picture
-from sweeps.finetuning.finetune_results import Finetuned, FinetuneRun
+from sweeps.finetuning.classifier_results import ClassifierRun, FinetuneResult
 from sweeps.report.report_blocks import Block, Cell, Facts, Paragraph, Picture, Section, Table, number
 from sweeps.report.report_page import html_page
 
 _CLASSES_SHOWN = 12
 
 
-def write_page(end: Finetuned) -> None:
+def write_page(end: FinetuneResult) -> None:
     """report.html and confusion.svg in the fine-tuning's folder."""
     confusion = confusion_picture(end.pretrained.metrics.confusions, end.found.classes)
     write_atomically(end.folder / "confusion.svg", standalone(confusion) + "\n")
@@ -80,7 +80,7 @@ def print_figures(figures: dict[str, Any], folder: str, console: Console) -> Non
         console.print(f"{name:<8} {value}", markup=False, highlight=False, soft_wrap=True)
 
 
-def print_data(end: Finetuned | Any, console: Console) -> None:
+def print_data(end: FinetuneResult | Any, console: Console) -> None:
     """What was read, and how its classes stand on both sides.
 
     Args:
@@ -116,7 +116,7 @@ def print_data(end: Finetuned | Any, console: Console) -> None:
     )
 
 
-def _verdict(end: Finetuned) -> str:
+def _verdict(end: FinetuneResult) -> str:
     kept = end.pretrained.metrics
     low, high = kept.accuracy_interval
     words = (
@@ -133,7 +133,7 @@ def _verdict(end: Finetuned) -> str:
     return words
 
 
-def _results_table(end: Finetuned) -> Table:
+def _results_table(end: FinetuneResult) -> Table:
     rows: list[list[Cell]] = [_result("from the pretrained model", end.pretrained.metrics, end.pretrained.run)]
     if end.scratch is not None:
         rows.append(_result("from scratch", end.scratch.metrics, end.scratch.run))
@@ -141,7 +141,7 @@ def _results_table(end: Finetuned) -> Table:
     return Table(["", "accuracy", "macro F1", "holdout loss", "best epoch"], rows, "results")
 
 
-def _result(name: str, metrics: ClassMetrics, run: FinetuneRun | None) -> list[Cell]:
+def _result(name: str, metrics: ClassMetrics, run: ClassifierRun | None) -> list[Cell]:
     return [
         name,
         number(metrics.accuracy),
@@ -151,11 +151,11 @@ def _result(name: str, metrics: ClassMetrics, run: FinetuneRun | None) -> list[C
     ]
 
 
-def _facts(end: Finetuned) -> Iterator[tuple[str, str]]:
+def _facts(end: FinetuneResult) -> Iterator[tuple[str, str]]:
     found, settings = end.found, end.settings
     if settings.purpose:
         yield "purpose", settings.purpose
-    yield "pretrained model", f"`{end.place}`, {end.num_parameters:,} parameters with its new head"
+    yield "pretrained model", f"`{end.weights_of}`, {end.num_parameters:,} parameters with its new head"
     yield "rows", f"{len(found.texts):,} of `{end.table}` with a text and a label in `{settings.label}`"
     if found.rejects:
         yield "rejected", f"{len(found.rejects):,}, each in rejects.jsonl with its reason"
@@ -185,7 +185,7 @@ def _facts(end: Finetuned) -> Iterator[tuple[str, str]]:
     yield "model", f"`{end.model}`"
 
 
-def _classes_table(end: Finetuned) -> Table:
+def _classes_table(end: FinetuneResult) -> Table:
     rows: list[list[Cell]] = [
         [
             one.name,
@@ -202,7 +202,7 @@ def _classes_table(end: Finetuned) -> Table:
     return Table(columns, rows, "classes")
 
 
-def _runs(end: Finetuned) -> Iterator[Block]:
+def _runs(end: FinetuneResult) -> Iterator[Block]:
     curves = curves_picture(end.runs)
     if curves is not None:
         yield Picture(curves, "The holdout after every epoch; broken lines begin with random weights.")

@@ -1,4 +1,4 @@
-"""What a fine-tuning is asked for, by options or by a file, and the model and the rows that this names."""
+"""The request for a fine-tuning, by options or by a file, and the model and the rows that it names."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,12 +8,12 @@ from pathlib import Path
 from data_pipeline.preparation.labelled_rows import LabelledTexts
 from data_pipeline.reading.table_rows import ON_THE_COMMAND_LINE, SettingNames
 from data_pipeline.schema.user_errors import InputFault
+from sweeps.finetuning.classifier_training import read_rows
 from sweeps.finetuning.finetune_config import IN_A_FILE
-from sweeps.finetuning.finetune_engine import read_rows
 from sweeps.finetuning.finetune_file import FINETUNING, dump_finetuning
 from sweeps.finetuning.finetune_settings import FinetuneSettings
 from sweeps.settings.settings_file import load_settings
-from sweeps.trained_models.finished_sweeps import place_of_model
+from sweeps.trained_models.finished_sweeps import folder_of_model
 from sweeps.trained_models.model_locator import is_of_mlflow, model_at
 from sweeps.trained_models.trained_model import TrainedModel, load_trained
 
@@ -23,7 +23,7 @@ class FinetuneRequest:
     """A fine-tuning as it was asked for; nothing of it has been looked at."""
 
     settings: FinetuneSettings
-    place: str
+    weights_of: str
     """What the model is called."""
     table: str
     """File, folder or glob of the labelled rows."""
@@ -48,7 +48,7 @@ def request_of_file(file: str, overrides: list[str]) -> FinetuneRequest:
     config = load_settings(Path(file), FINETUNING, overrides)
     return FinetuneRequest(
         settings=config.settings(),
-        place=config.start.weights_of,
+        weights_of=config.start.weights_of,
         table=config.corpus.path,
         names=IN_A_FILE,
         name=config.name,
@@ -85,6 +85,6 @@ def model_and_rows(request: FinetuneRequest, results_folder: Path) -> Iterator[t
 
 
 def _folder(request: FinetuneRequest, results_folder: Path, stack: ExitStack) -> Path:
-    if request.size is None or is_of_mlflow(request.place):
-        return stack.enter_context(model_at(request.place, results_folder)).folder
-    return place_of_model(request.place, request.size, results_folder, is_needed=True)[0]
+    if request.size is None or is_of_mlflow(request.weights_of):
+        return stack.enter_context(model_at(request.weights_of, results_folder)).folder
+    return folder_of_model(request.weights_of, request.size, results_folder, is_needed=True)[0]

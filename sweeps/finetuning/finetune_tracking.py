@@ -8,8 +8,8 @@ from typing import Any
 
 from mlflow.entities import Metric, Param
 
+from sweeps.finetuning.classifier_results import METRICS_FILE, MODEL_FOLDER, ClassifierRun, FinetuneResult
 from sweeps.finetuning.finetune_file import RESOLVED_FILE
-from sweeps.finetuning.finetune_results import METRICS_FILE, MODEL_FOLDER, Finetuned, FinetuneRun
 from sweeps.tracking.mlflow_store import MlflowStore
 
 _FILES = (METRICS_FILE, "predictions.csv", "report.html", "confusion.svg", "rejects.jsonl", RESOLVED_FILE)
@@ -17,7 +17,7 @@ _MOST_CHARACTERS = 6000
 """MLflow's limit for the value of a parameter."""
 
 
-def record(store: MlflowStore, end: Finetuned, *, tags: Mapping[str, str]) -> str:
+def record(store: MlflowStore, end: FinetuneResult, *, tags: Mapping[str, str]) -> str:
     """Write all of it; gives the run's id.
 
     Args:
@@ -29,7 +29,7 @@ def record(store: MlflowStore, end: Finetuned, *, tags: Mapping[str, str]) -> st
     with store.explained():
         parent = _create(store, end.folder.name, {**tags, "pretune.kind": "finetune"})
         settings = {name: value for name, value in asdict(end.settings).items() if value not in (None, (), "")}
-        _log(store, parent, settings | {"pretrained_model": end.place, "table": end.table}, _final(end))
+        _log(store, parent, settings | {"pretrained_model": end.weights_of, "table": end.table}, _final(end))
         for run in end.runs:
             child = _create(store, run.name, {**tags, "pretune.kind": "finetune-run", "mlflow.parentRunId": parent})
             chosen = {name: getattr(run, name) for name in ("start", "learning_rate", "batch_size", "epochs", "seed")}
@@ -53,7 +53,7 @@ def _log(store: MlflowStore, run_id: str, params: Mapping[str, Any], metrics: li
     store.client.log_batch(run_id, metrics=metrics, params=shown)
 
 
-def _final(end: Finetuned) -> list[Metric]:
+def _final(end: FinetuneResult) -> list[Metric]:
     kept, run = end.pretrained.metrics, end.pretrained.run
     values = {
         "final/accuracy": kept.accuracy,
@@ -68,7 +68,7 @@ def _final(end: Finetuned) -> list[Metric]:
     return _metrics(values, step=run.tokens)
 
 
-def _of_run(run: FinetuneRun) -> list[Metric]:
+def _of_run(run: ClassifierRun) -> list[Metric]:
     """Every evaluation on the token axis, and the best epoch."""
     found = []
     for report in run.evaluations:

@@ -68,7 +68,7 @@ class LaneCount:
         return self._count
 
     def while_starting(self, num_at_work: int, *, have_worked: bool) -> int:
-        """The number while so many are at work: not all the others start at once.
+        """The number while that number is at work: not all the others start at once.
 
         Args:
             have_worked: They have worked for as long as they took to start.

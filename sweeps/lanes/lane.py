@@ -25,7 +25,7 @@ from core.memory.host_memory import kernel_oom_kills
 from core.memory.out_of_memory import OomFacts, classify, corroborated
 from sweeps.lanes.lane_spec import LaneSpec
 from sweeps.lanes.lane_worker import train_assignments
-from sweeps.lanes.mailbox import Assignment, Mailbox, Message
+from sweeps.lanes.mailbox import Assignment, EndMessage, ErrorMessage, Mailbox, Message, ReportMessage, SpeedsMessage
 
 _POLL_S = 0.5
 _GROUP_END_S = 60.0
@@ -43,7 +43,7 @@ class WorkerKilledForMemoryError(WorkersLostError):
 
 
 class TrialOutOfMemoryError(RuntimeError):
-    """A worker ran out of memory where its run could not go on with less."""
+    """A worker ran out of memory where its run could not continue with less."""
 
 
 class TrialFailedError(RuntimeError):
@@ -68,8 +68,8 @@ class Lane:
         self._current = assignment
         ray.get(self._mailbox.post.remote(assignment))
 
-    def next_message(self) -> Message:
-        """The next report of the current trial, or its end. Asking again means: go on.
+    def next_message(self) -> ReportMessage | SpeedsMessage | EndMessage:
+        """The next report of the current trial, or its end. Asking again lets the trial continue.
 
         Raises:
             WorkersLostError: A worker vanished (killed, node lost) or does not answer.
@@ -84,9 +84,9 @@ class Lane:
                 break
             if self._group is None or not self._group.is_alive():
                 raise self._explain(None)
-        if message.kind == "error":
+        if isinstance(message, ErrorMessage):
             raise self._explain(message)
-        if message.kind == "end":
+        if isinstance(message, EndMessage):
             self._current = None
             if message.is_last and self._group is not None:
                 self._group.join(_GROUP_END_S)
@@ -99,7 +99,7 @@ class Lane:
             return
         ray.get(self._mailbox.stop.remote(self._current.number))
         try:
-            while self.next_message().kind != "end":
+            while not isinstance(self.next_message(), EndMessage):
                 pass
         except (WorkersLostError, TrialOutOfMemoryError, TrialFailedError):
             # The trial's outcome is settled already; the next one gets a new group.
@@ -144,7 +144,7 @@ class Lane:
         except BaseException as error:  # Kept for the thread that waits for messages, which explains it.
             self._group_error = error
 
-    def _explain(self, told: Message | None) -> Exception:
+    def _explain(self, told: ErrorMessage | None) -> Exception:
         """Why the group ended. When one worker is killed the others fail too: the vanished one is the cause."""
         self._current = None
         assert self._group is not None
@@ -152,13 +152,13 @@ class Lane:
         self._group = None  # the next trial gets a new one, even if this one has not come to its end
         failures = self._group_error.worker_failures if isinstance(self._group_error, WorkerGroupError) else {}
         # What a worker says of itself comes first: on the way from process to process an error loses its causes.
-        facts = None if told is None else told.facts
+        facts = None if told is None else told.oom
         if facts is None and self._group_error is not None:
             facts = classify(self._group_error)
         if facts is not None and not facts.is_certain:
             facts = corroborated(facts, new_kernel_kills=self._new_kernel_kills())
         lost = {rank: error for rank, error in failures.items() if _is_loss(error)}
-        return _ending(facts, lost, "" if told is None else told.error) or WorkersLostError(
+        return _ending(facts, lost, "" if told is None else told.traceback) or WorkersLostError(
             f"the group ended: {self._group_error!r}"
         )
 

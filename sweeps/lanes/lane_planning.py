@@ -69,7 +69,7 @@ class LanePlan:
             cpus_per_worker=self.cpus_per_worker,
             gpus_per_worker=self.gpus_per_worker if self.use_gpu else 0.0,
             storage_folder=str(storage_folder),
-            # What is freed goes back to the kernel, or it would go on counting.
+            # What is freed goes back to the kernel, or it would continue to count.
             environment={"MALLOC_MMAP_THRESHOLD_": "65536"} if memory_limit_by == "rlimit" else {},
             worker_deadline_s=self.worker_deadline_s,
         )

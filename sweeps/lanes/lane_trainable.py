@@ -17,7 +17,7 @@ from sweeps.lanes.lane import (
     WorkersLostError,
 )
 from sweeps.lanes.lane_spec import LaneSpec
-from sweeps.lanes.mailbox import Assignment
+from sweeps.lanes.mailbox import Assignment, EndMessage, ReportMessage, SpeedsMessage
 from sweeps.records.outcomes import Outcome
 
 MAX_INTERRUPTIONS = 2
@@ -65,20 +65,20 @@ class LaneTrainable(tune.Trainable):
                     return self._end(Outcome.INTERRUPTED, f"workers lost {self._interruptions} times; last: {lost}")
                 self._lane.begin(self._assignment)
                 continue
-            except TrialOutOfMemoryError as shortage:
-                return self._end(Outcome.INFEASIBLE, str(shortage))
+            except TrialOutOfMemoryError as out_of_memory:
+                return self._end(Outcome.INFEASIBLE, str(out_of_memory))
             except TrialFailedError as failure:
                 return self._end(Outcome.FAILED, str(failure))
-            if message.kind == "end":
-                assert message.end is not None
-                if message.end.outcome == "paused":
-                    return self._pause(message.end)
-                return self._end(_OUTCOMES[message.end.outcome], message.end.reason, message.end)
-            if message.kind == "speeds":
-                return {"speeds": message.speeds, "done": False}
-            assert message.report is not None
-            # Whole for the ledger, and flat for the scheduler, which looks at tokens and the loss.
-            return {"report": message.report, "done": False} | message.report
+            match message:
+                case EndMessage(end=end) if end.outcome == "paused":
+                    return self._pause(end)
+                case EndMessage(end=end):
+                    return self._end(_OUTCOMES[end.outcome], end.reason, end)
+                case SpeedsMessage(speeds=speeds):
+                    return {"speeds": speeds, "done": False}
+                case ReportMessage(report=report):
+                    # Whole for the ledger, and flat for the scheduler, which looks at tokens and the loss.
+                    return {"report": report, "done": False} | report
 
     def cleanup(self) -> None:
         """Let the lane's workers go."""

@@ -28,7 +28,7 @@ from core.training.staged_run import Stage, run_stages
 from core.training.training_run import run_training
 from data_pipeline.preparation.node_copies import open_on_this_node
 from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
-from sweeps.lanes.mailbox import Assignment, Message, Standing
+from sweeps.lanes.mailbox import Assignment, EndMessage, ErrorMessage, Message, ReportMessage, SpeedsMessage, Standing
 from sweeps.lanes.system_metrics import SystemMetrics
 from sweeps.records.remote_results import mirrored_trial
 from sweeps.records.trial_records import LOSS
@@ -61,16 +61,14 @@ def train_assignments(config: dict[str, Any]) -> None:
         except Exception as error:
             # The run could not deal with it, so this process is not trusted with another trial: tell, then end the
             # worker group.
-            facts = classify(error, rank=workers.rank)
-            told = Message("error", assignment.number, error=traceback.format_exc(), facts=facts)
-            ray.get(mailbox.tell.remote(told, wait=False))
+            oom = classify(error, rank=workers.rank)
+            _tell(mailbox, ErrorMessage(assignment.number, traceback.format_exc(), oom))
             _log(assignment).exception("the trial failed")
             raise
         is_clean = end.outcome not in _ENDED_BADLY or _is_clean(workers, level_bytes)
         if workers.is_first:
             _log(assignment).info("%s: %s", end.outcome, end.reason)
-            told = Message("end", assignment.number, end=end, is_last=not is_clean)
-            ray.get(mailbox.tell.remote(told, wait=False))
+            _tell(mailbox, EndMessage(assignment.number, end, is_last=not is_clean))
         if not is_clean:
             return  # Another worker group takes the lane over: this one would have less memory for each trial.
 
@@ -109,7 +107,7 @@ def _train(
             memory_limit_by=assignment.memory_limit_by,
             checkpoint_every_s=assignment.checkpoint_every_s,
             pause=assignment.pause,
-            # Of the winner, whose training may go on for longer.
+            # Of the winner, whose training may continue for longer.
             keep_trunk=True,
             is_stopped=is_stopped,
         )
@@ -135,7 +133,7 @@ def _with_measured_micro_batch(
     )
     if workers.is_first:
         _log(assignment).info("micro-batches, rows/s: %s", {one.rows: one.rows_per_s for one in speeds})
-        ray.get(mailbox.tell.remote(Message("speeds", assignment.number, speeds=speeds), wait=False))
+        _tell(mailbox, SpeedsMessage(assignment.number, speeds))
     size = fastest(speeds, largest=max(sizes)) if is_automatic else None
     return run if size is None else run.with_overrides({"training.micro_batch_size": size})
 
@@ -147,15 +145,15 @@ class Stops:
         self._stopped: set[int] = set()
         threading.Thread(target=self._listen, args=(mailbox,), daemon=True, name="stops").start()
 
-    def of(self, place: int) -> Callable[[], bool]:
-        """Whether the trial at this place in the order of posting is to end."""
-        return lambda: place in self._stopped
+    def of(self, position: int) -> Callable[[], bool]:
+        """Whether the trial at this position in the order of posting is to end."""
+        return lambda: position in self._stopped
 
     def _listen(self, mailbox: Any) -> None:
         heard = 0
         try:
-            while (place := ray.get(mailbox.next_stop.remote(heard))) is not None:
-                self._stopped.add(place)
+            while (position := ray.get(mailbox.next_stop.remote(heard))) is not None:
+                self._stopped.add(position)
                 heard += 1
         except RayError:
             return  # The mailbox is gone, and with it whoever could stop anything.
@@ -171,10 +169,14 @@ def _reporter(mailbox: Any, assignment: Assignment) -> Callable[[dict[str, float
     def report(values: dict[str, float]) -> bool:
         is_evaluation = LOSS in values
         _log(assignment).info(" ".join(f"{name}={value:.6g}" for name, value in values.items()))
-        message = Message("report", assignment.number, report=values | machine.read())
-        return bool(ray.get(mailbox.tell.remote(message, wait=is_evaluation)))
+        return _tell(mailbox, ReportMessage(assignment.number, values | machine.read()), wait=is_evaluation)
 
     return report
+
+
+def _tell(mailbox: Any, message: Message, *, wait: bool = False) -> bool:
+    """Hand a message to the driver, which may wait for its decision. Returns whether the trial is to continue."""
+    return bool(ray.get(mailbox.tell.remote(message, wait=wait)))
 
 
 def _log(assignment: Assignment) -> logging.Logger:

@@ -1,8 +1,8 @@
-"""What a lane's owner and its workers say to each other: trials one way, reports the other."""
+"""Messages between a lane's driver and its workers: trials one way, reports the other."""
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import ray
 
@@ -31,7 +31,7 @@ class Assignment:
     """RunConfig as plain values."""
     prepared_folder: str
     trial_folder: str
-    """Checkpoints and the log; the run goes on from the newest whole checkpoint there."""
+    """Checkpoints and the log; the run resumes from the newest whole checkpoint there."""
     evaluate_at_tokens: tuple[int, ...]
     pause: Pause | None
     """Rung at which this leg of the trial ends; None: it goes to the end."""
@@ -49,7 +49,7 @@ class Assignment:
     stages: tuple[StageAssignment, ...] = ()
     """Trained one after another, where there are any, instead of `run` on `prepared_folder`."""
     trunk_folder: str | None = None
-    """Of the trial from whose checkpoint before the cooldown this one goes on; rank 0 reads it."""
+    """Of the trial from whose checkpoint before the cooldown this one continues; rank 0 reads it."""
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
         """Itself: nobody changes it, and Tune copies what it is given several times a trial."""
@@ -58,7 +58,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a worker is as it takes a trial, and what it cannot say any more once it is killed."""
+    """Where a worker is as it takes a trial; a worker that was killed cannot report it any more."""
 
     node: str
     """Ray's id of it."""
@@ -67,25 +67,48 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Message:
-    """One thing that a worker tells the lane's owner."""
+class ReportMessage:
+    """A report of a trial's training."""
 
-    kind: Literal["report", "speeds", "end", "error"]
     trial: int
-    report: dict[str, float] | None = None
-    speeds: tuple[MicroBatchSpeed, ...] = ()
-    """Of the sizes that were to be measured."""
-    end: RunEnd | None = None
-    is_last: bool = False
+    report: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SpeedsMessage:
+    """Speeds of the micro-batches that a trial was asked to measure."""
+
+    trial: int
+    speeds: tuple[MicroBatchSpeed, ...]
+
+
+@dataclass(frozen=True)
+class EndMessage:
+    """A trial, or a leg of it, ended as its run says."""
+
+    trial: int
+    end: RunEnd
+    is_last: bool
     """The workers end with this trial, which has left something in their memory."""
-    error: str = ""
-    """Traceback of an error that ended the worker."""
-    facts: OomFacts | None = None
-    """What the worker, who is nearest, knows of a shortage of memory in it."""
+
+
+@dataclass(frozen=True)
+class ErrorMessage:
+    """An error ended the worker, and the trial with it."""
+
+    trial: int
+    traceback: str
+    oom: OomFacts | None
+    """Facts about the memory that ran out, from the worker, which is nearest to them. None: the error has another
+    cause."""
+
+
+Message = ReportMessage | SpeedsMessage | EndMessage | ErrorMessage
+"""From a worker to the lane's driver. Messages cross processes, so they must pickle."""
 
 
 class MailboxActor:
-    """Keeps trials until every worker has taken them, and reports until the owner has read them."""
+    """Keeps trials until every worker has taken them, and messages until the driver has read them."""
 
     def __init__(self) -> None:
         self._trials: list[Assignment | None] = []
@@ -108,7 +131,7 @@ class MailboxActor:
             self._changed.notify_all()
 
     async def take(self, index: int) -> Assignment | None:
-        """Wait for the trial at this place in the order of posting."""
+        """Wait for the trial at this position in the order of posting."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._trials) > index)
         return self._trials[index]
@@ -122,10 +145,10 @@ class MailboxActor:
         return self._standings
 
     async def tell(self, message: Message, wait: bool) -> bool:
-        """Hand a message to the owner. Returns whether the trial is to go on.
+        """Hand a message to the driver. Returns whether the trial is to continue.
 
         Args:
-            wait: Wait until the owner has decided on it, so that a trial never trains past the rung that ends it.
+            wait: Wait until the driver has decided on it, so that a trial never trains past the rung that ends it.
         """
         self._reported += 1
         mine = self._reported
@@ -136,7 +159,7 @@ class MailboxActor:
         return message.trial not in self._stopped
 
     async def next_message(self) -> Message:
-        """The next message; asking for it says that those before it may go on."""
+        """The next message; asking for it says that the trials of those before it may continue."""
         async with self._changed:
             self._answered = self._reported - self._messages.qsize()
             self._changed.notify_all()
@@ -150,15 +173,15 @@ class MailboxActor:
             self._changed.notify_all()
 
     async def next_stop(self, index: int) -> int | None:
-        """Wait for the stop at this place in their order.
+        """Wait for the stop at this position in their order.
 
         Returns:
-            Place of the trial in the order of posting: the same trial may come again. None: no more will come.
+            Position of the trial in the order of posting: the same trial may come again. None: no more will come.
         """
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._stops) > index)
         return self._stops[index]
 
 
-# An actor of coroutines: the waiting calls of every worker and of the owner stand open side by side.
+# An actor of coroutines: the waiting calls of every worker and of the driver stand open side by side.
 Mailbox = ray.remote(num_cpus=0)(MailboxActor)

@@ -1,1 +1,1 @@
-"""Memory and speed learnt from trials, kept between sweeps, and the border between fitting and not."""
+"""Memory and speed learnt from trials, kept between sweeps, and the frontier between fitting and not."""

@@ -1,4 +1,4 @@
-"""Where in a search space the border of memory lies: the settings that ask for least, and the border along one of them.
+"""The memory frontier in a search space: the settings that ask for least, and the frontier along one of them.
 
 A prediction of a new shape takes up to a second, so all of this goes by few of them.
 """
@@ -17,14 +17,14 @@ from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
 
 _BATCH = "training.batch_size"
-_MOST_PLACES = 4
-"""Values of the axis, and sizes of the micro-batch, at which memory is predicted for the border."""
+_MOST_VALUES = 4
+"""Values of the axis, and sizes of the micro-batch, at which memory is predicted for the frontier."""
 _MOVES = 0.01
 """Share of the memory that a setting must move to be worth an axis."""
 
 
-class BorderPoint(Settings):
-    """The border at one value of the axis."""
+class FrontierPoint(Settings):
+    """The frontier at one value of the axis."""
 
     value: bool | int | float | str
     micro_batch_size: float
@@ -46,18 +46,19 @@ class FrontierMap(Settings):
     """The swept setting, micro-batch and batch aside, that moves memory most; None: none does."""
     others: tuple[str, ...]
     """Other swept settings that move memory."""
-    border: tuple[BorderPoint, ...]
+    border: tuple[FrontierPoint, ...]
+    """Points of the frontier; the name is that of the file on disk."""
     """At the file's own values of the others, for batches of several micro-batches."""
     observations: tuple[MemoryObservation, ...]
 
 
-def map_frontier(sweep: SweepConfig, frontier: MemoryFrontier, *, device: str, with_border: bool = True) -> FrontierMap:
+def map_frontier(sweep: SweepConfig, frontier: MemoryFrontier, *, device: str, with_points: bool = True) -> FrontierMap:
     """The frontier as it is drawn and kept beside the results.
 
     Args:
-        with_border: False: without axis and border, at once.
+        with_points: False: without axis and points, at once.
     """
-    moves = _moves(sweep, frontier) if with_border else {}
+    moves = _moves(sweep, frontier) if with_points else {}
     # The batch only where it is alone in that: it is no shape.
     axis = max({path: moves[path] for path in moves if path != _BATCH} or moves, key=lambda p: moves[p], default=None)
     capacity = frontier.capacity()
@@ -69,7 +70,7 @@ def map_frontier(sweep: SweepConfig, frontier: MemoryFrontier, *, device: str, w
         learnt=capacity.learnt,
         axis=axis,
         others=tuple(path for path in moves if path != axis),
-        border=tuple(_border(sweep, frontier, axis, capacity.num_bytes)) if with_border else (),
+        border=tuple(_points(sweep, frontier, axis, capacity.num_bytes)) if with_points else (),
         observations=frontier.observations,
     )
 
@@ -116,10 +117,10 @@ def _moves(sweep: SweepConfig, frontier: MemoryFrontier) -> dict[str, float]:
     return moves
 
 
-def _border(
+def _points(
     sweep: SweepConfig, frontier: MemoryFrontier, axis: str | None, capacity_bytes: int
-) -> Iterator[BorderPoint]:
-    for value in [""] if axis is None else _places(sweep.search[axis]):
+) -> Iterator[FrontierPoint]:
+    for value in [""] if axis is None else _sampled(sweep.search[axis]):
         settings = {} if axis is None else {axis: value}
         peaks = {
             size: peak
@@ -129,7 +130,7 @@ def _border(
         if len(peaks) > 1:
             size = _where_it_meets(peaks, capacity_bytes)
             # More rows at once than a batch has are as many as it has.
-            yield BorderPoint(value=value, micro_batch_size=min(size, value) if axis == _BATCH else size)
+            yield FrontierPoint(value=value, micro_batch_size=min(size, value) if axis == _BATCH else size)
 
 
 def _where_it_meets(peaks: dict[int, int], capacity_bytes: int) -> float:
@@ -149,16 +150,16 @@ def _sizes(sweep: SweepConfig) -> list[int]:
     return _spread(sorted({*sizes, 2 * max(sizes)} if len(set(sizes)) < 2 else set(sizes)))
 
 
-def _places(distribution: Distribution) -> list[Any]:
+def _sampled(distribution: Distribution) -> list[Any]:
     return _spread(distribution.grid(3))
 
 
 def _spread(values: Sequence[Any]) -> list[Any]:
-    """At most so many of the values, both ends among them."""
-    if len(values) <= _MOST_PLACES:
+    """At most `_MOST_VALUES` of the values, both ends among them."""
+    if len(values) <= _MOST_VALUES:
         return list(values)
-    step = (len(values) - 1) / (_MOST_PLACES - 1)
-    return [values[round(step * index)] for index in range(_MOST_PLACES)]
+    step = (len(values) - 1) / (_MOST_VALUES - 1)
+    return [values[round(step * index)] for index in range(_MOST_VALUES)]
 
 
 def _peak(sweep: SweepConfig, frontier: MemoryFrontier, settings: dict[str, Any]) -> int | None:

@@ -1,8 +1,8 @@
 """What fits in memory: predicted before a trial starts, and learnt from every trial that ran or ran out.
 
-The prediction comes first. What it may reach, the capacity, starts at the limit and is learnt: a shortage at a
-predicted size lowers it below that size, a trial that ran at a predicted size raises it to that size. It is one number
-for all shapes, so that a shortage of one shape warns of the others'. Dominance is the guard where the prediction is
+The prediction comes first. What it may reach, the capacity, starts at the limit and is learnt: a trial that ran out at
+a predicted size lowers it below that size, a trial that ran at one raises it to that size. It is one number
+for all shapes, so that one shape that ran out warns of the others'. Dominance is the guard where the prediction is
 wrong: nothing that asks for at least as much as what ran out is launched again.
 
 On a CPU the limit is counted just as it is predicted, and the two agree. On CUDA they need not, and observations may
@@ -76,7 +76,7 @@ def micro_batch_of(run: RunConfig, num_workers: int) -> int | None:
 
 @dataclass
 class MemoryFrontier:
-    """The border between what fits in the memory of one worker and what does not."""
+    """The frontier between what fits in the memory of one worker and what does not."""
 
     limit_bytes: int
     num_workers: int
@@ -95,7 +95,7 @@ class MemoryFrontier:
     _standing_now: list[MemoryObservation] | None = None
     """None: to be found out anew."""
     _kinds: set[tuple[str, bool]] = field(default_factory=set)
-    """Shapes of which something has fitted, or has not."""
+    """Shapes of which something has fitted, or has run out."""
     _newest: tuple[str, str] = ("", "")
     """Age of the newest that is known."""
     _evidence_of: dict[str, tuple[list[MemoryObservation], list[MemoryObservation]]] = field(default_factory=dict)
@@ -153,7 +153,7 @@ class MemoryFrontier:
 
         Args:
             trust_prediction: False: refuse only for what was observed.
-            may_shrink: Refuse only if a single row is too much, for a run that goes on with a smaller micro-batch.
+            may_shrink: Refuse only if a single row is too much, for a run that continues with a smaller micro-batch.
         """
         shrinks = may_shrink and run.training.on_oom == "shrink"
         is_free = shrinks or run.training.micro_batch_size == "auto"
@@ -170,7 +170,7 @@ class MemoryFrontier:
                     f"micro-batch {rows} asks for at least as much memory as {self._name(one)} (micro-batch "
                     f"{one.micro_batch_size}), which ran out of {format_bytes(one.limit_bytes)}"
                 )
-                return Refusal("skipped by dominance", reason, predicted, excess)
+                return Refusal(MemoryVerdict.SKIPPED, reason, predicted, excess)
         if trust_prediction and predicted > capacity.num_bytes:
             limit = format_bytes(self.limit_bytes)
             reason = f"micro-batch {rows} needs {format_bytes(predicted)} (predicted) of {limit}"
@@ -178,14 +178,14 @@ class MemoryFrontier:
                 reason += f"; {capacity.learnt}"
             elif predicted <= self.limit_bytes:
                 reason += f" less a margin of {self.first_margin:.0%}, kept until a trial has shown it not to be needed"
-            return Refusal("refused by prediction", reason, predicted, excess)
+            return Refusal(MemoryVerdict.REFUSED, reason, predicted, excess)
         return None
 
     def fitting(self, run: RunConfig, largest: Callable[[RunConfig, int], int], *, trust_prediction: bool) -> RunConfig:
         """The run with the micro-batch to launch it with: as asked, or the largest that fits where that does not.
 
         Args:
-            largest: The largest micro-batch of a run that is predicted to need at most so many bytes; 0 if none does.
+            largest: The largest micro-batch of a run that is predicted to need at most that number of bytes; 0 if none.
         """
         if self.refusal(run, trust_prediction=trust_prediction) is None:
             return run

@@ -1,7 +1,7 @@
 """What trials have shown about memory, kept from sweep to sweep: one file for each kind of device.
 
 Kept are observations, not conclusions: what was asked of which limit, and whether it fitted. Another limit, another
-version of torch or another border between the two may then draw its own conclusions.
+version of torch or another frontier between the two may then draw its own conclusions.
 """
 
 import json
@@ -180,7 +180,7 @@ class Remembering:
     """Brings what a sweep sees into the store, and what others have seen meanwhile back.
 
     The file is read and written whole, so what fits, of which there is one a trial, goes there some at a time. What
-    runs out goes there at once: it may spare another sweep, which runs beside this one, the same shortage.
+    runs out goes there at once: it may spare another sweep, which runs beside this one, the same.
 
     Args:
         learn: Told all that is known then, by other sweeps as well.

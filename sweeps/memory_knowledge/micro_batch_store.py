@@ -28,7 +28,7 @@ class MicroBatches:
 
     Args:
         file: Of the kind of device, `results/memory/<kind>-micro-batches.json`.
-        shape_of: A run's shape and the place where it trains, in words.
+        shape_of: A run's shape and the machine where it trains, in words.
         largest: The most rows that one worker may hold at once in a run; 0 where none fits.
         fits: Whether a run with a micro-batch of its own is predicted to fit.
         swept: Values that the sweep file lists; empty where the micro-batch is not swept.

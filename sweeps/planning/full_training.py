@@ -1,6 +1,6 @@
 """One configuration in full: a sweep of one trial, with the settings of a file or of a sweep's winner.
 
-It goes through the same lane, records, MLflow runs and report as every sweep, and like one it goes on with the same
+It goes through the same lane, records, MLflow runs and report as every sweep, and like one it resumes with the same
 command.
 """
 
@@ -50,7 +50,7 @@ class _Source:
 
 
 def plan_training(
-    place: Path,
+    path: Path,
     overrides: Sequence[str],
     *,
     chosen: str | None,
@@ -64,16 +64,16 @@ def plan_training(
     Prepares the corpus where the learning rate depends on its size.
 
     Args:
-        place: A sweep file, or a sweep's results folder.
-        chosen: `best`, a trial's name, or `file`. None: the best trial where the place has one to offer.
+        path: A sweep file, or a sweep's results folder.
+        chosen: `best`, a trial's name, or `file`. None: the best trial where the file or folder has one to offer.
         tokens: Of the whole training, those of a trunk included. None: as the file says.
         keep_settings: Take the winner's learning rate as it is.
 
     Raises:
         InputFault: A fault in any of these, with what to do.
     """
-    folder = place if place.is_dir() else None
-    file = place if folder is None else place / "sweep.yaml"
+    folder = path if path.is_dir() else None
+    file = path if folder is None else path / "sweep.yaml"
     if folder is not None:
         finished_sweep(folder)  # says what is wrong with a folder of another kind
     length = [] if tokens is None else [f"budget.tokens_per_trial={tokens}", "budget.epochs_per_trial=null"]
@@ -149,19 +149,19 @@ def _one_configuration(asked: SweepConfig) -> SweepConfig:
 
 
 def _taken_over(sweep: SweepConfig, source: _Source, overridden: set[str]) -> SweepConfig:
-    """The sweep with the winner's settings in their places, but for those that the command line gives."""
+    """The sweep with the winner's settings in place of its own, but for those that the command line gives."""
     settings = {path: value for path, value in source.record.settings.items() if path not in overridden}
     if source.record.micro_batch_size_used is not None and MICRO_BATCH in settings:
         settings[MICRO_BATCH] = source.record.micro_batch_size_used
     raw = sweep.model_dump()
     for path, value in settings.items():
         *parents, leaf = path.split(".")
-        place = raw
+        section = raw
         for name in parents:
-            if place.get(name) is None:  # a section that only the search speaks of
-                place[name] = {}
-            place = place[name]
-        place[leaf] = value
+            if section.get(name) is None:  # a section that only the search speaks of
+                section[name] = {}
+            section = section[name]
+        section[leaf] = value
     return SweepConfig.model_validate(raw)
 
 
@@ -194,7 +194,7 @@ def _with_rates_of_stages(sweep: SweepConfig, source: _Source, stages: Sequence[
 
 
 def _from_the_trunk(sweep: SweepConfig, source: _Source, results_folder: Path, console: Console) -> SweepConfig:
-    """The training as the winner's own going on, where it is the same but for its length."""
+    """The training as a continuation of the winner's, where it is the same but for its length."""
     winner = source.earlier.folder_of(source.record)
     trunk = trunk_checkpoint(winner)
     if trunk is None or sweep.stages or sweep.training.initial_weights != source.run.training.initial_weights:
@@ -209,12 +209,12 @@ def _from_the_trunk(sweep: SweepConfig, source: _Source, results_folder: Path, c
     done = read_progress(trunk)["progress"]["tokens"]
     return with_notes(
         sweep.model_copy(update={"training": training, "start": start}),
-        f"goes on from the winner's trunk: {done:,} tokens are trained already",
+        f"continues from the winner's trunk: {done:,} tokens are trained already",
     )
 
 
 def _why_not_from(trunk: Path, sweep: SweepConfig, data: PreparedCorpus) -> str:
-    """Why a training cannot go on from a trunk, in words; empty if it can.
+    """Why a training cannot continue from a trunk, in words; empty if it can.
 
     Raises:
         InputFault: It is over before it begins.

@@ -3,7 +3,7 @@
 - Batch size: the learning rate grows with its square root, which keeps Adam's noise the same (Malladi et al.,
   arXiv:2205.10287).
 - Length, constant but for its ends (wsd, constant): kept. The trunk is the same whatever its length, which is why one
-  can go on from it (Hägele et al., arXiv:2405.18392).
+  can continue from it (Hägele et al., arXiv:2405.18392).
 - Length, falling all the way (cosine, linear): lower for longer, by the power 0.32 of the tokens (Bjorck et al.,
   arXiv:2409.19913). Never raised for less: nothing was measured there.
 """

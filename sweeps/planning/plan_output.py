@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_pipeline.schema.settings import format_bytes
-from sweeps.analysis.fairness import remarks
+from sweeps.analysis.fairness import RemarkVerdict, remarks
 from sweeps.early_stopping.rungs import rule_in_words
 from sweeps.planning.sweep_plan import SweepPlan
 from sweeps.search.initial_points import informed_points
@@ -17,6 +17,8 @@ from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep
 from sweeps.settings.sweep_sections import BudgetConfig, StartConfig
+
+_STYLES = {RemarkVerdict.FAIR: "green", RemarkVerdict.WARNING: "yellow", RemarkVerdict.REFUSED: "red"}
 
 
 def print_plan(plan: SweepPlan, console: Console) -> None:
@@ -66,7 +68,7 @@ def _print_comparisons(plan: SweepPlan, console: Console) -> None:
         return
     console.print("[bold]Comparisons[/bold]")
     for remark in found:
-        style = {"fair": "green", "warning": "yellow", "refused": "red"}[remark.verdict]
+        style = _STYLES[remark.verdict]
         console.print(
             f"  [{style}]{remark.verdict:<14}[/{style}]{escape(str(remark))}", highlight=False, soft_wrap=True
         )

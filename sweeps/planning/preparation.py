@@ -155,9 +155,9 @@ def print_check(report: CheckReport, console: Console) -> None:
     """What reading a corpus found, nothing having been written."""
     _print_files(report.files, report.passed_over, report.rejects, report.documents, console)
     for reject in report.first_rejects:
-        place = Path(reject["file"]).name + (f":{reject['line']}" if reject["line"] else "")
+        location = Path(reject["file"]).name + (f":{reject['line']}" if reject["line"] else "")
         console.print(
-            f"  {escape(place)}  {reject['reason']}  {escape(reject['excerpt'])}", highlight=False, soft_wrap=True
+            f"  {escape(location)}  {reject['reason']}  {escape(reject['excerpt'])}", highlight=False, soft_wrap=True
         )
     console.print(
         f"{report.rows_kept:,} of {report.rows_read:,} rows would be kept, {report.num_text_bytes:,} bytes of text, "

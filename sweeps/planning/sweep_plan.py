@@ -38,7 +38,7 @@ class SweepPlan:
 
     @cached_property
     def promotions(self) -> Promotions | None:
-        """Who goes on after a pause at a rung; None where trials do not pause."""
+        """Which trials are promoted at a rung; None where trials do not pause."""
         stopping, num_trials = self.sweep.early_stopping, self.sweep.budget.trials
         is_theirs = stopping.method == "trunk-and-branch"
         return Promotions(self.rungs, stopping.reduction_factor, num_trials) if is_theirs else None

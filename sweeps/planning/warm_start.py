@@ -7,7 +7,7 @@ from data_pipeline.tokens.tokenizer import load_tokenizer, vocabulary_of
 from sweeps.records.results_folder import ResultsError
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_sections import StartConfig
-from sweeps.trained_models.finished_sweeps import place_of_model
+from sweeps.trained_models.finished_sweeps import folder_of_model
 from sweeps.trained_models.model_folder import ModelFolder, check_tokenizer, merged_shape, model_folder
 
 
@@ -36,8 +36,8 @@ def beginning_with_weights(sweep: SweepConfig, results_folder: Path) -> SweepCon
     if sweep.start is None or sweep.start.weights_of is None:
         return sweep
     name = sweep.start.weights_of
-    place, earlier = place_of_model(name, sweep.size, results_folder)
-    folder = model_folder(place)
+    path, earlier = folder_of_model(name, sweep.size, results_folder)
+    folder = model_folder(path)
     shape, faults = merged_shape(sweep.model, folder)
     faults += [
         f"search.{path}: the weights have one shape; leave it out"

@@ -1,7 +1,7 @@
 """A folder kept at a URI as well (`s3://bucket/prefix`): what changes goes there as it happens, and comes back later.
 
 Object stores take whole objects only, and a sweep appends, renames and locks: so it works in a local folder, and its
-mirror follows some seconds behind. On another node, or after the folder is gone, the mirror is where a sweep goes on.
+mirror follows some seconds behind. On another node, or after the folder is gone, a sweep resumes from the mirror.
 """
 
 import threading

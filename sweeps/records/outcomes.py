@@ -21,5 +21,5 @@ class Outcome(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether the trial is not run again when the sweep goes on."""
+        """Whether the trial is not run again when the sweep resumes."""
         return self is not Outcome.INTERRUPTED

@@ -1,4 +1,4 @@
-"""A sweep whose results are kept at a URI: brought back before it goes on, and mirrored while it runs."""
+"""A sweep whose results are kept at a URI: brought back before it resumes, and mirrored while it runs."""
 
 import json
 import re

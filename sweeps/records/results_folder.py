@@ -11,6 +11,7 @@ from typing import Any
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.sweep_lock import hold
+from sweeps.records.sweep_status import SweepStatus
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep
 
@@ -46,7 +47,7 @@ def check_writable(results_folder: Path) -> None:
 
 
 def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
-    """Hash of all that decides what a sweep does: the resolved file and the data. The same again means: go on."""
+    """Hash of all that decides what a sweep does: the resolved file and the data. The same again means: resume."""
     # A resolved file has no shorten_to. Left out, it leaves the identities of earlier results as they were.
     canonical = json.dumps(sweep.model_dump(mode="json", exclude={"budget": {"shorten_to"}}), sort_keys=True)
     return hashlib.sha256(f"{canonical}\n{data_fingerprint}".encode()).hexdigest()
@@ -64,7 +65,7 @@ def may_be_finished(results_folder: Path, name: str) -> bool:
 
 def _is_finished(summary: Path) -> bool:
     try:
-        return bool(json.loads(summary.read_text())["status"] == "finished")
+        return bool(json.loads(summary.read_text())["status"] == SweepStatus.FINISHED)
     except (OSError, ValueError, KeyError, TypeError):
         return False  # What is wrong with it is said where it is needed.
 

@@ -117,7 +117,7 @@ def see_that_it_is_dead(
             return
         if now != holder:
             raise _refusal(now)
-    say(f"{holder} gives no sign of life; this process goes on with its sweep")
+    say(f"{holder} gives no sign of life; this process resumes its sweep")
 
 
 def _beat(descriptor: int, path: Path, me: Holder, ends: threading.Event, beat_s: float) -> None:
@@ -156,5 +156,5 @@ def _write(descriptor: int, holder: Holder) -> None:
 def _refusal(holder: Holder | None) -> SweepRunsAlreadyError:
     return SweepRunsAlreadyError(
         f"this sweep is running already ({holder or 'another process'}). Wait for it, or end it with Ctrl-C; giving "
-        "the same command then goes on where it stopped."
+        "the same command then resumes where it stopped."
     )

@@ -6,6 +6,7 @@ Everything else (tables, MLflow, reports, a resumed search) is made from these f
 
 import json
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,16 +16,35 @@ from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.outcomes import Outcome
 
-REPEAT = "repeat"
-"""`chosen_by` of a trial that repeats another's settings with another seed."""
 LOSS = "holdout/loss_nats_per_token"
 """Metric that ranks trials, and that early stopping and the searcher see."""
 
-MemoryVerdict = Literal[
-    "refused by prediction", "skipped by dominance", "ran out of memory", "ran out of memory and went on"
-]
-"""What memory had to say of a trial: never launched (twice), launched and ended by it, launched and survived it with a
-smaller micro-batch."""
+
+class ChosenBy(StrEnum):
+    """Origin of a trial's settings."""
+
+    SEARCH = "search"
+    START_WITH = "start_with"
+    """The file lists them."""
+    INFORMED = "informed"
+    """A point from knowledge."""
+    REPEAT = "repeat"
+    """Those of a leading trial, with another seed."""
+    TAKEN_OVER = "taken over"
+    """Of an earlier sweep."""
+
+
+class MemoryVerdict(StrEnum):
+    """What memory had to say of a trial."""
+
+    REFUSED = "refused by prediction"
+    """Never launched."""
+    SKIPPED = "skipped by dominance"
+    """Never launched."""
+    RAN_OUT = "ran out of memory"
+    """Launched, and ended by it."""
+    SURVIVED = "ran out of memory and went on"
+    """Launched, and continued with a smaller micro-batch."""
 
 
 class TrialSize(NamedTuple):
@@ -41,9 +61,7 @@ class TrialRecord(Settings):
     number: int
     settings: dict[str, Any]
     """Swept settings: dotted path to value."""
-    chosen_by: str = "search"
-    """`search`; `start_with` for settings that the file lists; `informed` for points from knowledge; `repeat` for the
-    settings of a leading trial with another seed; `taken over` from an earlier sweep."""
+    chosen_by: ChosenBy = ChosenBy.SEARCH
     taken_over_from: str = ""
     """Folder of that sweep and name of the trial there; empty for a trial of this sweep."""
     outcome: Outcome | None = None
@@ -135,6 +153,11 @@ class TrialRecord(Settings):
         if not predicted or not measured or self.out_of_memory_events or self.outcome is Outcome.INFEASIBLE:
             return None
         return measured / predicted - 1
+
+    @property
+    def is_repeat(self) -> bool:
+        """Whether it has the settings of another trial of the sweep, with another seed."""
+        return self.chosen_by is ChosenBy.REPEAT
 
     @property
     def is_done(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.analysis.sweep_findings import Findings, gather
 from sweeps.figures.plot_style import standalone
+from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord, TrialStore
 from sweeps.report import report_comparison as comparison
 from sweeps.report import report_costs as costs
@@ -30,7 +31,7 @@ def write_report(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord
             (dumped `samples.Sample`s).
     """
     findings = gather(folder, sweep, records, summary)
-    status = str(summary.get("status") or "running")
+    status = str(summary.get("status") or SweepStatus.RUNNING)
     subtitle = f"pretune sweep, {status}. Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
     box = results.summary_box(findings)
     sections = _sections(findings)
@@ -136,7 +137,7 @@ def _samples_section(findings: Findings) -> Section:
     words = (
         "Rows of the holdout with hidden tokens in brackets, and what the best model puts there."
         if findings.sweep.objective.masked_lm
-        else "Beginnings of rows of the holdout, and how the best model goes on. The loss is that of the row."
+        else "Beginnings of rows of the holdout, and how the best model continues them. The loss is that of the row."
     )
     return Section("Samples", [Paragraph(words), Table(["holdout", "model", "loss"], rows, "samples")])
 

@@ -53,7 +53,7 @@ def budgets_section(findings: Findings) -> Section:
     for record in shown:
         row: list[Cell] = [record.name, settings_in_words(record.settings)]
         for budget, known in zip(budgets, losses, strict=True):
-            row += [number(budget.place(record), "d"), number(known.get(record.number))]
+            row += [number(budget.rank(record), "d"), number(known.get(record.number))]
         rows.append(row)
     columns = ["trial", "settings"]
     for budget in budgets:

@@ -10,7 +10,7 @@ from sweeps.analysis.sweep_findings import Findings, finite_loss, speed
 from sweeps.figures.cost_plots import memory_prediction_plot, micro_batch_plot, time_plot
 from sweeps.figures.frontier_plot import frontier_in_words, frontier_plot
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import TrialRecord
+from sweeps.records.trial_records import MemoryVerdict, TrialRecord
 from sweeps.report.report_blocks import (
     Block,
     Bullets,
@@ -95,7 +95,7 @@ def _what_fits(findings: Findings) -> Block:
         out = [r for r in findings.of(Outcome.INFEASIBLE) if r.micro_batch_size_asked == size]
         speeds = [r.tokens_per_s for r in ran if r.tokens_per_s]
         peaks = [r.peak_memory_bytes for r in ran if r.peak_memory_bytes]
-        ran_out = sum(record.memory_verdict == "ran out of memory" for record in out)
+        ran_out = sum(record.memory_verdict is MemoryVerdict.RAN_OUT for record in out)
         rows.append(
             [
                 number(size, "d"),
@@ -290,6 +290,6 @@ def _problems(findings: Findings) -> Iterator[str]:
         yield f"{', '.join(not_finite)}: the last holdout loss is not a finite number."
     interrupted = [record.name for record in findings.records if record.interruptions]
     if interrupted:
-        yield f"{', '.join(interrupted)} lost their workers on the way and went on from a checkpoint."
+        yield f"{', '.join(interrupted)} lost their workers on the way and resumed from a checkpoint."
     if findings.manifest is not None and findings.manifest.tokenizer_report.unknown_rate > 0.01:
         yield f"{findings.manifest.tokenizer_report.unknown_rate:.1%} of the corpus's tokens are the unknown token."

@@ -11,7 +11,8 @@ from sweeps.analysis.rankings import disagreement, equal_budgets
 from sweeps.analysis.sweep_findings import Findings, finite_loss, speed
 from sweeps.figures.loss_plots import loss_curves, parameter_plots
 from sweeps.figures.setting_curves import setting_curves
-from sweeps.records.trial_records import LOSS, TrialRecord
+from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_records import LOSS, ChosenBy, TrialRecord
 from sweeps.report.baseline import Baseline
 from sweeps.report.report_blocks import (
     Block,
@@ -49,7 +50,7 @@ def summary_box(findings: Findings) -> list[Block]:
     best = findings.best
     facts: list[tuple[str, str]] = []
     if best is None:
-        words = "No trial has completed yet." if _goes_on(findings) else "No trial completed: there is no best one."
+        words = "No trial has completed yet." if _is_open(findings) else "No trial completed: there is no best one."
         blocks: list[Block] = [Paragraph(words)]
     else:
         facts += [("best trial", best.name), ("holdout loss", f"{best.loss:.4f} nats per predicted token")]
@@ -63,12 +64,12 @@ def summary_box(findings: Findings) -> list[Block]:
     return [*blocks, Facts(facts)]
 
 
-def _goes_on(findings: Findings) -> bool:
-    return findings.summary.get("status") not in ("finished", "interrupted")
+def _is_open(findings: Findings) -> bool:
+    return findings.summary.get("status") not in (SweepStatus.FINISHED, SweepStatus.INTERRUPTED)
 
 
 def _counted(findings: Findings) -> str:
-    open_ones = "running" if _goes_on(findings) else "unfinished"
+    open_ones = "running" if _is_open(findings) else "unfinished"
     counts = Counter(str(record.outcome or open_ones).lower() for record in findings.records)
     words = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
     refused = f"; {len(findings.refused)} proposals refused before launch" if findings.refused else ""
@@ -204,7 +205,7 @@ def comparison_section(findings: Findings) -> Section:
     named = findings.summary.get("baseline")
     if best is not None and named is not None:
         return Section("Comparison with the baseline", list(_beside(findings, best, Baseline.model_validate(named))))
-    listed = [r for r in findings.completed if r.chosen_by == "start_with"]
+    listed = [r for r in findings.completed if r.chosen_by is ChosenBy.START_WITH]
     if best is None or not listed:
         why = "no trial completed" if best is None else "the file names no settings to start with, or none completed"
         return Section("Comparison with the baseline", [Paragraph(f"There is none: {why}.")])

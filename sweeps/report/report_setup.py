@@ -66,7 +66,7 @@ def setup_section(findings: Findings) -> Section:
             "stopped early by",
             "nothing"
             if stopping.method == "none"
-            else f"{stopping.method}: the best 1/{stopping.reduction_factor} go on at each rung",
+            else f"{stopping.method}: the best 1/{stopping.reduction_factor} continue at each rung",
         ),
         ("budget", f"{sweep.budget.trials} trials of {sweep.budget.tokens_per_trial:,} tokens each"),
     ]

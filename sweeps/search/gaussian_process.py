@@ -88,7 +88,7 @@ def as_completed(told: Sequence[FrozenTrial], *, worst_loss: float) -> list[Froz
 
 
 def _expected_end(stopped: FrozenTrial, finished: Sequence[FrozenTrial]) -> float:
-    """A stopped trial's loss, had it gone on: what completed trials lost from its last rung on, in the median."""
+    """A stopped trial's loss, had it continued: what completed trials lost from its last rung on, in the median."""
     rung = max(stopped.intermediate_values)
     falls = [
         one.intermediate_values[rung] - one.value

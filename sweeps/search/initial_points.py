@@ -27,7 +27,7 @@ from sweeps.settings.sweep_config import SweepConfig
 _MASKING_RATE = 0.30
 _MOST_POINTS = 3
 _SHARE_OF_TRIALS = 4
-"""At most one trial in so many starts from knowledge: the search is for what is not known."""
+"""At most one trial in this number starts from knowledge: the search is for what is not known."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, Refusal
 from sweeps.memory_knowledge.memory_observations import MemoryObservation
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import LOG_FILE
+from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import (
     LOSS,
-    REPEAT,
+    ChosenBy,
     MemoryVerdict,
     RefusedProposal,
     TrialRecord,
@@ -28,8 +29,8 @@ from sweeps.settings.setting_paths import MICRO_BATCH
 HOPELESS_AFTER = 3
 """Trials in a row that break before they train, after which no further one is started."""
 
-Listener = Callable[[str, TrialRecord, dict[str, float] | None], None]
-"""Called with `started`, `report`, `paused`, `promoted` or `ended`, the record, and the report if it is one."""
+Listener = Callable[[TrialEvent, TrialRecord, dict[str, float] | None], None]
+"""Called with the event, the record, and the report if the event is one."""
 
 
 def now() -> str:
@@ -79,11 +80,11 @@ class Ledger:
         """Trials that are not trained themselves, by number."""
         return [self.records[number] for number in sorted(self._twins)]
 
-    def open(self, settings: dict[str, Any], chosen_by: str) -> TrialRecord:
+    def open(self, settings: dict[str, Any], chosen_by: ChosenBy) -> TrialRecord:
         """A new trial with the next number."""
         number = max(self.records, default=0) + 1
         # Seeds of one setting are compared at their end, where one that was stopped would have no loss.
-        runs_to_end = chosen_by == REPEAT or self._is_to_run_to_the_end(number)
+        runs_to_end = chosen_by is ChosenBy.REPEAT or self._is_to_run_to_the_end(number)
         record = TrialRecord(number=number, settings=settings, chosen_by=chosen_by, run_to_end=runs_to_end)
         run = self._run_of(record)
         record = record.model_copy(
@@ -122,11 +123,11 @@ class Ledger:
         """The trial is handed to Tune.
 
         Args:
-            micro_batch_size: Rows at once that one worker begins with; None: it chooses them itself.
+            micro_batch_size: Micro-batch that one worker begins with; None: it chooses them itself.
         """
         record = self.records[number]
         size = record.micro_batch_size_used or micro_batch_size
-        event = "started" if record.paused_at is None else "promoted"
+        event = TrialEvent.STARTED if record.paused_at is None else TrialEvent.PROMOTED
         record = self._change(number, started_at=record.started_at or now(), micro_batch_size_used=size, paused_at=None)
         self._say(event, record)
         return record
@@ -157,7 +158,7 @@ class Ledger:
             # No neighbour's doing, which only the end tells: the next proposal need not wait for that.
             self._learn(record)
         self._store.append_report(record, report)
-        self._say("report", record, report)
+        self._say(TrialEvent.REPORT, record, report)
 
     def refuse(self, record: TrialRecord, refusal: Refusal) -> None:
         """A trial that the file asks for ends before it starts."""
@@ -169,7 +170,7 @@ class Ledger:
             started_at=now(),
             ended_at=now(),
         )
-        self._say("ended", record)
+        self._say(TrialEvent.ENDED, record)
 
     def refuse_proposal(self, settings: dict[str, Any], run: RunConfig, refusal: Refusal) -> None:
         """What cannot be launched was proposed."""
@@ -220,15 +221,16 @@ class Ledger:
                 "micro_batch_size_used": end.micro_batch_size_used,
                 "peak_memory_bytes": end.peak_memory_bytes,
             }
-            changes |= _shortages(end, record)
+            changes |= _out_of_memory(end, record)
         if changes["outcome"] is Outcome.INFEASIBLE:
-            changes |= {"memory_verdict": "ran out of memory", "reason": f"ran out of memory: {changes['reason']}"}
+            verdict = MemoryVerdict.RAN_OUT
+            changes |= {"memory_verdict": verdict, "reason": f"{verdict}: {changes['reason']}"}
         record = self._change(number, **changes)
         if record.predicted_peak_memory_bytes is None and record.micro_batch_size_used:
             used = self._run_of(record).with_overrides({MICRO_BATCH: record.micro_batch_size_used})
             record = self._change(number, predicted_peak_memory_bytes=self._frontier.predict(used))
         self._learn(record)
-        self._say("ended", record)
+        self._say(TrialEvent.ENDED, record)
         self._settle_twins(record)
         return record
 
@@ -236,7 +238,7 @@ class Ledger:
         """A trial that waits is not promoted any more."""
         record = self._change(number, outcome=Outcome.STOPPED, reason=reason, paused_at=None, ended_at=now())
         self._learn(record)
-        self._say("ended", record)
+        self._say(TrialEvent.ENDED, record)
         self._settle_twins(record)
         return record
 
@@ -251,7 +253,7 @@ class Ledger:
             )
             changes = {name: getattr(record, name) for name in ("outcome", "metrics", "best_loss", "rung_losses")}
             twin = self._change(twin.number, **changes, reason=reason, started_at=now(), ended_at=now())
-            self._say("ended", twin)
+            self._say(TrialEvent.ENDED, twin)
 
     def _pause(self, record: TrialRecord, result: dict[str, Any]) -> TrialRecord:
         """A trial has come to a rung, and its branch to an end."""
@@ -271,14 +273,14 @@ class Ledger:
             interruptions=record.interruptions + result["interruptions"],
             micro_batch_size_used=end.micro_batch_size_used,
             peak_memory_bytes=max(end.peak_memory_bytes or 0, record.peak_memory_bytes or 0) or None,
-            **_shortages(end, record),
+            **_out_of_memory(end, record),
         )
-        self._say("paused", record)
+        self._say(TrialEvent.PAUSED, record)
         return record
 
     def _is_to_run_to_the_end(self, number: int) -> bool:
         due = sum(drawn <= number for drawn in self._run_to_end)
-        drawn = (record for record in self.records.values() if record.run_to_end and record.chosen_by != REPEAT)
+        drawn = (record for record in self.records.values() if record.run_to_end and not record.is_repeat)
         return sum(record.outcome is not Outcome.INFEASIBLE for record in drawn) < due
 
     def widen(self, widening: Widening) -> None:
@@ -287,7 +289,7 @@ class Ledger:
         self._store.append_widening(widening)
 
     def unfinished(self) -> list[TrialRecord]:
-        """Trials to run first when a sweep goes on, with the same numbers."""
+        """Trials to run first when a sweep resumes, with the same numbers."""
         return [record for record in self.records.values() if not record.is_done and record.twin_of is None]
 
     def is_hopeless(self) -> bool:
@@ -309,7 +311,7 @@ class Ledger:
             self._remember(learnt)
 
     def _shrunk(self, record: TrialRecord, report: dict[str, float]) -> dict[str, Any]:
-        """What a report's micro-batch says: a trial that early stopping ends tells nothing else of its shortages."""
+        """Changes by a report's micro-batch, the only sign of memory run out in a trial that is stopped early."""
         before, now_used = record.micro_batch_size_used, int(report.get("micro_batch_size", 0))
         stage = report.get("stage", 0.0)
         is_of_a_new_stage = stage != self._stages.get(record.number, 0.0)
@@ -322,7 +324,7 @@ class Ledger:
             "micro_batch_size_used": now_used,
             "out_of_memory_events": record.out_of_memory_events + 1,
             "out_of_memory_micro_batches": (*record.out_of_memory_micro_batches, before),
-            "memory_verdict": _WENT_ON,
+            "memory_verdict": MemoryVerdict.SURVIVED,
         }
 
     def _change(self, number: int, **changes: Any) -> TrialRecord:
@@ -336,7 +338,7 @@ class Ledger:
         self._store.save(record)
         return record
 
-    def _say(self, event: str, record: TrialRecord, report: dict[str, float] | None = None) -> None:
+    def _say(self, event: TrialEvent, record: TrialRecord, report: dict[str, float] | None = None) -> None:
         for listener in self.listeners:
             listener(event, record, report)
 
@@ -345,17 +347,16 @@ def _broke_at_once(record: TrialRecord) -> bool:
     return record.outcome in (Outcome.FAILED, Outcome.INTERRUPTED) and record.tokens == 0
 
 
-_WENT_ON: MemoryVerdict = "ran out of memory and went on"
 _PROPERTIES_OF_THE_RUN = ("device", "host")
-"""Kinds of shortage that would come again. A node's may be a neighbour's doing, and a suspected one may be none."""
+"""Kinds of running out that would come again. A node's may be a neighbour's doing, and a suspected one may be none."""
 
 
-def _shortages(end: RunEnd, record: TrialRecord) -> dict[str, Any]:
+def _out_of_memory(end: RunEnd, record: TrialRecord) -> dict[str, Any]:
     """What a run's end says of the times that memory ran out: their number, and the micro-batches known not to fit."""
     survived = end.oom_events
     last = [] if end.oom is None or end.micro_batch_size_used is None else [(end.micro_batch_size_used, end.oom)]
     # A neighbour's doing says nothing about what fits, though the reports could not tell.
-    others = {shortage.size for shortage in survived if shortage.is_neighbours}
+    others = {one.size for one in survived if one.is_neighbours}
     sizes = [size for size in record.out_of_memory_micro_batches if size not in others]
     sizes += [one.size for one in survived if _is_about_training(one.facts) and not one.is_neighbours]
     # Whatever ended a run would end it again, be it in an evaluation.
@@ -365,7 +366,7 @@ def _shortages(end: RunEnd, record: TrialRecord) -> dict[str, Any]:
         "out_of_memory_events": events,
         "out_of_memory_micro_batches": tuple(dict.fromkeys(sizes)),
     }
-    return found | ({"memory_verdict": _WENT_ON} if events else {})
+    return found | ({"memory_verdict": MemoryVerdict.SURVIVED} if events else {})
 
 
 def _is_about_training(facts: OomFacts) -> bool:

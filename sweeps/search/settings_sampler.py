@@ -55,7 +55,7 @@ class SettingsSampler:
         }
         self._worst_loss = worst_loss
         self._file_values = {path: sweep.value_at(path) for path in self._space}
-        # A sweep that goes on must not draw the same random numbers again: it would propose the same settings.
+        # A sweep that resumes must not draw the same random numbers again: it would propose the same settings.
         method = _sampler(sweep, self._space, len(known), worst_loss)
         self._storage = _Correctable()
         self._study = optuna.create_study(storage=self._storage, sampler=method, direction="minimize")

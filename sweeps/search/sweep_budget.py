@@ -1,11 +1,11 @@
-"""How much of a sweep's budget is used, and whether it leaves room for one more trial."""
+"""How much of a sweep's budget is used, and whether one more trial may start."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import REPEAT, TrialRecord
+from sweeps.records.trial_records import TrialRecord
 from sweeps.settings.sweep_sections import BudgetConfig
 
 WALL_CLOCK_USED_UP = "budget.wall_clock was used up"
@@ -14,7 +14,8 @@ WALL_CLOCK_USED_UP = "budget.wall_clock was used up"
 _SHARE_FOR_REPEATS = 0.15
 """Of the wall-clock, kept for repeats where there are to be some."""
 
-Room = Literal["yes", "not yet", "no"]
+MayStart = Literal["yes", "not yet", "no"]
+"""Whether the budget lets one more trial start; `not yet`: while others run that may need the rest."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class SweepBudget:
     num_repeats: int = 0
     """Trials that are kept for repeats after the search."""
 
-    def room_for_search(self, records: Iterable[TrialRecord], *, num_waiting: int = 0) -> tuple[Room, str]:
+    def may_start_trial(self, records: Iterable[TrialRecord], *, num_waiting: int = 0) -> tuple[MayStart, str]:
         """Whether one more trial of the search may start; if not, which limit is reached, in words.
 
         Args:
@@ -41,24 +42,24 @@ class SweepBudget:
         known = list(records)
         # One that does not fit uses up no trial; what it has trained until it ran out is spent.
         fitting = [record for record in known if record.outcome is not Outcome.INFEASIBLE]
-        searched = sum(record.chosen_by != REPEAT for record in fitting)
+        searched = sum(not record.is_repeat for record in fitting)
         if searched + num_waiting >= self.limits.trials:
             return "no", f"all {self.limits.trials} trials of the budget"
-        return self._room(known, kept=max(0, self.num_repeats - (len(fitting) - searched)))
+        return self._may_start(known, kept=max(0, self.num_repeats - (len(fitting) - searched)))
 
-    def room_for_repeat(self, records: Iterable[TrialRecord]) -> tuple[Room, str]:
+    def may_start_repeat(self, records: Iterable[TrialRecord]) -> tuple[MayStart, str]:
         """The same of a repeat."""
-        return self._room(list(records), kept=0)
+        return self._may_start(list(records), kept=0)
 
-    def has_room_to_go_on(self, records: Iterable[TrialRecord], promoted: TrialRecord) -> bool:
-        """Whether a trial that waits may go on to its end besides those that run."""
+    def may_promote(self, records: Iterable[TrialRecord], promoted: TrialRecord) -> bool:
+        """Whether a trial that waits may train to its end besides those that run."""
         if not self._counts_work():
             return not self.is_over()
         known = list(records)
         running = [r for r in known if not r.ended_at and r.paused_at is None and r.twin_of is None]
-        going_on = [*running, promoted]
-        left = {record.number: max(0, self.limits.tokens_per_trial - record.tokens) for record in going_on}
-        flops = sum(left[record.number] * (record.flops_per_token or 0.0) for record in going_on)
+        in_flight = [*running, promoted]
+        left = {record.number: max(0, self.limits.tokens_per_trial - record.tokens) for record in in_flight}
+        flops = sum(left[record.number] * (record.flops_per_token or 0.0) for record in in_flight)
         tokens = self.tokens(known) + sum(left.values())
         return (
             not self.is_over()
@@ -79,14 +80,14 @@ class SweepBudget:
         return sum(record.training_flops or 0.0 for record in records if not record.taken_over_from)
 
     def _counts_work(self) -> bool:
-        """Whether what trials have trained decides about room; else no pass over them is needed."""
+        """Whether what trials have trained decides; else no pass over them is needed."""
         return self.limits.tokens is not None or self.limits.flops is not None
 
-    def _room(self, known: list[TrialRecord], *, kept: int) -> tuple[Room, str]:
+    def _may_start(self, known: list[TrialRecord], *, kept: int) -> tuple[MayStart, str]:
         if not self._counts_work():
             return self._time_left(known, kept=kept) or ("yes", "")
         a_trial = self.limits.tokens_per_trial
-        # Those that wait go on only if there is room; twins are not trained.
+        # Those that wait are promoted only if the budget allows it; twins are not trained.
         running = [r for r in known if not r.ended_at and r.paused_at is None and r.twin_of is None]
         left = {record.number: max(0, a_trial - record.tokens) for record in running}
         dearest = max(((record.flops_per_token or 0.0) for record in known), default=0.0)
@@ -101,7 +102,7 @@ class SweepBudget:
                 a_trial * dearest,
             ),
         )
-        verdict: tuple[Room, str] = ("yes", "")
+        answer: tuple[MayStart, str] = ("yes", "")
         for name, limit, used, committed, one_more in shares:
             if limit is None:
                 continue
@@ -109,10 +110,10 @@ class SweepBudget:
             if used + wanted > limit:
                 return "no", f"{used:,.4g} of {limit:,.4g} {name}: one more trial would exceed them"
             if used + committed + wanted > limit:
-                verdict = "not yet", f"trials in flight may need the rest of the {name}"
-        return self._time_left(known, kept=kept) or verdict
+                answer = "not yet", f"trials in flight may need the rest of the {name}"
+        return self._time_left(known, kept=kept) or answer
 
-    def _time_left(self, known: list[TrialRecord], *, kept: int) -> tuple[Room, str] | None:
+    def _time_left(self, known: list[TrialRecord], *, kept: int) -> tuple[MayStart, str] | None:
         limit = self.limits.wall_clock_s
         if limit is None:
             return None

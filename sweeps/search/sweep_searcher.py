@@ -18,7 +18,7 @@ from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, Refusal, mic
 from sweeps.memory_knowledge.micro_batch_store import MicroBatches, without_micro_batch
 from sweeps.records.outcomes import Outcome
 from sweeps.records.throttle import Pace
-from sweeps.records.trial_records import REPEAT, TrialRecord
+from sweeps.records.trial_records import ChosenBy, TrialRecord
 from sweeps.search.initial_points import informed_points, with_smaller_micro_batch
 from sweeps.search.ledger import Ledger
 from sweeps.search.settings_sampler import SettingsSampler
@@ -28,6 +28,7 @@ from sweeps.settings.sweep_config import SweepConfig
 
 MAX_REFUSALS_IN_A_ROW = 200
 """Proposals refused, or known already, one after another before the rest of the space counts as used up."""
+_LISTED = (ChosenBy.START_WITH, ChosenBy.TAKEN_OVER)
 
 
 class SweepSearcher(KeptOutOfPickles, Searcher):
@@ -48,9 +49,9 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
     ) -> None:
         """
         Args:
-            largest_micro_batch: Of a run, predicted to need at most so many bytes.
+            largest_micro_batch: Of a run, predicted to need at most that number of bytes.
             budget: None: the trials of the sweep file, and nothing else, are the limit.
-            promotions: Who goes on after a pause at a rung; None where trials do not pause.
+            promotions: Which trials are promoted at a rung; None where trials do not pause.
             micro_batches: Their speeds: settings that equal a trial's but for the micro-batch need no training where
                 the speed is known. None: all are trained.
         """
@@ -65,7 +66,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         known = [
             record
             for record in ledger.records.values()
-            if (record.is_done or record.paused_at is not None) and record.chosen_by != REPEAT
+            if (record.is_done or record.paused_at is not None) and not record.is_repeat
         ]
         self._sweep = widened_sweep(sweep, ledger.widenings)
         self._new_sampler = partial(SettingsSampler, worst_loss=worst_loss)
@@ -75,7 +76,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         self._numbers: dict[str, int] = {}
         self._left_over = deque(record for record in ledger.unfinished() if record.paused_at is None)
         # A trial taken over from an earlier sweep stands for the settings that the file lists.
-        listed_before = [r.settings for r in ledger.records.values() if r.chosen_by in ("start_with", "taken over")]
+        listed_before = [r.settings for r in ledger.records.values() if r.chosen_by in _LISTED]
         self._listed = deque(settings for settings in sweep.start_with if settings not in listed_before)
         self._informed = deque(point.settings for point in informed_points(sweep))
         # A grid is known whole: what does not fit is listed before anything starts.
@@ -102,7 +103,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             return
         record = self._ledger.settle(number, result, lost=error)
         # The same settings with another seed are no new point of the space.
-        if record.chosen_by != REPEAT:
+        if not record.is_repeat:
             self._sampler.ended(record)
             self._note_gain()
         # It looks through all trials, and changes only how long checkpoints are kept.
@@ -140,7 +141,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         return len(self._numbers)
 
     def _next_leg(self) -> TrialRecord | None:
-        """The trial to start, or to go on with."""
+        """The trial to start, or to continue."""
         if self._left_over:
             return self._ledger.reopen(self._left_over.popleft())
         return self._promoted(is_closing=False) or self._next_record() or self._promoted(is_closing=True)
@@ -150,37 +151,37 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             return None
         records = self._ledger.records.values()
         promoted = self._promotions.next(records, is_closing=is_closing)
-        if promoted is None or not self._budget.has_room_to_go_on(records, promoted):
+        if promoted is None or not self._budget.may_promote(records, promoted):
             return None
         return promoted
 
     def _next_record(self) -> TrialRecord | None:
         while self._listed and not self._is_in_doubt_beside_another(self._listed[0]):
             settings = self._listed.popleft()
-            record = self._ledger.open(settings, "start_with")
+            record = self._ledger.open(settings, ChosenBy.START_WITH)
             # The user asked for exactly this: only what has been observed may refuse it, never a prediction.
             refusal = self._frontier.refusal(self._run_of(settings), trust_prediction=False, may_shrink=True)
             if refusal is None:
                 return record
             self._ledger.refuse(record, refusal)
-        if not self._has_room():
+        if not self._has_budget_left():
             return None
         return self._next_informed() or self._propose_feasible()
 
     def _is_search_over(self) -> bool:
         running = [self._ledger.records[number] for number in self._numbers.values()]
-        return all(record.chosen_by == REPEAT for record in running)
+        return all(record.is_repeat for record in running)
 
     def _next_in_a_wider_space(self) -> TrialRecord | None:
         """A trial of the space widened where the best one lies on its edge, if that is wanted."""
         widenings, records = self._ledger.widenings, list(self._ledger.records.values())
-        may_go_on = self._sweep.searcher.extend and len(widenings) < MOST_WIDENINGS and not self._numbers
-        found = widening(self._sweep, records) if may_go_on else None
+        may_widen = self._sweep.searcher.extend and len(widenings) < MOST_WIDENINGS and not self._numbers
+        found = widening(self._sweep, records) if may_widen else None
         if found is None or self._has_no_more_gain():
             return None
         self._ledger.widen(found)
         self._sweep = widened_sweep(self._sweep, [found])
-        known = [record for record in records if record.is_done and record.chosen_by != REPEAT]
+        known = [record for record in records if record.is_done and not record.is_repeat]
         self._sampler = self._new_sampler(self._sweep, known=known, refused=self._ledger.refused)
         self._sampler.keep(self._may_be_launched)
         return self._next_leg()
@@ -200,22 +201,22 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
     def _next_repeat(self) -> TrialRecord | None:
         """A leading trial's settings with another seed, while that may still decide something."""
         records = list(self._ledger.records.values())
-        repeats = [r for r in records if r.chosen_by == REPEAT and r.outcome is not Outcome.INFEASIBLE]
-        room, _ = self._budget.room_for_repeat(records)
-        if len(repeats) >= self._budget.num_repeats or room == "no":
+        repeats = [r for r in records if r.is_repeat and r.outcome is not Outcome.INFEASIBLE]
+        may_start, _ = self._budget.may_start_repeat(records)
+        if len(repeats) >= self._budget.num_repeats or may_start == "no":
             return None
         file_seed = self._sweep.training.seed
         settings = next_repeat(records, leaders=self._sweep.repeats.leaders, file_seed=file_seed)
-        return None if settings is None else self._ledger.open(settings, REPEAT)
+        return None if settings is None else self._ledger.open(settings, ChosenBy.REPEAT)
 
-    def _has_room(self) -> bool:
+    def _has_budget_left(self) -> bool:
         more_trials = sum(one.more_trials for one in self._ledger.widenings)
         num_waiting = len(self._listed) - more_trials
-        room, why = self._budget.room_for_search(self._ledger.records.values(), num_waiting=num_waiting)
+        may_start, why = self._budget.may_start_trial(self._ledger.records.values(), num_waiting=num_waiting)
         if self._has_no_more_gain():
-            room, why = "no", f"{self._num_without_gain} trials in a row expected to gain less than the noise"
-        self.ended_by = why if room == "no" else ""
-        return room == "yes"
+            may_start, why = "no", f"{self._num_without_gain} trials in a row expected to gain less than the noise"
+        self.ended_by = why if may_start == "no" else ""
+        return may_start == "yes"
 
     def _next_informed(self) -> TrialRecord | None:
         while self._informed:
@@ -223,7 +224,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             while settings is not None and self._refusal(settings) is not None:
                 settings = with_smaller_micro_batch(self._sweep, settings)
             if settings is not None and not self._is_known(settings):
-                return self._ledger.open(settings, "informed")
+                return self._ledger.open(settings, ChosenBy.INFORMED)
         return None
 
     def _is_known(self, settings: dict[str, Any]) -> bool:
@@ -252,11 +253,11 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             refusal = self._refusal(settings)
             if refusal is None and self._is_twin(settings):
                 self._sampler.known_already(handle)
-                if not self._has_room():
+                if not self._has_budget_left():
                     return None
                 continue
             if refusal is None:
-                record = self._ledger.open(settings, "search")
+                record = self._ledger.open(settings, ChosenBy.SEARCH)
                 self._sampler.launched(record, handle)
                 return record
             self._sampler.refused(handle, excess=refusal.excess)
@@ -275,7 +276,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             if without_micro_batch(record.settings) == wanted
             and record.outcome in (None, Outcome.COMPLETED, Outcome.STOPPED, Outcome.DIVERGED)
             and record.twin_of is None
-            and record.chosen_by != REPEAT
+            and not record.is_repeat
         )
         original = next(originals, None)
         speed = None if original is None else self._micro_batches.speed(self._run_of(settings))
@@ -301,5 +302,5 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         run = self._run_of(record.settings)
         if run.training.on_oom == "stop":
             return run
-        is_proposed = record.chosen_by != "start_with"
+        is_proposed = record.chosen_by is not ChosenBy.START_WITH
         return self._frontier.fitting(run, self._largest_micro_batch, trust_prediction=is_proposed)

@@ -16,7 +16,7 @@ from sweeps.settings.yaml_lines import YamlDocument
 class Fault:
     """One thing wrong with a file of settings."""
 
-    place: str
+    location: str
     """Dotted path of the setting, or the file."""
     line: int | None
     value: Any
@@ -26,7 +26,7 @@ class Fault:
     def __str__(self) -> str:
         where = f"line {self.line}: " if self.line else ""
         shown = "" if self.value is None or isinstance(self.value, dict | list) else f" = {self.value!r}"
-        return f"{where}{self.place}{shown}: {self.rule}" + (f"; {self.remedy}" if self.remedy else "") + "."
+        return f"{where}{self.location}{shown}: {self.rule}" + (f"; {self.remedy}" if self.remedy else "") + "."
 
 
 class SettingsFileError(InputFault):
@@ -42,11 +42,11 @@ class SettingsFileError(InputFault):
 
 
 def without_union_noise(error: ValidationError) -> Iterator[Any]:
-    """One detail for each place: a union reports a fault for every member that did not fit."""
-    by_place: dict[str, list[Any]] = {}
+    """One detail for each location: a union reports a fault for every member that did not fit."""
+    by_location: dict[str, list[Any]] = {}
     for detail in error.errors(include_url=False):
-        by_place.setdefault(_place_of(detail["loc"]), []).append(detail)
-    for details in by_place.values():
+        by_location.setdefault(_location_of(detail["loc"]), []).append(detail)
+    for details in by_location.values():
         if len(details) > 1 and {"literal_error"} & {detail["type"] for detail in details}:
             literal = next(detail for detail in details if detail["type"] == "literal_error")
             other = next(detail for detail in details if detail["type"] != "literal_error")
@@ -57,11 +57,11 @@ def without_union_noise(error: ValidationError) -> Iterator[Any]:
             yield details[0]
 
 
-def _place_of(location: tuple[int | str, ...]) -> str:
+def _location_of(loc: tuple[int | str, ...]) -> str:
     # pydantic names the union member it tried (`constrained-int`, `literal['auto']`, `function-before[...]`).
     parts = [
         str(part)
-        for part in location
+        for part in loc
         if not re.search(r"^(constrained-|literal\[|function-|int$|float$|str$|bool$)", str(part))
     ]
     return ".".join(parts)
@@ -69,18 +69,18 @@ def _place_of(location: tuple[int | str, ...]) -> str:
 
 def fault_of(detail: Any, config: type[BaseModel], document: YamlDocument) -> Fault:
     """One of pydantic's details as a fault with its line and remedy."""
-    place = _place_of(detail["loc"])
+    location = _location_of(detail["loc"])
     remedy = ""
     value = detail.get("input")
     match detail["type"]:
         case "extra_forbidden":
-            parent, _, key = place.rpartition(".")
+            parent, _, key = location.rpartition(".")
             rule = "is not a setting"
             remedy = nearest(key, _fields_at(parent, config))
             value = None
         case "missing":
             rule, value = "is missing", None
-            description = _description(place, config)
+            description = _description(location, config)
             remedy = f"give it: {description}" if description else "give it"
         case "literal_error":
             rule = f"is not one of {detail['ctx']['expected']}"
@@ -88,9 +88,9 @@ def fault_of(detail: Any, config: type[BaseModel], document: YamlDocument) -> Fa
         case _:
             rule = _rule_of(detail)
     # Rules of our own ("value_error") come with a remedy; those of a type say only which values are wrong.
-    if not remedy and detail["type"] != "value_error" and _description(place, config):
-        remedy = f"see `pretune explain {place}`"
-    return Fault(place or "file", document.line_of(place), value, rule, remedy)
+    if not remedy and detail["type"] != "value_error" and _description(location, config):
+        remedy = f"see `pretune explain {location}`"
+    return Fault(location or "file", document.line_of(location), value, rule, remedy)
 
 
 def _rule_of(detail: Any) -> str:
@@ -115,7 +115,7 @@ def faults_of_value(section: type[BaseModel], path: str, value: Any, where: Faul
         section.model_validate(nested)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            if _place_of(detail["loc"]) == path:
+            if _location_of(detail["loc"]) == path:
                 yield replace(where, rule=_rule_of(detail))
                 return
 

@@ -117,10 +117,10 @@ def _sizes(
     # Without `sizes` a size is only a label: that of a resolved file, in which it has been laid over already.
     known = list(dict.fromkeys([LAPTOP, *given])) if "sizes" in values else [stands_as]
     if size not in known and is_a_mapping:
-        place = f"--set size={size}" if asked else "size"
+        location = f"--set size={size}" if asked else "size"
         line = None if asked else document.line_of("size")
         remedy = nearest(size, known, listed=True) or f"it has {', '.join(known)}"
-        faults.append(Fault(place, line, None, "is not a size of this file", remedy))
+        faults.append(Fault(location, line, None, "is not a size of this file", remedy))
     return given, size, faults
 
 
@@ -132,10 +132,10 @@ def _faults_of_size(
     document: YamlDocument,
 ) -> Iterator[Fault]:
     own_lines = lines_of_size(document, name)
-    known = {fault.place for fault in _checked(as_it_stands, kind, document)[1]}
+    known = {fault.location for fault in _checked(as_it_stands, kind, document)[1]}
     for fault in _checked(with_size(as_it_stands, differences) | {"size": name}, kind, own_lines)[1]:
-        if fault.place not in known:
-            yield replace(fault, place=f"sizes.{name}.{fault.place}")
+        if fault.location not in known:
+            yield replace(fault, location=f"sizes.{name}.{fault.location}")
 
 
 def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[Fault]:
@@ -145,19 +145,19 @@ def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[F
         if not equals or not key.strip():
             faults.append(Fault(f"--set {override}", None, None, "is not key=value", "write --set corpus.path=my.csv"))
             continue
-        place: Any = values
+        section: Any = values
         *parents, leaf = _override_path(key.strip())
         for name in parents:
-            if not isinstance(place.get(name), dict):
-                place[name] = {}
-            place = place[name]
+            if not isinstance(section.get(name), dict):
+                section[name] = {}
+            section = section[name]
         try:
-            place[leaf] = parse_value(text)
+            section[leaf] = parse_value(text)
         except yaml.YAMLError:
             faults.append(Fault(f"--set {override}", None, None, "its value is not YAML", "put it in quotes"))
         # A corpus has one source: naming a path on the command line replaces a builtin corpus of the file.
         if key.strip() in ("corpus.path", "corpus.builtin"):
-            place.pop("builtin" if leaf == "path" else "path", None)
+            section.pop("builtin" if leaf == "path" else "path", None)
     return faults
 
 

@@ -1,4 +1,4 @@
-"""Stages of a training (system A): each with rows of its own length, for so many epochs or tokens."""
+"""Stages of a training (system A): each with rows of its own length, for a number of epochs or tokens."""
 
 import math
 from collections.abc import Sequence

@@ -47,45 +47,45 @@ def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[F
     """Faults of swept keys and values; checked on their own, so that they show beside faults of other sections."""
     search = values.get("search")
     for path, raw in search.items() if isinstance(search, dict) else ():
-        place = f"search.{path}"
-        line = document.line_of(place)
-        yield from _key_faults(path, place, line)
+        location = f"search.{path}"
+        line = document.line_of(location)
+        yield from _key_faults(path, location, line)
         try:
             extremes = Distribution.model_validate(raw).extremes()
         except ValidationError:
-            continue  # Said already, with its place, by the check of the whole file.
+            continue  # Said already, with its location, by the check of the whole file.
         for value in extremes:
-            yield from _value_faults(path, value, place, line)
+            yield from _value_faults(path, value, location, line)
     starts = values.get("start_with")
     for index, settings in enumerate(starts if isinstance(starts, list) else ()):
-        place = f"start_with.{index}"
+        location = f"start_with.{index}"
         if not isinstance(settings, dict):
             continue
         for path, value in settings.items():
-            line = document.line_of(f"{place}.{path}")
+            line = document.line_of(f"{location}.{path}")
             if not isinstance(search, dict) or path not in search:
                 remedy = nearest(path, list(search) if isinstance(search, dict) else [])
-                yield Fault(f"{place}.{path}", line, value, "is not a swept setting", remedy)
+                yield Fault(f"{location}.{path}", line, value, "is not a swept setting", remedy)
             else:
-                yield from _value_faults(path, value, f"{place}.{path}", line)
+                yield from _value_faults(path, value, f"{location}.{path}", line)
 
 
-def _key_faults(path: str, place: str, line: int | None) -> Iterator[Fault]:
+def _key_faults(path: str, location: str, line: int | None) -> Iterator[Fault]:
     known = list(sweepable_paths())
     if path in UNSWEEPABLE:
-        yield Fault(place, line, None, "cannot be swept", UNSWEEPABLE[path])
+        yield Fault(location, line, None, "cannot be swept", UNSWEEPABLE[path])
     elif path not in known:
-        yield Fault(place, line, None, "is not a setting that can be swept", nearest(path, known))
+        yield Fault(location, line, None, "is not a setting that can be swept", nearest(path, known))
 
 
-def _value_faults(path: str, value: Any, place: str, line: int | None) -> Iterator[Fault]:
+def _value_faults(path: str, value: Any, location: str, line: int | None) -> Iterator[Fault]:
     if path not in sweepable_paths():
         return
     section, _, rest = path.partition(".")
     model = RunConfig.model_fields[section].annotation
     assert isinstance(model, type)
     assert issubclass(model, BaseModel)
-    yield from faults_of_value(model, rest, value, Fault(place, line, value, ""))
+    yield from faults_of_value(model, rest, value, Fault(location, line, value, ""))
 
 
 def sweepable_paths() -> Iterator[str]:

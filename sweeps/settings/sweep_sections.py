@@ -166,7 +166,7 @@ class RepeatsConfig(Settings):
     """Settings of the lowest losses that are repeated with other seeds."""
 
     def count(self, num_trials: int) -> int:
-        """Repeats at most, for a search of so many trials."""
+        """Repeats at most, for a search of that number of trials."""
         if self.trials != "auto":
             return self.trials
         return min(6, num_trials // 5) if num_trials >= 10 else 0

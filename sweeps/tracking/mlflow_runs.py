@@ -216,9 +216,9 @@ def _latest(metrics: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each run and metric the last: by step, time and value, as MLflow has it."""
     latest: dict[tuple[str, str], dict[str, Any]] = {}
     for row in metrics:
-        place = (row["run_uuid"], row["key"])
-        if place not in latest or _age(row) > _age(latest[place]):
-            latest[place] = row
+        key = (row["run_uuid"], row["key"])
+        if key not in latest or _age(row) > _age(latest[key]):
+            latest[key] = row
     return list(latest.values())
 
 

@@ -1,6 +1,6 @@
 """MLflow: one parent run a sweep, one child run a trial, metrics on the token axis.
 
-A run's identity is its sweep and trial number, kept as tags, so a sweep that goes on adds to the runs there are.
+A run's identity is its sweep and trial number, kept as tags, so a sweep that resumes adds to the runs there are.
 MLflow only mirrors the trial folders: a server that goes away stops nothing, and what it missed is sent from them.
 """
 
@@ -16,6 +16,8 @@ from mlflow.entities import DatasetInput, Metric, Param
 from sweeps.analysis.result_tables import calibration, memory_counts
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import MAP_FILE
+from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import RefusedProposal, TrialRecord, TrialStore
 from sweeps.tracking.mlflow_model import ARTIFACT, example_of, register, save_model
 from sweeps.tracking.mlflow_runs import RunChange, run_writer
@@ -48,7 +50,7 @@ class _Unsent:
 
 @dataclass(frozen=True)
 class _End:
-    status: str
+    status: SweepStatus
     records: Sequence[TrialRecord]
     folder: Path
     refused: Sequence[RefusedProposal]
@@ -147,8 +149,8 @@ class Tracking:
         """Run id of the sweep."""
         return self._parent_id
 
-    def on_event(self, event: str, record: TrialRecord, report: dict[str, float] | None) -> None:
-        """A ledger listener: `started`, `report`, `ended`. Never waits for the store, and never fails."""
+    def on_event(self, event: TrialEvent, record: TrialRecord, report: dict[str, float] | None) -> None:
+        """A listener of the ledger. Never waits for the store, and never fails."""
         assert self._outbox is not None, "start() comes first"
         with self._lock:
             unsent = self._unsent.setdefault(record.number, _Unsent(record))
@@ -156,15 +158,20 @@ class Tracking:
             if report is not None:
                 unsent.reports.append(report)
         # What begins or ends shows at once; numbers on the way go together, some at a time.
-        self._outbox.put(record.number, can_wait=event == "report")
+        self._outbox.put(record.number, can_wait=event is TrialEvent.REPORT)
 
     def finish(
-        self, *, status: str, records: Sequence[TrialRecord], folder: Path, refused: Sequence[RefusedProposal] = ()
+        self,
+        *,
+        status: SweepStatus,
+        records: Sequence[TrialRecord],
+        folder: Path,
+        refused: Sequence[RefusedProposal] = (),
     ) -> None:
         """Close the parent run with the ranking and the files that a reader wants; `not_taken` says what is missing.
 
         Args:
-            status: `finished`, or how else the sweep ended.
+            status: How the sweep ended.
             records: Best first.
             folder: The sweep's results folder; its files and the winner become artifacts of the parent run.
             refused: Proposals that were never launched; the parent run counts them.
@@ -222,7 +229,7 @@ class Tracking:
         tags: dict[str, str] = {}
         if run_id is None:
             tags = self._own_tags("trial") | {"mlflow.parentRunId": self._parent_id}
-            tags |= {"pretune.trial": str(record.number), "pretune.chosen_by": record.chosen_by, **self._source}
+            tags |= {"pretune.trial": str(record.number), "pretune.chosen_by": str(record.chosen_by), **self._source}
             tags["pretune.taken_over_from"] = record.taken_over_from
         if record.ended_at:
             change.metrics = [*change.metrics, *final_metrics(record)]
@@ -252,7 +259,7 @@ class Tracking:
                 self._client.log_artifact(self._parent_id, str(end.folder / name))
         if best is not None and (end.folder / "best").exists():
             self._log_model(end, best)
-        self._client.set_terminated(self._parent_id, "FINISHED" if end.status == "finished" else "KILLED")
+        self._client.set_terminated(self._parent_id, "FINISHED" if end.status is SweepStatus.FINISHED else "KILLED")
 
     def _log_model(self, end: _End, best: TrialRecord) -> None:
         """The winner as a model that MLflow serves; of a finished sweep also a version in the registry."""
@@ -260,7 +267,7 @@ class Tracking:
             folder = Path(scratch) / ARTIFACT
             save_model(end.folder / "best", folder, example=example_of(end.folder))
             self._client.log_artifacts(self._parent_id, str(folder), artifact_path=ARTIFACT)
-        if end.status == "finished":
+        if end.status is SweepStatus.FINISHED:
             tags = {"pretune.sweep": self._identity, "pretune.trial": best.name, FINAL_LOSS: str(best.loss)}
             self.model_uri = register(self._client, name=self._name, run_id=self._parent_id, tags=tags)
 

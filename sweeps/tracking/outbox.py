@@ -87,10 +87,10 @@ class Outbox:
     def _deliver(self, due: dict[Hashable, int]) -> None:
         try:
             self._send(list(due))
-        except Exception as error:  # Whatever it is, the one who put the keys cannot mend it, and must go on.
+        except Exception as error:  # Whatever it is, the one who put the keys cannot mend it, and must continue.
             if not self._answers():
                 self._is_away = True
-                self._say("does not answer; the work goes on, and what it misses is sent when it is back")
+                self._say("does not answer; the work continues, and what it misses is sent when it is back")
             elif len(due) == 1:
                 self._not_taken(*due.popitem(), error)
             else:

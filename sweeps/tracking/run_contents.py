@@ -58,7 +58,7 @@ def final_tags(record: TrialRecord) -> dict[str, str]:
     return {
         "pretune.outcome": str(outcome),
         "pretune.reason": record.reason[:4000],
-        "pretune.memory_verdict": record.memory_verdict or "",
+        "pretune.memory_verdict": str(record.memory_verdict or ""),
         "pretune.micro_batch_size_asked": str(record.micro_batch_size_asked),
         "pretune.micro_batch_size_used": str(record.micro_batch_size_used or ""),
         "mlflow.note.content": f"**{outcome}**: {record.reason}",

@@ -9,6 +9,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
+from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import TrialRecord
 
 _FLUSH_EVERY_S = 10.0
@@ -34,9 +35,9 @@ class TensorBoardLog:
         self._folder, self._flush_every_s = trials_folder, flush_every_s
         self._open: dict[int, _File] = {}
 
-    def on_event(self, event: str, record: TrialRecord, report: Mapping[str, float] | None) -> None:
-        """A ledger listener: `started`, `report`, `paused`, `ended`."""
-        if event == "report" and report is not None:
+    def on_event(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> None:
+        """A listener of the ledger."""
+        if event is TrialEvent.REPORT and report is not None:
             file = self._open.get(record.number) or self._begin(record)
             values = [Summary.Value(tag=name, simple_value=value) for name, value in report.items() if name != "tokens"]
             summary = Summary(value=values)
@@ -44,7 +45,7 @@ class TensorBoardLog:
             if time.monotonic() - file.flushed_at >= self._flush_every_s:
                 file.writer.flush()
                 file.flushed_at = time.monotonic()
-        elif event in ("paused", "ended") and record.number in self._open:
+        elif event in (TrialEvent.PAUSED, TrialEvent.ENDED) and record.number in self._open:
             self._open.pop(record.number).writer.close()
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from sweeps.trained_models.trained_model import TrainedModel
 
 ROW, FEATURES = "row", "features"
 _BATCHES_SORTED_TOGETHER = 16
-"""Texts of like length go through the model together; of so many batches the texts wait for that."""
+"""Texts of like length go through the model together; the texts of this number of batches wait for that."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def embed(
         table: File, folder or glob.
         keep: Columns that go along, as text.
         batch_size: Texts that go through the model at once; changes speed and memory alone.
-        max_tokens: Texts are cut to so many. None: to what the model takes.
+        max_tokens: Texts are cut to this number. None: to what the model takes.
         on_rows: Told how many rows are written, now and then.
 
     Raises:
@@ -110,10 +110,10 @@ def _vectors(
     vocabulary = changed(trained.vocabulary, size=trained.model.tokens.num_embeddings)
     longest = max_tokens or trained.config.num_positions
     encoded = encode_texts((row.text for row in stretch), trained.tokenizer, vocabulary, longest=longest)
-    order = sorted(range(len(stretch)), key=lambda place: len(encoded.tokens[place]))
+    order = sorted(range(len(stretch)), key=lambda index: len(encoded.tokens[index]))
     found = torch.empty(len(stretch), trained.model.tokens.embedding_dim)
     for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        rows = [encoded.tokens[place] for place in places]
-        found[places] = torch.from_numpy(features(trained.model, rows, pooling=pooling, pad_id=vocabulary.pad_id))
+        indices = order[start : start + batch_size]
+        rows = [encoded.tokens[index] for index in indices]
+        found[indices] = torch.from_numpy(features(trained.model, rows, pooling=pooling, pad_id=vocabulary.pad_id))
     return pa.FixedSizeListArray.from_arrays(pa.array(found.flatten().numpy()), found.shape[1]), encoded.num_cut

@@ -7,6 +7,7 @@ from pathlib import Path
 from sweeps.analysis.result_tables import best_trial
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import ResultsError
+from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord, TrialStore
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
@@ -27,18 +28,18 @@ class FinishedSweep:
         """The best trial, or the one of this name.
 
         Raises:
-            ResultsError: There is none, or it has nothing to go on from.
+            ResultsError: There is none, or it has nothing to continue from.
         """
         if name == BEST:
             best = best_trial(self.records)
             if best is None:
-                raise ResultsError(f"no trial of {self.folder} completed, so there is no best one to go on from")
+                raise ResultsError(f"no trial of {self.folder} completed, so there is no best one to continue from")
             return best
         found = next((record for record in self.records if record.name == name), None)
         if found is None or found.outcome in (Outcome.INFEASIBLE, Outcome.FAILED, Outcome.DIVERGED, None):
             what = "no such trial" if found is None else f"only one that ended as {found.outcome or 'nothing yet'}"
             usable = [one.name for one in self.records if one.outcome in (Outcome.COMPLETED, Outcome.STOPPED)]
-            others = ", ".join(usable) or "none that can be gone on from"
+            others = ", ".join(usable) or "none to continue from"
             raise ResultsError(f"--from {name}: {self.folder} has {what}; it has {others}")
         return found
 
@@ -76,7 +77,7 @@ def find_finished(
     finished = []
     for summary in results_folder.glob(f"{name}-*/summary.json"):
         values = json.loads(summary.read_text(encoding="utf-8"))
-        if values.get("name") == name and values.get("status") == "finished" and values.get("best"):
+        if values.get("name") == name and values.get("status") == SweepStatus.FINISHED and values.get("best"):
             finished.append((summary.stat().st_mtime, summary.parent))
     for _, folder in sorted(finished, reverse=True):
         found = finished_sweep(folder)
@@ -90,7 +91,7 @@ def find_finished(
     )
 
 
-def place_of_model(
+def folder_of_model(
     name: str, size: str, results_folder: Path, *, is_needed: bool = False
 ) -> tuple[Path, SweepConfig | None]:
     """Where the model that `start.weights_of` names lies, and the sweep that it came of, if it is one's.
@@ -101,11 +102,11 @@ def place_of_model(
     Raises:
         ResultsError: There is none; says what to do first.
     """
-    place = Path(name).expanduser()
-    if (place / "config.json").is_file() or (place / "trial.json").is_file():
-        return place, None
-    if place.is_dir() and not (place / "sweep.yaml").is_file():
-        model_folder(place)  # says what it lacks
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file() or (path / "trial.json").is_file():
+        return path, None
+    if path.is_dir() and not (path / "sweep.yaml").is_file():
+        model_folder(path)  # says what it lacks
     found = find_finished(
         name, size=size, results_folder=results_folder, what_for="start.weights_of", is_needed=is_needed
     )

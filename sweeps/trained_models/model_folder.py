@@ -35,42 +35,42 @@ class ModelFolder:
     """What was trained, where it is a trial's."""
 
 
-def model_folder(place: Path) -> ModelFolder:
+def model_folder(path: Path) -> ModelFolder:
     """The model in a folder of transformers, such as a sweep's best/, or in the folder of a trial.
 
     Raises:
         ResultsError: There is none, or tokenizer and weights do not belong together; says what is wrong.
     """
-    if (place / "trial.json").is_file():
-        found = trial_folder(place)
+    if (path / "trial.json").is_file():
+        found = trial_folder(path)
         if found.run is not None and found.run.training.lora is not None:
             raise ResultsError(
-                f"{place} has kept adapters, and no whole model; give best/ of its sweep, or make the trial a model of "
+                f"{path} has kept adapters, and no whole model; give best/ of its sweep, or make the trial a model of "
                 "its own with pretune export"
             )
         return found
-    if is_adapter(place):
-        raise ResultsError(f"{place} holds an adapter, and no whole model; make it one with pretune export")
-    if not (place / "config.json").is_file():
+    if is_adapter(path):
+        raise ResultsError(f"{path} holds an adapter, and no whole model; make it one with pretune export")
+    if not (path / "config.json").is_file():
         raise ResultsError(
-            f"{place} holds no model (config.json); give a model's folder: a sweep's best/, one of its trials, or one "
+            f"{path} holds no model (config.json); give a model's folder: a sweep's best/, one of its trials, or one "
             "of Hugging Face transformers"
         )
     try:
-        model, vocabulary_size = read_shape(place)
-        theirs = read_config(place)
+        model, vocabulary_size = read_shape(path)
+        theirs = read_config(path)
     except KeyError as cause:
         raise ResultsError(
-            f"{place / 'config.json'} does not say {cause}; it is not a config of transformers"
+            f"{path / 'config.json'} does not say {cause}; it is not a config of transformers"
         ) from cause
     except ValueError as cause:
-        raise ResultsError(f"the model in {place} cannot be used: {cause}") from cause
-    faults = [] if holds_weights(place) else ["it has no model.safetensors; save it with safe_serialization=True"]
-    tokenizer = place / TOKENIZER_FILE
+        raise ResultsError(f"the model in {path} cannot be used: {cause}") from cause
+    faults = [] if holds_weights(path) else ["it has no model.safetensors; save it with safe_serialization=True"]
+    tokenizer = path / TOKENIZER_FILE
     faults += tokenizer_faults(tokenizer, vocabulary_size, theirs)
     if faults:
-        raise ResultsError(f"the model in {place} cannot be used: " + "; ".join(faults))
-    return ModelFolder(place.absolute(), model, tokenizer.absolute())
+        raise ResultsError(f"the model in {path} cannot be used: " + "; ".join(faults))
+    return ModelFolder(path.absolute(), model, tokenizer.absolute())
 
 
 def tokenizer_faults(path: Path, vocabulary_size: int, theirs: dict[str, Any]) -> list[str]:
@@ -100,15 +100,15 @@ def tokenizer_faults(path: Path, vocabulary_size: int, theirs: dict[str, Any]) -
     return faults
 
 
-def trial_folder(place: Path) -> ModelFolder:
+def trial_folder(path: Path) -> ModelFolder:
     """The model of a trial, from its newest checkpoint.
 
     Raises:
         ResultsError: It has kept none, or its prepared corpus, where its tokenizer lies, is gone.
     """
-    record = TrialRecord.model_validate_json((place / "trial.json").read_text(encoding="utf-8"))
-    sweep_folder = place.absolute().parents[1]
-    checkpoint = newest_checkpoint(place)
+    record = TrialRecord.model_validate_json((path / "trial.json").read_text(encoding="utf-8"))
+    sweep_folder = path.absolute().parents[1]
+    checkpoint = newest_checkpoint(path)
     prepared = prepared_of(sweep_folder)
     if checkpoint is None or prepared is None:
         missing = "checkpoint; only the best trial keeps its own" if checkpoint is None else "prepared corpus any more"

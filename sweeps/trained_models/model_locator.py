@@ -16,7 +16,7 @@ _SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
-class ModelPlace:
+class LocatedModel:
     """Where a model is, and the corpus that it comes of."""
 
     folder: Path
@@ -24,17 +24,17 @@ class ModelPlace:
     """The prepared corpus that MLflow names; None for a folder, which says it itself, and where it is not here."""
 
 
-def is_of_mlflow(place: str) -> bool:
+def is_of_mlflow(name: str) -> bool:
     """Whether a model is called by its address in MLflow."""
-    return place.startswith((_RUNS, _MODELS))
+    return name.startswith((_RUNS, _MODELS))
 
 
 @contextmanager
-def model_at(place: str, results_folder: Path) -> Iterator[ModelPlace]:
-    """A local folder with the model of `place`, there for as long as the block runs.
+def model_at(name: str, results_folder: Path) -> Iterator[LocatedModel]:
+    """A local folder with the model of `name`, there for as long as the block runs.
 
     Args:
-        place: A folder; the name of a sweep or training, whose newest results with a model are taken; `runs:/<run id>`
+        name: A folder; the name of a sweep or training, whose newest results with a model are taken; `runs:/<run id>`
             of a sweep or of its best trial; `models:/<name>`, the newest version, `models:/<name>/<version>` or
             `models:/<name>@<alias>`.
         results_folder: Beside whose results the MLflow store lies, unless MLFLOW_TRACKING_URI names a server.
@@ -42,11 +42,11 @@ def model_at(place: str, results_folder: Path) -> Iterator[ModelPlace]:
     Raises:
         ResultsError: MLflow has no such model, or does not answer.
     """
-    if not is_of_mlflow(place):
-        yield ModelPlace(_named(place, results_folder) or Path(place))
+    if not is_of_mlflow(name):
+        yield LocatedModel(_named(name, results_folder) or Path(name))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        yield _fetched(place, results_folder, scratch)
+        yield _fetched(name, results_folder, scratch)
 
 
 def _named(name: str, results_folder: Path) -> Path | None:
@@ -61,7 +61,7 @@ def _named(name: str, results_folder: Path) -> Path | None:
     return max(finished)[1] if finished else None
 
 
-def _fetched(place: str, results_folder: Path, scratch: str) -> ModelPlace:
+def _fetched(name: str, results_folder: Path, scratch: str) -> LocatedModel:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
@@ -71,24 +71,24 @@ def _fetched(place: str, results_folder: Path, scratch: str) -> ModelPlace:
     uri = store_uri(results_folder)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise ResultsError(
-            f"{place}: there is no MLflow store in {results_folder}. Give --results FOLDER, or set MLFLOW_TRACKING_URI."
+            f"{name}: there is no MLflow store in {results_folder}. Give --results FOLDER, or set MLFLOW_TRACKING_URI."
         )
     make_quick()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         client = MlflowClient(uri)
-        found = _in_run(client, place) if place.startswith(_RUNS) else _in_registry(client, place)
+        found = _in_run(client, name) if name.startswith(_RUNS) else _in_registry(client, name)
         fetched = Path(download_artifacts(artifact_uri=found.source, tracking_uri=uri, dst_path=scratch))
         prepared = _prepared(client, found.run_id, results_folder, scratch)
     except (MlflowException, OSError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ResultsError(f"{place} cannot be fetched from MLflow at {without_password(uri)}: {why}") from error
+        raise ResultsError(f"{name} cannot be fetched from MLflow at {without_password(uri)}: {why}") from error
     models = sorted(
         path.parent for path in fetched.rglob("config.json") if (path.parent / "model.safetensors").is_file()
     )
     if not models:
-        raise ResultsError(f"{place} holds no model of pretune: no config.json with model.safetensors beside it")
-    return ModelPlace(models[0], prepared)
+        raise ResultsError(f"{name} holds no model of pretune: no config.json with model.safetensors beside it")
+    return LocatedModel(models[0], prepared)
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,14 @@ def _prepared(client, run_id: str, results_folder: Path, scratch: str) -> Path |
     if "folder" not in data:
         return None
     folder = Path(data["folder"])
-    places = (folder, results_folder.absolute() / folder.parent.name / folder.name)
-    return next((one for one in places if one.is_dir()), None)
+    folders = (folder, results_folder.absolute() / folder.parent.name / folder.name)
+    return next((one for one in folders if one.is_dir()), None)
 
 
-def _in_run(client, place: str) -> _Source:  # type: ignore[no-untyped-def]  # MLflow is imported when it is needed.
+def _in_run(client, name: str) -> _Source:  # type: ignore[no-untyped-def]  # MLflow is imported when it is needed.
     from sweeps.tracking.mlflow_model import ARTIFACT
 
-    run_id, _, path = place.removeprefix(_RUNS).partition("/")
+    run_id, _, path = name.removeprefix(_RUNS).partition("/")
     run = client.get_run(run_id)
     parent = run.data.tags.get("mlflow.parentRunId")
     if parent and not path:
@@ -123,13 +123,13 @@ def _in_run(client, place: str) -> _Source:  # type: ignore[no-untyped-def]  # M
         best = sweep.data.tags.get("pretune.best_trial")
         if best != run.info.run_name:
             known = f"; the best is {best}, runs:/{parent}" if best else ""
-            raise ResultsError(f"{place} is {run.info.run_name}, and only the best trial keeps its model{known}")
+            raise ResultsError(f"{name} is {run.info.run_name}, and only the best trial keeps its model{known}")
         run = sweep
     return _Source(f"{str(run.info.artifact_uri).rstrip('/')}/{path or ARTIFACT}", run.info.run_id)
 
 
-def _in_registry(client, place: str) -> _Source:  # type: ignore[no-untyped-def]  # As above.
-    name, _, version = place.removeprefix(_MODELS).partition("/")
+def _in_registry(client, name: str) -> _Source:  # type: ignore[no-untyped-def]  # As above.
+    name, _, version = name.removeprefix(_MODELS).partition("/")
     name, _, alias = name.partition("@")
     if alias:
         found = client.get_model_version_by_alias(name, alias)
@@ -140,6 +140,6 @@ def _in_registry(client, place: str) -> _Source:  # type: ignore[no-untyped-def]
     versions = client.search_model_versions(f"name = '{name}'")
     if not versions:
         known = ", ".join(sorted(model.name for model in client.search_registered_models())) or "none"
-        raise ResultsError(f"{place}: the registry has no model of this name; it has: {known}")
+        raise ResultsError(f"{name}: the registry has no model of this name; it has: {known}")
     newest = max(versions, key=lambda one: int(one.version))
     return _Source(str(newest.source), str(newest.run_id))

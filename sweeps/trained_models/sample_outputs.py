@@ -61,7 +61,7 @@ def _sample(model: LanguageModel, batch: Batch, tokenizer: Tokenizer, data: Prep
         prompt = row[: _prompt_length(batch, len(row))]
         new = generate(model, prompt, max_new_tokens=_MAX_NEW_TOKENS, end_ids=(data.vocabulary.eos_id,))
         return Sample(text=_decoded(tokenizer, prompt), made=_decoded(tokenizer, new), loss_nats_per_token=loss)
-    hidden, guessed = (_by_place(batch.positions_P, tokens_P) for tokens_P in (batch.labels_P, logits_PV.argmax(-1)))
+    hidden, guessed = (_by_position(batch.positions_P, tokens_P) for tokens_P in (batch.labels_P, logits_PV.argmax(-1)))
     return Sample(
         text=with_brackets(tokenizer, row[:_MAX_TOKENS], hidden),
         made=with_brackets(tokenizer, row[:_MAX_TOKENS], guessed),
@@ -77,18 +77,18 @@ def _prompt_length(batch: Batch, num_tokens: int) -> int:
     return max(1, min(num_tokens // 2, _MAX_TOKENS - _MAX_NEW_TOKENS))
 
 
-def _by_place(positions_P: Tensor, tokens_P: Tensor) -> dict[int, int]:
+def _by_position(positions_P: Tensor, tokens_P: Tensor) -> dict[int, int]:
     return dict(zip(positions_P.tolist(), tokens_P.tolist(), strict=True))
 
 
 def with_brackets(tokenizer: Tokenizer, row: Sequence[int], in_brackets: Mapping[int, int]) -> str:
-    """The row's text with other tokens in brackets at some places."""
-    pieces = [_decoded(tokenizer, [in_brackets.get(place, token)]) for place, token in enumerate(row)]
-    for place in (place for place in in_brackets if place < len(row)):
-        word = pieces[place].strip()
+    """The row's text with other tokens in brackets at some positions."""
+    pieces = [_decoded(tokenizer, [in_brackets.get(position, token)]) for position, token in enumerate(row)]
+    for position in (position for position in in_brackets if position < len(row)):
+        word = pieces[position].strip()
         # A token may be nothing but white space, which has to be seen to be read.
-        parts = pieces[place].partition(word) if word else ("", pieces[place].translate(_VISIBLE), "")
-        pieces[place] = f"{parts[0]}⟦{parts[1]}⟧{parts[2]}"
+        parts = pieces[position].partition(word) if word else ("", pieces[position].translate(_VISIBLE), "")
+        pieces[position] = f"{parts[0]}⟦{parts[1]}⟧{parts[2]}"
     # Byte-level tokens carry their own spaces; words stand apart.
     carries_spaces = _decoded(tokenizer, row[:3]) == "".join(_decoded(tokenizer, [token]) for token in row[:3])
     return ("" if carries_spaces else " ").join(pieces)

@@ -203,23 +203,23 @@ class TrainedModel:
         return self.tokenizer.decode([filling.token], skip_special_tokens=False), filling.probability
 
 
-def load_trained(place: Path, *, prepared: Path | None = None) -> TrainedModel:
-    """The model in a place, in fp32 and evaluation mode, on the processor.
+def load_trained(path: Path, *, prepared: Path | None = None) -> TrainedModel:
+    """The model in a folder, in fp32 and evaluation mode, on the processor.
 
     Args:
-        prepared: The corpus that it was trained on, where the place does not say it itself.
+        prepared: The corpus that it was trained on, where the folder does not say it itself.
 
     Raises:
         InputFault: Nothing there is a trained model; what is missing is said.
     """
-    if (place / "trial.json").is_file():
-        return _of_trial(place)
-    if is_adapter(place):
-        return _of_adapter(place)
-    folder = place if (place / "config.json").is_file() else place / "best"
+    if (path / "trial.json").is_file():
+        return _of_trial(path)
+    if is_adapter(path):
+        return _of_adapter(path)
+    folder = path if (path / "config.json").is_file() else path / "best"
     if not (folder / "config.json").is_file():
         raise ResultsError(
-            f"{place} holds no trained model. Give a sweep's folder (results/<name>-<id>), one of its trials "
+            f"{path} holds no trained model. Give a sweep's folder (results/<name>-<id>), one of its trials "
             "(.../trials/trial-0001), a folder of Hugging Face transformers, or an adapter's (adapter_config.json)."
         )
     try:
@@ -229,19 +229,19 @@ def load_trained(place: Path, *, prepared: Path | None = None) -> TrainedModel:
     except (OSError, ValueError) as cause:
         raise ResultsError(f"the model in {folder} cannot be loaded: {cause}") from cause
     vocabulary = vocabulary_of(tokenizer)
-    prepared = prepared_of(place) if folder != place else prepared
+    prepared = prepared_of(path) if folder != path else prepared
     chat = None if source is None else chat_with_marks(source, tokenizer)
     return TrainedModel(
         loaded.model, loaded.config, tokenizer, folder / "tokenizer.json", vocabulary, prepared, chat, loaded.classes
     )
 
 
-def _of_adapter(place: Path) -> TrainedModel:
+def _of_adapter(path: Path) -> TrainedModel:
     """A model with an adapter laid over it."""
     try:
-        loaded, base = import_adapted(place)
+        loaded, base = import_adapted(path)
         tokenizer = load_tokenizer(base / "tokenizer.json")
-        source = source_in(place) or source_in(base)
+        source = source_in(path) or source_in(base)
     except (OSError, ValueError) as cause:
         raise ResultsError(str(cause)) from cause
     vocabulary = vocabulary_of(tokenizer)
@@ -249,16 +249,16 @@ def _of_adapter(place: Path) -> TrainedModel:
     return TrainedModel(loaded.model, loaded.config, tokenizer, base / "tokenizer.json", vocabulary, None, chat)
 
 
-def _of_trial(place: Path) -> TrainedModel:
-    found = trial_folder(place)
+def _of_trial(path: Path) -> TrainedModel:
+    found = trial_folder(path)
     tokenizer = load_tokenizer(found.tokenizer)
     vocabulary = vocabulary_of(tokenizer)
     assert found.run is not None
     try:
         model = whole_model(found.run, vocabulary, found.weights)
     except (OSError, ValueError) as cause:  # of adapters: the base is gone, or another one
-        raise ResultsError(f"the model of {place.name} cannot be put together: {cause}") from cause
-    prepared = prepared_of(place.absolute().parents[1])
+        raise ResultsError(f"the model of {path.name} cannot be put together: {cause}") from cause
+    prepared = prepared_of(path.absolute().parents[1])
     source = None if prepared is None else open_prepared(prepared).manifest.chat_template
     chat = None if source is None else chat_with_marks(source, tokenizer)
     return TrainedModel(model.eval(), found.model, tokenizer, found.tokenizer, vocabulary, prepared, chat)

@@ -36,6 +36,8 @@ from data_pipeline.reading.parcel_tasks import for_each_parcel_here
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.records.outcomes import Outcome
+from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import TrialRecord, TrialStore
 from sweeps.tracking.mlflow_tracking import Tracking
 
@@ -103,7 +105,7 @@ def train(data: PreparedCorpus, folder: Path, name: str, *, tokens: int, address
     tracking = started(folder, name, trials, address)
     held_s, num_reports = 0.0, 0
 
-    def tell(event: str, report: dict[str, float] | None = None) -> None:
+    def tell(event: TrialEvent, report: dict[str, float] | None = None) -> None:
         nonlocal held_s, num_reports
         began_at = time.perf_counter()
         if tracking is not None:
@@ -113,7 +115,7 @@ def train(data: PreparedCorpus, folder: Path, name: str, *, tokens: int, address
 
     def report(values: dict[str, float]) -> bool:
         trials.append_report(record, values)
-        tell("report", values)
+        tell(TrialEvent.REPORT, values)
         return True
 
     run = RunConfig.model_validate(
@@ -123,7 +125,7 @@ def train(data: PreparedCorpus, folder: Path, name: str, *, tokens: int, address
             "training": {"batch_size": 32, "micro_batch_size": 32, "tokens": tokens},
         }
     )
-    tell("started")
+    tell(TrialEvent.STARTED)
     began_at = time.perf_counter()
     points = [tokens * point // 8 for point in range(1, 9)]
     end = run_training(
@@ -134,11 +136,11 @@ def train(data: PreparedCorpus, folder: Path, name: str, *, tokens: int, address
     record = record.model_copy(
         update={"outcome": Outcome.COMPLETED, "ended_at": now(), "tokens": end.tokens, "metrics": end.metrics}
     )
-    tell("ended")
+    tell(TrialEvent.ENDED)
     processor_s = sender_s()
     began_at = time.perf_counter()
     if tracking is not None:
-        tracking.finish(status="finished", records=[record], folder=folder)
+        tracking.finish(status=SweepStatus.FINISHED, records=[record], folder=folder)
         assert tracking.not_taken == "", tracking.not_taken
     return Cost(trial_s, held_s, processor_s, time.perf_counter() - began_at, num_reports)
 

@@ -15,7 +15,8 @@ from sweeps.memory_knowledge.frontier_map import FrontierMap, map_frontier
 from sweeps.memory_knowledge.memory_frontier import MemoryFrontier
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import MAP_FILE
-from sweeps.records.trial_records import LOSS, RefusedProposal, TrialRecord, TrialStore
+from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_records import LOSS, ChosenBy, MemoryVerdict, RefusedProposal, TrialRecord, TrialStore
 from sweeps.settings.sweep_config import SweepConfig
 
 TOKENS = 2_000_000
@@ -72,7 +73,7 @@ def _run(store: TrialStore, number: int, settings: dict[str, Any], rng: np.rando
     record = TrialRecord(
         number=number,
         settings=settings,
-        chosen_by="start_with" if number == 1 else "search",
+        chosen_by=ChosenBy.START_WITH if number == 1 else ChosenBy.SEARCH,
         micro_batch_size_asked=micro,
         predicted_peak_memory_bytes=predicted,
         memory_limit_bytes=LIMIT_BYTES,
@@ -81,7 +82,7 @@ def _run(store: TrialStore, number: int, settings: dict[str, Any], rng: np.rando
     if predicted > LIMIT_BYTES:
         return _ended(
             store, record, begin + timedelta(seconds=2), outcome=Outcome.INFEASIBLE,
-            memory_verdict="ran out of memory", training_s=1.2, out_of_memory_events=1,
+            memory_verdict=MemoryVerdict.RAN_OUT, training_s=1.2, out_of_memory_events=1,
             out_of_memory_micro_batches=(micro,),
             reason="ran out of memory: 64 rows asked for 2.1 GiB of 1.46 GiB in the first backward pass",
         )  # fmt: skip
@@ -161,7 +162,7 @@ def _ended(store: TrialStore, record: TrialRecord, at: datetime, **changes: Any)
 
 
 def write_results(
-    folder: Path, records: Sequence[TrialRecord], *, status: str = "finished", **more: Any
+    folder: Path, records: Sequence[TrialRecord], *, status: SweepStatus = SweepStatus.FINISHED, **more: Any
 ) -> dict[str, Any]:
     """trials.csv, and the summary that goes with it."""
     write_trials_csv(folder / "trials.csv", records)
@@ -183,7 +184,7 @@ def refuse_some(store: TrialStore) -> None:
     for rate in (1e-3, 2e-3):
         settings = {"training.learning_rate": rate, "training.micro_batch_size": 64}
         reason = "micro-batch 64 needs 1.82 GiB (predicted) of 1.46 GiB"
-        store.append_refusal(RefusedProposal(settings=settings, verdict="refused by prediction", reason=reason))
+        store.append_refusal(RefusedProposal(settings=settings, verdict=MemoryVerdict.REFUSED, reason=reason))
 
 
 def write_frontier(folder: Path, records: Sequence[TrialRecord], *, limit_bytes: int = LIMIT_BYTES) -> FrontierMap:

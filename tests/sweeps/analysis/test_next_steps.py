@@ -8,7 +8,7 @@ from sweeps.analysis.importances import Importances, importances
 from sweeps.analysis.next_steps import next_steps
 from sweeps.analysis.sweep_findings import Findings, gather
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import LOSS, RefusedProposal, TrialRecord, TrialStore
+from sweeps.records.trial_records import LOSS, MemoryVerdict, RefusedProposal, TrialRecord, TrialStore
 
 RATE, BATCH = "training.learning_rate", "training.batch_size"
 
@@ -93,7 +93,7 @@ def test_divergence_among_stable_trials_asks_for_a_safer_sweep(tmp_path: Path) -
 
 def test_many_infeasible_ask_for_memory_or_a_smaller_micro_batch(tmp_path: Path) -> None:
     store = TrialStore(tmp_path / "trials")
-    store.append_refusal(RefusedProposal(settings={}, verdict="refused by prediction", reason="x"))
+    store.append_refusal(RefusedProposal(settings={}, verdict=MemoryVerdict.REFUSED, reason="x"))
     out = trial(3, outcome=Outcome.INFEASIBLE, memory_limit_bytes=2**30)
     sentence = said(findings_of(tmp_path, [*rates((1e-3, 4.0), (2e-3, 4.1)), out]), "do not fit")
     assert "2 of 4 settings" in sentence

@@ -17,10 +17,11 @@ from sweeps.analysis.result_tables import (
     write_trials_csv,
 )
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import RefusedProposal, TrialRecord
+from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_records import MemoryVerdict, RefusedProposal, TrialRecord
 
 TRIALS = [
-    record(1, Outcome.INFEASIBLE, reason="ran out of memory: 2 of 1 GiB", memory_verdict="ran out of memory"),
+    record(1, Outcome.INFEASIBLE, reason="ran out of memory: 2 of 1 GiB", memory_verdict=MemoryVerdict.RAN_OUT),
     record(2, Outcome.STOPPED, loss=2.0, tokens=1100, rung_losses={1000: 2.0}),
     record(3, Outcome.COMPLETED, loss=3.0, tokens=9000),
     record(4, Outcome.STOPPED, loss=2.9, tokens=3000, rung_losses={1000: 3.1, 3000: 2.9}),
@@ -63,7 +64,13 @@ def test_trials_csv_has_a_row_for_every_trial_and_its_numbers_are_those_of_the_r
 
 def test_summary_counts_every_outcome_and_names_the_best(tmp_path: Path) -> None:
     summary = summarize(
-        name="x", identity="abc", status="finished", records=TRIALS, refused=[], data={"train_rows": 3}, wall_s=10
+        name="x",
+        identity="abc",
+        status=SweepStatus.FINISHED,
+        records=TRIALS,
+        refused=[],
+        data={"train_rows": 3},
+        wall_s=10,
     )
     write_summary(tmp_path / "summary.json", summary)
     read = json.loads((tmp_path / "summary.json").read_text())
@@ -76,12 +83,12 @@ def test_summary_counts_every_outcome_and_names_the_best(tmp_path: Path) -> None
 
 def test_summary_tells_the_ways_apart_in_which_memory_had_a_say() -> None:
     trials = [
-        record(1, Outcome.INFEASIBLE, memory_verdict="ran out of memory"),
-        record(2, loss=3.0, memory_verdict="ran out of memory and went on"),
-        record(3, Outcome.INFEASIBLE, memory_verdict="skipped by dominance"),
+        record(1, Outcome.INFEASIBLE, memory_verdict=MemoryVerdict.RAN_OUT),
+        record(2, loss=3.0, memory_verdict=MemoryVerdict.SURVIVED),
+        record(3, Outcome.INFEASIBLE, memory_verdict=MemoryVerdict.SKIPPED),
         record(4, loss=3.0),
     ]
-    refused = [RefusedProposal(settings={}, verdict="refused by prediction", reason="x")] * 3
+    refused = [RefusedProposal(settings={}, verdict=MemoryVerdict.REFUSED, reason="x")] * 3
     assert memory_counts(trials, refused) == {
         "refused by prediction": 3,
         "skipped by dominance": 1,

@@ -197,7 +197,7 @@ def test_the_next_sweep_knows_what_ran_out_and_lists_what_a_grid_must_leave_out(
     assert {one["trial"].split("-")[0] for one in frontier["observations"]} == {"tiny", "grid"}
 
 
-def test_a_survived_shortage_says_so_everywhere_and_the_next_trial_does_without_one(results: Path) -> None:
+def test_a_survived_out_of_memory_says_so_everywhere_and_the_next_trial_does_without_one(results: Path) -> None:
     file = results / "survives.yaml"
     file.write_text(
         MEMORY.format(name="survives").replace("width: 32", "width: 48")
@@ -374,7 +374,7 @@ def test_a_sweep_survives_the_loss_of_a_worker_and_of_a_lanes_own_process_and_th
     check_winner(sweep_folder(results, "causal"), transformers.LlamaForCausalLM)
 
 
-def test_ctrl_c_ends_in_seconds_leaves_no_process_and_the_same_command_goes_on_killed_or_not(results: Path) -> None:
+def test_ctrl_c_ends_in_seconds_leaves_no_process_and_the_same_command_resumes_killed_or_not(results: Path) -> None:
     file = results / "cut.yaml"
     text = TINY.replace("name: tiny", "name: cut").replace("trials: 6", "trials: 5")
     # Two lanes at most: on many processors all five trials would end with the first.
@@ -388,7 +388,7 @@ def test_ctrl_c_ends_in_seconds_leaves_no_process_and_the_same_command_goes_on_k
     # Sooner than it has come to its first result, on any machine.
     assert time.monotonic() - pressed_at < pressed_at - started_at
     assert process.returncode == 130, output
-    assert f"go on    pretune sweep {file}" in output
+    assert f"resume   pretune sweep {file}" in output
     assert "Traceback" not in output
     assert [left.cmdline() for left in processes_marked(mark)] == []
     assert summary_of(results, "cut")["status"] == "interrupted"
@@ -398,12 +398,12 @@ def test_ctrl_c_ends_in_seconds_leaves_no_process_and_the_same_command_goes_on_k
     read_until(killed, "trial-")
     killed.kill()
     killed.communicate()
-    check_that_it_goes_on(results, file)
+    check_that_it_resumes(results, file)
     assert [left.cmdline() for left in processes_marked(mark)] == []
 
 
 @pytest.mark.slow
-def test_killed_driver_leaves_its_results_and_the_same_command_goes_on_without_duplicates(results: Path) -> None:
+def test_killed_driver_leaves_its_results_and_the_same_command_resumes_without_duplicates(results: Path) -> None:
     file = results / "killed.yaml"
     file.write_text(TINY.replace("name: tiny", "name: killed").replace("trials: 6", "trials: 5"))
     mark = f"killed-{time.time_ns()}"
@@ -416,10 +416,10 @@ def test_killed_driver_leaves_its_results_and_the_same_command_goes_on_without_d
     assert (sweep_folder(results, "killed") / "trials.csv").is_file()
     # Ray notices that its driver is gone, and takes all of its own with it.
     wait_until(lambda: not processes_marked(mark), lambda: f"{[left.cmdline() for left in processes_marked(mark)]}")
-    check_that_it_goes_on(results, file)
+    check_that_it_resumes(results, file)
 
 
-def check_that_it_goes_on(results: Path, file: Path) -> None:
+def check_that_it_resumes(results: Path, file: Path) -> None:
     """The same command ends a broken off sweep of five trials: what was finished is kept, no run stands twice."""
     trials = TrialStore(sweep_folder(results, file.stem) / "trials")
     before = {record.number: record for record in trials.load_all()}

@@ -92,7 +92,7 @@ def reports_of(results: Path) -> list[dict[str, float]]:
     return list(store.reports(store.load_all()[0]))
 
 
-def test_a_training_interrupted_in_its_second_stage_goes_on_and_ends_at_the_tokens_of_both(
+def test_a_training_interrupted_in_its_second_stage_resumes_and_ends_at_the_tokens_of_both(
     staged: tuple[str, str, list[float]], results: Path
 ) -> None:
     before, _, reported = staged
@@ -138,11 +138,11 @@ def test_the_same_command_again_trains_nothing(staged: tuple[str, str, list[floa
     assert "everything was done already" in output
 
 
-def test_the_folder_of_a_sweep_says_what_to_train_and_where_to_go_on(results: Path) -> None:
+def test_the_folder_of_a_sweep_says_what_to_train_and_where_to_continue(results: Path) -> None:
     swept = only_folder(results, "small")
     code, output = run("train", swept, "--tokens", "80k")
     assert code == 0, output
-    assert "goes on from the winner's trunk: 34," in output
+    assert "continues from the winner's trunk: 34," in output
     folder = only_folder(results, "small-train")
     store = TrialStore(folder / "trials")
     first = next(iter(store.reports(store.load_all()[0])))

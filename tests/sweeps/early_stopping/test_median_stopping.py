@@ -33,13 +33,13 @@ def test_trial_ends_when_its_best_is_worse_than_the_median_of_the_averages(curve
     )
     for place, rung in enumerate(RUNGS, start=1):
         median = statistics.median(statistics.fmean(curve[:place]) for curve in others)
-        assert rule.judge(99, rung, mine[place - 1]).goes_on == (min(mine[:place]) <= median)
+        assert rule.judge(99, rung, mine[place - 1]).continues == (min(mine[:place]) <= median)
 
 
-def test_too_few_others_stop_nobody_and_a_loss_that_is_no_number_never_goes_on() -> None:
+def test_too_few_others_stop_nobody_and_a_loss_that_is_no_number_never_continues() -> None:
     rule = MedianRule(RUNGS)
-    assert rule.judge(1, 100, 1.0).goes_on
-    assert rule.judge(2, 100, 9.0).goes_on
-    assert not rule.judge(3, 100, math.nan).goes_on
+    assert rule.judge(1, 100, 1.0).continues
+    assert rule.judge(2, 100, 9.0).continues
+    assert not rule.judge(3, 100, math.nan).continues
     assert rule.reached(3, 150) is None
     assert rule.reached(3, 250) == 200

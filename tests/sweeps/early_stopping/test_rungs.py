@@ -29,14 +29,14 @@ def test_a_trial_is_expected_to_train_what_rungs_leave_of_its_tokens() -> None:
 
 def test_a_loss_that_is_not_a_number_never_survives_a_rung() -> None:
     for loss in (math.nan, math.inf):
-        assert not Rungs((RUNG,), 3).judge(1, RUNG, loss).goes_on
+        assert not Rungs((RUNG,), 3).judge(1, RUNG, loss).continues
 
 
 def test_the_reason_names_rung_loss_and_what_it_was_compared_with() -> None:
     rungs = Rungs((RUNG,), 2)
     rungs.judge(1, RUNG, 4.0)
-    verdict = rungs.judge(2, RUNG, 5.0)
-    assert verdict.reason == ("loss 5.0000 at 1,000 tokens is not among the best 1 of 2 trials there (4.0000 or less)")
+    decision = rungs.judge(2, RUNG, 5.0)
+    assert decision.reason == ("loss 5.0000 at 1,000 tokens is not among the best 1 of 2 trials there (4.0000 or less)")
 
 
 def test_restored_rungs_judge_like_those_that_saw_every_trial() -> None:
@@ -52,16 +52,16 @@ def test_restored_rungs_judge_like_those_that_saw_every_trial() -> None:
 
 
 @given(losses=st.lists(st.floats(0.1, 10), min_size=1, max_size=40, unique=True), factor=st.integers(2, 5))
-def test_the_best_trial_so_far_always_goes_on_and_the_worst_never_after_enough_trials(
+def test_the_best_trial_so_far_always_continues_and_the_worst_never_after_enough_trials(
     losses: list[float], factor: int
 ) -> None:
     rungs = Rungs((RUNG,), factor)
     for number, loss in enumerate(losses):
-        verdict = rungs.judge(number, RUNG, loss)
+        decision = rungs.judge(number, RUNG, loss)
         seen = losses[: number + 1]
-        assert verdict.goes_on or loss > min(seen)
+        assert decision.continues or loss > min(seen)
         if len(seen) >= factor and loss == max(seen) and len(seen) > 1:
-            assert not verdict.goes_on
+            assert not decision.continues
 
 
 @pytest.mark.parametrize("tokens", [999, 1000, 1001])

@@ -8,10 +8,10 @@ import pytest
 
 from core.model_files.checkpoint import MODEL_FILE
 from sweep_examples import record, tiny_sweep
-from sweeps.execution.changed_sweep import CHANGES_FILE, TAKEN_OVER, begin, changes
+from sweeps.execution.changed_sweep import CHANGES_FILE, begin, changes
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import SweepFolder, sweep_identity
-from sweeps.records.trial_records import LOSS, TrialRecord, TrialStore
+from sweeps.records.trial_records import LOSS, ChosenBy, TrialRecord, TrialStore
 from sweeps.search.sweep_budget import SweepBudget
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import resolve_sweep
@@ -29,7 +29,7 @@ def settings(learning_rate: float, batch_size: int = 16, micro_batch_size: int =
 
 
 EARLIER = (
-    record(1, loss=5.0, settings=settings(2e-3), rung_losses={10_000: 5.5}, chosen_by="start_with"),
+    record(1, loss=5.0, settings=settings(2e-3), rung_losses={10_000: 5.5}, chosen_by=ChosenBy.START_WITH),
     record(2, Outcome.STOPPED, loss=5.6, settings=settings(3e-3, 32), rung_losses={10_000: 5.6}),
     record(3, Outcome.DIVERGED, settings=settings(9e-3)),
     record(4, Outcome.INFEASIBLE, settings=settings(4e-3, 32, 16)),
@@ -93,7 +93,7 @@ def test_more_trials_take_over_what_is_finished_and_name_the_sweep_compared_with
     assert origins(records) == ["trial-0001", "trial-0002", "trial-0003", "trial-0006"]
     assert [one.number for one in records] == [1, 2, 3, 4]
     assert all(one.taken_over_from.startswith(f"{earlier.name}/") for one in records)
-    assert {one.chosen_by for one in records} == {TAKEN_OVER}
+    assert {one.chosen_by for one in records} == {ChosenBy.TAKEN_OVER}
     kept = {"number", "chosen_by", "taken_over_from"}
     by_origin = {one.name: one for one in EARLIER}
     for one, origin in zip(records, origins(records), strict=True):
@@ -107,8 +107,8 @@ def test_what_another_sweep_has_trained_is_not_spent_by_this_one(results: Path) 
     budget = SweepBudget(sweep.budget, elapsed_s=lambda: 0.0)
     assert (budget.tokens(trained), budget.flops(trained)) == (0, 0.0)
     # As trials they count: no others are wanted in their place.
-    assert budget.room_for_search([*trained, *trained])[0] == "yes"
-    assert budget.room_for_search([*trained, *trained, trained[0]])[0] == "no"
+    assert budget.may_start_trial([*trained, *trained])[0] == "yes"
+    assert budget.may_start_trial([*trained, *trained, trained[0]])[0] == "no"
 
 
 def test_a_trial_taken_over_brings_its_curve_and_its_weights(results: Path) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from sweep_examples import record
 from sweeps.execution.live_progress import Progress
 from sweeps.records.outcomes import Outcome
+from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import LOSS, TrialRecord
 
 MEMORY = {"memory_limit_bytes": 40 * 2**20, "micro_batch_size_used": 16}
@@ -28,8 +29,8 @@ def shown(records: Sequence[TrialRecord], *, is_terminal: bool) -> str:
     console = Console(file=text, force_terminal=is_terminal, width=110)
     progress = Progress(console, lambda: records, num_trials=10, tokens_per_trial=1000, num_refused=lambda: 3)
     with progress:
-        progress.on_event("report", records[6], {"tokens": 500.0, "train/tokens_per_s": 100.0, LOSS: 6.5})
-        progress.on_event("ended", records[0], None)
+        progress.on_event(TrialEvent.REPORT, records[6], {"tokens": 500.0, "train/tokens_per_s": 100.0, LOSS: 6.5})
+        progress.on_event(TrialEvent.ENDED, records[0], None)
         time.sleep(1.2 if is_terminal else 0.0)  # Two redraws a second.
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
 

@@ -8,6 +8,8 @@ import pytest
 from swept_folder import example_records, example_sweep, write_results
 
 from sweeps.execution.running_results import RunningResults
+from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import TrialRecord, TrialStore
 
 
@@ -19,12 +21,12 @@ def test_sweep_that_still_runs_has_its_table_summary_and_report(tmp_path: Path) 
     def current() -> tuple[Sequence[TrialRecord], dict[str, Any]]:
         nonlocal asked
         asked += 1
-        return records[:4], write_results(elsewhere, records[:4], status="running")
+        return records[:4], write_results(elsewhere, records[:4], status=SweepStatus.RUNNING)
 
     so_far = RunningResults(tmp_path, example_sweep(), current)
-    so_far.on_event("started", records[0], None)
+    so_far.on_event(TrialEvent.STARTED, records[0], None)
     assert asked == 0
-    so_far.on_event("ended", records[0], None)
+    so_far.on_event(TrialEvent.ENDED, records[0], None)
     so_far.close()
     with (tmp_path / "trials.csv").open() as file:
         assert {row["trial"] for row in csv.DictReader(file)} == {record.name for record in records[:4]}
@@ -32,7 +34,7 @@ def test_sweep_that_still_runs_has_its_table_summary_and_report(tmp_path: Path) 
     assert "pretune sweep, running." in (tmp_path / "report.html").read_text()
     assert "pretune sweep, running." in (tmp_path / "EXPERIMENT.md").read_text()
     # The next trial's end comes too soon to write everything again.
-    so_far.on_event("ended", records[1], None)
+    so_far.on_event(TrialEvent.ENDED, records[1], None)
     so_far.close()
     assert asked == 1
 
@@ -42,7 +44,7 @@ def test_results_that_cannot_be_written_end_no_sweep_and_are_told(tmp_path: Path
     so_far = RunningResults(tmp_path / "away", example_sweep(), lambda: (records, {}))
 
     def write() -> None:
-        so_far.on_event("ended", records[0], None)
+        so_far.on_event(TrialEvent.ENDED, records[0], None)
         so_far.close()
 
     with pytest.warns(UserWarning, match="could not be written: FileNotFoundError"):

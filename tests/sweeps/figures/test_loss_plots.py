@@ -134,7 +134,7 @@ def test_frontier_counts_what_ran_what_ran_out_and_what_was_refused(findings: Fi
     assert ">masking rate<" in svg
 
 
-def test_frontier_of_a_survived_shortage_has_both_its_micro_batches(tmp_path: Path) -> None:
+def test_frontier_of_a_survived_out_of_memory_has_both_its_micro_batches(tmp_path: Path) -> None:
     settings = {"training.micro_batch_size": 64, "training.batch_size": 128}
     survived = completed(1, **settings).model_copy(
         update={"tokens": 10, "micro_batch_size_used": 32, "out_of_memory_micro_batches": (64, 48)}
@@ -146,7 +146,7 @@ def test_frontier_of_a_survived_shortage_has_both_its_micro_batches(tmp_path: Pa
     assert ">ran out of memory (2)<" in svg
 
 
-def test_border_of_the_frontier_is_that_of_the_learnt_capacity(tmp_path: Path) -> None:
+def test_the_frontier_drawn_is_that_of_the_learnt_capacity(tmp_path: Path) -> None:
     settings = {"training.micro_batch_size": 32, "training.batch_size": 128, "objective.masked_lm.masking_rate": 0.25}
     ran_out = completed(1, **settings).model_copy(
         update={"outcome": Outcome.INFEASIBLE, "out_of_memory_micro_batches": (32,)}
@@ -155,7 +155,7 @@ def test_border_of_the_frontier_is_that_of_the_learnt_capacity(tmp_path: Path) -
     assert found.capacity_bytes < LIMIT_BYTES
     svg = frontier_plot(gather(tmp_path, example_sweep(), [ran_out], {}))
     assert svg is not None
-    assert f">predicted border of {format_bytes(found.capacity_bytes)}<" in svg
+    assert f">predicted frontier of {format_bytes(found.capacity_bytes)}<" in svg
 
 
 @pytest.mark.parametrize(

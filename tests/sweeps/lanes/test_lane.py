@@ -1,4 +1,4 @@
-"""How a lane tells a shortage from a loss, and what becomes of the trial: real processes, stopped and short."""
+"""How a lane tells an out-of-memory from a loss, and what becomes of the trial: real processes, stopped and short."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ from sweeps.lanes.lane import (
 from sweeps.lanes.lane_spec import LaneSpec
 from sweeps.lanes.lane_trainable import LaneTrainable
 from sweeps.lanes.lane_worker import train_assignments
-from sweeps.lanes.mailbox import Assignment, Message
+from sweeps.lanes.mailbox import Assignment, EndMessage, ReportMessage
 from sweeps.lanes.ray_session import connect
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialRecord, TrialStore
@@ -60,7 +60,7 @@ SHORT = OomFacts("device", "torch.OutOfMemoryError", "CUDA out of memory", 1024,
         (UpdateOutOfMemoryError(SHORT), 0, TrialOutOfMemoryError, "out of memory in optimizer on rank 1: CUDA out of"),
         (MemoryError(), 0, TrialOutOfMemoryError, "out of memory on rank None"),
     ],
-    ids=["vanished", "killed by the kernel", "memory monitor", "shortage in the update", "host memory"],
+    ids=["vanished", "killed by the kernel", "memory monitor", "out of memory in the update", "host memory"],
 )
 def test_what_ended_a_worker_decides_what_it_says_of_the_trial(
     error: Exception, kernel_kills: int, kind: type[Exception], words: str
@@ -83,31 +83,31 @@ def test_a_bug_is_a_bug_and_a_silent_worker_is_lost() -> None:
 class BrokenLane:
     """A lane whose trial meets one ending after another."""
 
-    def __init__(self, *endings: Exception | Message) -> None:
+    def __init__(self, *endings: Exception | ReportMessage) -> None:
         self.endings = list(endings)
         self.begun = 0
 
     def begin(self, _: Any) -> None:
         self.begun += 1
 
-    def next_message(self) -> Message:
+    def next_message(self) -> ReportMessage:
         ending = self.endings.pop(0)
         if isinstance(ending, Exception):
             raise ending
         return ending
 
 
-def outcome_after(*endings: Exception | Message) -> tuple[str, int]:
+def outcome_after(*endings: Exception | ReportMessage) -> tuple[str, int]:
     trainable = LaneTrainable.__new__(LaneTrainable)
     lane = BrokenLane(*endings)
     trainable._lane = lane  # type: ignore[assignment]
     trainable._begin(None)  # type: ignore[arg-type]
-    return trainable.step().get("outcome", "goes on"), lane.begun
+    return trainable.step().get("outcome", "continues"), lane.begun
 
 
 def test_a_trial_killed_for_memory_once_is_begun_again_and_killed_twice_is_infeasible() -> None:
-    killed, report = WorkerKilledForMemoryError("rank 1"), Message("report", 1, report={"tokens": 1.0})
-    assert outcome_after(killed, report) == ("goes on", 2)
+    killed, report = WorkerKilledForMemoryError("rank 1"), ReportMessage(1, {"tokens": 1.0})
+    assert outcome_after(killed, report) == ("continues", 2)
     assert outcome_after(killed, killed) == (Outcome.INFEASIBLE, 2)
     lost = WorkersLostError("rank 1")
     assert outcome_after(killed, lost, lost) == (Outcome.INTERRUPTED, 3)
@@ -165,7 +165,7 @@ def test_a_worker_that_is_stuck_is_noticed_and_the_trial_goes_on_with_new_ones(r
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_shortage_of_rank_1_alone_costs_both_workers_a_smaller_micro_batch(results: Path) -> None:
+def test_an_out_of_memory_of_rank_1_alone_costs_both_workers_a_smaller_micro_batch(results: Path) -> None:
     # Of 17 rows rank 0 has eight and rank 1 nine, and the memory is that of eight.
     file = sweep_file(results, "short", resources="memory: auto")
     sizes = ("training.batch_size=17", "training.micro_batch_size=9")
@@ -229,8 +229,8 @@ def one_worker(folder: Path) -> LaneSpec:
     )  # fmt: skip
 
 
-def end_of(lane: Lane) -> Message:
-    while (message := lane.next_message()).kind != "end":
+def end_of(lane: Lane) -> EndMessage:
+    while not isinstance(message := lane.next_message(), EndMessage):
         pass
     return message
 
@@ -264,20 +264,17 @@ def test_lane_is_free_while_a_step_still_runs_and_clean_after_a_bad_end(prepared
     group = lane._group
     lane.begin(assignment(prepared, tmp_path, 2, learning_rate=1e4, schedule="constant", clip=None))
     diverged = end_of(lane)
-    assert diverged.end is not None
     assert (diverged.end.outcome, diverged.is_last) == ("diverged", False)
     # The same trial in two legs, on the same workers.
     for pause, outcome in ((Pause(10_000, 1500), "paused"), (None, "completed")):
         lane.begin(assignment(prepared, tmp_path, 3, pause))
-        end = end_of(lane).end
-        assert end is not None
-        assert end.outcome == outcome
+        assert end_of(lane).end.outcome == outcome
     assert lane._group is group
     lane.close()
 
 
 @pytest.mark.ray
-def test_workers_that_a_bad_end_leaves_with_less_memory_are_replaced_and_the_lane_goes_on(
+def test_workers_that_a_bad_end_leaves_with_less_memory_are_replaced_and_the_lane_continues(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forgetful(config: dict[str, Any]) -> None:
@@ -305,5 +302,5 @@ def test_workers_that_a_bad_end_leaves_with_less_memory_are_replaced_and_the_lan
     lane.begin(assignment(prepared, tmp_path, 3))
     last = end_of(lane)
     lane.close()
-    outcomes = [(one.end.outcome, one.is_last) for one in (first, diverged, last) if one.end is not None]
+    outcomes = [(one.end.outcome, one.is_last) for one in (first, diverged, last)]
     assert outcomes == [("completed", False), ("diverged", True), ("completed", False)]

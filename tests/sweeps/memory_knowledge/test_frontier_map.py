@@ -27,7 +27,7 @@ def real_plan(sweep: SweepConfig) -> SweepPlan:
     return plan_sweep(sweep, vocabulary_size=1000, num_cpus=2, num_gpus=0)
 
 
-def test_the_border_is_where_the_prediction_meets_the_limit() -> None:
+def test_the_frontier_is_where_the_prediction_meets_the_limit() -> None:
     found = map_frontier(tiny_sweep(WIDTHS), frontier(522), device="cpu")
     assert found.axis == "model.width"
     assert {point.value: point.micro_batch_size for point in found.border} == {16: 32.0, 32: 16.0, 64: 8.0, 128: 4.0}
@@ -43,7 +43,7 @@ def test_the_axis_is_the_swept_setting_that_moves_memory_most_and_a_batch_only_f
 
 
 @pytest.mark.long
-def test_the_border_of_real_predictions_is_the_largest_micro_batch_to_a_row() -> None:
+def test_the_frontier_of_real_predictions_is_the_largest_micro_batch_to_a_row() -> None:
     widths, sizes = "search.model.width.choice=[16, 64]", "search.training.micro_batch_size.choice=[1, 8, 32, 64]"
     sweep = tiny_sweep(widths, sizes, "search.training.batch_size.choice=[256]", "resources.memory=4MiB")
     plan = real_plan(sweep)

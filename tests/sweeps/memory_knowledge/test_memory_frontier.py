@@ -11,7 +11,7 @@ from sweep_examples import record, tiny_sweep
 from sweeps.memory_knowledge.memory_frontier import MemoryFrontier
 from sweeps.memory_knowledge.memory_observations import MemoryObservation, without_repetitions
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import TrialRecord
+from sweeps.records.trial_records import MemoryVerdict, TrialRecord
 
 MEBIBYTE = 2**20
 LIMIT = 100 * MEBIBYTE
@@ -60,7 +60,7 @@ def ended(number: int, *, ran_out: tuple[int, ...] = (), used: int | None = None
     )
 
 
-def shortage(frontier: MemoryFrontier, run: RunConfig, number: int = 1) -> None:
+def ran_out(frontier: MemoryFrontier, run: RunConfig, number: int = 1) -> None:
     """The run's micro-batch runs out."""
     size = run.training.micro_batch_size
     assert isinstance(size, int)
@@ -96,7 +96,7 @@ def test_a_micro_batch_larger_than_the_batch_counts_as_the_batch(frontier: Memor
 
 
 def test_an_automatic_micro_batch_is_refused_only_where_not_even_one_row_fits(frontier: MemoryFrontier) -> None:
-    shortage(frontier, run(2))
+    ran_out(frontier, run(2))
     assert frontier.refusal(run("auto")) is None
     refusal = frontier.refusal(run("auto", width=32 * 21))
     assert refusal is not None
@@ -120,7 +120,7 @@ def test_a_run_that_may_shrink_is_launched_with_the_largest_micro_batch_that_fit
     assert launched(run(16)) == 16
     assert launched(run(32)) == 20
     assert launched(run(32), trust_prediction=False) == 32
-    shortage(frontier, run(12))
+    ran_out(frontier, run(12))
     assert launched(run(32), trust_prediction=False) == 11
 
 
@@ -138,8 +138,8 @@ def test_a_margin_is_kept_until_a_trial_has_shown_it_not_to_be_needed() -> None:
 # Capacity
 
 
-def test_a_shortage_lowers_the_capacity_below_it_for_every_shape(frontier: MemoryFrontier) -> None:
-    shortage(frontier, run(16))
+def test_an_out_of_memory_lowers_the_capacity_below_it_for_every_shape(frontier: MemoryFrontier) -> None:
+    ran_out(frontier, run(16))
     assert frontier.capacity(run(1, width=64)).num_bytes == 80 * MEBIBYTE - 1
     refusal = frontier.refusal(run(8, width=64))
     assert refusal is not None
@@ -162,7 +162,7 @@ def test_a_trial_that_ran_beyond_the_limit_by_prediction_raises_the_capacity_for
     assert "trial-0001 ran at a predicted 120.00 MiB" in refusal.reason
 
 
-def test_shortages_and_successes_close_in_on_what_the_device_really_has(frontier: MemoryFrontier) -> None:
+def test_outs_of_memory_and_successes_close_in_on_what_the_device_really_has(frontier: MemoryFrontier) -> None:
     """A device that holds 73 % of what is predicted, as a pessimistic caching allocator would make it look."""
     rng = random.Random(0)
     launched, wasted = 0, 0
@@ -172,12 +172,12 @@ def test_shortages_and_successes_close_in_on_what_the_device_really_has(frontier
             continue
         launched += 1
         if predict(wanted) > 73 * MEBIBYTE:
-            shortage(frontier, wanted, number)
+            ran_out(frontier, wanted, number)
             wasted += 1
         else:
             success(frontier, wanted, number)
     assert launched >= 20
-    # Each shortage takes the capacity down to its own size: as records of a random sequence there are few.
+    # Each out-of-memory takes the capacity down to its own size: as records of a random sequence there are few.
     assert wasted <= 4
     assert 73 * MEBIBYTE <= frontier.capacity().num_bytes <= 80 * MEBIBYTE
 
@@ -186,18 +186,18 @@ def test_shortages_and_successes_close_in_on_what_the_device_really_has(frontier
 
 
 def test_of_two_that_contradict_each_other_in_one_shape_the_later_counts(frontier: MemoryFrontier) -> None:
-    shortage(frontier, run(8), 1)
+    ran_out(frontier, run(8), 1)
     assert frontier.refusal(run(8)) is not None
     success(frontier, run(10), 2)
     assert frontier.refusal(run(8)) is None
     assert frontier.capacity().num_bytes == LIMIT
-    shortage(frontier, run(8), 3)
+    ran_out(frontier, run(8), 3)
     assert frontier.refusal(run(8)) is not None
 
 
-def test_a_shortage_below_what_another_shape_ran_with_binds_its_own_shape_alone(frontier: MemoryFrontier) -> None:
+def test_an_out_of_memory_below_what_another_shape_ran_with_binds_its_own_shape_alone(frontier: MemoryFrontier) -> None:
     success(frontier, run(18), 1)
-    shortage(frontier, run(6, width=64), 2)
+    ran_out(frontier, run(6, width=64), 2)
     assert frontier.refusal(run(6, width=64)) is not None
     assert frontier.refusal(run(6, width=64, rate=0.1)) is not None
     assert frontier.refusal(run(5, width=64)) is None
@@ -205,11 +205,11 @@ def test_a_shortage_below_what_another_shape_ran_with_binds_its_own_shape_alone(
     assert frontier.refusal(run(6, width=96)) is None
 
 
-def test_a_success_beyond_the_limit_that_another_shapes_shortage_contradicts_binds_its_own_shape_alone(
+def test_a_success_beyond_the_limit_that_another_shapes_out_of_memory_contradicts_binds_its_own_shape_alone(
     frontier: MemoryFrontier,
 ) -> None:
     success(frontier, run(30), 1)
-    shortage(frontier, run(12, width=64), 2)
+    ran_out(frontier, run(12, width=64), 2)
     assert frontier.refusal(run(30)) is None
     assert frontier.refusal(run(7, width=96)) is not None
     assert frontier.refusal(run(6, width=96)) is None
@@ -219,7 +219,7 @@ def test_a_success_beyond_the_limit_that_another_shapes_shortage_contradicts_bin
 
 
 def test_nothing_at_or_above_a_micro_batch_that_ran_out_is_launched_for_that_shape(frontier: MemoryFrontier) -> None:
-    shortage(frontier, run(8))
+    ran_out(frontier, run(8))
     for micro_batch in (8, 9, 16, 64):
         refusal = frontier.refusal(run(micro_batch), trust_prediction=False)
         assert refusal is not None, micro_batch
@@ -228,33 +228,33 @@ def test_nothing_at_or_above_a_micro_batch_that_ran_out_is_launched_for_that_sha
     assert frontier.refusal(run(7)) is None
 
 
-def test_a_listed_trial_of_another_shape_is_not_ruled_out_by_a_shortage(frontier: MemoryFrontier) -> None:
-    shortage(frontier, run(8))
+def test_a_listed_trial_of_another_shape_is_not_ruled_out_by_an_out_of_memory(frontier: MemoryFrontier) -> None:
+    ran_out(frontier, run(8))
     assert frontier.refusal(run(8, width=64), trust_prediction=False) is None
 
 
 def test_a_lower_masking_rate_may_fit_where_a_higher_one_did_not(frontier: MemoryFrontier) -> None:
-    shortage(frontier, run(8, rate=0.3))
+    ran_out(frontier, run(8, rate=0.3))
     assert frontier.refusal(run(8, rate=0.15), trust_prediction=False) is None
     assert frontier.refusal(run(8, rate=0.4), trust_prediction=False) is not None
 
 
 def test_a_learning_rate_has_no_part_in_memory(frontier: MemoryFrontier) -> None:
-    shortage(frontier, run(8))
+    ran_out(frontier, run(8))
     assert frontier.refusal(run(8).with_overrides({"training.learning_rate": 0.1})) is not None
 
 
 def test_a_larger_micro_batch_that_is_predicted_to_need_less_is_not_dominated() -> None:
     """As where the vocabulary head goes through in one chunk more."""
     dipping = new_frontier(predict=lambda run: {8: 50, 9: 45}[int(run.training.micro_batch_size)] * MEBIBYTE)
-    shortage(dipping, run(8))
+    ran_out(dipping, run(8))
     assert dipping.refusal(run(9)) is None
 
 
 # Trials
 
 
-def test_a_survived_shortage_teaches_both_sizes(frontier: MemoryFrontier) -> None:
+def test_a_survived_out_of_memory_teaches_both_sizes(frontier: MemoryFrontier) -> None:
     frontier.learn_trial(ended(1, ran_out=(16, 12), used=10), run(16))
     seen = [(one.micro_batch_size, one.fits) for one in frontier.observations]
     assert sorted(seen) == [(10, True), (12, False), (16, False)]
@@ -269,7 +269,7 @@ def test_a_trial_that_broke_teaches_nothing(frontier: MemoryFrontier, outcome: O
 
 
 def test_a_refused_trial_teaches_nothing(frontier: MemoryFrontier) -> None:
-    refused = record(1, Outcome.INFEASIBLE, memory_verdict="refused by prediction", micro_batch_size_used=4)
+    refused = record(1, Outcome.INFEASIBLE, memory_verdict=MemoryVerdict.REFUSED, micro_batch_size_used=4)
     assert frontier.learn_trial(refused, run(4)) == []
 
 
@@ -282,7 +282,7 @@ def observed(frontier: MemoryFrontier) -> list[MemoryObservation]:
 
 
 def test_the_next_sweep_with_the_same_limit_starts_with_what_the_first_one_learnt(frontier: MemoryFrontier) -> None:
-    shortage(frontier, run(8))
+    ran_out(frontier, run(8))
     following = new_frontier(source="there")
     following.learn(observed(frontier))
     refusal = following.refusal(run(8), trust_prediction=False)
@@ -292,9 +292,9 @@ def test_the_next_sweep_with_the_same_limit_starts_with_what_the_first_one_learn
 
 
 @pytest.mark.parametrize(("limit_mib", "is_refused"), [(50, True), (100, True), (120, False), (400, False)])
-def test_a_shortage_speaks_of_smaller_limits_and_not_of_larger_ones(limit_mib: int, is_refused: bool) -> None:
+def test_an_out_of_memory_speaks_of_smaller_limits_and_not_of_larger_ones(limit_mib: int, is_refused: bool) -> None:
     frontier = new_frontier()
-    shortage(frontier, run(8))
+    ran_out(frontier, run(8))
     other = new_frontier(limit_bytes=limit_mib * MEBIBYTE)
     other.learn(observed(frontier))
     assert (other.refusal(run(8)) is not None) == is_refused
@@ -311,7 +311,7 @@ def test_a_success_speaks_of_larger_limits_and_not_of_smaller_ones(frontier: Mem
 
 def test_between_limits_that_are_nearly_the_same_sizes_move_with_the_limit(frontier: MemoryFrontier) -> None:
     """As of `memory: auto`, which is what happens to be free."""
-    shortage(frontier, run(16))
+    ran_out(frontier, run(16))
     other = new_frontier(limit_bytes=round(1.02 * LIMIT))
     other.learn(observed(frontier))
     assert other.capacity(run(1, width=64)).num_bytes == pytest.approx(1.02 * 80 * MEBIBYTE, abs=2)
@@ -341,7 +341,7 @@ def test_neither_repetitions_nor_the_order_of_merging_change_a_decision(
     every: list[MemoryObservation] = []
     for number, (size, rate, fits, width) in enumerate(trials, start=1):
         one = new_frontier()
-        (success if fits else shortage)(one, run(size, rate=rate, width=width), number)
+        (success if fits else ran_out)(one, run(size, rate=rate, width=width), number)
         every += one.observations
     whole, merged = new_frontier(), new_frontier()
     whole._seen = dict(enumerate(every))
@@ -363,7 +363,7 @@ def test_what_is_learnt_between_decisions_counts_as_if_it_had_been_known_from_th
     for number, ((size, rate, fits, width), _) in enumerate(trials, start=1):
         # Most are the newest; those of other sweeps may be older than what is known.
         at = number - trials[number - 1][1]
-        (success if fits else shortage)(asked, run(size, rate=rate, width=width), at)
+        (success if fits else ran_out)(asked, run(size, rate=rate, width=width), at)
         fresh = new_frontier()
         fresh.learn(asked.observations)
         for wanted in WANTED:

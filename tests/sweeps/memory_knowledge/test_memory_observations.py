@@ -112,15 +112,15 @@ def test_a_thousand_trials_that_fit_write_the_file_a_few_times_and_in_the_end_al
     assert {one.micro_batch_size for one in learnt} == set(range(1, 1001))
 
 
-def test_a_shortage_is_written_at_once_with_what_waited(tmp_path: Path) -> None:
+def test_an_out_of_memory_is_written_at_once_with_what_waited(tmp_path: Path) -> None:
     store = MemoryStore(tmp_path, "cpu")
     remembering = Remembering(store, "2.13.0", learn=lambda _: None, pace=Pace(clock=time.monotonic, times_as_long=1e9))
     for number in (1, 2):
         remembering.add([seen(number)])
     assert store.load("2.13.0") == [seen(1)]
-    shortage = seen(3).model_copy(update={"fits": False})
-    remembering.add([shortage])
-    assert store.load("2.13.0") == [seen(1), seen(2), shortage]
+    ran_out = seen(3).model_copy(update={"fits": False})
+    remembering.add([ran_out])
+    assert store.load("2.13.0") == [seen(1), seen(2), ran_out]
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"format_version": 1}', '{"format_version": 9, "torch": {}}', "[1]"])

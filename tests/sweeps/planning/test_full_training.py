@@ -65,10 +65,10 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def plan(place: Path, results: Path, *overrides: str, **options: Any) -> SweepConfig:
+def plan(path: Path, results: Path, *overrides: str, **options: Any) -> SweepConfig:
     chosen, tokens, keep = (options.get(name) for name in ("chosen", "tokens", "keep_settings"))
     return plan_training(
-        place,
+        path,
         overrides,
         chosen=chosen,
         tokens=tokens,
@@ -135,9 +135,9 @@ def test_a_mistake_is_told_with_its_remedy_before_anything_starts(
 ) -> None:
     what, options, words = FAULTS[case]
     (tmp_path / "empty").mkdir()
-    place = {"FOLDER": next(results.glob("tiny-*")), "FILE": file, "EMPTY": tmp_path / "empty"}[what]
+    path = {"FOLDER": next(results.glob("tiny-*")), "FILE": file, "EMPTY": tmp_path / "empty"}[what]
     with pytest.raises(InputFault) as caught:
-        plan(place, results, **options)
+        plan(path, results, **options)
     assert words in str(caught.value)
 
 

@@ -16,7 +16,7 @@ from pyarrow.fs import FileSelector, FileSystem
 from command import ROOT
 from patience import COMMAND_HANGS_AFTER_S, HANGS_AFTER_S, wait_until
 from sweep_examples import TINY
-from sweeps.commands.command_frame import results_place
+from sweeps.commands.command_frame import results_location
 from sweeps.records.folder_mirror import Mirror
 from sweeps.records.outcomes import Outcome
 from sweeps.records.remote_results import PART_FILE, ResultsAtUri, UriError, mirrored_trial
@@ -205,11 +205,11 @@ def test_a_bucket_that_is_not_there_is_named_before_anything_starts(bucket: str,
 
 
 def test_results_go_to_a_folder_of_this_machine_that_a_uri_has_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, uri = results_place("s3://bucket/a/b")
+    folder, uri = results_location("s3://bucket/a/b")
     assert (folder, uri) == (Path.home() / "pretune/mirrored/bucket-a-b", "s3://bucket/a/b")
-    assert results_place("file:///shared/my%20results") == (Path("/shared/my results"), None)
+    assert results_location("file:///shared/my%20results") == (Path("/shared/my results"), None)
     monkeypatch.setenv("PRETUNE_RESULTS", "s3://bucket/c")
-    assert results_place(None)[1] == "s3://bucket/c"
+    assert results_location(None)[1] == "s3://bucket/c"
 
 
 @pytest.mark.ray

@@ -1,21 +1,38 @@
+import json
 import math
 from pathlib import Path
 
+import pytest
+
 from sweep_examples import record
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import LOSS, RefusedProposal, TrialStore
+from sweeps.records.trial_records import LOSS, ChosenBy, MemoryVerdict, RefusedProposal, TrialStore
 
 
 def test_a_record_read_back_equals_the_one_written(tmp_path: Path) -> None:
     store = TrialStore(tmp_path / "trials")
     written = [
         record(1, loss=3.25, rung_losses={1000: 4.0}, memory_limit_bytes=2**30),
-        record(2, Outcome.INFEASIBLE, reason="ran out of memory: 3 of 2", memory_verdict="ran out of memory"),
+        record(2, Outcome.INFEASIBLE, reason="ran out of memory: 3 of 2", memory_verdict=MemoryVerdict.RAN_OUT),
         record(3, None),
     ]
     for one in reversed(written):
         store.save(one)
     assert TrialStore(tmp_path / "trials").load_all() == written
+
+
+@pytest.mark.parametrize("origin", ["search", "start_with", "informed", "repeat", "taken over"])
+@pytest.mark.parametrize(
+    "verdict",
+    ["refused by prediction", "skipped by dominance", "ran out of memory", "ran out of memory and went on"],
+)
+def test_words_of_a_record_on_disk_are_those_of_earlier_results(tmp_path: Path, origin: str, verdict: str) -> None:
+    store = TrialStore(tmp_path / "trials")
+    store.save(record(1, chosen_by=origin, memory_verdict=verdict))
+    kept = json.loads((tmp_path / "trials" / "trial-0001" / "trial.json").read_text())
+    assert (kept["chosen_by"], kept["memory_verdict"]) == (origin, verdict)
+    (read,) = store.load_all()
+    assert (read.chosen_by, read.memory_verdict) == (ChosenBy(origin), MemoryVerdict(verdict))
 
 
 def test_a_loss_that_is_not_a_number_is_read_back_as_such(tmp_path: Path) -> None:
@@ -39,7 +56,7 @@ def test_reports_trained_again_after_an_interruption_come_once_and_a_half_line_i
 def test_refused_proposals_are_kept_in_order(tmp_path: Path) -> None:
     store = TrialStore(tmp_path / "trials")
     refused = [
-        RefusedProposal(settings={"training.batch_size": size}, verdict="refused by prediction", reason=f"{size}")
+        RefusedProposal(settings={"training.batch_size": size}, verdict=MemoryVerdict.REFUSED, reason=f"{size}")
         for size in (3, 1, 2)
     ]
     for one in refused:

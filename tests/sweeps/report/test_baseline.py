@@ -12,6 +12,8 @@ from data_pipeline.schema.user_errors import InputFault
 from sweep_examples import record
 from sweeps.analysis.result_tables import write_summary
 from sweeps.records.outcomes import Outcome
+from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import LOSS, TrialStore
 from sweeps.report.baseline import read_baseline
 from sweeps.report.report import write_report
@@ -49,8 +51,8 @@ def test_a_run_of_mlflow_gives_the_same(tmp_path: Path, empty_store: Path, monke
     tracking = Tracking(tmp_path, say=print)
     store = TrialStore(tmp_path / "trials")
     tracking.start(name="one", identity="one", tags={"pretune.data": "abc"}, params={}, store=store)
-    tracking.on_event("ended", record(1, Outcome.COMPLETED, 4.5, tokens=1000, **ENDED), None)
-    tracking.finish(status="finished", records=[], folder=tmp_path)
+    tracking.on_event(TrialEvent.ENDED, record(1, Outcome.COMPLETED, 4.5, tokens=1000, **ENDED), None)
+    tracking.finish(status=SweepStatus.FINISHED, records=[], folder=tmp_path)
     client = MlflowClient(tracking.uri)
     experiment = client.get_run(tracking.parent_id).info.experiment_id
     (trial,) = client.search_runs([experiment], "tags.`pretune.kind` = 'trial'")

@@ -15,7 +15,8 @@ from swept_folder import example_manifest, example_records, example_sweep, refus
 from sweep_examples import record as example_record
 from sweeps.analysis.result_tables import ranked
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import LOSS, TrialRecord, TrialStore
+from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_records import LOSS, ChosenBy, TrialRecord, TrialStore
 from sweeps.report.report import write_pictures, write_report
 from sweeps.trained_models.sample_outputs import Sample
 
@@ -107,7 +108,7 @@ def report_of(
     folder: Path,
     records: list[TrialRecord],
     *,
-    status: str = "finished",
+    status: SweepStatus = SweepStatus.FINISHED,
     summary: dict[str, Any] | None = None,
     **sweep: Any,
 ) -> str:
@@ -297,7 +298,7 @@ def test_words_of_users_are_never_markup(tmp_path: Path) -> None:
 
 
 def test_no_trial_at_all_makes_a_report(tmp_path: Path) -> None:
-    text = report_of(tmp_path, [], status="interrupted")
+    text = report_of(tmp_path, [], status=SweepStatus.INTERRUPTED)
     assert "No trial completed: there is no best one." in text
     assert "No trial has started." in text
 
@@ -321,7 +322,7 @@ def test_sweep_in_which_nothing_fits_makes_a_report(tmp_path: Path) -> None:
 
 def test_one_trial_without_swept_settings_makes_a_report(tmp_path: Path) -> None:
     store = TrialStore(tmp_path / "trials")
-    record = example_records(store, num_trials=1)[0].model_copy(update={"settings": {}, "chosen_by": "search"})
+    record = example_records(store, num_trials=1)[0].model_copy(update={"settings": {}, "chosen_by": ChosenBy.SEARCH})
     text = report_of(tmp_path, [record], search={}, start_with=[])
     assert "Nothing was swept." in text
     assert "trial-0001 is the best of 1 completed trials" in (tmp_path / "EXPERIMENT.md").read_text()
@@ -337,12 +338,12 @@ def test_loss_that_is_no_number_is_shown_and_never_best(tmp_path: Path) -> None:
     assert f"best trial{best.name}holdout loss{best.loss:.4f}" in text.replace("\n", "")
 
 
-def test_interrupted_sweep_says_how_it_goes_on(tmp_path: Path) -> None:
+def test_interrupted_sweep_says_how_to_resume(tmp_path: Path) -> None:
     store = TrialStore(tmp_path / "trials")
     records = example_records(store, num_trials=4)
     records[-1] = records[-1].model_copy(update={"outcome": Outcome.INTERRUPTED, "reason": "a node was lost"})
-    text = report_of(tmp_path, records, status="interrupted")
-    assert "1 trial did not end. The same command goes on from the checkpoints" in text
+    text = report_of(tmp_path, records, status=SweepStatus.INTERRUPTED)
+    assert "1 trial did not end. The same command resumes from the checkpoints" in text
 
 
 def test_settings_listed_outside_the_space_make_a_report(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def predict(run: RunConfig) -> int:
     return 50 * asked
 
 
-def shortage(kind: OomKind = "device", phase: OomPhase = "backward") -> OomFacts:
+def ran_out(kind: OomKind = "device", phase: OomPhase = "backward") -> OomFacts:
     return OomFacts(kind=kind, error_type="torch.OutOfMemoryError", message="", phase=phase)
 
 
@@ -86,7 +86,7 @@ def test_a_trial_that_fitted_teaches_its_size_and_its_error_of_prediction(tmp_pa
 
 def test_a_trial_that_ran_out_says_so_and_rules_out_its_size(tmp_path: Path) -> None:
     told = Told(tmp_path)
-    record = told.end("infeasible", 32, oom=shortage())
+    record = told.end("infeasible", 32, oom=ran_out())
     assert record.outcome is Outcome.INFEASIBLE
     assert record.memory_verdict == "ran out of memory"
     assert (record.out_of_memory_events, record.out_of_memory_micro_batches) == (1, (32,))
@@ -95,14 +95,14 @@ def test_a_trial_that_ran_out_says_so_and_rules_out_its_size(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["node", "suspect"])
-def test_a_shortage_of_the_node_rules_out_nothing(tmp_path: Path, kind: OomKind) -> None:
+def test_an_out_of_memory_of_the_node_rules_out_nothing(tmp_path: Path, kind: OomKind) -> None:
     told = Told(tmp_path)
-    record = told.end("infeasible", 32, oom=shortage(kind))
+    record = told.end("infeasible", 32, oom=ran_out(kind))
     assert record.memory_verdict == "ran out of memory"
     assert told.seen() == []
 
 
-def test_a_stage_with_a_smaller_micro_batch_is_no_shortage_but_shrinking_within_it_is(tmp_path: Path) -> None:
+def test_a_stage_with_a_smaller_micro_batch_is_no_out_of_memory_but_shrinking_within_it_is(tmp_path: Path) -> None:
     told = Told(tmp_path)
     told.report(1000, 16, stage=1.0)
     told.report(2000, 8, stage=2.0)
@@ -146,14 +146,16 @@ def test_a_resumed_sweep_learns_the_same_from_the_records_alone(tmp_path: Path) 
     assert again.observations == told.frontier.observations
 
 
-def test_a_survived_shortage_is_told_from_the_end_and_one_in_evaluation_rules_out_no_training(tmp_path: Path) -> None:
+def test_a_survived_out_of_memory_is_told_from_the_end_and_one_in_evaluation_rules_out_no_training(
+    tmp_path: Path,
+) -> None:
     told = Told(tmp_path)
     told.report(1000, 16)
-    shortages = (
-        OutOfMemoryEvent(shortage(), step=0, size=32, smaller=16),
-        OutOfMemoryEvent(shortage(phase="evaluation"), step=2, size=16, smaller=8),
+    survived = (
+        OutOfMemoryEvent(ran_out(), step=0, size=32, smaller=16),
+        OutOfMemoryEvent(ran_out(phase="evaluation"), step=2, size=16, smaller=8),
     )
-    record = told.end("completed", 16, oom_events=shortages)
+    record = told.end("completed", 16, oom_events=survived)
     assert record.outcome is Outcome.COMPLETED
     assert record.memory_verdict == "ran out of memory and went on"
     assert (record.out_of_memory_events, record.out_of_memory_micro_batches) == (2, (32,))
@@ -164,7 +166,7 @@ def test_what_a_neighbour_took_rules_out_nothing(tmp_path: Path) -> None:
     told = Told(tmp_path, **{"training.micro_batch_size": 16})
     told.report(1000, 8)
     record = told.end(
-        "completed", 16, oom_events=(OutOfMemoryEvent(shortage(), step=0, size=16, smaller=8, is_neighbours=True),)
+        "completed", 16, oom_events=(OutOfMemoryEvent(ran_out(), step=0, size=16, smaller=8, is_neighbours=True),)
     )
     assert (record.out_of_memory_events, record.out_of_memory_micro_batches) == (1, ())
     assert told.seen() == [(16, True)]

@@ -22,8 +22,8 @@ def budget(**limits: object) -> SweepBudget:
 
 def test_tokens_of_branches_and_of_trials_that_ran_out_of_memory_are_spent() -> None:
     assert budget().tokens(SPENT) == ALL
-    assert budget(tokens=ALL + 30_000).room_for_search(SPENT)[0] == "yes"
-    assert budget(tokens=ALL + 29_999).room_for_search(SPENT) == (
+    assert budget(tokens=ALL + 30_000).may_start_trial(SPENT)[0] == "yes"
+    assert budget(tokens=ALL + 29_999).may_start_trial(SPENT) == (
         "no",
         f"{ALL:,.4g} of {ALL + 29_999:,.4g} tokens: one more trial would exceed them",
     )
@@ -32,19 +32,19 @@ def test_tokens_of_branches_and_of_trials_that_ran_out_of_memory_are_spent() -> 
 def test_operations_are_counted_like_tokens() -> None:
     assert budget().flops(SPENT) == 10.0 * ALL
     # The next trial is taken to need as many for each token as the dearest so far.
-    assert budget(flops=10.0 * (ALL + 30_000)).room_for_search(SPENT)[0] == "yes"
-    assert budget(flops=10.0 * (ALL + 29_999)).room_for_search(SPENT)[0] == "no"
+    assert budget(flops=10.0 * (ALL + 30_000)).may_start_trial(SPENT)[0] == "yes"
+    assert budget(flops=10.0 * (ALL + 29_999)).may_start_trial(SPENT)[0] == "no"
 
 
-def test_a_trial_that_waits_goes_on_only_if_its_rest_and_all_that_run_have_room() -> None:
+def test_a_trial_that_waits_is_promoted_only_if_the_budget_has_tokens_for_its_rest_and_all_that_run() -> None:
     waiting = record(4, None, tokens=10_000, branch_tokens=1_500, paused_at=10_000)
     running = record(5, None, tokens=5_000)
     known = [*SPENT, waiting, running]
     wanted = ALL + 11_500 + 5_000 + 20_000 + 25_000
-    assert budget(tokens=wanted).has_room_to_go_on(known, waiting)
-    assert not budget(tokens=wanted - 1).has_room_to_go_on(known, waiting)
+    assert budget(tokens=wanted).may_promote(known, waiting)
+    assert not budget(tokens=wanted - 1).may_promote(known, waiting)
 
 
 def test_one_that_does_not_fit_uses_up_no_trial() -> None:
-    assert budget(trials=3).room_for_search(SPENT)[0] == "yes"
-    assert budget(trials=2).room_for_search(SPENT)[0] == "no"
+    assert budget(trials=3).may_start_trial(SPENT)[0] == "yes"
+    assert budget(trials=2).may_start_trial(SPENT)[0] == "no"

@@ -6,7 +6,7 @@ import pytest
 
 from sweep_examples import record, tiny_sweep
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import RefusedProposal, TrialRecord
+from sweeps.records.trial_records import MemoryVerdict, RefusedProposal, TrialRecord
 from sweeps.search.settings_sampler import SettingsSampler
 from sweeps.settings.sweep_config import SweepConfig
 
@@ -105,7 +105,7 @@ def test_an_infeasible_region_is_avoided_and_not_forgotten() -> None:
             "training.micro_batch_size": micro_batch,
         }
         if micro_batch == 16:
-            known.append(record(number, Outcome.INFEASIBLE, settings=settings, memory_verdict="ran out of memory"))
+            known.append(record(number, Outcome.INFEASIBLE, settings=settings, memory_verdict=MemoryVerdict.RAN_OUT))
         else:
             known.append(record(number, loss=4.0 + 0.01 * number, settings=settings))
     proposed = [settings["training.micro_batch_size"] for settings in proposals(sampler(sweep, known), 20)]
@@ -136,7 +136,7 @@ def test_memory_is_told_as_a_constraint_broken_by_as_much_as_it_is_short_and_nev
     ]
 
 
-def test_a_survived_shortage_is_told_as_two_truths() -> None:
+def test_a_survived_out_of_memory_is_told_as_two_truths() -> None:
     """The size asked for does not fit; the loss belongs to the largest listed size that is not above the one used."""
     proposing = sampler(sweep_with("tpe"))
     settings = {"training.learning_rate": 2e-3, "training.batch_size": 16, "training.micro_batch_size": 16}
@@ -182,7 +182,7 @@ def test_a_sampler_that_goes_on_knows_what_was_refused() -> None:
     settings = {"training.learning_rate": 2e-3, "training.batch_size": 16, "training.micro_batch_size": 16}
     refused = RefusedProposal(
         settings=settings,
-        verdict="refused by prediction",
+        verdict=MemoryVerdict.REFUSED,
         reason="x",
         predicted_peak_memory_bytes=130,
         memory_limit_bytes=100,

@@ -20,6 +20,8 @@ from small_models import exported
 from sweep_examples import record
 from sweeps.commands.cli import app
 from sweeps.records.outcomes import Outcome
+from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import TrialStore
 from sweeps.tracking.mlflow_model import save_model
 from sweeps.tracking.mlflow_store import EXPERIMENT
@@ -119,10 +121,10 @@ class Registered:
         self.store.save(self.record)
         self.client = MlflowClient(f"sqlite:///{results / 'mlflow.db'}")
 
-    def run(self, status: str = "finished", identity: str = "one") -> str:
+    def run(self, status: SweepStatus = SweepStatus.FINISHED, identity: str = "one") -> str:
         tracking = Tracking(self.results, say=print)
         tracking.start(name="tiny", identity=identity, tags={}, params={}, store=self.store)
-        tracking.on_event("ended", self.record, None)
+        tracking.on_event(TrialEvent.ENDED, self.record, None)
         tracking.finish(status=status, records=[self.record], folder=self.folder)
         assert tracking.not_taken == ""
         return tracking.model_uri
@@ -142,7 +144,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> R
     results = tmp_path_factory.mktemp("results")
     shutil.copy(empty_store, results / "mlflow.db")
     sweep = Registered(results)
-    assert sweep.run(status="interrupted") == ""
+    assert sweep.run(status=SweepStatus.INTERRUPTED) == ""
     assert sweep.run() == "models:/tiny/1"
     return sweep
 

@@ -24,7 +24,9 @@ from postgres import postgres
 from sweep_examples import record
 from sweeps.analysis.result_tables import ranked
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import LOSS, RefusedProposal, TrialRecord, TrialStore
+from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_events import TrialEvent
+from sweeps.records.trial_records import LOSS, MemoryVerdict, RefusedProposal, TrialRecord, TrialStore
 from sweeps.tracking.mlflow_dataset import dataset_inputs
 from sweeps.tracking.mlflow_store import EXPERIMENT, TrackingError
 from sweeps.tracking.mlflow_tags import source_tags
@@ -58,17 +60,17 @@ class Sweep:
         return tracking
 
     def begin(self, tracking: Tracking, number: int) -> None:
-        self._tell(tracking, "started", record(number, None, started_at="2026-01-01T00:00:00+00:00"))
+        self._tell(tracking, TrialEvent.STARTED, record(number, None, started_at="2026-01-01T00:00:00+00:00"))
 
     def report(self, tracking: Tracking, number: int, step: int) -> None:
         report = {"tokens": 1000.0 * step, "training_s": 2.0 * step, LOSS: 5.0 + number - 0.5 * step}
         changes = {"tokens": 1000 * step, "metrics": {LOSS: report[LOSS]}}
         self.store.append_report(self.records[number], report)
-        self._tell(tracking, "report", self.records[number].model_copy(update=changes), report)
+        self._tell(tracking, TrialEvent.REPORT, self.records[number].model_copy(update=changes), report)
 
     def end(self, tracking: Tracking, number: int, outcome: Outcome, reason: str = "in words", **memory: Any) -> None:
         changes = {"outcome": outcome, "reason": reason, "ended_at": "2026-01-01T00:01:00+00:00", **memory}
-        self._tell(tracking, "ended", self.records[number].model_copy(update=changes))
+        self._tell(tracking, TrialEvent.ENDED, self.records[number].model_copy(update=changes))
 
     def whole_trial(self, tracking: Tracking, number: int, outcome: Outcome = Outcome.COMPLETED) -> None:
         self.begin(tracking, number)
@@ -78,10 +80,10 @@ class Sweep:
 
     def finish(self, tracking: Tracking, refused: Sequence[RefusedProposal] = ()) -> str:
         records = ranked(list(self.records.values()))
-        tracking.finish(status="finished", records=records, folder=self.folder, refused=refused)
+        tracking.finish(status=SweepStatus.FINISHED, records=records, folder=self.folder, refused=refused)
         return tracking.not_taken
 
-    def _tell(self, tracking: Tracking, event: str, record: TrialRecord, report: Any = None) -> None:
+    def _tell(self, tracking: Tracking, event: TrialEvent, record: TrialRecord, report: Any = None) -> None:
         self.records[record.number] = record
         self.store.save(record)
         tracking.on_event(event, record, report)
@@ -237,7 +239,7 @@ def test_a_sweep_that_goes_on_adds_to_the_runs_there_are(sweep: Sweep) -> None:
     first = sweep.tracking()
     sweep.begin(first, 1)
     sweep.report(first, 1, 1)
-    first.finish(status="interrupted", records=list(sweep.records.values()), folder=sweep.folder)
+    first.finish(status=SweepStatus.INTERRUPTED, records=list(sweep.records.values()), folder=sweep.folder)
     assert local_runs(sweep).parent.info.status == "KILLED"
     second = sweep.tracking()
     assert second.parent_id == first.parent_id
@@ -275,7 +277,7 @@ def test_more_settings_than_mlflow_takes_at_once_are_all_recorded(sweep: Sweep) 
 def test_a_loss_that_is_not_a_number_is_recorded(sweep: Sweep) -> None:
     tracking = sweep.tracking()
     sweep.begin(tracking, 1)
-    tracking.on_event("report", sweep.records[1], {"tokens": 1000.0, LOSS: float("nan")})
+    tracking.on_event(TrialEvent.REPORT, sweep.records[1], {"tokens": 1000.0, LOSS: float("nan")})
     sweep.end(tracking, 1, Outcome.DIVERGED)
     assert sweep.finish(tracking) == ""
     # MLflow keeps an infinity as the largest number that a double holds.
@@ -425,14 +427,14 @@ def test_what_can_wait_goes_together_and_the_end_of_it_goes_at_once() -> None:
 def test_runs_tell_apart_what_memory_did_with_peaks_and_margins(sweep: Sweep) -> None:
     tracking = sweep.tracking()
     memory = {"memory_limit_bytes": 100, "predicted_peak_memory_bytes": 80, "peak_memory_bytes": 82}
-    shortage = {"out_of_memory_events": 1, "memory_limit_bytes": 100, "predicted_peak_memory_bytes": 125}
+    ran_out = {"out_of_memory_events": 1, "memory_limit_bytes": 100, "predicted_peak_memory_bytes": 125}
     sizes = {"micro_batch_size_asked": 64, "micro_batch_size_used": 48}
     for number in (1, 2, 3):
         sweep.begin(tracking, number)
     sweep.end(tracking, 1, Outcome.COMPLETED, **memory)
-    sweep.end(tracking, 2, Outcome.COMPLETED, **shortage, **sizes, memory_verdict="ran out of memory and went on")
-    sweep.end(tracking, 3, Outcome.INFEASIBLE, **shortage, memory_verdict="ran out of memory")
-    refused = [RefusedProposal(settings={}, verdict="refused by prediction", reason="x")] * 2
+    sweep.end(tracking, 2, Outcome.COMPLETED, **ran_out, **sizes, memory_verdict=MemoryVerdict.SURVIVED)
+    sweep.end(tracking, 3, Outcome.INFEASIBLE, **ran_out, memory_verdict=MemoryVerdict.RAN_OUT)
+    refused = [RefusedProposal(settings={}, verdict=MemoryVerdict.REFUSED, reason="x")] * 2
     assert sweep.finish(tracking, refused) == ""
     runs = local_runs(sweep)
     fitted, survived, ran_out = (runs.children[f"trial-{number:04d}"].data for number in (1, 2, 3))

@@ -22,6 +22,8 @@ from sweeps.analysis.result_tables import ranked
 from sweeps.analysis.trial_curves import TRAIN_LOSS
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import ResultsError
+from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import LOSS, TrialStore
 from sweeps.tracking.mlflow_tracking import Tracking
 from sweeps.tracking.mlflow_ui import serve_ui
@@ -44,8 +46,8 @@ def results(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
         records = [record(number, Outcome.COMPLETED, loss, **ended) for number, loss in losses.items()]
         records.append(record(4, Outcome.INFEASIBLE, **ended))
         for trial in records:
-            tracking.on_event("ended", trial, None)
-        tracking.finish(status="finished", records=ranked(records), folder=folder / name)
+            tracking.on_event(TrialEvent.ENDED, trial, None)
+        tracking.finish(status=SweepStatus.FINISHED, records=ranked(records), folder=folder / name)
     return folder
 
 

@@ -10,6 +10,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from sweep_examples import record
 from sweeps.records.outcomes import Outcome
+from sweeps.records.trial_events import TrialEvent
 from sweeps.tracking.tensorboard import TensorBoardLog
 
 
@@ -45,9 +46,9 @@ def test_every_report_is_an_event_at_its_tokens_though_the_trial_pauses_and_goes
     for leg in range(3):
         for step in range(4):
             tokens = 1000.0 * (4 * leg + step)
-            log.on_event("report", trial, {"tokens": tokens, "loss": tokens / 2, "rate": -tokens})
+            log.on_event(TrialEvent.REPORT, trial, {"tokens": tokens, "loss": tokens / 2, "rate": -tokens})
         # A trial that waits, of which there may be a thousand, holds no file open.
-        log.on_event("paused" if leg < 2 else "ended", trial, None)
+        log.on_event(TrialEvent.PAUSED if leg < 2 else TrialEvent.ENDED, trial, None)
         assert open_files(tmp_path) == []
     assert curve(tmp_path, "loss") == [(1000 * number, 500.0 * number) for number in range(12)]
     assert curve(tmp_path, "rate") == [(1000 * number, -1000.0 * number) for number in range(12)]
@@ -55,9 +56,9 @@ def test_every_report_is_an_event_at_its_tokens_though_the_trial_pauses_and_goes
 
 def test_what_a_running_trial_reports_can_be_seen_before_it_ends_and_what_is_cut_off_is_kept(tmp_path: Path) -> None:
     log = TensorBoardLog(tmp_path, flush_every_s=0.0)
-    log.on_event("report", record(1, None), {"tokens": 5.0, "loss": 1.0})
+    log.on_event(TrialEvent.REPORT, record(1, None), {"tokens": 5.0, "loss": 1.0})
     assert curve(tmp_path, "loss") == [(5, 1.0)]
     late = TensorBoardLog(tmp_path, flush_every_s=1e9)
-    late.on_event("report", record(1, None), {"tokens": 6.0, "loss": 2.0})
+    late.on_event(TrialEvent.REPORT, record(1, None), {"tokens": 6.0, "loss": 2.0})
     late.close()
     assert curve(tmp_path, "loss") == [(5, 1.0), (6, 2.0)]

@@ -1,4 +1,4 @@
-"""A fine-tuning for classes, from what was asked for to its files, its report and its runs in MLflow."""
+"""One fine-tuning command, from its request to its files, its report and its runs in MLflow."""
 
 import json
 import sys
@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 
 from data_pipeline.schema.whole_files import write_atomically
-from sweeps.finetuning.finetune_engine import drop_checkpoints, finetune, plan_finetuning
+from sweeps.finetuning.classifier_results import METRICS_FILE, write_files
+from sweeps.finetuning.classifier_training import drop_checkpoints, plan_finetuning, train_classifiers
 from sweeps.finetuning.finetune_file import RESOLVED_FILE
 from sweeps.finetuning.finetune_report import print_data, write_page
 from sweeps.finetuning.finetune_request import FinetuneRequest, model_and_rows
-from sweeps.finetuning.finetune_results import METRICS_FILE, write_files
 from sweeps.finetuning.finetune_tracking import record
 from sweeps.records.results_folder import check_writable
 from sweeps.tracking.mlflow_store import MlflowStore, TrackingError
@@ -38,7 +38,7 @@ def carry_out(
             trained,
             request.settings,
             found,
-            place=request.place,
+            weights_of=request.weights_of,
             table=request.table,
             results_folder=results_folder,
             name=request.name,
@@ -53,7 +53,7 @@ def carry_out(
             return json.loads((plan.folder / METRICS_FILE).read_text(encoding="utf-8")), plan.folder
         check_writable(results_folder)
         store = MlflowStore(results_folder)  # fails now rather than after the training
-        end = finetune(plan, console)
+        end = train_classifiers(plan, console)
         write_page(end)
         figures = write_files(end)
         drop_checkpoints(end.folder)

@@ -1,7 +1,7 @@
-"""An encoder learns to tell classes of labelled texts apart: runs with several settings, the best one kept.
+"""The training of classifiers from one encoder: runs with several settings, the best one kept.
 
 Every run goes through `core.training.training_run`, as all training does: out-of-memory errors are survived in the
-step, a killed run goes on from its last checkpoint, and the holdout is evaluated after every epoch.
+step, a killed run resumes from its last checkpoint, and the holdout is evaluated after every epoch.
 """
 
 import hashlib
@@ -43,11 +43,11 @@ from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.tokens.batches import BatchSource
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.finetuning.class_metrics import always_the_commonest, measure
-from sweeps.finetuning.finetune_results import (
+from sweeps.finetuning.classifier_results import (
     METRICS_FILE,
     MODEL_FOLDER,
-    Finetuned,
-    FinetuneRun,
+    ClassifierRun,
+    FinetuneResult,
     Judged,
     Start,
     best_of,
@@ -72,7 +72,7 @@ class FinetunePlan:
 
     settings: FinetuneSettings
     trained: TrainedModel
-    place: str
+    weights_of: str
     table: str
     found: LabelledTexts
     is_held_out: NDArray[np.bool_]
@@ -104,7 +104,7 @@ def plan_finetuning(
     settings: FinetuneSettings,
     found: LabelledTexts,
     *,
-    place: str,
+    weights_of: str,
     table: str,
     results_folder: Path,
     name: str | None = None,
@@ -115,11 +115,11 @@ def plan_finetuning(
 
     Args:
         found: The rows, as `read_rows` gives them.
-        place: What the model was called.
+        weights_of: What the model was called.
         table: What their file, folder or glob was called.
         name: Of the fine-tuning. None: that of the table and the label.
         target: Folder for what comes out. None: one in the results folder, named by what decides it, so that the same
-            again goes on.
+            again resumes.
         names: Of the settings, where they were given.
 
     Raises:
@@ -127,8 +127,8 @@ def plan_finetuning(
     """
     if isinstance(trained.model, LlamaDecoder):
         raise InputFault(
-            f"{place} is a decoder: it continues texts, and {names.label} needs an encoder, which sees the whole text "
-            "at once; give a model trained with model.family: encoder"
+            f"{weights_of} is a decoder: it continues texts, and {names.label} needs an encoder, which sees the whole "
+            "text at once; give a model trained with model.family: encoder"
         )
     longest = trained.config.num_positions
     if settings.max_tokens is not None and not 3 <= settings.max_tokens <= longest:
@@ -152,10 +152,12 @@ def plan_finetuning(
     folder = target or results_folder / f"{name or f'{Path(table).stem}-{settings.label}'}-{identity[:8]}"
     check_writable(folder)
     _claim(folder, identity)
-    return FinetunePlan(settings, trained, place, table, found, is_held_out, encoded.num_cut, data, folder.absolute())
+    return FinetunePlan(
+        settings, trained, weights_of, table, found, is_held_out, encoded.num_cut, data, folder.absolute()
+    )
 
 
-def finetune(plan: FinetunePlan, console: Console) -> Finetuned:
+def train_classifiers(plan: FinetunePlan, console: Console) -> FinetuneResult:
     """Train all runs and keep the model of the best one.
 
     The epoch that is kept of a run, and the run that is kept, are those of the lowest holdout loss: it moves where
@@ -184,10 +186,10 @@ def finetune(plan: FinetunePlan, console: Console) -> Finetuned:
     scratch = best_of(runs, "from scratch")
     _, judged_scratch = (None, None) if scratch is None else _judge(scratch, configs[scratch.name], plan, workers)
     commonest, majority = always_the_commonest(_labels(plan.data.holdout), _labels(plan.data.train), plan.found.classes)
-    return Finetuned(
+    return FinetuneResult(
         folder=plan.folder,
         settings=plan.settings,
-        place=plan.place,
+        weights_of=plan.weights_of,
         table=plan.table,
         found=plan.found,
         is_held_out=plan.is_held_out,
@@ -204,7 +206,7 @@ def finetune(plan: FinetunePlan, console: Console) -> Finetuned:
 
 
 def drop_checkpoints(folder: Path) -> None:
-    """Once everything is written: what the runs of a fine-tuning needed to go on, where its model is kept elsewhere."""
+    """Once everything is written: what its runs needed to resume, where the model is kept elsewhere."""
     shutil.rmtree(folder / "start", ignore_errors=True)
     if (folder / MODEL_FOLDER).is_dir():
         shutil.rmtree(folder / "runs", ignore_errors=True)
@@ -240,7 +242,7 @@ def _claim(folder: Path, identity: str) -> None:
     mark.write_text(identity, encoding="utf-8")
 
 
-def _runs_of(plan: FinetunePlan, start: Path) -> Iterator[tuple[FinetuneRun, RunConfig]]:
+def _runs_of(plan: FinetunePlan, start: Path) -> Iterator[tuple[ClassifierRun, RunConfig]]:
     settings, config = plan.settings, plan.trained.config
     rates = settings.learning_rates or (float(f"{_RATE_AT_768 * max(1.0, 768 / config.width):.2g}"),)
     starts: tuple[Start, ...] = ("pretrained", "from scratch") if settings.from_scratch else ("pretrained",)
@@ -267,11 +269,13 @@ def _runs_of(plan: FinetunePlan, start: Path) -> Iterator[tuple[FinetuneRun, Run
         run = RunConfig.model_validate(
             {"model": model, "objective": {"classification": {"classes": plan.found.classes}}, "training": training}
         )
-        run_of = FinetuneRun(start=begin, learning_rate=rate, batch_size=batch_size, epochs=epochs, seed=seed)
+        run_of = ClassifierRun(start=begin, learning_rate=rate, batch_size=batch_size, epochs=epochs, seed=seed)
         yield run_of, run
 
 
-def _train(run: FinetuneRun, config: RunConfig, plan: FinetunePlan, workers: Workers, console: Console) -> FinetuneRun:
+def _train(
+    run: ClassifierRun, config: RunConfig, plan: FinetunePlan, workers: Workers, console: Console
+) -> ClassifierRun:
     folder = plan.folder / "runs" / run.name
     folder.mkdir(parents=True, exist_ok=True)
     reports = folder / "reports.jsonl"
@@ -319,7 +323,7 @@ def _train(run: FinetuneRun, config: RunConfig, plan: FinetunePlan, workers: Wor
     )
 
 
-def _judge(run: FinetuneRun, config: RunConfig, plan: FinetunePlan, workers: Workers) -> tuple[Classifier, Judged]:
+def _judge(run: ClassifierRun, config: RunConfig, plan: FinetunePlan, workers: Workers) -> tuple[Classifier, Judged]:
     """The classifier of a run's best epoch, and how it does on the holdout."""
     checkpoint = best_checkpoint(plan.folder / "runs" / run.name)
     assert checkpoint is not None, f"{run.name} completed without an evaluation"

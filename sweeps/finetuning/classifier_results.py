@@ -1,4 +1,4 @@
-"""What comes out of a fine-tuning: its runs, what was chosen of them, and the files that say so."""
+"""Results of a fine-tuning: its runs, the one that was chosen, and the files that say so."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ MODEL_FOLDER = "best"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneRun:
+class ClassifierRun:
     """One training and its best epoch."""
 
     start: Start
@@ -57,19 +57,19 @@ class FinetuneRun:
 class Judged:
     """The run of the lowest holdout loss among those of one start, on the holdout."""
 
-    run: FinetuneRun
+    run: ClassifierRun
     metrics: ClassMetrics
     probabilities: Tensor
     """(n, C) of the held-out rows, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetuned:
+class FinetuneResult:
     """Everything that came out."""
 
     folder: Path
     settings: FinetuneSettings
-    place: str
+    weights_of: str
     """What the pretrained model was called."""
     table: str
     found: LabelledTexts
@@ -78,7 +78,7 @@ class Finetuned:
     """Texts longer than a row."""
     row_tokens: int
     num_parameters: int
-    runs: tuple[FinetuneRun, ...]
+    runs: tuple[ClassifierRun, ...]
     pretrained: Judged
     scratch: Judged | None
     commonest: str
@@ -89,14 +89,14 @@ class Finetuned:
     """Folder of the model, or why transformers cannot load it."""
 
 
-def figures_of(end: Finetuned) -> dict[str, Any]:
+def figures_of(end: FinetuneResult) -> dict[str, Any]:
     """metrics.json: what a script reads."""
     kept, scratch = end.pretrained, end.scratch
     found = end.found
     return {
         "label": end.settings.label,
         "model": end.model,
-        "pretrained_model": end.place,
+        "pretrained_model": end.weights_of,
         "table": end.table,
         "num_parameters": end.num_parameters,
         "num_classes": len(found.classes),
@@ -121,7 +121,7 @@ def figures_of(end: Finetuned) -> dict[str, Any]:
     }
 
 
-def write_files(end: Finetuned) -> dict[str, Any]:
+def write_files(end: FinetuneResult) -> dict[str, Any]:
     """metrics.json, predictions.csv and rejects.jsonl; gives the first one's contents."""
     write_predictions(end)
     rejects = (json.dumps(one.as_json(), ensure_ascii=False) + "\n" for one in end.found.rejects)
@@ -132,21 +132,21 @@ def write_files(end: Finetuned) -> dict[str, Any]:
     return figures
 
 
-def write_predictions(end: Finetuned) -> None:
+def write_predictions(end: FinetuneResult) -> None:
     """predictions.csv: every held-out row with its label, what it was taken for, and how sure the model was."""
     probabilities = end.pretrained.probabilities.numpy()
     names = end.found.classes
-    number = {name: place for place, name in enumerate(names)}
+    number = {name: index for index, name in enumerate(names)}
     with (end.folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "line", "label", "predicted", "probability", "probability_of_label"])
-        for shares, place in zip(probabilities, np.flatnonzero(end.is_held_out).tolist(), strict=True):
-            label, taken_for = end.found.labels[place], int(shares.argmax())
-            row = [end.found.files[place], end.found.lines[place], label, names[taken_for]]
+        for shares, index in zip(probabilities, np.flatnonzero(end.is_held_out).tolist(), strict=True):
+            label, taken_for = end.found.labels[index], int(shares.argmax())
+            row = [end.found.files[index], end.found.lines[index], label, names[taken_for]]
             writer.writerow([*row, f"{shares[taken_for]:.6f}", f"{shares[number[label]]:.6f}"])
 
 
-def best_of(runs: Sequence[FinetuneRun], start: Start) -> FinetuneRun | None:
+def best_of(runs: Sequence[ClassifierRun], start: Start) -> ClassifierRun | None:
     """The completed run of the lowest holdout loss among those of one start."""
     done = [run for run in runs if run.start == start and run.outcome == "completed"]
     return min(done, key=lambda run: run.loss, default=None)
@@ -157,7 +157,7 @@ def _scores(metrics: ClassMetrics) -> dict[str, Any]:
     return {"accuracy": metrics.accuracy, "accuracy_95_percent": [low, high], "macro_f1": metrics.macro_f1}
 
 
-def _without_evaluations(run: FinetuneRun) -> dict[str, Any]:
+def _without_evaluations(run: ClassifierRun) -> dict[str, Any]:
     values = asdict(run)
     del values["evaluations"]
     return {"name": run.name} | values

@@ -1,0 +1,14 @@
+"""How far a sweep has come."""
+
+from enum import StrEnum
+
+
+class SweepStatus(StrEnum):
+    """Status of a sweep, as `summary.json` keeps it."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+    """By the user."""
+    INCOMPLETE = "incomplete"
+    """Trials were given up after losing their workers."""
