@@ -178,7 +178,7 @@ def speed_shape(run: RunConfig, vocabulary_size: int) -> str:
 
 def expected_sweep_tokens(sweep: SweepConfig) -> float:
     """Roughly the tokens that the trials of a sweep train together, without its repeats."""
-    tokens = sweep.budget.trials * expected_tokens(sweep.early_stopping, sweep.budget.tokens_per_trial)
+    tokens = sweep.budget.trials * expected_tokens(sweep.early_stopping, sweep.budget.trial_tokens)
     return tokens if sweep.budget.tokens is None else min(tokens, sweep.budget.tokens)
 
 

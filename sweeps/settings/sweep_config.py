@@ -4,7 +4,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import InitErrorDetails
 
 from core.models.lora import WITHOUT_BASE, lora_faults
 from core.models.size_matching import equalized
@@ -133,6 +134,16 @@ class SweepConfig(Settings):
             if isinstance(stopping, dict) and "method" not in stopping and _schedules(value) != {"wsd"}:
                 value = {**value, "early_stopping": {**stopping, "method": "asha"}}
         return value
+
+    @field_validator("budget")
+    @classmethod
+    def _says_how_long_a_trial_is(cls, budget: BudgetConfig, others: ValidationInfo) -> BudgetConfig:
+        # Stages say it themselves; where they are faulty, that is enough to say.
+        has_stages = others.data.get("stages") != ()
+        if budget.tokens_per_trial is None and budget.epochs_per_trial is None and not has_stages:
+            missing: InitErrorDetails = {"type": "missing", "loc": ("tokens_per_trial",), "input": budget}
+            raise ValidationError.from_exception_data(cls.__name__, [missing])
+        return budget
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:

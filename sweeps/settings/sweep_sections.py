@@ -80,20 +80,16 @@ def _seconds(duration: str) -> float:
     return float(number) * _SECONDS[unit]
 
 
-_NOT_COUNTED_YET = 1
-"""Stands for the tokens of some epochs, until the corpus is prepared (sweeps/planning/epochs.py)."""
-
-
 class BudgetConfig(Settings):
     """How much is spent. The sweep ends when any limit that is given is reached."""
 
     trials: Count = 20
     """Trials of the search. What is refused before launch does not count, and neither do repeats. Where another limit
     is given and this is not: 1,000."""
-    tokens_per_trial: Count
-    """Tokens of training that a trial gets unless it is stopped; padding does not count."""
+    tokens_per_trial: Count | None = None
+    """Tokens of training that a trial gets unless it is stopped, padding not counted; or give epochs_per_trial."""
     epochs_per_trial: PositiveFloat | None = None
-    """The same in passes over the training rows, instead: what that is in tokens, the prepared corpus says."""
+    """The same in passes over the training rows, instead. The prepared corpus says how many tokens that is."""
     tokens: Count | None = None
     """Tokens of training of all trials together. No trial starts that could exceed them."""
     flops: Annotated[float, Field(gt=0)] | None = None
@@ -113,6 +109,12 @@ class BudgetConfig(Settings):
     for longer than this, as 3min. The first run measures the rate and results/memory/ keeps it. None: never fewer."""
 
     @property
+    def trial_tokens(self) -> int:
+        """`tokens_per_trial` of a resolved sweep, in which it is always known (sweeps/planning/resolved_sweep.py)."""
+        assert self.tokens_per_trial is not None, "the tokens of epochs or stages have not been counted"
+        return self.tokens_per_trial
+
+    @property
     def wall_clock_s(self) -> float | None:
         """The wall-clock in seconds."""
         return None if self.wall_clock is None else _seconds(self.wall_clock)
@@ -130,16 +132,11 @@ class BudgetConfig(Settings):
             return {**value, "trials": 1000}
         return value
 
-    @model_validator(mode="before")
-    @classmethod
-    def _epochs_take_the_place_of_tokens(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("epochs_per_trial") and "tokens_per_trial" not in value:
-            return {**value, "tokens_per_trial": _NOT_COUNTED_YET}
-        return value
-
     @model_validator(mode="after")
     def _holds_one_trial(self) -> Self:
-        if self.epochs_per_trial is not None and self.tokens_per_trial != _NOT_COUNTED_YET:
+        if self.tokens_per_trial is None:
+            return self
+        if self.epochs_per_trial is not None:
             raise ValueError("give tokens_per_trial or epochs_per_trial, not both")
         if self.tokens is not None and self.tokens < self.tokens_per_trial:
             raise ValueError(f"tokens={self.tokens} is below tokens_per_trial={self.tokens_per_trial}: no trial fits")
