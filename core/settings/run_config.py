@@ -7,6 +7,7 @@ from pydantic import model_validator
 from core.settings.model_config import ModelConfig
 from core.settings.objective_config import ObjectiveConfig
 from core.settings.training_config import TrainingConfig
+from data_pipeline.schema.dotted_paths import set_at
 from data_pipeline.schema.settings import Settings
 
 
@@ -32,11 +33,5 @@ class RunConfig(Settings):
         """
         raw = self.model_dump()
         for path, value in overrides.items():
-            *parents, leaf = path.split(".")
-            place = raw
-            for name in parents:
-                if place.get(name) is None:  # a section that is left out, of which one setting is given
-                    place[name] = {}
-                place = place[name]
-            place[leaf] = value
+            set_at(raw, path.split("."), value)
         return type(self).model_validate(raw)

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from data_pipeline.schema.dotted_paths import flattened
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.analysis.fairness import num_predicted_positions, refuse_unfair, remarks
 from sweeps.analysis.result_tables import ranked
@@ -232,14 +233,9 @@ def _start_tracking(tracking: Tracking, sweep: SweepConfig, data: PreparedCorpus
 
 def _fixed_settings(sweep: SweepConfig) -> dict[str, Any]:
     """Settings that all trials share, flat; what is swept is left to the children."""
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                walk(f"{prefix}.{name}" if prefix else name, inner)
-        elif prefix not in sweep.search and value is not None:
-            flat[prefix] = value
-
-    walk("", sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose"}))
-    return flat
+    values = sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose"})
+    return {
+        path: value
+        for path, value in flattened(values)
+        if path not in sweep.search and value is not None and value != {}
+    }

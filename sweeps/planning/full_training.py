@@ -14,6 +14,7 @@ from core.model_files.checkpoint import read_progress, trunk_checkpoint
 from core.settings.run_config import RunConfig
 from core.training.run_checks import check_trunk
 from core.training.staged_run import Stage
+from data_pipeline.schema.dotted_paths import set_at
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.planning.learning_rate_rule import TRUNK_SCHEDULES, scaled_learning_rate
@@ -152,13 +153,7 @@ def _taken_over(sweep: SweepConfig, source: _Source, overridden: set[str]) -> Sw
         settings[MICRO_BATCH] = source.record.micro_batch_size_used
     raw = sweep.model_dump()
     for path, value in settings.items():
-        *parents, leaf = path.split(".")
-        place = raw
-        for name in parents:
-            if place.get(name) is None:  # a section that only the search speaks of
-                place[name] = {}
-            place = place[name]
-        place[leaf] = value
+        set_at(raw, path.split("."), value)
     return SweepConfig.model_validate(raw)
 
 

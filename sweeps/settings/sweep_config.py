@@ -14,6 +14,7 @@ from core.settings.objective_config import ObjectiveConfig
 from core.settings.run_config import RunConfig
 from core.settings.training_config import LoraConfig, TrainingConfig
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.schema.dotted_paths import value_at
 from data_pipeline.schema.settings import Settings
 from sweeps.settings.search_space import Distribution
 from sweeps.settings.size_presets import LAPTOP
@@ -235,10 +236,7 @@ class SweepConfig(Settings):
 
     def value_at(self, path: str) -> Any:
         """What the file says, or its default, at a dotted path; None where a section on the way is left out."""
-        value: Any = self
-        for part in path.split("."):
-            value = getattr(value, part, None)
-        return value
+        return value_at(self, path)
 
     def run_config(self, settings: dict[str, Any] | None = None) -> RunConfig:
         """The training run of a trial with these settings (dotted path to value)."""
