@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import torch
 
-from core.memory.host_memory import host_memory_share
+from core.memory.host_memory import CUDA_CONTEXT_BYTES, host_memory_share
 from core.memory.memory_reports import LimitBy
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.lanes.lane import LaneSpec
@@ -19,9 +19,6 @@ from sweeps.settings.sweep_sections import ResourcesConfig
 _RESOURCE_STEPS = 10_000
 """Ray counts resources in such parts of one; a third rounded up would not fit three times."""
 _ROUNDING = 1e-6
-
-_CUDA_CONTEXT_BYTES = 600 * 2**20
-"""What a process takes of a GPU before its first tensor; those beside the first come on top of what is free."""
 
 
 class ResourcesError(InputFault):
@@ -211,7 +208,7 @@ def worker_memory_bytes(resources: ResourcesConfig, lanes: LanePlan, *, device_b
         return resources.memory
     if lanes.use_gpu and device_bytes:
         lanes_per_gpu = round(1 / lanes.gpus_per_worker)
-        whole = max(1, (device_bytes - (lanes_per_gpu - 1) * _CUDA_CONTEXT_BYTES) // lanes_per_gpu)
+        whole = max(1, (device_bytes - (lanes_per_gpu - 1) * CUDA_CONTEXT_BYTES) // lanes_per_gpu)
     else:
         whole = host_memory_share(num_processes=lanes.count * lanes.workers)
     if resources.memory == "auto":
