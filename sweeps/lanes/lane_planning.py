@@ -204,13 +204,9 @@ def worker_memory_bytes(resources: ResourcesConfig, lanes: LanePlan, *, device_b
     Args:
         device_bytes: Memory of one GPU, when trials run on GPUs.
     """
-    if isinstance(resources.memory, int):
-        return resources.memory
     if lanes.use_gpu and device_bytes:
         lanes_per_gpu = round(1 / lanes.gpus_per_worker)
         whole = max(1, (device_bytes - (lanes_per_gpu - 1) * CUDA_CONTEXT_BYTES) // lanes_per_gpu)
     else:
         whole = host_memory_share(num_processes=lanes.count * lanes.workers)
-    if resources.memory == "auto":
-        return whole
-    return round(whole * float(resources.memory.rstrip("% ")) / 100)
+    return resources.memory_bytes(whole)

@@ -186,6 +186,12 @@ class ResourcesConfig(Settings):
     process no more private memory than that on top of what it has as the trial begins; that counts everything, and
     ends a process whose libraries cannot do with a refusal."""
 
+    def memory_bytes(self, whole_bytes: int) -> int:
+        """Bytes of `memory` for a worker that could have this many."""
+        if isinstance(self.memory, int):
+            return self.memory
+        return whole_bytes if self.memory == "auto" else round(whole_bytes * float(self.memory.rstrip("% ")) / 100)
+
 
 class StartConfig(Settings):
     """What an earlier sweep or training gives to this one: names of files (`name:`), of which the newest finished
