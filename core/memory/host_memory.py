@@ -5,6 +5,9 @@ from pathlib import Path
 
 import torch
 
+CUDA_CONTEXT_BYTES = 600 * 2**20
+"""What CUDA's context and libraries take of a GPU in each process, before its first tensor: a usual size, not measured.
+"""
 _CGROUP_MOUNT = Path("/sys/fs/cgroup")
 
 

@@ -7,6 +7,7 @@ from pydantic import model_validator
 from core.settings.model_config import ModelConfig
 from core.settings.objective_config import ObjectiveConfig
 from core.settings.training_config import TrainingConfig
+from data_pipeline.schema.dotted_paths import set_at
 from data_pipeline.schema.settings import Settings
 
 
@@ -35,11 +36,5 @@ class RunConfig(Settings):
         """
         raw = self.model_dump()
         for path, value in overrides.items():
-            *parents, leaf = path.split(".")
-            section = raw
-            for name in parents:
-                if section.get(name) is None:  # The override gives one setting of a section that is absent.
-                    section[name] = {}
-                section = section[name]
-            section[leaf] = value
+            set_at(raw, path.split("."), value)
         return type(self).model_validate(raw)

@@ -6,3 +6,8 @@ class InputFault(ValueError):  # noqa: N818 - the user's fault, in the sense of 
 
     The command line prints it without a traceback and ends with exit code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 300 characters; the name of its class where it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -151,7 +151,7 @@ def _rungs_and_batches(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterator[R
                 RemarkVerdict.FAIR, "the batch size is swept, and rungs count tokens: equal text for every batch size"
             )
     warmup = max(value for value in sweep.values_of("training.warmup"))
-    if warmup * sweep.budget.tokens_per_trial > rungs[0]:
+    if warmup * sweep.budget.trial_tokens > rungs[0]:
         yield Remark(
             RemarkVerdict.WARNING,
             f"the first rung, {rungs[0]:,} tokens, lies in the warm-up ({warmup:.0%} of all tokens)",

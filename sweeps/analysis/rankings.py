@@ -61,7 +61,7 @@ def comparable_curve(findings: Findings, record: TrialRecord) -> Curve:
     if schedule != "wsd":
         return Curve(np.array([]), np.array([]))
     cooldown = float(findings.setting(record, "training.cooldown") or training.cooldown)
-    is_before = curve.tokens <= (1 - cooldown) * findings.sweep.budget.tokens_per_trial
+    is_before = curve.tokens <= (1 - cooldown) * findings.sweep.budget.trial_tokens
     return Curve(curve.tokens[is_before], curve.losses[is_before])
 
 

@@ -68,7 +68,7 @@ def replay(findings: Findings) -> Replay | None:
     chosen = [record for record in chosen if not findings.curves[record.number].holdout.is_empty]
     if len(chosen) < FEWEST_TRIALS:
         return None
-    total = findings.sweep.budget.tokens_per_trial
+    total = findings.sweep.budget.trial_tokens
     curves = {record.number: findings.curves[record.number].holdout for record in chosen}
     rules = [_replayed(chosen, curves, config, total) for config in _RULES]
     rungs = rung_tokens(findings.sweep.early_stopping, total) or rung_tokens(EarlyStoppingConfig(method="asha"), total)

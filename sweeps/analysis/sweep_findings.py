@@ -66,10 +66,7 @@ class Findings:
         """A trial's value of a setting, whether it was swept in this trial or not."""
         if path in record.settings:
             return record.settings[path]
-        value: Any = self.sweep
-        for part in path.split("."):
-            value = getattr(value, part, None)
-        return value
+        return self.sweep.value_at(path)
 
     def of(self, outcome: Outcome | None) -> tuple[TrialRecord, ...]:
         """Trials that ended so."""

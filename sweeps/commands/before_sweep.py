@@ -42,16 +42,14 @@ def plan(file: File, overrides: Set = None, results: Results = None, as_json: As
     # Ray takes seconds to import: a mistake in the file is told before.
     from sweeps.lanes.lane_planning import this_machine
     from sweeps.planning.auto_lanes import auto_lanes
-    from sweeps.planning.epochs import with_expected_tokens
     from sweeps.planning.plan_output import plan_as_json, print_plan
-    from sweeps.planning.shortened_budget import with_shortened_trials
+    from sweeps.planning.resolved_sweep import ExpectedSweep
     from sweeps.planning.sweep_plan import plan_sweep
-    from sweeps.planning.warm_start import beginning_with_weights, expected_vocabulary
 
     folder = results_folder(results)
-    sweep = with_expected_tokens(beginning_with_weights(asked, folder))
-    vocabulary_size = expected_vocabulary(sweep)
-    sweep, _ = with_shortened_trials(sweep, cluster=None, vocabulary_size=vocabulary_size, results_folder=folder)
+    expected = ExpectedSweep(asked, folder)
+    sweep, _ = expected.whole(cluster=None)
+    vocabulary_size = expected.vocabulary_size
     auto = auto_lanes(sweep, cluster=this_machine(), vocabulary_size=vocabulary_size, results_folder=folder)
     planned = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto)
     if as_json:
@@ -73,13 +71,14 @@ def estimate(
     from dataclasses import asdict
 
     from sweeps.planning.memory_estimate import estimate_of, memory_of, print_estimate
+    from sweeps.planning.resolved_sweep import ExpectedSweep
     from sweeps.planning.sweep_plan import plan_sweep
-    from sweeps.planning.warm_start import beginning_with_weights, expected_vocabulary
     from sweeps.settings.sweep_file import load_sweep_file
 
-    config = beginning_with_weights(load_sweep_file(file, overrides or ()), results_folder(results))
+    # Memory does not depend on the length of a training: no tokens are counted.
+    expected = ExpectedSweep(load_sweep_file(file, overrides or ()), results_folder(results))
     planned, name = memory_of(
-        plan_sweep(config, vocabulary_size=expected_vocabulary(config)), memory=memory, device=device
+        plan_sweep(expected.begun, vocabulary_size=expected.vocabulary_size), memory=memory, device=device
     )
     found = estimate_of(planned, name)
     if as_json:
@@ -104,8 +103,8 @@ def prepare(
 
     from data_pipeline.preparation.corpus_check import check as check_corpus
     from sweeps.lanes.ray_session import log_libraries_in
-    from sweeps.planning.preparation import data_figures, prepare_with_progress, print_check, print_preparation
-    from sweeps.planning.warm_start import beginning_with_weights
+    from sweeps.planning.preparation import data_figures, print_check, print_preparation
+    from sweeps.planning.resolved_sweep import PreparedSweep
     from sweeps.settings.sweep_file import load_sweep_file
 
     config = load_sweep_file(file, overrides or ())
@@ -120,10 +119,9 @@ def prepare(
             raise InputFault(found.problem)
         return
     folder = results_folder(results)
-    config = beginning_with_weights(config, folder)
     log_libraries_in(folder)
-    # A script reads what is printed: the progress goes where it does not.
-    data = prepare_with_progress(config, folder, Console(stderr=True) if as_json else console)
+    # A script reads the output: progress goes to stderr.
+    data = PreparedSweep(config, folder, Console(stderr=True) if as_json else console).data
     if as_json:
         print_json(data_figures(data))
     else:

@@ -20,7 +20,6 @@ from sweeps.execution.live_progress import STYLES, leaders_table
 from sweeps.execution.run_sweep import SweepEnd
 from sweeps.records.outcomes import Outcome
 from sweeps.records.sweep_status import SweepStatus
-from sweeps.records.trial_records import TrialRecord
 from sweeps.report.report_comparison import after_the_sweep
 from sweeps.settings.search_space import format_setting, settings_in_words
 
@@ -105,7 +104,7 @@ def _print_others(end: SweepEnd, console: Console) -> None:
     for record in ranked(end.records):
         if record.loss is None:
             outcome = record.outcome or Outcome.INTERRUPTED
-            text = f"{record.name}  [{STYLES[outcome]}]{outcome}[/]  {escape(_last_line(record))}"
+            text = f"{record.name}  [{STYLES[outcome]}]{outcome}[/]  {escape(record.last_reason_line)}"
             console.print(text, highlight=False, soft_wrap=True)
     refused = end.summary["refused_before_launch"]
     for proposal in refused[:_REFUSALS_SHOWN]:
@@ -114,10 +113,6 @@ def _print_others(end: SweepEnd, console: Console) -> None:
         console.print(text, highlight=False, soft_wrap=True)
     if len(refused) > _REFUSALS_SHOWN:
         console.print(f"            and {len(refused) - _REFUSALS_SHOWN} more proposals; summary.json lists them")
-
-
-def _last_line(record: TrialRecord) -> str:
-    return (record.reason.strip().splitlines() or [""])[-1]
 
 
 def _spent(end: SweepEnd) -> str:

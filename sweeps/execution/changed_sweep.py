@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from core.model_files.checkpoint import newest_checkpoint
 from core.settings.run_config import RunConfig
+from data_pipeline.schema.dotted_paths import flattened, value_at
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import SweepFolder, folder_name, sweep_identity
 from sweeps.records.trial_records import ChosenBy, TrialRecord, TrialStore
-from sweeps.settings.search_space import Distribution
 from sweeps.settings.settings_faults import SettingsFileError
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
@@ -103,20 +101,15 @@ def find_earlier(mine: Path, name: str, data_fingerprint: str) -> EarlierSweep |
 
 def changes(before: SweepConfig, now: SweepConfig) -> Iterator[str]:
     """`dotted.path: old -> new` for every setting that differs."""
-    old, new = dict(_flat("", before)), dict(_flat("", now))
+    old, new = _flat(before), _flat(now)
     for path in dict.fromkeys([*old, *new]):
         if old.get(path, _NOT_SET) != new.get(path, _NOT_SET):
             yield f"{path}: {_in_words(old.get(path, _NOT_SET))} -> {_in_words(new.get(path, _NOT_SET))}"
 
 
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Distribution):
-        yield prefix, str(value)
-    elif isinstance(value, BaseModel | dict):
-        for name, inner in (dict(value) if isinstance(value, BaseModel) else value).items():
-            yield from _flat(f"{prefix}.{name}" if prefix else name, inner)
-    else:
-        yield prefix, value
+def _flat(sweep: SweepConfig) -> dict[str, Any]:
+    values = dict(sweep) | {"search": {path: str(swept) for path, swept in sweep.search.items()}}
+    return {path: value for path, value in flattened(values) if value != {}}
 
 
 def _in_words(value: Any) -> str:
@@ -126,7 +119,7 @@ def _in_words(value: Any) -> str:
 def _settings_in(now: SweepConfig, before: SweepConfig, record: TrialRecord) -> dict[str, Any] | None:
     """A trial's settings as another file would sweep them; None where they are not in its space, or train otherwise."""
     run = before.run_config(record.settings)
-    settings = {path: _value_at(run, path) for path in now.search}
+    settings = {path: value_at(run, path) for path in now.search}
     for path, distribution in now.search.items():
         space = distribution.to_optuna()
         try:
@@ -135,13 +128,6 @@ def _settings_in(now: SweepConfig, before: SweepConfig, record: TrialRecord) -> 
         except ValueError:
             return None  # `auto`, or nothing at all, where the space has numbers.
     return settings if _learnt_by(now.run_config(settings)) == _learnt_by(run) else None
-
-
-def _value_at(run: RunConfig, path: str) -> Any:
-    value: Any = run
-    for name in path.split("."):
-        value = getattr(value, name, None)
-    return value
 
 
 def _learnt_by(run: RunConfig) -> dict[str, Any]:

@@ -97,8 +97,7 @@ class Progress:
         if event is TrialEvent.ENDED:
             outcome = record.outcome or Outcome.INTERRUPTED
             line.append(f"  {outcome:<11}", style=STYLES[outcome])
-            # The reason of a failure is a traceback: its last line says what happened, the log has the rest.
-            reason = (record.reason.strip().splitlines() or [""])[-1]
+            reason = record.last_reason_line
             if outcome is Outcome.COMPLETED:
                 reason = f"holdout loss {record.loss:.4f}   {settings_in_words(record.settings)}"
             return line.append(f" {reason}")

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from data_pipeline.schema.dotted_paths import flattened
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.analysis.fairness import RemarkVerdict, num_predicted_positions, refuse_unfair, remarks
 from sweeps.analysis.result_tables import ranked
@@ -26,12 +27,11 @@ from sweeps.lanes.elastic_lanes import nodes_now
 from sweeps.lanes.lane import prepare_for_lanes
 from sweeps.lanes.ray_session import connect
 from sweeps.planning.auto_lanes import auto_lanes
-from sweeps.planning.epochs import with_tokens_of_epochs
-from sweeps.planning.preparation import corpus_in_words, prepare_with_progress
-from sweeps.planning.shortened_budget import with_shortened_trials
-from sweeps.planning.stage_preparation import prepare_stages, stages_in_words, with_tokens_of_stages
+from sweeps.planning.preparation import corpus_in_words
+from sweeps.planning.resolved_sweep import PreparedSweep
+from sweeps.planning.stage_preparation import stages_in_words
 from sweeps.planning.sweep_plan import plan_sweep
-from sweeps.planning.warm_start import notes_of, with_initial_weights
+from sweeps.planning.warm_start import notes_of, refuse_settings_of
 from sweeps.records.remote_results import ResultsAtUri
 from sweeps.records.results_folder import SweepFolder, sweep_identity
 from sweeps.records.sweep_status import SweepStatus
@@ -59,43 +59,40 @@ class SweepEnd:
     """The winner in MLflow's model registry; empty when it was not registered this time."""
 
 
-def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console, kept_at: str | None = None) -> SweepEnd:
+def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kept_at: str | None = None) -> SweepEnd:
     """Run a sweep to its end, from wherever an earlier run of the same sweep stopped.
 
     Args:
+        asked: As its file says it.
         results_folder: One that is there and can be written.
         kept_at: URI where the results are kept as well, and whence they come back to a fresh node.
 
     Raises:
         ResultsError, TrackingError, CorpusError, ResourcesError: Something the user can mend, found before training.
     """
-    has_epochs = sweep.budget.epochs_per_trial is not None
-    if not has_epochs:
-        _refuse_unfair(sweep)
+    has_length = asked.budget.tokens_per_trial is not None
+    if has_length:
+        _refuse_unfair(asked)
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    sweep = with_initial_weights(sweep, results_folder)
-    for note in notes_of(sweep):
+    refuse_settings_of(asked)
+    at_uri = None if kept_at is None else ResultsAtUri(results_folder, kept_at, say=say)
+    resolved = PreparedSweep(asked, results_folder, console, fetch=at_uri.fetch_prepared if at_uri else lambda _: None)
+    for note in notes_of(resolved.begun):
         say(f"start    {note}")
     tracking = Tracking(results_folder, say=say)
-    at_uri = None if kept_at is None else ResultsAtUri(results_folder, kept_at, say=say)
-    data = prepare_with_progress(
-        sweep, results_folder, console, fetch=at_uri.fetch_prepared if at_uri else lambda _: None
-    )
+    data = resolved.data
     console.print(f"corpus   {corpus_in_words(data)}", highlight=False, soft_wrap=True)
-    if has_epochs:
-        epochs, sweep = sweep.budget.epochs_per_trial, with_tokens_of_epochs(sweep, data)
-        say(f"budget   {epochs:g} epochs are {sweep.budget.tokens_per_trial:,} tokens a trial")
-        _refuse_unfair(sweep)
-    stages = prepare_stages(sweep, results_folder, console)
-    sweep = with_tokens_of_stages(sweep, stages)
-    for words in stages_in_words(stages, num_workers=sweep.resources.workers_per_trial):
+    epochs = asked.budget.epochs_per_trial
+    if epochs is not None:
+        say(f"budget   {epochs:g} epochs are {resolved.in_tokens.budget.trial_tokens:,} tokens a trial")
+    if not has_length:
+        _refuse_unfair(resolved.counted)
+    for words in stages_in_words(resolved.stages, num_workers=asked.resources.workers_per_trial):
         say(f"stages   {words}")
-    sweep, words = with_shortened_trials(
-        sweep, cluster=_connected_cluster, vocabulary_size=data.vocabulary.size, results_folder=results_folder
-    )
+    sweep, words = resolved.whole(_connected_cluster)
     if words:
         say(f"budget   {words}")
     folder = SweepFolder(results_folder, sweep, sweep_identity(sweep, data.fingerprint))
@@ -121,16 +118,16 @@ def run_sweep(sweep: SweepConfig, *, results_folder: Path, console: Console, kep
     folder.create()
     with folder.locked(say), at_uri.following(folder.path, data.folder) if at_uri else nullcontext():
         begin(folder, sweep, data.fingerprint, TrialStore(folder.trials), say=say)
-        return _run(sweep, data, folder, tracking, console, earlier, say, at_uri)
+        return _run(sweep, resolved, folder, tracking, console, earlier, say, at_uri)
 
 
 def _refuse_unfair(sweep: SweepConfig) -> None:
-    refuse_unfair(remarks(sweep, rungs=rung_tokens(sweep.early_stopping, sweep.budget.tokens_per_trial)))
+    refuse_unfair(remarks(sweep, rungs=rung_tokens(sweep.early_stopping, sweep.budget.trial_tokens)))
 
 
 def _run(
     sweep: SweepConfig,
-    data: PreparedCorpus,
+    resolved: PreparedSweep,
     folder: SweepFolder,
     tracking: Tracking,
     console: Console,
@@ -140,7 +137,7 @@ def _run(
 ) -> SweepEnd:
     started_at = time.monotonic()
     wall_s_before = 0.0 if earlier is None else earlier["wall_s"]
-    cluster, vocabulary_size = _connected_cluster(), data.vocabulary.size
+    cluster, data, vocabulary_size = _connected_cluster(), resolved.data, resolved.vocabulary_size
     auto = auto_lanes(sweep, cluster=cluster, vocabulary_size=vocabulary_size, results_folder=folder.path.parent)
     prepare_for_lanes()
     plan = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto, **cluster)
@@ -149,7 +146,7 @@ def _run(
     def wall_s() -> float:
         return wall_s_before + time.monotonic() - started_at
 
-    run = SweepRun(plan, data, folder, wall_s=wall_s, say=say, at_uri=at_uri)
+    run = SweepRun(plan, resolved, folder, wall_s=wall_s, say=say, at_uri=at_uri)
     num_predicted = num_predicted_positions(sweep, data.manifest)
     for remark in remarks(sweep, rungs=plan.rungs, num_predicted=num_predicted):
         if remark.verdict is not RemarkVerdict.FAIR:
@@ -162,7 +159,7 @@ def _run(
         console,
         lambda: list(run.ledger.records.values()),
         num_trials=sweep.budget.trials + sweep.repeats.count(sweep.budget.trials),
-        tokens_per_trial=sweep.budget.tokens_per_trial,
+        tokens_per_trial=sweep.budget.trial_tokens,
         num_refused=lambda: len(run.ledger.refused),
     )
     so_far = RunningResults(
@@ -236,14 +233,9 @@ def _start_tracking(tracking: Tracking, sweep: SweepConfig, data: PreparedCorpus
 
 def _fixed_settings(sweep: SweepConfig) -> dict[str, Any]:
     """Settings that all trials share, flat; what is swept is left to the children."""
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                walk(f"{prefix}.{name}" if prefix else name, inner)
-        elif prefix not in sweep.search and value is not None:
-            flat[prefix] = value
-
-    walk("", sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose"}))
-    return flat
+    values = sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose"})
+    return {
+        path: value
+        for path, value in flattened(values)
+        if path not in sweep.search and value is not None and value != {}
+    }

@@ -33,6 +33,7 @@ from sweeps.lanes.orphaned_placement_groups import FreesDeadLanes
 from sweeps.memory_knowledge.memory_observations import MemoryStore, Remembering, file_of_device
 from sweeps.memory_knowledge.micro_batch_store import MicroBatches, swept_micro_batches
 from sweeps.planning.feasibility_check import check_that_something_fits
+from sweeps.planning.resolved_sweep import PreparedSweep
 from sweeps.planning.stage_preparation import stage_assignments
 from sweeps.planning.sweep_plan import SweepPlan
 from sweeps.records.remote_results import ResultsAtUri
@@ -57,19 +58,20 @@ class SweepRun:
     def __init__(
         self,
         plan: SweepPlan,
-        data: PreparedCorpus,
+        resolved: PreparedSweep,
         folder: SweepFolder,
         *,
         wall_s: Callable[[], float],
         say: Callable[[str], None],
         at_uri: ResultsAtUri | None = None,
     ) -> None:
+        data = resolved.data
         self.plan, self.data, self.folder, self.at_uri = plan, data, folder, at_uri
         # As they were when this began: a sweep may take days.
         self.git, self.hardware = git_state(Path.cwd()), hardware(list(nodes_now()))
         self._lanes = LaneCount(plan.lanes, say=say)
         self._corpus_server = None if all_nodes_see(data.folder.parent) else serve_copies(data.folder)
-        self._stages = stage_assignments(plan.sweep, folder.path.parent, is_shared=self._corpus_server is None)
+        self._stages = stage_assignments(resolved.stages, is_shared=self._corpus_server is None)
         sweep = plan.sweep
         stopping = sweep.early_stopping
         rule: StoppingRule = Rungs((), stopping.reduction_factor)  # Trials that pause are not stopped on the way.

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from sweeps.finetuning.finetune_config import SWEEPABLE, ClassifierTrainingConfig, FinetuneConfig
 from sweeps.settings.search_space import Distribution
@@ -30,11 +29,7 @@ def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[F
         if path not in SWEEPABLE:
             yield Fault(location, line, None, "is not a setting that can be tried", nearest(path, SWEEPABLE))
             continue
-        try:
-            extremes = Distribution.model_validate(raw).extremes()
-        except ValidationError:
-            continue  # Said already, with its location, by the check of the whole file.
-        for value in extremes:
+        for value in Distribution.extremes_of(raw):
             where = Fault(location, line, value, "")
             yield from faults_of_value(ClassifierTrainingConfig, path.removeprefix("training."), value, where)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from core.memory.host_memory import host_memory_share
+from core.memory.host_memory import CUDA_CONTEXT_BYTES, host_memory_share
 from core.memory.memory_reports import LimitBy
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.lanes.lane_spec import LaneSpec
@@ -18,9 +18,6 @@ from sweeps.settings.sweep_sections import ResourcesConfig
 _RESOURCE_STEPS = 10_000
 """Ray counts resources in such parts of one; a third rounded up would not fit three times."""
 _ROUNDING = 1e-6
-
-_CUDA_CONTEXT_BYTES = 600 * 2**20
-"""What a process takes of a GPU before its first tensor; those beside the first come on top of what is free."""
 
 
 class ResourcesError(InputFault):
@@ -208,13 +205,9 @@ def worker_memory_bytes(resources: ResourcesConfig, lanes: LanePlan, *, device_b
     Args:
         device_bytes: Memory of one GPU, when trials run on GPUs.
     """
-    if isinstance(resources.memory, int):
-        return resources.memory
     if lanes.use_gpu and device_bytes:
         lanes_per_gpu = round(1 / lanes.gpus_per_worker)
-        whole = max(1, (device_bytes - (lanes_per_gpu - 1) * _CUDA_CONTEXT_BYTES) // lanes_per_gpu)
+        whole = max(1, (device_bytes - (lanes_per_gpu - 1) * CUDA_CONTEXT_BYTES) // lanes_per_gpu)
     else:
         whole = host_memory_share(num_processes=lanes.count * lanes.workers)
-    if resources.memory == "auto":
-        return whole
-    return round(whole * float(resources.memory.rstrip("% ")) / 100)
+    return resources.memory_bytes(whole)

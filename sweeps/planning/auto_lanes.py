@@ -152,17 +152,15 @@ def _ways(sweep: SweepConfig, *, is_on_gpu: bool) -> list[Way]:
     return [Way(count * workers, max(1, cores // (count * workers * num_gpus))) for count in counts]
 
 
-def _memory_of(sweep: SweepConfig, alone: LanePlan, way: Way) -> float:
+def _memory_of(sweep: SweepConfig, alone: LanePlan, way: Way) -> int:
     """Bytes that each process has for training in a way; none where the machine cannot give all what the file says."""
     if alone.use_gpu:
         _, device_bytes = torch.cuda.mem_get_info(0)
         lanes = replace(alone, gpus_per_worker=1 / way.processes)
         return worker_memory_bytes(sweep.resources, lanes, device_bytes=device_bytes)
     share = host_memory_share(num_processes=way.processes)
-    asked = sweep.resources.memory
-    if isinstance(asked, int):
-        return asked if asked <= share else 0.0
-    return float(share) if asked == "auto" else share * float(asked.rstrip("% ")) / 100
+    asked = sweep.resources.memory_bytes(share)
+    return asked if asked <= share else 0
 
 
 def speed_shape(run: RunConfig, vocabulary_size: int) -> str:
@@ -178,7 +176,7 @@ def speed_shape(run: RunConfig, vocabulary_size: int) -> str:
 
 def expected_sweep_tokens(sweep: SweepConfig) -> float:
     """Roughly the tokens that the trials of a sweep train together, without its repeats."""
-    tokens = sweep.budget.trials * expected_tokens(sweep.early_stopping, sweep.budget.tokens_per_trial)
+    tokens = sweep.budget.trials * expected_tokens(sweep.early_stopping, sweep.budget.trial_tokens)
     return tokens if sweep.budget.tokens is None else min(tokens, sweep.budget.tokens)
 
 

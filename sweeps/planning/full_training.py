@@ -14,13 +14,13 @@ from core.model_files.checkpoint import read_progress, trunk_checkpoint
 from core.settings.run_config import RunConfig
 from core.training.run_checks import check_trunk
 from core.training.staged_run import Stage
+from data_pipeline.schema.dotted_paths import set_at
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.tokens.token_blocks import PreparedCorpus
-from sweeps.planning.epochs import with_tokens_of_epochs
 from sweeps.planning.learning_rate_rule import TRUNK_SCHEDULES, scaled_learning_rate
-from sweeps.planning.preparation import prepare_with_progress
-from sweeps.planning.stage_preparation import prepare_stages, tokens_of_stage
-from sweeps.planning.warm_start import beginning_with_weights, notes_of, with_notes, without_start
+from sweeps.planning.resolved_sweep import PreparedSweep
+from sweeps.planning.stage_preparation import tokens_of_stage
+from sweeps.planning.warm_start import notes_of, with_notes, without_start
 from sweeps.records.trial_records import TrialRecord
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
@@ -81,9 +81,7 @@ def plan_training(
     asked = load_sweep_file(file, given)
     source = _source(asked, folder, chosen, results_folder)
     _check_length(asked, source, tokens, is_file=folder is None)
-    begun = beginning_with_weights(asked, results_folder)
-    if begun.budget.epochs_per_trial is not None:
-        begun = with_tokens_of_epochs(begun, prepare_with_progress(begun, results_folder, console))
+    begun = PreparedSweep(asked, results_folder, console).in_tokens
     sweep = with_notes(_one_configuration(begun), *notes_of(begun)[len(notes_of(asked)) :])
     if source is None:
         return sweep
@@ -94,7 +92,7 @@ def plan_training(
     if keep_settings or _LEARNING_RATE in given_keys:
         sweep = with_notes(sweep, f"learning rate {sweep.training.learning_rate:.3g}, as asked")
     elif sweep.stages:
-        sweep = _with_rates_of_stages(sweep, source, prepare_stages(sweep, results_folder, console))
+        sweep = _with_rates_of_stages(sweep, source, PreparedSweep(sweep, results_folder, console).stages)
     else:
         sweep = _with_scaled_rate(sweep, source)
     return _from_the_trunk(sweep, source, results_folder, console)
@@ -127,7 +125,7 @@ def _check_length(asked: SweepConfig, source: _Source | None, tokens: int | None
         raise InputFault("--tokens: the file has stages, and they say how long it is; change stages")
     is_the_sweep_itself = bool(asked.search) or not is_file
     if is_the_sweep_itself and source is not None and not asked.stages:
-        there = source.earlier.sweep.budget.tokens_per_trial
+        there = source.earlier.sweep.budget.trial_tokens
         if asked.budget.tokens_per_trial == there and tokens is None:
             raise InputFault(
                 f"how long? The trials of {source.earlier.folder.name} had {there:,} tokens; give --tokens, as "
@@ -155,13 +153,7 @@ def _taken_over(sweep: SweepConfig, source: _Source, overridden: set[str]) -> Sw
         settings[MICRO_BATCH] = source.record.micro_batch_size_used
     raw = sweep.model_dump()
     for path, value in settings.items():
-        *parents, leaf = path.split(".")
-        section = raw
-        for name in parents:
-            if section.get(name) is None:  # a section that only the search speaks of
-                section[name] = {}
-            section = section[name]
-        section[leaf] = value
+        set_at(raw, path.split("."), value)
     return SweepConfig.model_validate(raw)
 
 
@@ -169,8 +161,8 @@ def _with_scaled_rate(sweep: SweepConfig, source: _Source) -> SweepConfig:
     scaled = scaled_learning_rate(
         source.run.training,
         sweep.training,
-        tokens_there=source.earlier.sweep.budget.tokens_per_trial,
-        tokens_here=sweep.budget.tokens_per_trial,
+        tokens_there=source.earlier.sweep.budget.trial_tokens,
+        tokens_here=sweep.budget.trial_tokens,
     )
     training = sweep.training.model_copy(update={"learning_rate": scaled.value})
     return with_notes(sweep.model_copy(update={"training": training}), scaled.reason)
@@ -184,7 +176,7 @@ def _with_rates_of_stages(sweep: SweepConfig, source: _Source, stages: Sequence[
             scaled = scaled_learning_rate(
                 source.run.training,
                 stage.run.training,
-                tokens_there=source.earlier.sweep.budget.tokens_per_trial,
+                tokens_there=source.earlier.sweep.budget.trial_tokens,
                 tokens_here=tokens_of_stage(stage),
             )
             notes.append(f"stage {number}: {scaled.reason}")
@@ -199,11 +191,11 @@ def _from_the_trunk(sweep: SweepConfig, source: _Source, results_folder: Path, c
     trunk = trunk_checkpoint(winner)
     if trunk is None or sweep.stages or sweep.training.initial_weights != source.run.training.initial_weights:
         return sweep
-    why_not = _why_not_from(trunk, sweep, prepare_with_progress(sweep, results_folder, console))
+    why_not = _why_not_from(trunk, sweep, PreparedSweep(sweep, results_folder, console).data)
     if why_not:
         return with_notes(sweep, f"begins anew and not from the winner's trunk: {why_not}")
     # What the trunk has warmed up over, in tokens, is not warmed up again.
-    tokens_there, tokens_here = source.earlier.sweep.budget.tokens_per_trial, sweep.budget.tokens_per_trial
+    tokens_there, tokens_here = source.earlier.sweep.budget.trial_tokens, sweep.budget.trial_tokens
     training = sweep.training.model_copy(update={"warmup": source.run.training.warmup * tokens_there / tokens_here})
     start = StartConfig(trunk_of=str(winner), notes=tuple(notes_of(sweep)))
     done = read_progress(trunk)["progress"]["tokens"]
@@ -221,9 +213,9 @@ def _why_not_from(trunk: Path, sweep: SweepConfig, data: PreparedCorpus) -> str:
     """
     run = sweep.run_config()
     done = read_progress(trunk)["progress"]["tokens"]
-    if done >= sweep.budget.tokens_per_trial:
+    if done >= sweep.budget.trial_tokens:
         raise InputFault(
-            f"{sweep.budget.tokens_per_trial:,} tokens: the winner has been trained on {done:,} before its cooldown; "
+            f"{sweep.budget.trial_tokens:,} tokens: the winner has been trained on {done:,} before its cooldown; "
             "ask for more"
         )
     if run.training.schedule not in TRUNK_SCHEDULES:

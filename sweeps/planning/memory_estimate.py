@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 from rich.table import Table
 
+from core.memory.host_memory import CUDA_CONTEXT_BYTES
 from core.memory_prediction.automatic_micro_batch import automatic_micro_batch
 from core.memory_prediction.peak_memory import how_to_fit, largest_micro_batch, predict_memory, predicted_precision
 from data_pipeline.schema.settings import format_bytes, parse_bytes
@@ -31,9 +32,6 @@ GPU_GIBIBYTES = {
 }
 """Memory as it is printed on the card, by the manufacturer's data sheets."""
 
-CONTEXT_BYTES = 600 * 2**20
-"""What CUDA's context and libraries take of a GPU before the first tensor: a usual size, not measured."""
-
 
 def memory_of(plan: SweepPlan, *, memory: str | None, device: str | None) -> tuple[SweepPlan, str]:
     """The plan with the memory that was named on the command line, and its name.
@@ -57,7 +55,7 @@ def memory_of(plan: SweepPlan, *, memory: str | None, device: str | None) -> tup
                 f"--device {device!r} is not known; known: {', '.join(GPU_GIBIBYTES)}. Or give --memory 24GiB"
             )
         on_gpu = replace(plan.lanes, use_gpu=True)
-        return replace(plan, lanes=on_gpu, memory_bytes=GPU_GIBIBYTES[name] * 2**30 - CONTEXT_BYTES), name
+        return replace(plan, lanes=on_gpu, memory_bytes=GPU_GIBIBYTES[name] * 2**30 - CUDA_CONTEXT_BYTES), name
     return plan, "this machine's share of one worker"
 
 
@@ -150,6 +148,6 @@ def _made_for(plan: SweepPlan, name: str) -> str:
     if name in GPU_GIBIBYTES:
         words += (
             f": of {GPU_GIBIBYTES[name]} GiB CUDA's context and libraries are taken to need "
-            f"{format_bytes(CONTEXT_BYTES)}"
+            f"{format_bytes(CUDA_CONTEXT_BYTES)}"
         )
     return f"{words}; a sweep keeps another {FIRST_MARGIN_ON_CUDA:.0%} free until a trial has shown that it need not"

@@ -11,7 +11,7 @@ import torch
 
 from core.settings.model_config import ModelConfig
 from core.step.step_profile import matmul_flops_per_s
-from data_pipeline.preparation.corpus_check import check
+from data_pipeline.preparation.corpus_check import BYTES_OF_TOKEN, check
 from data_pipeline.preparation.survey import read_parcel
 from data_pipeline.reading.corpus_files import find_files
 from data_pipeline.reading.file_inspection import examine_files
@@ -23,8 +23,7 @@ from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.schema.whole_files import write_atomically
 
 _HEX_WORD = re.compile(r"[0-9a-fA-F]{2,4}")
-_BYTES_OF_TOKEN = 4
-"""Of a byte-level BPE of some thousand entries, roughly, in any language that we have seen (3.3 to 4.6)."""
+_BYTES_OF_HEX_WORD = 5
 _SHARE_OF_PEAK = 0.4
 """Of the processor's matmul rate that training reaches, to be on the safe side."""
 _SECONDS_A_TRIAL = 150
@@ -94,7 +93,7 @@ def write_new_sweep(path: str, target: Path, *, is_causal: bool, training_flops_
 def sweep_text(path: str, facts: CorpusFacts, *, is_causal: bool, flops_per_s: float) -> str:
     """The sweep file in words and numbers."""
     vocabulary = 65_541 if facts.is_hex else _vocabulary(facts.num_bytes)
-    num_tokens = facts.num_bytes // (5 if facts.is_hex else _BYTES_OF_TOKEN)
+    num_tokens = int(facts.num_bytes / (_BYTES_OF_HEX_WORD if facts.is_hex else BYTES_OF_TOKEN))
     tokens_of_document = max(1, facts.median_bytes * num_tokens // max(facts.num_bytes, 1))
     length = 256 if tokens_of_document > 128 else 128
     layers, width, heads = _size(num_tokens, vocabulary, length, flops_per_s)

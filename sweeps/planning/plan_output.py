@@ -42,7 +42,7 @@ def plan_as_json(plan: SweepPlan) -> dict[str, Any]:
         "sweep": sweep.model_dump(mode="json"),
         "rungs_tokens": list(plan.rungs),
         "evaluate_at_tokens": list(plan.evaluate_at_tokens),
-        "max_tokens": sweep.budget.trials * sweep.budget.tokens_per_trial,
+        "max_tokens": sweep.budget.trials * sweep.budget.trial_tokens,
         "concurrent_trials": plan.lanes.count,
         "workers_per_trial": plan.lanes.workers,
         "threads_per_worker": plan.lanes.threads_per_worker,
@@ -119,8 +119,8 @@ def _begins_with(start: StartConfig) -> str:
 
 
 def _budget_facts(budget: BudgetConfig) -> Iterator[tuple[str, str]]:
-    total = budget.trials * budget.tokens_per_trial
-    yield "trials", f"{budget.trials} of up to {budget.tokens_per_trial:,} tokens: {total:,} at most"
+    total = budget.trials * budget.trial_tokens
+    yield "trials", f"{budget.trials} of up to {budget.trial_tokens:,} tokens: {total:,} at most"
     if budget.shorten_to is not None:
         yield "shortened to", f"{budget.shorten_to} of training; the sweep first measures how fast this machine is"
     if budget.tokens is not None:

@@ -58,7 +58,7 @@ def with_shortened_trials(
     target_s = sweep.budget.shorten_to_s
     if target_s is None:
         return sweep, ""
-    run, asked = middle_run(sweep), sweep.budget.tokens_per_trial
+    run, asked = middle_run(sweep), sweep.budget.trial_tokens
     kept = KeptMeasurements(
         file_of_device(results_folder, "trial-lengths"), MeasuredLength, what="how many tokens trials have"
     )
@@ -109,7 +109,7 @@ def _tokens_per_s(
 
 def _affordable(sweep: SweepConfig, rate: float, target_s: float) -> int:
     """Tokens a trial, at most those of the file, in two digits: the rest is noise of the measurement."""
-    asked = sweep.budget.tokens_per_trial
+    asked = sweep.budget.trial_tokens
     tokens = asked * min(1.0, target_s * rate * _SHARE_OF_TRAINING / expected_sweep_tokens(sweep))
     return asked if tokens >= asked else min(asked, max(_FEWEST_TOKENS, int(float(f"{tokens:.1e}"))))
 

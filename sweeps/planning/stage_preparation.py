@@ -1,37 +1,11 @@
-"""The stages of a training with their rows: prepared, counted, and in words as system A logs them."""
+"""The stages of a training with their rows: in words as system A logs them, and as a lane's workers get them."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-
-from rich.console import Console
 
 from core.training.staged_run import Stage
 from data_pipeline.preparation.node_copies import serve_copies
 from sweeps.lanes.mailbox import StageAssignment
-from sweeps.planning.preparation import prepare_with_progress
 from sweeps.settings.stage_config import steps_of, tokens_of
-from sweeps.settings.sweep_config import SweepConfig
-
-
-def prepare_stages(sweep: SweepConfig, results_folder: Path, console: Console) -> tuple[Stage, ...]:
-    """Each stage with its rows. Documents are tokenized once; every row length is another table of the same tokens.
-
-    Raises:
-        CorpusError: As for any sweep.
-    """
-    runs = sweep.stage_runs()
-    rows = [sweep.model_copy(update={"packing": sweep.packing_of(run)}) for run in runs]
-    return tuple(
-        Stage(run, prepare_with_progress(one, results_folder, console)) for run, one in zip(runs, rows, strict=True)
-    )
-
-
-def with_tokens_of_stages(sweep: SweepConfig, stages: Sequence[Stage]) -> SweepConfig:
-    """The sweep with the tokens of all its stages as its budget; unchanged without stages."""
-    if not stages:
-        return sweep
-    total = sum(tokens_of_stage(stage) for stage in stages)
-    return sweep.model_copy(update={"budget": sweep.budget.model_copy(update={"tokens_per_trial": total})})
 
 
 def stages_in_words(stages: Sequence[Stage], *, num_workers: int) -> Iterator[str]:
@@ -48,8 +22,8 @@ def stages_in_words(stages: Sequence[Stage], *, num_workers: int) -> Iterator[st
         )
 
 
-def stage_assignments(sweep: SweepConfig, results_folder: Path, *, is_shared: bool) -> tuple[StageAssignment, ...]:
-    """The stages as a lane's workers get them; their rows have been prepared.
+def stage_assignments(stages: Sequence[Stage], *, is_shared: bool) -> tuple[StageAssignment, ...]:
+    """The stages as a lane's workers get them.
 
     Args:
         is_shared: Whether all nodes see the results folder.
@@ -60,7 +34,7 @@ def stage_assignments(sweep: SweepConfig, results_folder: Path, *, is_shared: bo
             prepared_folder=str(stage.data.folder),
             corpus_server=None if is_shared else serve_copies(stage.data.folder),
         )
-        for stage in prepare_stages(sweep, results_folder, Console(quiet=True))
+        for stage in stages
     )
 
 

@@ -34,7 +34,7 @@ class SweepPlan:
     @cached_property
     def rungs(self) -> tuple[int, ...]:
         """Token counts at which trials are compared."""
-        return rung_tokens(self.sweep.early_stopping, self.sweep.budget.tokens_per_trial)
+        return rung_tokens(self.sweep.early_stopping, self.sweep.budget.trial_tokens)
 
     @cached_property
     def promotions(self) -> Promotions | None:
@@ -46,7 +46,7 @@ class SweepPlan:
     @cached_property
     def evaluate_at_tokens(self) -> tuple[int, ...]:
         """Token counts at which the holdout is evaluated: points spread evenly, and every rung that stops."""
-        total, points = self.sweep.budget.tokens_per_trial, self.sweep.evaluation.points
+        total, points = self.sweep.budget.trial_tokens, self.sweep.evaluation.points
         even = {round(total * point / points) for point in range(1, points)}
         # A rung of trunk-and-branch is evaluated by its branch.
         return tuple(sorted(even if self.promotions else even | set(self.rungs)))

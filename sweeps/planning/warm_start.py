@@ -11,18 +11,16 @@ from sweeps.trained_models.finished_sweeps import folder_of_model
 from sweeps.trained_models.model_folder import ModelFolder, check_tokenizer, merged_shape, model_folder
 
 
-def with_initial_weights(sweep: SweepConfig, results_folder: Path) -> SweepConfig:
-    """A sweep with `start.weights_of` carried out.
+def refuse_settings_of(sweep: SweepConfig) -> None:
+    """See that a sweep does not ask for the settings of another, which `pretune train` takes over.
 
     Raises:
-        ResultsError: There is no such model; or the file also asks for settings, which `pretune train` takes over.
-        InputFault: As `beginning_with_weights`.
+        ResultsError: It does.
     """
     if sweep.start is not None and sweep.start.settings_of is not None:
         raise ResultsError(
             "start.settings_of is for a training, and this is a sweep: use pretune train, or leave settings_of out"
         )
-    return beginning_with_weights(sweep, results_folder)
 
 
 def beginning_with_weights(sweep: SweepConfig, results_folder: Path) -> SweepConfig:

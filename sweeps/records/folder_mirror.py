@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from pyarrow import NativeFile
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
+from data_pipeline.schema.user_errors import first_line
+
 PUSH_EVERY_S = 5.0
 """What a lost node costs of records at most; checkpoints follow as they are written."""
 
@@ -123,7 +125,7 @@ class Mirror:
                     also()
                 except OSError as error:
                     if not is_away or is_last:
-                        say(f"{self.uri} does not take the results ({_first_line(error)}); they are in {self.folder}")
+                        say(f"{self.uri} does not take the results ({first_line(error)}); they are in {self.folder}")
                     is_away = True
                 else:
                     is_away = False
@@ -184,7 +186,3 @@ def _speaks_of_others(name: str) -> tuple[bool, bool, str]:
     """Sorts what stands alone before a trial's record, and that before the tables of the whole sweep."""
     path = PurePosixPath(name)
     return (len(path.parts) == 1, path.name == "trial.json", name)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core.model_files.checkpoint import newest_checkpoint
-from data_pipeline.schema.user_errors import InputFault
+from data_pipeline.schema.user_errors import InputFault, first_line
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.folder_mirror import Mirror
 from sweeps.records.results_folder import LOCK_FILE
@@ -48,7 +48,7 @@ class ResultsAtUri:
             self._mirror.write(".probe", b"")
         except (OSError, ValueError) as error:
             raise UriError(
-                f"the results cannot be kept at {self.uri} ({str(error).splitlines()[0][:300]}). Credentials, region "
+                f"the results cannot be kept at {self.uri} ({first_line(error)}). Credentials, region "
                 "and AWS_ENDPOINT_URL come from the environment; the bucket must be there."
             ) from error
 

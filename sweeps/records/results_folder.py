@@ -58,16 +58,28 @@ def folder_name(sweep: SweepConfig, identity: str) -> str:
     return f"{sweep.name}-{identity[:_IDENTITY_CHARACTERS]}"
 
 
+def ended_sweeps(results_folder: Path, name: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Folders of the sweeps and trainings of this name that wrote a summary, each with it, newest first.
+
+    A summary that cannot be read is left out: what is wrong with it is said where its sweep is opened.
+    """
+    if Path(name).name != name:
+        return []
+    found = []
+    for file in results_folder.glob(f"{name}-*/summary.json"):
+        try:
+            summary, time_s = json.loads(file.read_text(encoding="utf-8")), file.stat().st_mtime
+        except (OSError, ValueError):
+            continue
+        # Another name may begin with this one and a dash.
+        if isinstance(summary, dict) and summary.get("name", name) == name:
+            found.append((time_s, file.parent, summary))
+    return [(folder, summary) for _, folder, summary in sorted(found, key=lambda one: one[:2], reverse=True)]
+
+
 def may_be_finished(results_folder: Path, name: str) -> bool:
     """Whether a sweep of this name has come to its end here; it may be another one."""
-    return any(map(_is_finished, results_folder.glob(f"{name}-*/summary.json")))
-
-
-def _is_finished(summary: Path) -> bool:
-    try:
-        return bool(json.loads(summary.read_text())["status"] == SweepStatus.FINISHED)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # What is wrong with it is said where it is needed.
+    return any(summary.get("status") == SweepStatus.FINISHED for _, summary in ended_sweeps(results_folder, name))
 
 
 class SweepFolder:

@@ -117,6 +117,11 @@ class TrialRecord(Settings):
         return f"trial-{self.number:04d}"
 
     @property
+    def last_reason_line(self) -> str:
+        """Last line of the reason, empty without one. In the traceback of a failure it says what happened."""
+        return (self.reason.strip().splitlines() or [""])[-1]
+
+    @property
     def training_flops(self) -> float | None:
         """Operations of training so far."""
         return None if self.flops_per_token is None else self.tokens_spent * self.flops_per_token

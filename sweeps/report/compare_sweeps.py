@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from data_pipeline.schema.dotted_paths import flattened
 from data_pipeline.schema.settings import clock
 from sweeps.records.results_folder import ResultsError
 from sweeps.settings.search_space import format_setting
@@ -119,19 +120,8 @@ def _results(summary: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _flat(sweep: SweepConfig) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, Mapping) and value and prefix != "search":
-            for name, inner in value.items():
-                walk(f"{prefix}.{name}" if prefix else name, inner)
-        elif prefix == "search":
-            flat.update({f"search {path}": str(sweep.search[path]) for path in value})
-        elif prefix not in _RESULT_ONLY:
-            flat[prefix] = value
-
-    walk("", sweep.model_dump(mode="json"))
-    return flat
+    flat = dict(flattened(sweep.model_dump(mode="json", exclude={"search", *_RESULT_ONLY})))
+    return flat | {f"search {path}": str(swept) for path, swept in sweep.search.items()}
 
 
 def _why_not_comparable(

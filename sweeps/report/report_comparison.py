@@ -121,7 +121,7 @@ def fairness_section(findings: Findings) -> Section:
     """Comparisons that hold, and those that mislead."""
     sweep = findings.sweep
     num_predicted = None if findings.manifest is None else num_predicted_positions(sweep, findings.manifest)
-    rungs = rung_tokens(sweep.early_stopping, sweep.budget.tokens_per_trial)
+    rungs = rung_tokens(sweep.early_stopping, sweep.budget.trial_tokens)
     found = remarks(sweep, rungs=rungs, num_predicted=num_predicted)
     found += after_the_sweep(findings)
     words = [f"{remark.verdict}: {remark}" for remark in found]

@@ -255,7 +255,7 @@ def _waste_in_words(findings: Findings, total: float) -> Iterator[str]:
         )
     stopped = findings.of(Outcome.STOPPED)
     if stopped:
-        asked = findings.sweep.budget.tokens_per_trial * len(stopped)
+        asked = findings.sweep.budget.trial_tokens * len(stopped)
         saved = asked - sum(record.tokens for record in stopped)
         yield f"Early stopping of {len(stopped)} trials left {saved:,} tokens untrained ({saved / asked:.0%})."
     refused = len(findings.refused)

@@ -68,7 +68,7 @@ def setup_section(findings: Findings) -> Section:
             if stopping.method == "none"
             else f"{stopping.method}: the best 1/{stopping.reduction_factor} continue at each rung",
         ),
-        ("budget", f"{sweep.budget.trials} trials of {sweep.budget.tokens_per_trial:,} tokens each"),
+        ("budget", f"{sweep.budget.trials} trials of {sweep.budget.trial_tokens:,} tokens each"),
     ]
     return Section("Setup", [Facts(facts), Code(dump_sweep(sweep), "Sweep file, every default written out")])
 

@@ -58,7 +58,7 @@ class SweepBudget:
         known = list(records)
         running = [r for r in known if not r.ended_at and r.paused_at is None and r.twin_of is None]
         in_flight = [*running, promoted]
-        left = {record.number: max(0, self.limits.tokens_per_trial - record.tokens) for record in in_flight}
+        left = {record.number: max(0, self.limits.trial_tokens - record.tokens) for record in in_flight}
         flops = sum(left[record.number] * (record.flops_per_token or 0.0) for record in in_flight)
         tokens = self.tokens(known) + sum(left.values())
         return (
@@ -86,7 +86,7 @@ class SweepBudget:
     def _may_start(self, known: list[TrialRecord], *, kept: int) -> tuple[MayStart, str]:
         if not self._counts_work():
             return self._time_left(known, kept=kept) or ("yes", "")
-        a_trial = self.limits.tokens_per_trial
+        a_trial = self.limits.trial_tokens
         # Those that wait are promoted only if the budget allows it; twins are not trained.
         running = [r for r in known if not r.ended_at and r.paused_at is None and r.twin_of is None]
         left = {record.number: max(0, a_trial - record.tokens) for record in running}

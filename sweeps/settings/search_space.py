@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from data_pipeline.schema.settings import Settings
 
@@ -53,6 +53,14 @@ class Distribution(Settings):
     def extremes(self) -> tuple[Any, ...]:
         """Values that must all obey the setting's rule: every choice, or both ends of the range."""
         return tuple(getattr(self, self.kind))
+
+    @classmethod
+    def extremes_of(cls, raw: Any) -> tuple[Any, ...]:
+        """The extremes of a distribution as a file has it; none where it is not valid."""
+        try:
+            return cls.model_validate(raw).extremes()
+        except ValidationError:
+            return ()  # The check of the whole file has said so already, with the location.
 
     def to_optuna(self) -> BaseDistribution:
         """The same distribution in Optuna's terms."""

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from data_pipeline.schema.dotted_paths import set_at
 from sweeps.settings.search_space import Distribution
 from sweeps.settings.settings_faults import Fault, SettingsFileError, fault_of, nearest, without_union_noise
 from sweeps.settings.size_presets import LAPTOP, lines_of_size, with_size
@@ -145,19 +146,14 @@ def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[F
         if not equals or not key.strip():
             faults.append(Fault(f"--set {override}", None, None, "is not key=value", "write --set corpus.path=my.csv"))
             continue
-        section: Any = values
-        *parents, leaf = _override_path(key.strip())
-        for name in parents:
-            if not isinstance(section.get(name), dict):
-                section[name] = {}
-            section = section[name]
         try:
-            section[leaf] = parse_value(text)
+            set_at(values, _override_path(key.strip()), parse_value(text))
         except yaml.YAMLError:
             faults.append(Fault(f"--set {override}", None, None, "its value is not YAML", "put it in quotes"))
+            continue
         # A corpus has one source: naming a path on the command line replaces a builtin corpus of the file.
         if key.strip() in ("corpus.path", "corpus.builtin"):
-            section.pop("builtin" if leaf == "path" else "path", None)
+            values["corpus"].pop("builtin" if key.strip() == "corpus.path" else "path", None)
     return faults
 
 

@@ -52,8 +52,8 @@ class StageConfig(Settings):
 def with_lengths_of_stages(values: dict[str, Any]) -> dict[str, Any]:
     """Raw values of a file with what its stages say of model and budget, where it says nothing itself.
 
-    The model is the last stage's, with positions for the longest. The budget is that of all stages; how many tokens
-    that is, only the prepared corpus says where epochs are given (`with_tokens_of_stages`).
+    The model is the last stage's, with positions for the longest. The budget is one trial of all stages, whose tokens
+    are counted with the rows of the corpus (sweeps/planning/resolved_sweep.py).
     """
     stages = values.get("stages")
     if not isinstance(stages, list | tuple) or not all(isinstance(stage, dict) for stage in stages) or not stages:
@@ -67,9 +67,7 @@ def with_lengths_of_stages(values: dict[str, Any]) -> dict[str, Any]:
             model = {"max_sequence_length": max(lengths), **model}
         values = {**values, "model": model}
     if isinstance(budget, dict):
-        known = [stage.get("tokens") for stage in stages]
-        total = sum(known) if all(isinstance(tokens, int) for tokens in known) else 1
-        values = {**values, "budget": {"trials": 1, "tokens_per_trial": total, **budget}}
+        values = {**values, "budget": {"trials": 1, **budget}}
     # A single trial has none to be compared with on the way.
     return {"early_stopping": {"method": "none"}, **values}
 

@@ -4,13 +4,15 @@ import itertools
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import InitErrorDetails
 
 from core.settings.model_config import ModelConfig
 from core.settings.objective_config import ObjectiveConfig
 from core.settings.run_config import RunConfig
 from core.settings.training_config import WITHOUT_BASE, LoraConfig, TrainingConfig
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.schema.dotted_paths import value_at
 from data_pipeline.schema.settings import Settings
 from sweeps.settings.search_space import Distribution
 from sweeps.settings.size_presets import LAPTOP
@@ -148,6 +150,16 @@ class SweepConfig(Settings):
                 value = {**value, "early_stopping": {**stopping, "method": "asha"}}
         return value
 
+    @field_validator("budget")
+    @classmethod
+    def _says_how_long_a_trial_is(cls, budget: BudgetConfig, others: ValidationInfo) -> BudgetConfig:
+        # Stages say it themselves; where they are faulty, that is enough to say.
+        has_stages = others.data.get("stages") != ()
+        if budget.tokens_per_trial is None and budget.epochs_per_trial is None and not has_stages:
+            missing: InitErrorDetails = {"type": "missing", "loc": ("tokens_per_trial",), "input": budget}
+            raise ValidationError.from_exception_data(cls.__name__, [missing])
+        return budget
+
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
         faults = list(self._branch_faults())
@@ -240,10 +252,7 @@ class SweepConfig(Settings):
 
     def value_at(self, path: str) -> Any:
         """What the file says, or its default, at a dotted path; None where a section on the way is left out."""
-        value: Any = self
-        for part in path.split("."):
-            value = getattr(value, part, None)
-        return value
+        return value_at(self, path)
 
     def run_config(self, settings: dict[str, Any] | None = None) -> RunConfig:
         """The training run of a trial with these settings (dotted path to value)."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from core.settings.run_config import RunConfig
 from sweeps.settings.search_space import Distribution
@@ -50,11 +50,7 @@ def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[F
         location = f"search.{path}"
         line = document.line_of(location)
         yield from _key_faults(path, location, line)
-        try:
-            extremes = Distribution.model_validate(raw).extremes()
-        except ValidationError:
-            continue  # Said already, with its location, by the check of the whole file.
-        for value in extremes:
+        for value in Distribution.extremes_of(raw):
             yield from _value_faults(path, value, location, line)
     starts = values.get("start_with")
     for index, settings in enumerate(starts if isinstance(starts, list) else ()):

@@ -85,19 +85,16 @@ def _seconds(duration: str) -> float:
     return float(number) * _SECONDS[unit]
 
 
-_NOT_COUNTED_YET = 1
-"""Stands for the tokens of some epochs, until the corpus is prepared (sweeps/planning/epochs.py)."""
-
-
 class BudgetConfig(Settings):
     """How much is spent. The sweep ends when any limit that is given is reached."""
 
     trials: Count = 20
     """Trials of the search. Trials that are refused before launch and repeats do not count. Ten for each swept setting
     is a rule of thumb. Where another limit is given and this one is not: 1,000."""
-    tokens_per_trial: Count
+    tokens_per_trial: Count | None = None
     """Tokens of training that a trial gets unless it is stopped; padding does not count. They may be written as 20M.
-    Twenty for each parameter are compute-optimal (arXiv:2203.15556); fewer suffice to compare settings."""
+    Twenty for each parameter are compute-optimal (arXiv:2203.15556); fewer suffice to compare settings. null: give
+    epochs_per_trial."""
     epochs_per_trial: PositiveFloat | None = None
     """Passes over the training rows that a trial gets, instead of tokens_per_trial. Up to four are nearly as good as
     new text (arXiv:2305.16264)."""
@@ -122,6 +119,12 @@ class BudgetConfig(Settings):
     keeps it. null: tokens_per_trial as given."""
 
     @property
+    def trial_tokens(self) -> int:
+        """`tokens_per_trial` of a resolved sweep, in which it is always known (sweeps/planning/resolved_sweep.py)."""
+        assert self.tokens_per_trial is not None, "the tokens of epochs or stages have not been counted"
+        return self.tokens_per_trial
+
+    @property
     def wall_clock_s(self) -> float | None:
         """The wall-clock in seconds."""
         return None if self.wall_clock is None else _seconds(self.wall_clock)
@@ -139,16 +142,11 @@ class BudgetConfig(Settings):
             return {**value, "trials": 1000}
         return value
 
-    @model_validator(mode="before")
-    @classmethod
-    def _epochs_take_the_place_of_tokens(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("epochs_per_trial") and "tokens_per_trial" not in value:
-            return {**value, "tokens_per_trial": _NOT_COUNTED_YET}
-        return value
-
     @model_validator(mode="after")
     def _holds_one_trial(self) -> Self:
-        if self.epochs_per_trial is not None and self.tokens_per_trial != _NOT_COUNTED_YET:
+        if self.tokens_per_trial is None:
+            return self
+        if self.epochs_per_trial is not None:
             raise ValueError("give tokens_per_trial or epochs_per_trial, not both")
         if self.tokens is not None and self.tokens < self.tokens_per_trial:
             raise ValueError(f"tokens={self.tokens} is below tokens_per_trial={self.tokens_per_trial}: no trial fits")
@@ -199,6 +197,12 @@ class ResourcesConfig(Settings):
     """Way in which the memory limit is enforced on CPUs. counting: the tensors of training are counted. rlimit: the
     kernel gives the process no more private memory than the limit, besides that which it has as the trial begins.
     rlimit counts everything, and a library that cannot bear a refusal ends the process."""
+
+    def memory_bytes(self, whole_bytes: int) -> int:
+        """Bytes of `memory` for a worker that could have this many."""
+        if isinstance(self.memory, int):
+            return self.memory
+        return whole_bytes if self.memory == "auto" else round(whole_bytes * float(self.memory.rstrip("% ")) / 100)
 
 
 class StartConfig(Settings):

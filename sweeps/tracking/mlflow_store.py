@@ -11,7 +11,7 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from data_pipeline.schema.user_errors import InputFault
+from data_pipeline.schema.user_errors import InputFault, first_line
 
 EXPERIMENT = "pretune"
 
@@ -142,4 +142,4 @@ def _in_words(error: BaseException) -> str:
     text = str(error).strip()
     if "Max retries exceeded" in text or "timed out" in text:
         return "it does not answer"
-    return without_password((text.splitlines() or [type(error).__name__])[0][:300])
+    return without_password(first_line(error))

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 
+from data_pipeline.schema.user_errors import first_line
+
 RETRY_S = 15.0
 """Pause before a service that went away is asked again."""
 PATIENT_S = 10.0
@@ -145,4 +147,4 @@ class Outbox:
         with self._changed:
             if self._due[key] == put:
                 del self._due[key]
-                self._refused[key] = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+                self._refused[key] = first_line(error)

@@ -1,12 +1,11 @@
 """Finished sweeps and their models, found by name."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from sweeps.analysis.result_tables import best_trial
 from sweeps.records.outcomes import Outcome
-from sweeps.records.results_folder import ResultsError
+from sweeps.records.results_folder import ResultsError, ended_sweeps
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord, TrialStore
 from sweeps.settings.sweep_config import SweepConfig
@@ -74,15 +73,11 @@ def find_finished(
     """
     if (Path(name) / "sweep.yaml").is_file():
         return finished_sweep(Path(name))
-    finished = []
-    for summary in results_folder.glob(f"{name}-*/summary.json"):
-        values = json.loads(summary.read_text(encoding="utf-8"))
-        if values.get("name") == name and values.get("status") == SweepStatus.FINISHED and values.get("best"):
-            finished.append((summary.stat().st_mtime, summary.parent))
-    for _, folder in sorted(finished, reverse=True):
-        found = finished_sweep(folder)
-        if found.sweep.size == size:
-            return found
+    for folder, summary in ended_sweeps(results_folder, name):
+        if summary.get("status") == SweepStatus.FINISHED and summary.get("best"):
+            found = finished_sweep(folder)
+            if found.sweep.size == size:
+                return found
     without = "or leave it out (pretune train ... --from file trains with the file's own settings)"
     others = "or name another one or its folder" if is_needed else f"name another one or its folder, {without}"
     raise ResultsError(

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.records.results_folder import ResultsError
+from data_pipeline.schema.user_errors import first_line
+from sweeps.records.results_folder import ResultsError, ended_sweeps
 
 _RUNS, _MODELS = "runs:/", "models:/"
 _SUMMARY = "summary.json"
@@ -53,12 +54,10 @@ def _named(name: str, results_folder: Path) -> Path | None:
     """The newest results of a sweep or training of this name with a model; None where there are none, or of a path."""
     if Path(name).exists() or Path(name).name != name:
         return None
-    finished = []
-    for summary in results_folder.glob(f"{name}-*/{_SUMMARY}"):
-        values = json.loads(summary.read_text(encoding="utf-8"))
-        if values.get("name") == name and (summary.parent / "best" / "config.json").is_file():
-            finished.append((summary.stat().st_mtime, summary.parent))
-    return max(finished)[1] if finished else None
+    with_model = (
+        folder for folder, _ in ended_sweeps(results_folder, name) if (folder / "best" / "config.json").is_file()
+    )
+    return next(with_model, None)
 
 
 def _fetched(name: str, results_folder: Path, scratch: str) -> LocatedModel:
@@ -81,8 +80,9 @@ def _fetched(name: str, results_folder: Path, scratch: str) -> LocatedModel:
         fetched = Path(download_artifacts(artifact_uri=found.source, tracking_uri=uri, dst_path=scratch))
         prepared = _prepared(client, found.run_id, results_folder, scratch)
     except (MlflowException, OSError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ResultsError(f"{name} cannot be fetched from MLflow at {without_password(uri)}: {why}") from error
+        raise ResultsError(
+            f"{name} cannot be fetched from MLflow at {without_password(uri)}: {first_line(error)}"
+        ) from error
     models = sorted(
         path.parent for path in fetched.rglob("config.json") if (path.parent / "model.safetensors").is_file()
     )

@@ -17,7 +17,7 @@ from sweep_examples import record, tiny_sweep
 from sweeps.analysis.result_tables import write_summary
 from sweeps.planning.full_training import plan_training
 from sweeps.planning.learning_rate_rule import scaled_learning_rate
-from sweeps.planning.warm_start import notes_of, with_initial_weights
+from sweeps.planning.warm_start import beginning_with_weights, notes_of, refuse_settings_of
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import SweepFolder
 from sweeps.records.trial_records import TrialStore
@@ -164,7 +164,7 @@ def test_tokens_and_stages_contradict(file: Path, results: Path) -> None:
 
 def test_a_sweep_that_asks_for_settings_is_sent_to_train(file: Path, results: Path) -> None:
     with pytest.raises(InputFault, match="use pretune train"):
-        with_initial_weights(load_sweep_file(file), results)
+        refuse_settings_of(load_sweep_file(file))
 
 
 def test_weights_of_a_sweep_are_its_bests_with_the_shape_and_tokenizer_that_it_has(file: Path, results: Path) -> None:
@@ -172,10 +172,10 @@ def test_weights_of_a_sweep_are_its_bests_with_the_shape_and_tokenizer_that_it_h
     file.write_text("".join(line for line in lines if not line.startswith("model:")))
     sweep = load_sweep_file(file)
     with pytest.raises(InputFault, match=r"trial-0002 has no checkpoint"):
-        with_initial_weights(sweep, results)
+        beginning_with_weights(sweep, results)
     (folder,) = results.glob("tiny-*")
     exported(folder, "encoder")
-    changed = with_initial_weights(sweep, results)
+    changed = beginning_with_weights(sweep, results)
     assert changed.training.initial_weights == str(folder / "best")
     assert changed.model.layers == 2
     assert changed.tokenizer.path == str(folder / "best" / "tokenizer.json"), (

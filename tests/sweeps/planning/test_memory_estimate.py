@@ -6,11 +6,12 @@ import re
 import pytest
 from rich.console import Console
 
+from core.memory.host_memory import CUDA_CONTEXT_BYTES
 from core.memory_prediction.peak_memory import largest_micro_batch, predict_memory
 from core.settings.run_config import RunConfig
 from data_pipeline.schema.user_errors import InputFault
 from sweep_examples import tiny_sweep
-from sweeps.planning.memory_estimate import CONTEXT_BYTES, estimate_of, memory_of, print_estimate
+from sweeps.planning.memory_estimate import estimate_of, memory_of, print_estimate
 from sweeps.planning.sweep_plan import SweepPlan, plan_sweep
 
 MEBIBYTE = 2**20
@@ -89,7 +90,7 @@ def test_what_the_figures_hold_for_is_said_and_what_of_a_gpus_memory_nobody_has_
     assert "predicted for training on processors in bf16; --device predicts for a GPU" in shown(plenty, memory="1GiB")
     words = shown(plenty, device="A100 40GB")
     assert "predicted for a GPU in bf16, not measured on one" in words
-    assert f"of 40 GiB CUDA's context and libraries are taken to need {CONTEXT_BYTES / MEBIBYTE:.2f} MiB" in words
+    assert f"of 40 GiB CUDA's context and libraries are taken to need {CUDA_CONTEXT_BYTES / MEBIBYTE:.2f} MiB" in words
     assert "a sweep keeps another 10% free until a trial has shown that it need not" in words
 
 

@@ -1,10 +1,11 @@
 """What stands in a results folder before a sweep is opened."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from sweeps.records.results_folder import may_be_finished
+from sweeps.records.results_folder import ended_sweeps, may_be_finished
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,20 @@ def test_only_a_summary_that_says_so_makes_a_sweep_finished(tmp_path: Path, summ
 
 def test_a_folder_that_is_not_there_holds_nothing_finished(tmp_path: Path) -> None:
     assert not may_be_finished(tmp_path / "nowhere", "swept")
+
+
+def test_ended_sweeps_of_a_name_come_newest_first_without_those_of_longer_names_or_broken_summaries(
+    tmp_path: Path,
+) -> None:
+    summaries = {"a-1": '{"name": "a"}', "a-2": '{"name": "a"}', "a-b-1": '{"name": "a-b"}', "a-3": '{"name": "a'}
+    for age_s, (folder, text) in enumerate(summaries.items()):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "summary.json").write_text(text)
+        os.utime(tmp_path / folder / "summary.json", (1e9 - age_s, 1e9 - age_s))
+    assert [folder.name for folder, _ in ended_sweeps(tmp_path, "a")] == ["a-1", "a-2"]
+    assert [folder.name for folder, _ in ended_sweeps(tmp_path, "a-b")] == ["a-b-1"]
+
+
+@pytest.mark.parametrize("name", ["/nowhere/a", "../a", "b/a"])
+def test_a_path_is_no_name_of_a_sweep(tmp_path: Path, name: str) -> None:
+    assert ended_sweeps(tmp_path, name) == []

@@ -1,0 +1,35 @@
+"""A sweep's identity and its resolved file: the same from one version to the next, so that results are found again."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from sweeps.records.results_folder import sweep_identity
+from sweeps.settings.sweep_file import dump_sweep, load_sweep_file
+
+CONFIGS = Path(__file__).parents[3] / "sweeps/configs"
+
+
+# Taken from the version that filled in 1 for tokens that are counted later. Another value here makes every results
+# folder of an earlier version another sweep, which would train all of its trials again.
+@pytest.mark.parametrize(
+    ("name", "size", "counted_tokens", "file_sha256", "identity"),
+    [
+        ("quickstart", "laptop", None, "8b5c4dea26ce6f40", "80924e5020576e0e"),
+        ("kant", "full", None, "6c0b787247caa706", "365c20dfc2aae4dc"),
+        ("chinese-train", "laptop", None, "0d201c0eeee8ec4a", "9b1b6d51343dae22"),
+        # Files in epochs and in stages, once the corpus has said how many tokens those are.
+        ("chinese-sft-train", "laptop", 123_456, "2c1df036da867de6", "922b6c0e575ddcab"),
+        ("traffic-train", "full", 7_654_321, "52b696ab3207ad23", "8fa7a0e0b46491fd"),
+    ],
+)
+def test_a_shipped_file_resolves_to_the_same_bytes_and_identity_as_before(
+    name: str, size: str, counted_tokens: int | None, file_sha256: str, identity: str
+) -> None:
+    sweep = load_sweep_file(CONFIGS / f"{name}.yaml", [f"size={size}"])
+    if counted_tokens is not None:
+        counted = {"tokens_per_trial": counted_tokens, "epochs_per_trial": None}
+        sweep = sweep.model_copy(update={"budget": sweep.budget.model_copy(update=counted)})
+    assert hashlib.sha256(dump_sweep(sweep).encode()).hexdigest().startswith(file_sha256)
+    assert sweep_identity(sweep, "x").startswith(identity)
