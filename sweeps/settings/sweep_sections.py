@@ -92,9 +92,9 @@ class BudgetConfig(Settings):
     """Trials of the search. Trials that are refused before launch and repeats do not count. Ten for each swept setting
     is a rule of thumb. Where another limit is given and this one is not: 1,000."""
     tokens_per_trial: Count | None = None
-    """Tokens of training that a trial gets unless it is stopped; padding does not count. They may be written as 20M.
-    Twenty for each parameter are compute-optimal (arXiv:2203.15556); fewer suffice to compare settings. null: give
-    epochs_per_trial."""
+    """Tokens of training that a trial gets unless it is stopped, padding not counted; or give epochs_per_trial. They
+    may be written as 20M. Twenty for each parameter are compute-optimal (arXiv:2203.15556); fewer suffice to compare
+    settings."""
     epochs_per_trial: PositiveFloat | None = None
     """Passes over the training rows that a trial gets, instead of tokens_per_trial. Up to four are nearly as good as
     new text (arXiv:2305.16264)."""
