@@ -1,4 +1,4 @@
-"""Settings of all tests; at the end of a run what skipped ones need, a line each, with the command that brings it."""
+"""Settings of all tests, and the needs of skipped ones: a line each at the end of a run, with the command for it."""
 
 from collections import Counter
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 HANGS_AFTER_S = 600.0
-"""For what takes seconds on a machine of its own."""
+"""For work that takes seconds on an idle machine."""
 COMMAND_HANGS_AFTER_S = 3600.0
 """For a command that takes minutes there, such as a whole sweep."""
 

@@ -38,7 +38,7 @@ def test_make_test_runs_each_test_that_is_not_slow_in_exactly_one_of_its_parts()
 
 @pytest.fixture
 def make(tmp_path: Path) -> Path:
-    """Stands where recipes call make: notes its arguments and its environment, and ends with 3 when it is told to."""
+    """A script in place of the make that recipes call. It notes its arguments and environment, and ends with 3."""
     script = tmp_path / "make"
     script.write_text(
         f'#!/bin/sh\necho "$@" >{tmp_path}/arguments\nenv >{tmp_path}/environment\n'
@@ -49,7 +49,7 @@ def make(tmp_path: Path) -> Path:
 
 
 def start(target: str, make: Path) -> "subprocess.Popen[bytes]":
-    """A target whose own calls of make go to the stand-in; of a group of its own, as in a terminal."""
+    """A target whose own calls of make go to the script; of a group of its own, as in a terminal."""
     return subprocess.Popen(
         ["make", "-C", ROOT, target, f"MAKE={make}"],
         env=os.environ | {"PRETUNE_TEST_MARK": str(make)},
@@ -59,7 +59,7 @@ def start(target: str, make: Path) -> "subprocess.Popen[bytes]":
 
 
 def end(process: "subprocess.Popen[bytes]", make: Path) -> int:
-    """Let the stand-in end; what make comes to."""
+    """Let the script end, and return the exit status of make."""
     wait_until((make.parent / "ends").exists, "the recipe never called make")
     (make.parent / "ends").write_text("")
     return process.wait(HANGS_AFTER_S)

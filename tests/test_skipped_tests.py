@@ -1,4 +1,4 @@
-"""A test that is skipped says what it needs and which command brings that, in a line at the end of a run."""
+"""A skipped test names its need and the command that meets it, in a line at the end of a run."""
 
 import ast
 import re
@@ -33,9 +33,7 @@ pytest.importorskip("no_such_module", reason="no such module (pip install it)")
 
 
 @pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["one process", "workers of xdist"])
-def test_what_skipped_tests_need_is_said_once_with_their_number_at_the_end(
-    tmp_path: Path, processes: list[str]
-) -> None:
+def test_needs_of_skipped_tests_stand_once_at_the_end_with_their_number(tmp_path: Path, processes: list[str]) -> None:
     shutil.copy(TESTS / "conftest.py", tmp_path)
     (tmp_path / "test_some.py").write_text(MODULE)
     (tmp_path / "test_whole.py").write_text(WHOLE_MODULE)
@@ -50,7 +48,7 @@ def test_what_skipped_tests_need_is_said_once_with_their_number_at_the_end(
     ]
 
 
-def test_where_nothing_is_skipped_nothing_is_said(tmp_path: Path) -> None:
+def test_a_run_without_skips_ends_without_such_a_line(tmp_path: Path) -> None:
     shutil.copy(TESTS / "conftest.py", tmp_path)
     (tmp_path / "test_some.py").write_text("def test_that_runs():\n    pass\n")
     command = [sys.executable, "-m", "pytest", "-q", "--rootdir", str(tmp_path), "-p", "no:cacheprovider"]
@@ -69,7 +67,7 @@ def reasons(path: Path) -> Iterator[tuple[int, str | None]]:
             yield node.lineno, given.value if isinstance(given, ast.Constant) else None
 
 
-def test_every_skip_names_a_need_and_what_brings_it() -> None:
+def test_every_skip_names_a_need_and_its_remedy() -> None:
     found = {
         f"{path.relative_to(TESTS)}:{line}": reason
         for path in TESTS.rglob("*.py")

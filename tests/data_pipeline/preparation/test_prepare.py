@@ -306,7 +306,7 @@ print(prepared.folder)
 
 
 def start(corpus: Path, folder: Path, *, stands_at: int = 0) -> subprocess.Popen[str]:
-    """A preparation that stands still as soon as so many parcels are done, until it reads a line or is killed."""
+    """A preparation that stands still when this number of parcels is done, until it reads a line or is killed."""
     arguments = [sys.executable, "-c", PREPARE, str(corpus), str(folder), str(stands_at)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
