@@ -4,6 +4,8 @@ torch's flash kernel for CPUs is written for fp32; in bf16, and for the short ro
 of the speed of a matrix product. Here scores are computed, used and discarded block by block; the backward pass
 recomputes them from queries and keys. Only the joint qkv tensor is kept, which is less than the flash kernel keeps.
 
+`python tests/benchmarks/kernels.py`: 0.43 to 0.74 of the time of torch's attention in bf16, forward and backward.
+
 Shape suffixes: B rows, T tokens a row, H heads, G key/value heads, R = H / G queries that share a key, N = H + 2 G,
 K width of a head, S keys that a block of queries can see, Q queries of a block times R.
 """

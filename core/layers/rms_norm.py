@@ -3,6 +3,8 @@
 torch's version is a chain of operators on a CPU: each reads and writes the whole residual stream, and autograd keeps
 half of that. Here blocks stay in the cache, and only the input is kept.
 
+`python tests/benchmarks/kernels.py`: 0.49 to 0.69 of the time of F.rms_norm, 0.36 to 0.46 of its peak memory.
+
 Shape suffixes: N tokens, D width.
 """
 

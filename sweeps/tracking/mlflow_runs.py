@@ -3,6 +3,9 @@
 A server takes a run's change in four requests. Of a SQLite file every request would be three or four transactions that
 read back what is known here, each with its own wait for the disk: there the changes of many runs go in one transaction
 of plain inserts, into the tables as MLflow's own classes describe them. Both leave the same rows behind.
+Of a thousand instant trials in a SQLite file, each of the last hundred takes 37 ms of the driver's processor time by
+requests and 2.0 ms by the tables (tests/benchmarks/mlflow_writer.py); its rank at the end adds 7.8 and 0.1 ms. The rest
+of the driver takes 9 to 18 ms a trial, so requests alone exceed the 20 ms that a trial may cost.
 """
 
 import uuid
