@@ -1,4 +1,4 @@
-"""A budget in epochs, as tokens: exactly once the corpus is prepared, and nearly before."""
+"""Converts a budget in epochs to tokens: exact with a prepared corpus, estimated without one."""
 
 from data_pipeline.preparation.corpus_check import check
 from data_pipeline.schema.user_errors import InputFault
@@ -6,21 +6,21 @@ from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.settings.sweep_config import SweepConfig
 
 _BYTES_OF_TOKEN = 3.5
-"""Of byte-level BPE with some thousand entries, roughly: 2.3 for Chinese to 4.6 for English."""
+"""Typical for byte-level BPE with some thousand entries: 2.3 for Chinese to 4.6 for English."""
 
 
 def with_tokens_of_epochs(sweep: SweepConfig, data: PreparedCorpus) -> SweepConfig:
     """The sweep with the tokens of `budget.epochs_per_trial`; unchanged without them.
 
     Raises:
-        InputFault: All trials together may not have as many.
+        InputFault: One trial would exceed budget.tokens.
     """
     epochs = sweep.budget.epochs_per_trial
     return sweep if epochs is None else _with_tokens(sweep, round(epochs * data.train.num_tokens))
 
 
 def with_expected_tokens(sweep: SweepConfig) -> SweepConfig:
-    """The same before the corpus is prepared, by the bytes of its text: for a plan."""
+    """The sweep with estimated tokens, from the bytes of an unprepared corpus; for `plan`."""
     epochs = sweep.budget.epochs_per_trial
     if epochs is None:
         return sweep

@@ -1,4 +1,4 @@
-"""The stages of a training with their rows: prepared, counted, and in words as system A logs them."""
+"""The stages of a training: prepares their rows, counts their tokens, and formats them as system A logs them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ from sweeps.settings.sweep_config import SweepConfig
 
 
 def prepare_stages(sweep: SweepConfig, results_folder: Path, console: Console) -> tuple[Stage, ...]:
-    """Each stage with its rows. Documents are tokenized once; every row length is another table of the same tokens.
+    """Each stage with its rows. Documents are tokenized once; each row length gets its own table of the same tokens.
 
     Raises:
-        CorpusError: As for any sweep.
+        CorpusError: The corpus is missing, empty, or has too many rejects.
     """
     runs = sweep.stage_runs()
     rows = [sweep.model_copy(update={"packing": sweep.packing_of(run)}) for run in runs]
@@ -35,7 +35,7 @@ def with_tokens_of_stages(sweep: SweepConfig, stages: Sequence[Stage]) -> SweepC
 
 
 def stages_in_words(stages: Sequence[Stage], *, num_workers: int) -> Iterator[str]:
-    """A line for each stage, with the steps that come of it."""
+    """One line per stage, with its steps and tokens."""
     for number, stage in enumerate(stages, start=1):
         train, training = stage.data.train, stage.run.training
         steps = steps_of(stage.run, num_rows=train.num_rows, num_tokens=train.num_tokens, num_workers=num_workers)
@@ -49,7 +49,7 @@ def stages_in_words(stages: Sequence[Stage], *, num_workers: int) -> Iterator[st
 
 
 def stage_assignments(sweep: SweepConfig, results_folder: Path, *, is_shared: bool) -> tuple[StageAssignment, ...]:
-    """The stages as a lane's workers get them; their rows have been prepared.
+    """The stages as sent to the workers of a lane; their rows are prepared already.
 
     Args:
         is_shared: Whether all nodes see the results folder.
@@ -65,5 +65,5 @@ def stage_assignments(sweep: SweepConfig, results_folder: Path, *, is_shared: bo
 
 
 def tokens_of_stage(stage: Stage) -> int:
-    """Tokens that a stage trains on, in whole steps where it has epochs."""
+    """Tokens that a stage trains on; a stage with epochs trains whole steps."""
     return tokens_of(stage.run, num_rows=stage.data.train.num_rows, num_tokens=stage.data.train.num_tokens)
