@@ -175,6 +175,8 @@ def test_options_beside_a_file_and_files_of_another_kind_are_refused(folder: Pat
     assert "does not belong in a fine-tuning file; run this file with pretune sweep" in sweep_file.output
     as_a_sweep = CliRunner().invoke(app, ["plan", str(folder / "animals.yaml")])
     assert as_a_sweep.exit_code == 2
-    assert "line 3: objective: does not belong in a sweep file; run this file with pretune finetune" in as_a_sweep.output
+    assert (
+        "line 3: objective: does not belong in a sweep file; run this file with pretune finetune" in as_a_sweep.output
+    )
     without_rows = run(folder / "encoder" / "best")
     assert "pretune finetune MODEL ROWS.csv --classify COLUMN" in without_rows.output

@@ -82,7 +82,9 @@ def test_a_fault_in_the_size_asked_for_stands_on_the_line_of_the_size() -> None:
 
 
 def test_sizes_that_are_no_sections_are_a_fault_and_not_a_crash() -> None:
-    assert "sizes: is not a mapping of size names to settings" in faults_of(FILE[: FILE.index("sizes:")] + "sizes: [full]\n")
+    assert "sizes: is not a mapping of size names to settings" in faults_of(
+        FILE[: FILE.index("sizes:")] + "sizes: [full]\n"
+    )
 
 
 plain_values = st.recursive(
