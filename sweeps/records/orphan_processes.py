@@ -1,7 +1,7 @@
-"""What a killed driver leaves running on its machine: known by a mark that all of its processes inherit, and ended.
+"""Ends the processes that a killed driver left running on its machine; all of them inherit a mark of the driver.
 
 Ray's own processes notice within three seconds that their driver is gone. Until then workers still train and write
-checkpoints, where the next driver's are about to.
+checkpoints to the folders that the next driver uses.
 """
 
 import os
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "PRETUNE_DRIVER"
-"""Variable in the environment of all processes that come of one driver."""
+"""Environment variable of all processes started by one driver."""
 
 _PROCESSES = Path("/proc")
 _START_TIME_FIELD = 21
@@ -19,18 +19,18 @@ _LOOK_S = 0.1
 
 
 def driver_mark() -> str:
-    """This process, told apart from all others that had or will have its number on this machine."""
+    """A mark of this process that differs from those of all others with the same pid on this machine."""
     try:
-        # The name, in parentheses, may hold spaces; what follows it does not.
+        # The process name, in parentheses, may contain spaces; the fields after it do not.
         fields = (_PROCESSES / "self" / "stat").read_text().rpartition(")")[2].split()
         started = fields[_START_TIME_FIELD - 2]
     except OSError:
-        started = "0"  # No Linux.
+        started = "0"  # Not Linux.
     return f"{os.getpid()}-{started}"
 
 
 def end_leftovers(mark: str, *, patience_s: float = 5.0) -> None:
-    """Wait until no process of a driver that is dead is left; those that stay longer are killed."""
+    """Wait until all processes of a dead driver have ended; kill those left after `patience_s` seconds."""
     give_up_at = time.monotonic() + patience_s
     while any(_marked(mark)) and time.monotonic() < give_up_at:
         time.sleep(_LOOK_S)
@@ -44,11 +44,11 @@ def end_leftovers(mark: str, *, patience_s: float = 5.0) -> None:
 
 
 def _marked(mark: str) -> Iterator[int]:
-    """Processes alive that carry a mark, besides this one."""
+    """Pids of the other live processes that carry a mark."""
     wanted = f"{MARK}={mark}".encode()
     for folder in _PROCESSES.glob("[0-9]*"):
         try:
-            # Of a zombie, which is dead, and of another user's process nothing can be read.
+            # Zombies and processes of other users are not readable.
             environment = (folder / "environ").read_bytes()
         except OSError:
             continue
