@@ -1,4 +1,4 @@
-"""What a lane's owner and its workers say to each other: trials one way, reports the other."""
+"""The channel between a lane's owner and its workers: trials in one direction, reports in the other."""
 
 import asyncio
 from dataclasses import dataclass
@@ -24,68 +24,68 @@ class StageAssignment:
 
 @dataclass(frozen=True)
 class Assignment:
-    """One trial, as a lane's workers get it."""
+    """One trial, as sent to the workers of a lane."""
 
     number: int
     run: dict[str, Any]
     """RunConfig as plain values."""
     prepared_folder: str
     trial_folder: str
-    """Checkpoints and the log; the run goes on from the newest whole checkpoint there."""
+    """Folder of checkpoints and log; the run resumes from its newest complete checkpoint."""
     evaluate_at_tokens: tuple[int, ...]
     pause: Pause | None
-    """Rung at which this leg of the trial ends; None: it goes to the end."""
+    """Rung at which this leg of the trial ends. None: the leg runs to the end."""
     memory_limit_bytes: int | None
     memory_limit_by: LimitBy
     sizes_to_measure: tuple[int, ...] = ()
-    """Micro-batches whose speed is not known yet. A run with `micro_batch_size: auto` takes the fastest of them."""
+    """Micro-batch sizes to measure first. A run with `micro_batch_size: auto` takes the fastest of them."""
     checkpoint_every_s: float = 60.0
     mirror_uri: str | None = None
-    """Where checkpoints are kept as well by workers on another node than the driver's."""
+    """URI to which workers on other nodes than the driver's upload checkpoints."""
     driver_node: str = ""
     """Ray's id of the driver's node."""
     corpus_server: Any = None
-    """From `serve_copies`, for workers on a node without the prepared folder; None where all nodes see it."""
+    """From `serve_copies`, for workers on a node without the prepared corpus. None: all nodes see it."""
     stages: tuple[StageAssignment, ...] = ()
-    """Trained one after another, where there are any, instead of `run` on `prepared_folder`."""
+    """Stages to train one after another, instead of `run` on `prepared_folder`; empty without stages."""
     trunk_folder: str | None = None
-    """Of the trial from whose checkpoint before the cooldown this one goes on; rank 0 reads it."""
+    """Folder of the trial whose checkpoint before the cooldown this trial resumes from; rank 0 reads it."""
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
-        """Itself: nobody changes it, and Tune copies what it is given several times a trial."""
+        """Return the object itself: it is immutable, and Tune copies its arguments several times per trial."""
         return self
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a worker is as it takes a trial, and what it cannot say any more once it is killed."""
+    """State of a worker when it takes a trial, kept for the case that it is killed later."""
 
     node: str
-    """Ray's id of it."""
+    """Ray's id of the worker's node."""
     kernel_kills: int
-    """Processes that the kernel there has killed for memory so far."""
+    """Number of processes that the node's kernel has killed for memory so far."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One thing that a worker tells the lane's owner."""
+    """One message from a worker to the lane's owner."""
 
     kind: Literal["report", "speeds", "end", "error"]
     trial: int
     report: dict[str, float] | None = None
     speeds: tuple[MicroBatchSpeed, ...] = ()
-    """Of the sizes that were to be measured."""
+    """Measured speeds of the requested micro-batch sizes."""
     end: RunEnd | None = None
     is_last: bool = False
-    """The workers end with this trial, which has left something in their memory."""
+    """True: the workers end with this trial, because it left tensors in their memory."""
     error: str = ""
-    """Traceback of an error that ended the worker."""
+    """Traceback of the error that ended the worker."""
     facts: OomFacts | None = None
-    """What the worker, who is nearest, knows of a shortage of memory in it."""
+    """Facts that the worker itself found about running out of memory."""
 
 
 class MailboxActor:
-    """Keeps trials until every worker has taken them, and reports until the owner has read them."""
+    """Stores trials until every worker has taken them, and reports until the owner has read them."""
 
     def __init__(self) -> None:
         self._trials: list[Assignment | None] = []
@@ -98,7 +98,7 @@ class MailboxActor:
         self._reported = 0
 
     async def post(self, assignment: Assignment | None) -> None:
-        """Give the next trial to the workers; None: no more will come."""
+        """Post the next trial for the workers. None: no more trials follow."""
         async with self._changed:
             self._trials.append(assignment)
             if assignment is None:
@@ -108,24 +108,24 @@ class MailboxActor:
             self._changed.notify_all()
 
     async def take(self, index: int) -> Assignment | None:
-        """Wait for the trial at this place in the order of posting."""
+        """Wait for the trial at this index in the order of posting."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._trials) > index)
         return self._trials[index]
 
     async def stand(self, rank: int, standing: Standing) -> None:
-        """A worker says where it is."""
+        """Store the state of a worker."""
         self._standings[rank] = standing
 
     async def standings(self) -> dict[int, Standing]:
-        """Where each worker was when it took its last trial, by rank."""
+        """State of each worker when it took its last trial, by rank."""
         return self._standings
 
     async def tell(self, message: Message, wait: bool) -> bool:
-        """Hand a message to the owner. Returns whether the trial is to go on.
+        """Send a message to the owner. Returns whether the trial continues.
 
         Args:
-            wait: Wait until the owner has decided on it, so that a trial never trains past the rung that ends it.
+            wait: Wait for the owner's decision, so that a trial never trains past the rung that ends it.
         """
         self._reported += 1
         mine = self._reported
@@ -136,29 +136,30 @@ class MailboxActor:
         return message.trial not in self._stopped
 
     async def next_message(self) -> Message:
-        """The next message; asking for it says that those before it may go on."""
+        """The next message. The call also releases the trials of all earlier messages."""
         async with self._changed:
             self._answered = self._reported - self._messages.qsize()
             self._changed.notify_all()
         return await self._messages.get()
 
     async def stop(self, trial: int) -> None:
-        """Tell the workers to end this trial at the next micro-batch."""
+        """Order the workers to end this trial at the next micro-batch."""
         async with self._changed:
             self._stopped.add(trial)
             self._stops.append(len(self._trials) - 1)
             self._changed.notify_all()
 
     async def next_stop(self, index: int) -> int | None:
-        """Wait for the stop at this place in their order.
+        """Wait for the stop order at this index.
 
         Returns:
-            Place of the trial in the order of posting: the same trial may come again. None: no more will come.
+            Index of the trial in the order of posting, because the same trial may be posted again. None: no more stop
+            orders follow.
         """
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._stops) > index)
         return self._stops[index]
 
 
-# An actor of coroutines: the waiting calls of every worker and of the owner stand open side by side.
+# An async actor, because the calls of the owner and of all workers wait at the same time.
 Mailbox = ray.remote(num_cpus=0)(MailboxActor)

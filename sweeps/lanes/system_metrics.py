@@ -1,4 +1,4 @@
-"""Processor, memory and GPU of the machine that a trial trains on, under the names of MLflow's page for them."""
+"""CPU, memory and GPU metrics of a trial's machine, under the names of MLflow's system metrics page."""
 
 import time
 from contextlib import suppress
@@ -10,7 +10,7 @@ _MB = 1e6
 
 
 class SystemMetrics:
-    """Shares are means over the time since the last reading. What the machine does not tell is left out."""
+    """Reads system metrics. Shares are means since the last reading; unavailable values are left out."""
 
     def __init__(self) -> None:
         self._read_at, self._own_s = time.monotonic(), time.process_time()
@@ -30,19 +30,19 @@ class SystemMetrics:
         if total > self._total:
             values["cpu_utilization_percentage"] = 100 * (busy - self._busy) / (total - self._total)
         if now > self._read_at:
-            # Of one processor core, so that two busy threads are 200.
+            # Percent of one CPU core: two busy threads give 200.
             values["process_cpu_utilization_percentage"] = 100 * (own_s - self._own_s) / (now - self._read_at)
         self._read_at, self._own_s, self._busy, self._total = now, own_s, busy, total
         return values
 
 
 def _processor_ticks() -> tuple[int, int]:
-    """Busy and all ticks of the machine's processors since it started; zeros where the kernel is another than Linux."""
+    """Busy and total ticks of the machine's CPUs since boot; zeros on other kernels than Linux."""
     try:
         first = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0]
     except OSError:
         return 0, 0
-    # user nice system idle iowait irq softirq steal; guest time is in user already.
+    # Fields: user nice system idle iowait irq softirq steal; user includes guest time.
     ticks = [int(word) for word in first.split()[1:9]]
     return sum(ticks) - sum(ticks[3:5]), sum(ticks)
 
@@ -69,7 +69,7 @@ def _gpu() -> dict[str, float]:
         f"gpu_{device}_memory_usage_megabytes": (total - free) / _MB,
         f"gpu_{device}_memory_usage_percentage": 100 * (total - free) / total,
     }
-    # torch asks NVML, which needs the package nvidia-ml-py and a driver that answers.
+    # torch queries NVML, which needs the package nvidia-ml-py and a working driver.
     with suppress(ModuleNotFoundError, RuntimeError):
         values[f"gpu_{device}_utilization_percentage"] = float(torch.cuda.utilization(device))
     return values
