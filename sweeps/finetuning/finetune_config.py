@@ -1,4 +1,4 @@
-"""What a file says of a fine-tuning for classes: the model to begin with, labelled rows, training, what is tried."""
+"""Configuration of a fine-tuning for classification: pretrained model, labelled rows, training, search."""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -99,11 +99,13 @@ class FinetuneConfig(Settings):
     def _is_a_grid_of_moderate_size(self) -> Self:
         num_runs = math.prod(len(self._tried(path)) for path in SWEEPABLE)
         if num_runs > _MOST_RUNS:
-            raise ValueError(f"search asks for {num_runs:,} runs; list fewer values, {_MOST_RUNS} combinations at most")
+            raise ValueError(
+                f"search has {num_runs:,} combinations, and at most {_MOST_RUNS} are allowed; list fewer values"
+            )
         return self
 
     def settings(self) -> FinetuneSettings:
-        """The same as the engine takes it."""
+        """The settings for the fine-tuning engine."""
         corpus, training = self.corpus, self.training
         rates = self._tried("training.learning_rate")
         micro = training.micro_batch_size

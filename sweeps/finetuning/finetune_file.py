@@ -1,4 +1,4 @@
-"""YAML to a fine-tuning for classes, with all faults of the file at once."""
+"""Loads a fine-tuning for classification from YAML; reports all faults of the file at once."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from sweeps.settings.settings_file import SettingsKind, objective_of
 from sweeps.settings.yaml_lines import YamlDocument
 
 RESOLVED_FILE = "finetune.yaml"
-"""In the folder of what came out: the file with every default written out, which means the same again."""
+"""File in the output folder: the fine-tuning file with every default written out."""
 
 
 def dump_finetuning(config: FinetuneConfig) -> str:
@@ -33,7 +33,7 @@ def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[F
         try:
             extremes = Distribution.model_validate(raw).extremes()
         except ValidationError:
-            continue  # Said already, with its place, by the check of the whole file.
+            continue  # The check of the whole file reports it with its location.
         for value in extremes:
             where = Fault(place, line, value, "")
             yield from faults_of_value(ClassifierTrainingConfig, path.removeprefix("training."), value, where)
@@ -46,5 +46,5 @@ def _is_another(values: dict[str, Any]) -> str | None:
 
 
 FINETUNING = SettingsKind(
-    FinetuneConfig, "a file of a fine-tuning", "sweeps/configs/traffic-classify.yaml", _is_another, _search_faults
+    FinetuneConfig, "a fine-tuning file", "sweeps/configs/traffic-classify.yaml", _is_another, _search_faults
 )

@@ -1,4 +1,4 @@
-"""What comes out of a fine-tuning: its runs, what was chosen of them, and the files that say so."""
+"""Results of a fine-tuning: its runs, the chosen ones, and the result files."""
 
 import csv
 import json
@@ -19,37 +19,37 @@ Start = Literal["pretrained", "from scratch"]
 
 METRICS_FILE = "metrics.json"
 MODEL_FOLDER = "best"
-"""As a sweep's folder has it, so that all commands that take a model take this one."""
+"""The name used in a sweep's folder, so that all commands for models accept this folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """What a fine-tuning is asked for. Several epochs, batch sizes, learning rates or seeds: every combination
-    is trained."""
+    """Settings of a fine-tuning. With several epochs, batch sizes, learning rates or seeds every combination is
+    trained."""
 
     label: str
-    """Column of the classes."""
+    """Column of the labels."""
     purpose: str = ""
-    """What it is to find out; stands in the report."""
+    """Question that the fine-tuning answers; shown in the report."""
     text: str | None = None
-    """Column of the texts. None: told by its name."""
+    """Column of the texts. None: detected by name."""
     epochs: tuple[float, ...] = (10.0,)
     batch_sizes: tuple[int, ...] = (32,)
     learning_rates: tuple[float, ...] = ()
-    """Peaks of a linear schedule. None given: 5e-5 at a width of 768, and more for narrower models, in proportion."""
+    """Peaks of a linear schedule. Empty: 5e-5 x 768 / width of the model."""
     seeds: tuple[int, ...] = (0,)
-    """Of the head's first weights, the order of rows and dropout."""
+    """Seeds of the head's initial weights, the order of rows and dropout."""
     from_scratch: bool = False
-    """Train the same model from random weights as well: what was pretraining worth?"""
+    """Also train the same model from random weights, to show the gain from pretraining."""
     dropout: float = 0.1
     holdout: float = 0.2
     least_rows: int = 1
-    """Classes of fewer rows are left out."""
+    """Minimum rows of a class; smaller classes are left out."""
     max_tokens: int | None = None
-    """Texts are cut to so many tokens. None: to what the model takes."""
+    """Texts are truncated to this many tokens. None: the model's maximum."""
     micro_batch_size: int | None = None
     memory_bytes: int | None = None
-    """For weights, gradients, optimizer state and activations. None: no limit but the machine's."""
+    """Memory limit for weights, gradients, optimizer state and activations. None: the machine's memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ class FinetuneRun:
     outcome: str = ""
     reason: str = ""
     best_epoch: float = 0.0
-    """After which the holdout loss was lowest."""
+    """Epoch with the lowest holdout loss."""
     loss: float = float("inf")
-    """On the holdout there, nats a row."""
+    """Holdout loss after that epoch, in nats per row."""
     accuracy: float = 0.0
     macro_f1: float = 0.0
     training_s: float = 0.0
@@ -77,49 +77,49 @@ class FinetuneRun:
 
     @property
     def name(self) -> str:
-        """Tells runs of one fine-tuning apart; fit for a folder."""
+        """Unique name among the runs of one fine-tuning; valid as a folder name."""
         start = self.start.replace(" ", "-")
         return f"{start}-rate-{self.learning_rate:g}-batch-{self.batch_size}-epochs-{self.epochs:g}-seed-{self.seed}"
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The run of the lowest holdout loss among those of one start, on the holdout."""
+    """The run with the lowest holdout loss among those of one start, with its metrics on the holdout."""
 
     run: FinetuneRun
     metrics: ClassMetrics
     probabilities: Tensor
-    """(n, C) of the held-out rows, in their order."""
+    """(n, C): class probabilities of the held-out rows, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuned:
-    """Everything that came out."""
+    """All results of a fine-tuning."""
 
     folder: Path
     settings: FinetuneSettings
     place: str
-    """What the pretrained model was called."""
+    """The pretrained model, as given by the user."""
     table: str
     found: LabelledTexts
     is_held_out: NDArray[np.bool_]
     num_cut: int
-    """Texts longer than a row."""
+    """Number of texts longer than a row."""
     row_tokens: int
     num_parameters: int
     runs: tuple[FinetuneRun, ...]
     pretrained: Judged
     scratch: Judged | None
     commonest: str
-    """Class of most trained rows."""
+    """Most frequent class of the training rows."""
     majority: ClassMetrics
-    """Of taking every row for that class."""
+    """Metrics of always predicting that class."""
     model: str
-    """Folder of the model, or why transformers cannot load it."""
+    """Folder of the model, or the reason why transformers cannot load it."""
 
 
 def figures_of(end: Finetuned) -> dict[str, Any]:
-    """metrics.json: what a script reads."""
+    """Content of metrics.json, for scripts."""
     kept, scratch = end.pretrained, end.scratch
     found = end.found
     return {
@@ -151,18 +151,18 @@ def figures_of(end: Finetuned) -> dict[str, Any]:
 
 
 def write_files(end: Finetuned) -> dict[str, Any]:
-    """metrics.json, predictions.csv and rejects.jsonl; gives the first one's contents."""
+    """Write metrics.json, predictions.csv and rejects.jsonl; returns the content of metrics.json."""
     write_predictions(end)
     rejects = (json.dumps(one.as_json(), ensure_ascii=False) + "\n" for one in end.found.rejects)
     write_atomically(end.folder / "rejects.jsonl", "".join(rejects))
     figures = figures_of(end)
-    # Last: it says that all is there.
+    # Write metrics.json last: it marks the fine-tuning as done.
     write_atomically(end.folder / METRICS_FILE, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     return figures
 
 
 def write_predictions(end: Finetuned) -> None:
-    """predictions.csv: every held-out row with its label, what it was taken for, and how sure the model was."""
+    """Write predictions.csv: every held-out row with its label, its prediction, and both probabilities."""
     probabilities = end.pretrained.probabilities.numpy()
     names = end.found.classes
     number = {name: place for place, name in enumerate(names)}
@@ -176,7 +176,7 @@ def write_predictions(end: Finetuned) -> None:
 
 
 def best_of(runs: Sequence[FinetuneRun], start: Start) -> FinetuneRun | None:
-    """The completed run of the lowest holdout loss among those of one start."""
+    """The completed run with the lowest holdout loss among those of one start; None without one."""
     done = [run for run in runs if run.start == start and run.outcome == "completed"]
     return min(done, key=lambda run: run.loss, default=None)
 

@@ -155,7 +155,7 @@ def test_a_fault_of_the_model_and_one_of_the_rows_are_told_together(folder: Path
         (f"corpus.path={one_class}", "one class only, 'cat'"),
         (f"corpus.path={lonely}", "corpus.least_rows: 2"),
         ("corpus.text=txt", "did you mean corpus.text: text?"),
-        ("corpus.max_tokens=1000", "corpus.max_tokens: 1000: the model takes 3 to 32"),
+        ("corpus.max_tokens=1000", "corpus.max_tokens: 1000: is out of range; give 3 to 32"),
         (f"start.weights_of={tmp_path}", "holds no model"),
         (f"start.weights_of={decoder}", "corpus.label needs an encoder"),
     ):
