@@ -25,53 +25,53 @@ _MOST_RUNS = 1000
 
 
 class PretrainedConfig(Settings):
-    """Whose weights the runs begin with."""
+    """The pretrained model that the runs start from."""
 
     weights_of: str
     """An encoder: a sweep's or training's, by name or results folder, or a folder of Hugging Face transformers.
     Also runs:/ or models:/ of MLflow."""
     from_scratch: bool = False
-    """Train the same from random weights as well: what was pretraining worth?"""
+    """Also train from random weights, to show the gain from pretraining."""
 
 
 class LabelledCorpusConfig(Settings):
-    """Texts with a class each."""
+    """Texts with one label each."""
 
     path: str
     """CSV, TSV, JSONL or Parquet: a file, folder or glob."""
     label: str
     """Column of the classes."""
     text: str | None = None
-    """Column of the texts. None: told by its name."""
+    """Column of the texts. None: detected by name."""
     holdout: Annotated[Share, Field(ge=0.01, le=0.9)] = 0.2
-    """Share of the texts that is held out; equal texts stand on one side."""
+    """Share of the texts to hold out; equal texts are on the same side."""
     least_rows: Count = 1
-    """Classes of fewer rows are left out."""
+    """Minimum rows of a class; smaller classes are left out."""
     max_tokens: Annotated[Count, Field(ge=3)] | None = None
-    """Texts are cut to so many tokens. None: to what the model takes."""
+    """Texts are truncated to this many tokens. None: the model's maximum."""
 
 
 class ClassifierTrainingConfig(Settings):
-    """How a classifier is trained: AdamW along a linear schedule with a short warm-up."""
+    """Training of a classifier: AdamW with a linear schedule and a short warm-up."""
 
     learning_rate: PositiveFloat | Literal["auto"] = "auto"
-    """Peak of the schedule. auto: 5e-5 at a width of 768, and more for narrower models, in proportion."""
+    """Peak of the schedule. auto: 5e-5 x 768 / width of the model."""
     batch_size: Count = 32
-    """Rows a step."""
+    """Rows per step."""
     micro_batch_size: Count | Literal["auto"] = "auto"
-    """Rows of one forward/backward; changes speed and memory, not what is learnt."""
+    """Rows per forward/backward pass; affects speed and memory, not the result."""
     epochs: PositiveFloat = 10.0
-    """Passes over the rows. The holdout is evaluated after each, and the best is kept."""
+    """Passes over the rows. The holdout is evaluated after each, and the best epoch is kept."""
     dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.1
     seed: NonNegativeInt = 0
-    """Of the head's first weights, the order of rows and dropout."""
+    """Seed of the head's initial weights, the order of rows and dropout."""
 
 
 class MemoryConfig(Settings):
-    """What the runs may use."""
+    """Resources of the runs."""
 
     memory: NumBytes | None = None
-    """For weights, gradients, optimizer state and activations. None: no limit but the machine's."""
+    """Memory limit for weights, gradients, optimizer state and activations. None: the machine's memory."""
 
 
 class FinetuneConfig(Settings):
@@ -80,9 +80,9 @@ class FinetuneConfig(Settings):
     name: Annotated[str, AfterValidator(file_name)]
     """Names the results folder and the MLflow run: letters, digits, dot, dash and underscore."""
     purpose: str = ""
-    """What it is to find out; stands in the report."""
+    """Question that the fine-tuning answers; shown in the report."""
     size: str = LAPTOP
-    """Which of the file's `sizes` it is; `--set size=full` takes another."""
+    """The size in use, one of the file's `sizes`; `--set size=full` selects another."""
     objective: Literal["classification"] = "classification"
     start: PretrainedConfig
     """The model that is fine-tuned."""
@@ -90,9 +90,9 @@ class FinetuneConfig(Settings):
     """Labelled rows."""
     training: ClassifierTrainingConfig = ClassifierTrainingConfig()
     search: dict[str, Distribution] = Field(default_factory=dict)
-    """Dotted path of a setting to the values that are tried: every combination is trained."""
+    """Values to try, by dotted path of the setting; every combination is trained."""
     grid_points: Count = 3
-    """Values taken from a range; of a choice all are."""
+    """Number of values from a range; a choice contributes all its values."""
     resources: MemoryConfig = MemoryConfig()
 
     @model_validator(mode="after")

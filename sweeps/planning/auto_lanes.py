@@ -47,7 +47,7 @@ class LanePace(Settings):
     processes: int
     threads: int
     tokens_per_s: float | None
-    """Of all processes together. None: one of them ended, e.g. without memory."""
+    """Speed of all processes together. None: one of them ended, e.g. out of memory."""
 
 
 class LanePaces(OfShape):

@@ -45,7 +45,7 @@ class CorpusFacts:
     text_column: str | None
     """None: plain text, or a format without a named column."""
     median_bytes: int
-    """Of a document."""
+    """Median UTF-8 bytes of a document."""
     is_hex: bool
     """Words are two bytes in hex, as of network packets."""
 

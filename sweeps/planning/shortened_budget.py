@@ -35,7 +35,7 @@ class MeasuredLength(OfShape):
     """Length of a sweep's trials on one kind of machine."""
 
     tokens_per_s: float
-    """Of all lanes together."""
+    """Speed of all lanes together."""
     was_measured: bool
     """False: the machine was too busy, so the rate is a low guess."""
     tokens_per_trial: int

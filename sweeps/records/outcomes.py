@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """How a trial ended. Every table, tag and message distinguishes these six outcomes."""
+    """The outcome of a trial. Every table, tag and message distinguishes these six."""
 
     COMPLETED = "COMPLETED"
     """Trained all its tokens."""
