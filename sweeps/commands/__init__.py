@@ -1,1 +1,1 @@
-"""The command line: commands by stage of use, shared options, exit codes, last words."""
+"""The command line: commands by stage of use, shared options, exit codes, final summary."""

@@ -1,4 +1,4 @@
-"""Commands after a sweep: its report and runs, and its models."""
+"""Commands after a sweep: report, MLflow pages, evaluation and use of its models."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,35 +13,38 @@ ModelName = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A sweep's folder or name, a trial's folder, one of Hugging Face transformers, runs:/ID or models:/NAME.",
+        help="Folder or name of a sweep, folder of a trial or of Hugging Face transformers, runs:/ID or models:/NAME.",
         show_default=False,
     ),
 ]
 
 Source = Annotated[
-    str | None, typer.Option("--input", metavar="FILE", help="Answer all of its texts: CSV, JSONL, Parquet, lines.")
+    str | None,
+    typer.Option("--input", metavar="FILE", help="Read the texts from a file: CSV, JSONL, Parquet or lines."),
 ]
 Output = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="JSON lines, with --input. Default: the standard output.")
+    Path | None, typer.Option(metavar="FILE", help="With --input: write JSON lines here. Default: stdout.")
 ]
 Column = Annotated[
-    str | None, typer.Option("--text", metavar="COLUMN", help="With --input. Default: told by its name.")
+    str | None, typer.Option("--text", metavar="COLUMN", help="With --input: text column. Default: detected by name.")
 ]
 
 
 @explains_faults
 def report(
-    folder: Annotated[Path, typer.Argument(help="A sweep's results folder.", show_default=False)],
-    other: Annotated[Path | None, typer.Argument(help="Another one: compare the two.", show_default=False)] = None,
+    folder: Annotated[Path, typer.Argument(help="Results folder of a sweep.", show_default=False)],
+    other: Annotated[
+        Path | None, typer.Argument(help="Second results folder to compare with.", show_default=False)
+    ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Also write each picture there, as an SVG file.")
+        Path | None, typer.Option(metavar="FOLDER", help="Also write each figure to this folder as SVG.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a sweep's report again, or compare two sweeps.
+    """Rewrite a sweep's report, or compare two sweeps.
 
-    Of one sweep, report.html and EXPERIMENT.md are written into its folder, and --json prints its summary. Of two, what
-    came out of each and what differed between them is printed.
+    One folder: writes report.html and EXPERIMENT.md into it; --json prints the summary. Two folders: prints the results
+    of both sweeps and the differences of their settings.
     """
     from dataclasses import asdict
 
@@ -74,9 +77,9 @@ def report(
 def fill_mask(
     model_name: ModelName,
     text: Annotated[
-        str | None, typer.Argument(help="Text with masks, as 'the <mask> is red'. Without: type some.")
+        str | None, typer.Argument(help="Text with masks, e.g. 'the <mask> is red'. Default: prompt for texts.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Candidates for each mask.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of candidates for each mask.")] = 5,
     source: Source = None,
     output: Output = None,
     column: Column = None,
@@ -85,8 +88,8 @@ def fill_mask(
 ) -> None:
     """Fill the masks of a text with a masked LM.
 
-    Without a text, on a terminal, each line that is typed is filled, until ctrl-d. With --input, all texts of a file:
-    a JSON line each, {row, text, masks}.
+    Without a text, a terminal prompts for lines until ctrl-d. --input fills all texts of a file and writes one JSON
+    line per text: {row, text, masks}.
     """
     from sweeps.trained_models.batch_prompts import answer_file, answer_typed, is_typed
     from sweeps.trained_models.model_locator import model_at
@@ -123,27 +126,29 @@ def fill_mask(
 def generate(
     model_name: ModelName,
     prompt: Annotated[
-        str | None, typer.Argument(help="Text to continue, or question to answer. Without: type some.")
+        str | None, typer.Argument(help="Text to continue, or question to answer. Default: prompt for texts.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="At most this number of tokens.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Only this number of the likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=1e-9, max=1.0, help="Only tokens up to this share.")] = None,
-    seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Generate at most this many tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature. 0: greedy.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample only from the K most likely tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=1e-9, max=1.0, help="Nucleus sampling: probability mass to keep.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     source: Source = None,
     output: Output = None,
     column: Column = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Talk with it, a line a turn, also where none types.")] = False,
-    system: Annotated[str | None, typer.Option(help="What it is told before a conversation.")] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Continue texts as they are, without chat template.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Converse, one line per turn; also reads piped lines.")] = False,
+    system: Annotated[str | None, typer.Option(help="System prompt of a conversation.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Continue texts without the chat template.")] = False,
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue a text, or answer, with a causal LM.
 
-    A model that was trained on conversations answers, by the chat template in its folder. Without a prompt, on a
-    terminal, each line that is typed is continued or answered, until ctrl-d; elsewhere a text is begun. With --input,
-    all texts of a file: a JSON line each, {row, text, continuation}.
+    A model trained on conversations answers with the chat template in its folder. Without a prompt, a terminal prompts
+    for lines until ctrl-d; piped, the model starts a text of its own. --input answers all texts of a file and writes
+    one JSON line per text: {row, text, continuation}.
     """
     from core.models.generation import Sampling
     from sweeps.trained_models.batch_prompts import answer_file, answer_typed, is_typed
@@ -163,7 +168,7 @@ def generate(
             typer.echo()
 
         if chat and (prompt is not None or source is not None or as_json):
-            raise InputFault("--chat reads what is said from its input; leave the prompt, --input and --json out")
+            raise InputFault("--chat reads the conversation from stdin; remove the prompt, --input and --json")
         if source is not None:
             _one_of(prompt, source)
             answer_file(source, output, lambda text: {"continuation": "".join(pieces(text))}, text=column, say=_aside)
@@ -182,7 +187,7 @@ def generate(
 
 
 def _aside(words: str) -> None:
-    """Beside the answers, which a program may read."""
+    """Print to stderr: a program may read the answers on stdout."""
     typer.echo(words, err=True)
 
 
@@ -195,15 +200,15 @@ def _one_of(text: str | None, source: str) -> None:
 def evaluate(
     model_name: ModelName,
     corpus: Annotated[
-        Path | None, typer.Option(help="Evaluate on all of this file or folder instead of the sweep's holdout.")
+        Path | None, typer.Option(help="Evaluate on this file or folder instead of the sweep's holdout.")
     ] = None,
     all_tokens: Annotated[
-        bool, typer.Option("--all-tokens", help="Masked LM: also the accuracy over all tokens, masked or not.")
+        bool, typer.Option("--all-tokens", help="Masked LM: also report the accuracy over all tokens, masked or not.")
     ] = False,
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a model's exact metrics on its holdout or a corpus."""
+    """Evaluate a model on its holdout or on a corpus."""
     import tempfile
 
     from sweeps.trained_models.model_locator import model_at
@@ -223,10 +228,10 @@ def evaluate(
 @explains_faults
 def export(
     model_name: ModelName,
-    target: Annotated[Path, typer.Argument(help="Folder to write; must not be there yet.", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="Folder to write; must not exist yet.", show_default=False)],
     results: Results = None,
 ) -> None:
-    """Write a model as a folder of Hugging Face transformers."""
+    """Export a model as a folder for Hugging Face transformers."""
     from sweeps.trained_models.model_locator import model_at
     from sweeps.trained_models.trained_model import load_trained
 
@@ -239,9 +244,11 @@ def export(
 def ui(
     results: Results = None,
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
-    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. The default accepts local requests only.")
+    ] = "127.0.0.1",
 ) -> None:
-    """Open the MLflow pages on the runs of all sweeps."""
+    """Serve the MLflow pages of all sweeps."""
     from sweeps.tracking.mlflow_ui import serve_ui
 
     serve_ui(results_folder(results), host=host, port=port, console=terminal())

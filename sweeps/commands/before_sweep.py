@@ -1,4 +1,4 @@
-"""Commands before a sweep: look at the corpus, the plan, the memory; prepare."""
+"""Commands before a sweep: write a sweep file, show the plan and the memory, prepare the corpus."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,9 +23,9 @@ from sweeps.commands.command_frame import (
 def new(
     corpus: Annotated[str, typer.Argument(help="File, folder, glob or URI.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Sweep file to write.")] = Path("sweep.yaml"),
-    causal: Annotated[bool, typer.Option("--causal", help="A causal LM instead of a masked one.")] = False,
+    causal: Annotated[bool, typer.Option("--causal", help="Train a causal LM instead of a masked LM.")] = False,
 ) -> None:
-    """Look at a corpus and this machine; write a first sweep file."""
+    """Write a first sweep file for a corpus and this machine."""
     from sweeps.planning.new_sweep import write_new_sweep
 
     console = terminal()
@@ -35,11 +35,11 @@ def new(
 
 @explains_faults
 def plan(file: File, overrides: Set = None, results: Results = None, as_json: AsJson = False) -> None:
-    """Show what a sweep will do, what fits, what it costs."""
+    """Show a sweep's trials, tokens and memory; train nothing."""
     from sweeps.settings.sweep_file import load_sweep_file
 
     asked = load_sweep_file(file, overrides or ())
-    # Ray takes seconds to import: a mistake in the file is told before.
+    # Ray takes seconds to import, so a mistake in the file is reported first.
     from sweeps.lanes.lane_planning import this_machine
     from sweeps.planning.auto_lanes import auto_lanes
     from sweeps.planning.plan_output import plan_as_json, print_plan
@@ -62,12 +62,12 @@ def plan(file: File, overrides: Set = None, results: Results = None, as_json: As
 def estimate(
     file: File,
     overrides: Set = None,
-    memory: Annotated[str | None, typer.Option(help="Memory of one worker, as 24GiB.")] = None,
-    device: Annotated[str | None, typer.Option(help='A GPU by name, as "RTX 4090".')] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of one worker, e.g. 24GiB.")] = None,
+    device: Annotated[str | None, typer.Option(help='GPU by name, e.g. "RTX 4090".')] = None,
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one configuration's memory by part, and how it fits."""
+    """Show the memory of one configuration by part."""
     from dataclasses import asdict
 
     from sweeps.planning.memory_estimate import estimate_of, memory_of, print_estimate
@@ -92,12 +92,12 @@ def prepare(
     file: File,
     overrides: Set = None,
     results: Results = None,
-    check: Annotated[bool, typer.Option("--check", help="Read and report; write nothing, start nothing.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Read and report only; write no files.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read, tokenize and pack the corpus; show what was dropped.
+    """Read, tokenize and pack the corpus; show the rejects.
 
-    Once: a sweep on the same corpus starts with what is there.
+    A prepared corpus is reused: a sweep on the same corpus skips this step.
     """
     from dataclasses import asdict
 
@@ -120,7 +120,7 @@ def prepare(
         return
     folder = results_folder(results)
     log_libraries_in(folder)
-    # A script reads the output: progress goes to stderr.
+    # A script reads stdout, so progress goes to stderr.
     data = PreparedSweep(config, folder, Console(stderr=True) if as_json else console).data
     if as_json:
         print_json(data_figures(data))

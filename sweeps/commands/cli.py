@@ -1,6 +1,6 @@
-"""Commands, in the order in which a user meets them.
+"""The command line: registers all commands, in the order in which a user needs them.
 
-What a command needs is imported when it runs: `pretune --help` answers at once.
+Each command imports its dependencies when it runs, so `pretune --help` answers at once.
 """
 
 import typer
@@ -18,7 +18,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 2 fault in an input, 3 no trial completed, 4 trials given up, 130 interrupted.",
 )
 
-# One line each in the list, so that it fits a screen: the first line of the command's docstring.
+# The list shows the first line of each docstring. Keep it short: the whole list fits one screen.
 app.command(rich_help_panel=_BEFORE)(before_sweep.new)
 app.command(rich_help_panel=_BEFORE)(explain.explain)
 app.command(rich_help_panel=_BEFORE)(before_sweep.plan)

@@ -1,4 +1,4 @@
-"""What all commands share: exit codes, options, the terminal, and how a user's mistake ends."""
+"""The frame of every command: exit codes, shared options, the terminal, and the report of a user's mistake."""
 
 import os
 import sys
@@ -14,40 +14,40 @@ from rich.console import Console
 from data_pipeline.schema.user_errors import InputFault
 
 EXIT_FAULT = 2
-"""An input is wrong; nothing was started."""
+"""An input is invalid; nothing was started."""
 EXIT_NOTHING_COMPLETED = 3
-"""The sweep came to its end, and no trial completed."""
+"""The sweep finished, and no trial completed."""
 EXIT_INCOMPLETE = 4
-"""Trials were given up after their workers were lost; the same command tries them again."""
+"""Trials were given up after they lost their workers; the same command retries them."""
 EXIT_INTERRUPTED = 130
-"""Ctrl-C, or SIGTERM; the same command resumes."""
+"""Ctrl-C or SIGTERM; the same command resumes."""
 
 VERBOSE = "PRETUNE_VERBOSE"
-"""Environment variable; set: Ray and its workers speak on the terminal."""
+"""Environment variable; if set, Ray and its workers print on the terminal."""
 
 _PIPED_WIDTH = 160
 _JOB_FOLDERS = "working_dir_files"
-"""Folder of Ray under which the working folders of submitted jobs stand."""
+"""Ray's folder that holds the working folders of submitted jobs."""
 
 File = Annotated[Path, typer.Argument(help="Sweep file (YAML).", show_default=False)]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as corpus.path=my.csv. May be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. corpus.path=my.csv. Repeatable."),
 ]
 Results = Annotated[
     str | None,
     typer.Option(
         "--results",
         metavar="FOLDER",
-        help="Where results go, also s3://... Default: $PRETUNE_RESULTS, else results; ~/pretune/results in a Ray job.",
+        help="Results folder or URI (s3://..). Default: $PRETUNE_RESULTS or results; ~/pretune/results in a Ray job.",
     ),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print what Ray and its workers say.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print the output of Ray and its workers.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def explains_faults(command: Callable[..., None]) -> Callable[..., None]:
-    """A user's mistake ends in one paragraph and exit code 2, never in a traceback."""
+    """Decorate a command: a user's mistake prints one paragraph and exits with code 2, without a traceback."""
 
     @wraps(command)
     def explained(*args: Any, **kwargs: Any) -> None:
@@ -64,29 +64,29 @@ def explains_faults(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def terminal() -> Console:
-    """Where a command prints. Piped or in a log nothing folds: tables are wide, and a reader greps lines."""
+    """Console for a command's output. Piped output is wide and does not wrap, so that lines can be searched."""
     return Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
 
 
 def let_ray_speak(verbose: bool) -> None:
-    """Before anything of Ray is imported: whether it and its workers print on the terminal."""
+    """Let Ray and its workers print on the terminal if `verbose`. Call it before the first import of Ray."""
     if verbose:
         os.environ[VERBOSE] = "1"
 
 
 def print_json(value: Any) -> None:
-    """One line that a script reads."""
+    """Print a value as one line of JSON."""
     import json
 
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
 def results_location(given: str | None) -> tuple[Path, str | None]:
-    """The folder where results go, as given, else as $PRETUNE_RESULTS says, else `results` below the current folder;
-    and the URI where they are kept, if one is given: the folder is then this machine's working copy.
+    """Results folder on this machine, and the URI that stores the results, if one is given.
 
-    A submitted job stands in a copy of the working folder that Ray makes for it and throws away: there the home folder
-    replaces the current one.
+    The folder is the one given, else $PRETUNE_RESULTS, else `results` below the current folder. With a URI it is this
+    machine's working copy. A submitted job runs in a copy of the working folder that Ray deletes afterwards; its
+    default lies below the home folder instead.
     """
     is_copy = _JOB_FOLDERS in Path.cwd().parts
     default = Path.home() / "pretune" / "results" if is_copy else Path("results")
@@ -101,5 +101,5 @@ def results_location(given: str | None) -> tuple[Path, str | None]:
 
 
 def results_folder(given: str | None) -> Path:
-    """The folder of results on this machine; see `results_location`."""
+    """Results folder on this machine; see `results_location`."""
     return results_location(given)[0]

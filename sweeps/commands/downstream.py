@@ -1,4 +1,4 @@
-"""Commands that put a trained model to use: fine-tuning for classes, feature vectors."""
+"""Commands that use a trained model: fine-tuning for classification, feature vectors."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +9,14 @@ from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.after_sweep import ModelName
 from sweeps.commands.command_frame import AsJson, Results, Set, explains_faults, print_json, results_folder, terminal
 
-Rows = Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet: a file, folder or glob.", show_default=False)]
+Rows = Annotated[
+    str, typer.Argument(help="Rows as CSV, TSV, JSONL or Parquet: file, folder or glob.", show_default=False)
+]
 TextColumn = Annotated[
-    str | None, typer.Option("--text", metavar="COLUMN", help="Column of the texts. Default: told by its name.")
+    str | None, typer.Option("--text", metavar="COLUMN", help="Column of the texts. Default: detected by name.")
 ]
 _WITH_A_FILE = ("file_or_model", "overrides", "out", "results", "as_json")
-"""Parameters of `finetune` that may stand beside a file."""
+"""Parameters of `finetune` that remain valid beside a file."""
 
 
 @explains_faults
@@ -24,62 +26,64 @@ def finetune(
         str,
         typer.Argument(
             metavar="FILE|MODEL",
-            help="File of a fine-tuning (YAML), which says all the rest; or a model, as the other commands take it.",
+            help="Fine-tuning file (YAML), which holds all settings; or a model, as for the other commands.",
             show_default=False,
         ),
     ],
     table: Annotated[
         str | None,
         typer.Argument(
-            help="With a model: labelled rows, as CSV, TSV, JSONL or Parquet: a file, folder or glob.",
+            help="With a model: labelled rows as CSV, TSV, JSONL or Parquet: file, folder or glob.",
             show_default=False,
         ),
     ] = None,
     label: Annotated[
         str | None,
-        typer.Option("--classify", metavar="COLUMN", help="With a model: column of the classes.", show_default=False),
+        typer.Option("--classify", metavar="COLUMN", help="With a model: column of the labels.", show_default=False),
     ] = None,
     text: TextColumn = None,
     epochs: Annotated[
         list[float] | None,
-        typer.Option(min=0.01, help="Passes over the rows. May be repeated: each is tried. Default: 10."),
+        typer.Option(min=0.01, help="Passes over the rows. Repeatable: each value is tried. Default: 10."),
     ] = None,
     batch_size: Annotated[
-        list[int] | None, typer.Option(min=1, help="Rows a step. May be repeated: each is tried. Default: 32.")
+        list[int] | None, typer.Option(min=1, help="Rows per step. Repeatable: each value is tried. Default: 32.")
     ] = None,
     learning_rate: Annotated[
         list[float] | None,
         typer.Option(
-            help="Peak of a linear schedule. May be repeated: each is tried. Default: 5e-5 x 768 / the model's width."
+            help="Peak of a linear schedule. Repeatable: each value is tried. Default: 5e-5 x 768 / width of the model."
         ),
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(min=0, help="May be repeated: each is tried. Default: 0.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeatable: each value is tried. Default: 0.")] = None,
     from_scratch: Annotated[
         bool,
-        typer.Option("--from-scratch", help="Train the same from random weights, too: what was pretraining worth?"),
+        typer.Option("--from-scratch", help="Also train from random weights, to show the gain from pretraining."),
     ] = False,
-    dropout: Annotated[float, typer.Option(min=0.0, max=0.9)] = 0.1,
-    holdout: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the texts held out.")] = 0.2,
-    least_rows: Annotated[int, typer.Option(min=1, help="Leave out classes of fewer rows.")] = 1,
+    dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="Dropout during training.")] = 0.1,
+    holdout: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the texts to hold out.")] = 0.2,
+    least_rows: Annotated[int, typer.Option(min=1, help="Ignore classes with fewer rows.")] = 1,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Cut texts to this number of tokens. Default: what the model takes.")
+        int | None, typer.Option(help="Truncate texts to this many tokens. Default: the model's maximum.")
     ] = None,
-    micro_batch_size: Annotated[int | None, typer.Option(min=1, help="Rows at once. Default: chosen.")] = None,
+    micro_batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows per forward pass. Default: automatic.")
+    ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="For training, as 2GiB; what does not fit goes through in smaller pieces.")
+        str | None, typer.Option(help="Memory limit for training, e.g. 2GiB; micro-batches shrink to fit.")
     ] = None,
     overrides: Set = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="For what comes out. Default: in the results folder.")
+        Path | None, typer.Option(metavar="FOLDER", help="Output folder. Default: a folder in the results folder.")
     ] = None,
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
-    """Teach an encoder to tell classes of texts apart.
+    """Fine-tune an encoder to classify texts.
 
-    Writes the model as Hugging Face transformers loads it, metrics.json, predictions.csv, report.html and
-    confusion.svg, and records runs in MLflow. The epoch, and among several settings the run, of the lowest holdout loss
-    is kept. Equal texts stand on one side of the split. The same command again resumes where it stopped.
+    Writes the model for Hugging Face transformers, metrics.json, predictions.csv, report.html and confusion.svg, and
+    records runs in MLflow. Keeps the epoch (and, among several settings, the run) with the lowest holdout loss. Equal
+    texts are on the same side of the split. The same command again resumes an interrupted fine-tuning.
     """
     import io
 
@@ -97,11 +101,14 @@ def finetune(
     else:
         if table is None or label is None:
             raise InputFault(
-                f"{file_or_model} is no file of a fine-tuning (.yaml), so it is taken for a model; give the labelled "
-                "rows and the column of their classes as well: pretune finetune MODEL ROWS.csv --classify COLUMN"
+                f"{file_or_model} is not a fine-tuning file (.yaml), so it must be a model; also give the labelled "
+                "rows and the column of their labels: pretune finetune MODEL ROWS.csv --classify COLUMN"
             )
         if overrides:
-            raise InputFault(f"--set {overrides[0]}: overrides a setting of a file, and {file_or_model} is none")
+            raise InputFault(
+                f"--set {overrides[0]}: overrides a setting of a fine-tuning file (.yaml), and {file_or_model} is a "
+                "model; use the options of this command instead"
+            )
         try:
             memory_bytes = None if memory is None else int(parse_bytes(memory))
         except ValueError as error:
@@ -131,7 +138,11 @@ def finetune(
 
 
 def _refuse_beside_a_file(context: typer.Context, file: str) -> None:
-    """Name every option that says what the file says."""
+    """Refuse the options that set values of the file.
+
+    Raises:
+        InputFault: At least one was given; the message names all of them.
+    """
     given = [
         parameter.opts[-1] if parameter.param_type_name == "option" else str(context.params[name])
         for parameter in context.command.params
@@ -141,7 +152,8 @@ def _refuse_beside_a_file(context: typer.Context, file: str) -> None:
     ]
     if given:
         raise InputFault(
-            f"{', '.join(given)}: {file} says all of that; change it there, or with --set, as --set training.epochs=4"
+            f"{', '.join(given)}: {file} already sets this; change the file, or override it with --set, e.g. "
+            "--set training.epochs=4"
         )
 
 
@@ -152,25 +164,25 @@ def embed(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Parquet file to write.", show_default=False)],
     text: TextColumn = None,
     keep: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="Column that goes along, as an id. May be repeated.")
+        list[str] | None, typer.Option(metavar="COLUMN", help="Column to copy, e.g. an id. Repeatable.")
     ] = None,
     pool: Annotated[
         str | None,
         typer.Option(
-            help="mean: over the text's tokens. first: of <s>, encoders only. last: of its last token. "
-            "Default: mean; last for decoders."
+            help="Pooling. mean: over all tokens. first: <s>, encoders only. last: the last token. "
+            "Default: mean for encoders, last for decoders."
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 32,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Cut texts to this number of tokens. Default: what the model takes.")
+        int | None, typer.Option(help="Truncate texts to this many tokens. Default: the model's maximum.")
     ] = None,
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a feature vector for every text to Parquet.
+    """Write one feature vector per text to a Parquet file.
 
-    Columns: row (number in the table, from 0), those of --keep, features (float32, as many as the model is wide).
+    Columns: row (number in the table, from 0), the columns of --keep, features (float32, one value per unit of width).
     """
     from dataclasses import asdict
     from typing import get_args
@@ -182,7 +194,7 @@ def embed(
     from sweeps.trained_models.trained_model import load_trained
 
     if pool is not None and pool not in get_args(Pooling):
-        raise InputFault(f"--pool {pool}: known are {', '.join(get_args(Pooling))}")
+        raise InputFault(f"--pool {pool}: is unknown; choose one of {', '.join(get_args(Pooling))}")
     with model_at(model_name, results_folder(results)) as found_at:
         trained = load_trained(found_at.folder)
         pooling = pool or ("last" if isinstance(trained.model, LlamaDecoder) else "mean")
@@ -192,7 +204,7 @@ def embed(
             out,
             text=text,
             keep=keep or (),
-            pooling=pooling,  # type: ignore[arg-type]  # one of its words, as checked
+            pooling=pooling,  # type: ignore[arg-type]  # checked above
             batch_size=batch_size,
             max_tokens=max_tokens,
         )

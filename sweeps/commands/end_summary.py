@@ -1,4 +1,4 @@
-"""The last words of a sweep on the terminal: ranking, best settings, where things are, how to resume."""
+"""The final summary of a sweep on the terminal: ranking, best settings, paths of the results, command to resume."""
 
 import os
 import sys
@@ -27,10 +27,10 @@ _REFUSALS_SHOWN = 3
 
 
 def close(end: SweepEnd, console: Console) -> None:
-    """The last words of the command that was given, and its exit code.
+    """Print the final summary of a command and set its exit code.
 
     Raises:
-        typer.Exit: Something is left to do, or nothing came of it.
+        typer.Exit: The sweep was interrupted, is incomplete, or completed no trial.
     """
     print_end(end, console, command=" ".join(["pretune", *sys.argv[1:]]))
     if end.status is SweepStatus.INTERRUPTED:
@@ -42,17 +42,17 @@ def close(end: SweepEnd, console: Console) -> None:
 
 
 def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
-    """Say what came out, and what to do next.
+    """Print the results of a sweep and the next command.
 
     Args:
-        command: The command that was given; the same again resumes.
+        command: The command that ran the sweep; the same command resumes it.
     """
     console.print()
     if end.was_done_before:
-        console.print("everything was done already; nothing was trained", style="bold")
+        console.print("the sweep was already finished; nothing was trained", style="bold")
     console.print(leaders_table(end.records))
     if any(record.is_repeat for record in end.records):
-        # Or the smallest loss of the table would seem to stand in the wrong row.
+        # Without this line the smallest loss of the table seems to be in the wrong row.
         console.print("ranked by settings: the mean over their seeds, plus one standard error of it")
     _print_others(end, console)
     best = end.summary["best"]
@@ -67,7 +67,7 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     if found is not None:
         console.print(f"[bold]margin[/bold]   {escape(winner_in_words(found))}", highlight=False, soft_wrap=True)
     for label, warning in _warnings(end):
-        # Padded before it is coloured: the marks of a style count as no characters.
+        # Pad before colouring: style marks would count as characters.
         console.print(f"[yellow]{label:<8}[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
     folder = _short(end.folder.path)
     facts = [("model", _short(Path(end.summary["model"])) if best is not None else end.summary["model"])]
@@ -82,7 +82,7 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     if end.summary.get("search_ended_by"):
         facts += [("ended by", end.summary["search_ended_by"])]
     if end.not_tracked:
-        facts += [("missing", f"{end.not_tracked}. Send it later with the same command: {command}")]
+        facts += [("missing", f"{end.not_tracked}. To send it later, run the same command: {command}")]
     if end.status is not SweepStatus.FINISHED:
         facts += [("resume", command)]
     for label, text in facts:
@@ -90,7 +90,7 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
 
 
 def _warnings(end: SweepEnd) -> Iterator[tuple[str, str]]:
-    """What the report says against taking the winner as it stands."""
+    """Warnings of the report against using the winner as it is."""
     if end.summary["best"] is None:
         return
     findings = gather(end.folder.path, end.folder.sweep, end.records, end.summary)
@@ -100,7 +100,7 @@ def _warnings(end: SweepEnd) -> Iterator[tuple[str, str]]:
 
 
 def _print_others(end: SweepEnd, console: Console) -> None:
-    """Trials without a loss, each with its reason, and what was never launched."""
+    """Print trials without a loss and proposals that were never launched, each with its reason."""
     for record in ranked(end.records):
         if record.loss is None:
             outcome = record.outcome or Outcome.INTERRUPTED
@@ -121,11 +121,11 @@ def _spent(end: SweepEnd) -> str:
 
 
 def _ui_command(results: Path) -> str:
-    # Where `pretune ui` looks when nothing is said, it needs nothing said.
+    # `pretune ui` finds its default folder without an option.
     default = Path(os.environ.get("PRETUNE_RESULTS", "results")).absolute()
     return "pretune ui" if results == default else f"pretune ui --results {_short(results)}"
 
 
 def _short(path: Path) -> Path:
-    """Relative to the current folder where it lies below it."""
+    """Path relative to the current folder if it lies below it, else unchanged."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -27,9 +27,9 @@ def sweep(
     verbose: Verbose = False,
     _explain: ExplainKey = None,
 ) -> None:
-    """Run a sweep; the same command again resumes it.
+    """Run a sweep. The same command again resumes it.
 
-    On a terminal a table shows how it goes; piped, each event is a line.
+    A terminal shows a live table. Piped output has one line per event.
     """
     let_ray_speak(verbose)
     from sweeps.settings.sweep_file import load_sweep_file
@@ -53,23 +53,24 @@ def sweep(
 def train(
     path: Annotated[
         Path,
-        typer.Argument(metavar="FILE|FOLDER", help="A sweep file, or a sweep's results folder.", show_default=False),
+        typer.Argument(metavar="FILE|FOLDER", help="Sweep file, or results folder of a sweep.", show_default=False),
     ],
     chosen: Annotated[
         str | None,
-        typer.Option("--from", metavar="TRIAL", help="Whose settings: best, trial-0003, or file for the file's own."),
+        typer.Option("--from", metavar="TRIAL", help="Source of the settings: best, a trial (trial-0003), or file."),
     ] = None,
-    tokens: Annotated[str | None, typer.Option(metavar="COUNT", help="Tokens in all, as 100M.")] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="COUNT", help="Total training tokens, e.g. 100M.")] = None,
     keep_settings: Annotated[
-        bool, typer.Option("--keep-settings", help="Do not scale the learning rate for another batch or length.")
+        bool, typer.Option("--keep-settings", help="Keep the learning rate as found: no scaling by batch or length.")
     ] = False,
     overrides: Set = None,
     results: Results = None,
     verbose: Verbose = False,
 ) -> None:
-    """Train one configuration in full; again: resumes it.
+    """Train one configuration in full. Repeat to resume.
 
-    By default with the settings of the sweep's best trial, continuing from its checkpoint before the cooldown.
+    The default settings are those of the sweep's best trial. Training resumes from the trial's checkpoint before the
+    cooldown.
     """
     let_ray_speak(verbose)
     from data_pipeline.schema.settings import parse_count

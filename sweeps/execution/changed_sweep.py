@@ -1,7 +1,7 @@
-"""A sweep file that was changed and given again: what changed, and which finished trials still hold.
+"""A changed sweep file: lists the changes and takes over the finished trials that are still valid.
 
-A changed file is another sweep, with a folder and an identity of its own. What was learnt under the earlier one is not
-lost: a finished trial whose training would be the same again is taken over as a record, and says where it comes from.
+A changed file is a new sweep with its own folder and identity. A finished trial of the earlier sweep is taken over as a
+record if its training would be the same again. The record names its origin.
 """
 
 import json
@@ -24,10 +24,10 @@ from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
 
 CHANGES_FILE = "changes.json"
-"""In a sweep's folder: what it was compared with when it began, and what it took over."""
+"""File in a sweep's folder: the earlier sweep it was compared with, the changes, and the trials it took over."""
 
 _CHANGES_NOTHING_LEARNT = {"micro_batch_size", "activation_checkpointing", "on_oom"}
-"""Settings of training that are a matter of memory and speed alone."""
+"""Settings of training that affect only memory and speed."""
 _NOT_SET = "not set"
 
 
@@ -40,14 +40,14 @@ class EarlierSweep:
     has_same_data: bool
 
     def is_valid_in(self, sweep: SweepConfig, record: TrialRecord) -> bool:
-        """Whether training a trial under another file would come to what its record says."""
+        """Whether training a trial under another file would give the result in its record."""
         if not self.has_same_data or self.sweep.stages != sweep.stages:
             return False
         if _settings_in(sweep, self.sweep, record) is None:
             return False
         stops_alike = self.sweep.early_stopping == sweep.early_stopping
-        # A trial that early stopping ended says nothing under another rule. What ran out of memory is not taken over
-        # as a trial: the memory file of the results folder knows it, and refuses it where that still holds.
+        # A stopped trial is valid only under the same stopping rule. A trial that ran out of memory is not taken over:
+        # the memory file of the results folder records it and refuses the settings where that still holds.
         return record.outcome in (Outcome.COMPLETED, Outcome.DIVERGED) or (
             record.outcome is Outcome.STOPPED and stops_alike
         )
@@ -56,9 +56,10 @@ class EarlierSweep:
 def begin(
     folder: SweepFolder, sweep: SweepConfig, data_fingerprint: str, store: TrialStore, *, say: Callable[[str], None]
 ) -> None:
-    """If the sweep begins now and another of its name is there: say what changed, and take over what still holds.
+    """Compare a new sweep with the earlier one of its name: report the changes, take over the valid trials.
 
-    Killed in the middle and called again, it resumes; once it is through, it does nothing.
+    Does nothing if there is no earlier sweep, or if this comparison was finished before. If killed, the next call
+    resumes it.
     """
     known = store.load_all()
     if (folder.path / CHANGES_FILE).exists() or any(record.chosen_by is not ChosenBy.TAKEN_OVER for record in known):
@@ -68,14 +69,14 @@ def begin(
     if earlier is not None:
         changed = list(changes(earlier.sweep, sweep))
         if not earlier.has_same_data:
-            changed.append("the corpus's own bytes, or how they are read")
-        say(f"changed  {folder.path.name} is a new sweep; against {earlier.folder.name}:")
+            changed.append("the content of the corpus, or how it is read")
+        say(f"changed  {folder.path.name} is a new sweep; changes from {earlier.folder.name}:")
         for one in changed:
             say(f"           {one}")
         taken = _take_over(earlier, sweep, store, known)
         names = ", ".join(Path(record.taken_over_from).name for record in taken)
-        say(f"         {len(taken)} finished trials still hold and are taken over" + (f": {names}" if taken else ""))
-        say(f"         to resume the earlier one instead: pretune sweep {earlier.folder / 'sweep.yaml'}")
+        say(f"         {len(taken)} finished trials are still valid and taken over" + (f": {names}" if taken else ""))
+        say(f"         To resume the earlier sweep: pretune sweep {earlier.folder / 'sweep.yaml'}")
     said = {
         "compared_with": None if earlier is None else earlier.folder.name,
         "changes": changed or [],
@@ -85,15 +86,19 @@ def begin(
 
 
 def find_earlier(mine: Path, name: str, data_fingerprint: str) -> EarlierSweep | None:
-    """The sweep of this name that was started last, besides the one whose folder is given; None if there is none."""
+    """The latest other sweep of this name in the results folder; None if there is none.
+
+    Args:
+        mine: Folder of the sweep itself.
+    """
     files = [file for file in mine.parent.glob(f"{name}-*/sweep.yaml") if file.parent != mine]
     for file in sorted(files, key=lambda one: one.stat().st_mtime, reverse=True):
         try:
             sweep = load_sweep_file(file)
         except SettingsFileError:
-            continue  # Of a version with other settings: nothing to compare with.
+            continue  # Written by a version with other settings: not comparable.
         if sweep.name == name:
-            # An identity is made of the file and the data: with ours it comes out only if theirs are the same.
+            # The identity hashes file and data: their file with our data gives their folder only if the data is equal.
             is_same = folder_name(sweep, sweep_identity(sweep, data_fingerprint)) == file.parent.name
             return EarlierSweep(file.parent, sweep, is_same)
     return None
@@ -117,7 +122,7 @@ def _in_words(value: Any) -> str:
 
 
 def _settings_in(now: SweepConfig, before: SweepConfig, record: TrialRecord) -> dict[str, Any] | None:
-    """A trial's settings as another file would sweep them; None where they are not in its space, or train otherwise."""
+    """A trial's settings in the search space of another file; None if they lie outside it or train differently."""
     run = before.run_config(record.settings)
     settings = {path: value_at(run, path) for path in now.search}
     for path, distribution in now.search.items():
@@ -126,7 +131,7 @@ def _settings_in(now: SweepConfig, before: SweepConfig, record: TrialRecord) -> 
             if not space._contains(space.to_internal_repr(settings[path])):
                 return None
         except ValueError:
-            return None  # `auto`, or nothing at all, where the space has numbers.
+            return None  # `auto` or None in a numeric space.
     return settings if _learnt_by(now.run_config(settings)) == _learnt_by(run) else None
 
 
@@ -154,14 +159,14 @@ def _take_over(
             changes["rung_losses"] = {}
         new = record.model_copy(update=changes)
         _copy(origin.folder / record.name, store.folder_of(new))
-        # Last: a trial with a record is there whole.
+        # Save the record last: a trial with a record is complete.
         store.save(new)
         taken.append(new)
     return taken
 
 
 def _with_a_winner(records: Sequence[TrialRecord], trials: Path) -> list[TrialRecord]:
-    """Without the trials that would win, and whose weights are gone: those are worth training again."""
+    """The records without would-be winners that have no weights left: these are trained again."""
 
     def loss(record: TrialRecord) -> float:
         return float("inf") if record.loss is None else record.loss
@@ -173,7 +178,7 @@ def _with_a_winner(records: Sequence[TrialRecord], trials: Path) -> list[TrialRe
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A trial's folder but for its record; large files are linked, for nobody writes into one that is there."""
+    """Copy a trial's folder without its record. Weights are hard-linked: existing ones are never modified."""
     shutil.copytree(
         source, target, copy_function=_link, dirs_exist_ok=True, ignore=shutil.ignore_patterns("trial.json", ".*")
     )

@@ -1,4 +1,4 @@
-"""Whose checkpoints a sweep keeps: a checkpoint is three times its model's size, and few trials need one again."""
+"""Retention of checkpoints: a checkpoint is three times the size of its model, and few trials need theirs again."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -13,11 +13,11 @@ from sweeps.trained_models.winner_export import drop_checkpoints
 
 
 class KeptCheckpoints:
-    """Drops the checkpoints of trials that are done and cannot win any more.
+    """Deletes the checkpoints of ended trials that can no longer win.
 
     Args:
-        records: All of the sweep, as they are.
-        at_uri: Where checkpoints are kept as well.
+        records: Returns all current records of the sweep.
+        at_uri: Remote copy of the results, which drops the same checkpoints.
     """
 
     def __init__(
@@ -30,25 +30,25 @@ class KeptCheckpoints:
     ) -> None:
         self._store, self._records, self._at_uri = store, records, at_uri
         self._num_leaders = sweep.repeats.leaders + 1 if sweep.repeats.count(sweep.budget.trials) else 1
-        """Those whose order repeats may change, or the best alone."""
+        """Number of leaders that keep checkpoints: repeats may change their order; without repeats only the best."""
         self._beaten: list[TrialRecord] = []
         self._dropped: set[int] = set()
         self._has_looked = False
 
     def on_event(self, event: TrialEvent, record: TrialRecord, _: Any) -> None:
-        """A listener of the ledger: of the trials that are done only those keep theirs that may win."""
+        """A ledger listener: when a trial ends, delete the checkpoints that are no longer needed."""
         if event is not TrialEvent.ENDED or not record.is_done:
             return
         self.drop_beaten()
-        # Dropped with the next one: a stopped trial writes its last checkpoint after it was told to stop.
+        # Delete at the next end: a stopped trial writes its last checkpoint after the order to stop.
         if record.outcome is Outcome.COMPLETED or not self._has_looked:
             self._beaten = self._without_a_chance(self._num_leaders)
             self._has_looked = True
         else:
-            self._beaten = [record]  # It takes nobody's place.
+            self._beaten = [record]  # It does not change the leaders.
 
     def drop_beaten(self) -> None:
-        """Remove those of trials that were beaten when the last one ended."""
+        """Delete the checkpoints of trials that were beaten when the last trial ended."""
         while self._beaten:
             record = self._beaten.pop()
             self._dropped.add(record.number)
@@ -58,7 +58,7 @@ class KeptCheckpoints:
                 self._at_uri.drop_checkpoints(trial_folder)
 
     def drop_all_but_the_winners(self) -> None:
-        """Nothing will be trained any more."""
+        """Delete all checkpoints but the winner's, once no more training follows."""
         self._beaten = self._without_a_chance(1)
         self.drop_beaten()
 

@@ -1,4 +1,4 @@
-"""What a sweep leaves behind: its summary while it runs, and at its end all files that scripts and people read."""
+"""Result files of a sweep: the summary while it runs, and all files at its end."""
 
 import sys
 from typing import Any
@@ -19,10 +19,11 @@ from sweeps.trained_models.winner_export import NOT_YET, Winner, export_winner
 def summary_of(
     run: SweepRun, *, status: SweepStatus, tracking: Tracking, wall_s: float, winner: Winner = NOT_YET
 ) -> dict[str, Any]:
-    """What a script wants to know of a sweep, as it stands.
+    """Content of summary.json at this moment, for scripts.
 
     Args:
-        wall_s: Seconds of this and earlier parts of the sweep together.
+        status: RUNNING, or the final status.
+        wall_s: Seconds over all runs of this sweep, resumed ones included.
     """
     return summarize(
         name=run.plan.sweep.name,
@@ -49,7 +50,11 @@ def summary_of(
 
 
 def write_final_results(run: SweepRun, *, status: SweepStatus, tracking: Tracking, wall_s: float) -> dict[str, Any]:
-    """Export the winner, write tables, map, report and summary, and close MLflow's runs; the summary."""
+    """Export the winner, write tables, map, report and summary, and close MLflow's runs.
+
+    Returns:
+        The content of summary.json.
+    """
     records = list(run.ledger.records.values())
     folder = run.folder
     best = best_trial(records)
@@ -60,12 +65,12 @@ def write_final_results(run: SweepRun, *, status: SweepStatus, tracking: Trackin
         winner = export_winner(run.run_of(best), run.data, folder.trials / best.name, folder.best)
     summary = summary_of(run, status=status, tracking=tracking, wall_s=wall_s, winner=winner)
     write_trials_csv(folder.path / "trials.csv", records)
-    # After Ctrl-C nobody waits for the predictions that a frontier takes.
+    # Skip the memory frontier after Ctrl-C: its predictions take time.
     found = map_frontier(
         run.plan.sweep, run.frontier, device=run.device_kind, with_points=status is SweepStatus.FINISHED
     )
     write_atomically(folder.path / MAP_FILE, found.model_dump_json(indent=1) + "\n")
-    # The summary says that the sweep is finished, so it comes after all that it speaks of.
+    # Write the summary last: its status says that all other files are complete.
     write_report(folder.path, run.plan.sweep, records, summary)
     write_summary(folder.path / "summary.json", summary)
     tracking.finish(status=status, records=ranked(records), folder=folder.path, refused=run.ledger.refused)

@@ -1,4 +1,4 @@
-"""Live progress of a sweep: a table on a terminal, one line an event elsewhere."""
+"""Live progress of a sweep: a table on a terminal, one line per event elsewhere."""
 
 import time
 from collections import Counter
@@ -31,7 +31,7 @@ _REDRAWS_PER_S = 2
 
 
 class Progress:
-    """Progress of a sweep, for a person who waits."""
+    """Prints the progress of a running sweep: a live table on a terminal, else one line per event."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Progress:
     def _print(self, line: Text) -> None:
         if self._console.is_terminal:
             self._console.print(line, soft_wrap=True)
-        else:  # Nothing to render: rich comes to the same in a hundred times the time.
+        else:  # Plain text: rich takes a hundred times as long for the same output.
             self._console.file.write(f"{line.plain}\n")
             self._console.file.flush()
 
@@ -88,7 +88,7 @@ class Progress:
             done, loss = record.paused_at / self._tokens_per_trial, record.rung_losses[record.paused_at]
             return line.append(f"  {min(done, 1):4.0%} pauses holdout loss {loss:.4f} after a cooldown", style="dim")
         if event is TrialEvent.PROMOTED:
-            return line.append("  promoted    continues from before the cooldown", style="dim")
+            return line.append("  promoted    resumes from the checkpoint before the cooldown", style="dim")
         if event is TrialEvent.STARTED:
             return line.append(f"  starts      {settings_in_words(record.settings)}", style="dim")
         if event is TrialEvent.REPORT and report is not None and LOSS in report:
@@ -125,7 +125,7 @@ class Progress:
         elapsed_s = time.monotonic() - self._started_at
         speed = sum(self._speed.values())
         text = Text(f"{speed:,.0f} tokens/s   {clock(elapsed_s)} elapsed")
-        # What is left at most: trials that early stopping will end are not known yet.
+        # An upper bound: early stopping will end some trials sooner.
         counted = [record for record in records if record.outcome is not Outcome.INFEASIBLE]
         used = sum(self._tokens_per_trial if r.is_done else r.tokens for r in counted)
         left = max(0, self._num_trials * self._tokens_per_trial - used)
@@ -133,26 +133,30 @@ class Progress:
 
 
 def _what_fits(records: Sequence[TrialRecord]) -> Text | None:
-    """The largest peak that was measured, and the smallest micro-batch that ran out; None before anything is known."""
+    """The largest measured peak and the smallest micro-batch that ran out of memory; None before either is known."""
     line = Text("fits    ")
     measured = [r for r in records if r.peak_memory_bytes and r.memory_limit_bytes and r.micro_batch_size_used]
     if measured:
         top = max(measured, key=lambda record: record.peak_memory_bytes or 0)
         peak, limit = format_bytes(top.peak_memory_bytes or 0), format_bytes(top.memory_limit_bytes or 0)
-        line.append(f"micro-batch {top.micro_batch_size_used} took most, {peak} of {limit}   ")
+        line.append(f"micro-batch {top.micro_batch_size_used} has the highest peak, {peak} of {limit}   ")
     ran_out = {size for record in records for size in record.out_of_memory_micro_batches}
     if ran_out:
-        line.append(f"micro-batch {min(ran_out)} ran out", style="yellow")
+        line.append(f"micro-batch {min(ran_out)} ran out of memory", style="yellow")
     return line if measured or ran_out else None
 
 
 def leaders_table(records: Sequence[TrialRecord], limit: int | None = None) -> Table:
-    """Trials with a loss, best first."""
+    """Table of the trials with a loss, best first.
+
+    Args:
+        limit: Number of trials to show. None: all.
+    """
     paths = list(dict.fromkeys(path for record in records for path in record.settings))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("rank", "trial", "outcome"):
         table.add_column(name)
-    # Words with spaces: on a narrow terminal a heading folds between them, and no number is cut.
+    # Headings contain spaces: a narrow terminal folds them there and cuts no number.
     for name in ("holdout loss", "tokens", "tokens /s", *(short_name(path).replace("_", " ") for path in paths)):
         table.add_column(name, justify="right", overflow="fold")
     shown = [record for record in ranked(records) if record.loss is not None][:limit]

@@ -1,4 +1,4 @@
-"""Carry one sweep out, or resume it."""
+"""Run one sweep, or resume it."""
 
 import shlex
 import sys
@@ -45,30 +45,30 @@ from sweeps.tracking.tensorboard import TensorBoardLog
 
 @dataclass(frozen=True)
 class SweepEnd:
-    """What a sweep left behind."""
+    """Results of one `run_sweep` call."""
 
     folder: SweepFolder
     status: SweepStatus
     records: tuple[TrialRecord, ...]
     summary: dict[str, Any]
     was_done_before: bool
-    """Nothing was left to do."""
+    """True: an earlier run had finished this sweep; this one trained nothing."""
     not_tracked: str
-    """What MLflow has not taken, in words; empty when it has everything."""
+    """Records that MLflow did not accept, as text; empty if it accepted all."""
     model_uri: str
-    """The winner in MLflow's model registry; empty when it was not registered this time."""
+    """The winner in MLflow's model registry; empty if this run did not register it."""
 
 
 def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kept_at: str | None = None) -> SweepEnd:
-    """Run a sweep to its end, from wherever an earlier run of the same sweep stopped.
+    """Run a sweep to its end; an earlier run of the same sweep is resumed.
 
     Args:
-        asked: As its file says it.
-        results_folder: One that is there and can be written.
-        kept_at: URI where the results are kept as well, and whence they come back to a fresh node.
+        asked: The sweep as its file gives it.
+        results_folder: An existing, writable folder.
+        kept_at: URI that stores a copy of the results; a fresh node restores them from there.
 
     Raises:
-        ResultsError, TrackingError, CorpusError, ResourcesError: Something the user can mend, found before training.
+        ResultsError, TrackingError, CorpusError, ResourcesError: A user's mistake, found before training.
     """
     has_length = asked.budget.tokens_per_trial is not None
     if has_length:
@@ -102,7 +102,7 @@ def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kep
     if earlier is not None and earlier["status"] == SweepStatus.FINISHED:
         records = tuple(TrialStore(folder.trials).load_all())
         _start_tracking(tracking, sweep, data, folder)
-        # A server that was away at the end gets now what it missed, and one that is new gets all of it.
+        # A tracking server that was unreachable at the end now receives the rest; a new one receives everything.
         if not tracking.is_complete:
             refused = TrialStore(folder.trials).load_refusals()
             tracking.finish(status=SweepStatus.FINISHED, records=ranked(records), folder=folder.path, refused=refused)
@@ -232,7 +232,7 @@ def _start_tracking(tracking: Tracking, sweep: SweepConfig, data: PreparedCorpus
 
 
 def _fixed_settings(sweep: SweepConfig) -> dict[str, Any]:
-    """Settings that all trials share, flat; what is swept is left to the children."""
+    """Settings that all trials share, by dotted path; the child runs record the swept ones."""
     values = sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose"})
     return {
         path: value

@@ -1,4 +1,4 @@
-"""Results of a sweep that still runs: whoever looks, or is left with a killed sweep, finds them as they stand."""
+"""Intermediate results of a running sweep: they stay readable while it runs and after it was killed."""
 
 import threading
 import warnings
@@ -15,11 +15,11 @@ from sweeps.settings.sweep_config import SweepConfig
 
 
 class RunningResults:
-    """Writes trials.csv, summary.json and the report in the background, when trials end.
+    """Writes trials.csv, summary.json and the report in the background when trials end.
 
     Args:
-        current: The records as they are, and the summary of them.
-        pace: When they are written again.
+        current: Returns the current records and their summary.
+        pace: Decides when the files are due again.
     """
 
     def __init__(
@@ -35,17 +35,17 @@ class RunningResults:
         self._writing: threading.Thread | None = None
 
     def on_event(self, event: TrialEvent, _record: TrialRecord, _report: Any) -> None:
-        """Write if a trial has ended, and it is time."""
+        """A ledger listener: start a write if a trial ended and a write is due."""
         if event is not TrialEvent.ENDED or not self._pace.is_due() or (self._writing and self._writing.is_alive()):
             return
         done = self._pace.start()
-        # Gathered here, where nothing changes meanwhile.
+        # Gather here, in the thread that changes the records.
         records, summary = self._current()
         self._writing = threading.Thread(target=self._write, args=(list(records), summary, done), name="results")
         self._writing.start()
 
     def close(self) -> None:
-        """Wait for what is being written."""
+        """Wait for the current write to finish."""
         if self._writing is not None:
             self._writing.join()
 
@@ -54,6 +54,10 @@ class RunningResults:
             write_trials_csv(self._folder / "trials.csv", records)
             write_summary(self._folder / "summary.json", summary)
             write_report(self._folder, self._sweep, records, summary)
-        except Exception as error:  # No reason to end a sweep, whose end writes them again.
-            warnings.warn(f"the results so far could not be written: {error!r}", stacklevel=1)
+        except Exception as error:  # Not fatal: the end of the sweep writes them again.
+            warnings.warn(
+                f"cannot write the intermediate results to {self._folder}: {error!r}. The sweep continues and writes "
+                "them again at its end.",
+                stacklevel=1,
+            )
         done()

@@ -1,4 +1,4 @@
-"""What Ctrl-C and a cluster's SIGTERM do to a sweep, and when they do nothing."""
+"""Effect of Ctrl-C and of a cluster's SIGTERM on a sweep, and a block that ignores both."""
 
 import signal
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM (a cluster's way to end a job) ends a sweep as Ctrl-C does."""
+    """Let SIGTERM, with which a cluster ends a job, end a sweep as Ctrl-C does."""
 
     def interrupt(_signal: int, _frame: Any) -> None:
         raise KeyboardInterrupt
@@ -22,7 +22,7 @@ def terminated_like_interrupted() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C does not cut off the writing of results, which takes seconds."""
+    """Ignore Ctrl-C and SIGTERM in the block: writing the results takes seconds."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

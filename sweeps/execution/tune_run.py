@@ -1,4 +1,4 @@
-"""The parts of one running sweep, put together, and the Tune run that they are parts of."""
+"""The parts of one running sweep, and the Ray Tune run that connects them."""
 
 import gc
 import math
@@ -49,11 +49,11 @@ from sweeps.tracking.git_state import git_state
 
 _REFUSALS_SHOWN = 3
 _MAX_LOST_LANES = 2
-"""Times that a trial is started again after the process of its lane, or its node, was lost."""
+"""Maximum number of restarts of a trial after it lost its lane's process or its node."""
 
 
 class SweepRun:
-    """The parts of one running sweep, put together."""
+    """One running sweep: its searcher, scheduler, ledger, memory knowledge and checkpoints."""
 
     def __init__(
         self,
@@ -67,14 +67,14 @@ class SweepRun:
     ) -> None:
         data = resolved.data
         self.plan, self.data, self.folder, self.at_uri = plan, data, folder, at_uri
-        # As they were when this began: a sweep may take days.
+        # Recorded at the start: a sweep may take days.
         self.git, self.hardware = git_state(Path.cwd()), hardware(list(nodes_now()))
         self._lanes = LaneCount(plan.lanes, say=say)
         self._corpus_server = None if all_nodes_see(data.folder.parent) else serve_copies(data.folder)
         self._stages = stage_assignments(resolved.stages, is_shared=self._corpus_server is None)
         sweep = plan.sweep
         stopping = sweep.early_stopping
-        rule: StoppingRule = Rungs((), stopping.reduction_factor)  # Trials that pause are not stopped on the way.
+        rule: StoppingRule = Rungs((), stopping.reduction_factor)  # No rungs: trials that pause are not stopped early.
         if stopping.method == "asha":
             rule = Rungs(plan.rungs, stopping.reduction_factor)
         elif stopping.method == "median":
@@ -90,7 +90,7 @@ class SweepRun:
         self._store = TrialStore(folder.trials)
         self.micro_batches = MicroBatches(
             file_of_device(folder.path.parent, self.device_kind, "-micro-batches"),
-            # On processors the number of threads decides as well.
+            # On CPUs the speed also depends on the number of threads.
             shape_of=lambda run: f"{self.frontier.shape(run)}, threads {plan.lanes.threads_per_worker}",
             largest=lambda run: plan.largest_micro_batch(run, self.frontier.capacity(run).num_bytes),
             fits=lambda run: (plan.predicted_bytes(run) or 0) <= self.frontier.capacity(run).num_bytes,
@@ -108,7 +108,7 @@ class SweepRun:
         )
         self.checkpoints = KeptCheckpoints(sweep, self._store, lambda: self.ledger.records.values(), at_uri=at_uri)
         rule.restore(self.ledger.records.values())
-        # What an earlier driver learnt last, before it was killed, may not have come to the store.
+        # A killed driver may not have stored its last observations.
         for record in self.ledger.records.values():
             self._remembering.add(self.frontier.learn_trial(record, self.run_of(record)))
         if not sweep.start_with and not self.ledger.records:
@@ -117,7 +117,7 @@ class SweepRun:
             sweep,
             self.ledger,
             self.frontier,
-            # A model that knows nothing gives every entry of the vocabulary the same probability.
+            # An untrained model gives every vocabulary entry the same probability.
             worst_loss=math.log(data.vocabulary.size),
             trial_config=self._trial_config,
             largest_micro_batch=plan.largest_micro_batch,
@@ -127,18 +127,18 @@ class SweepRun:
         )
 
     def run_of(self, record: TrialRecord) -> RunConfig:
-        """The training run behind a record."""
+        """The training run of a record."""
         return self.plan.sweep.run_config(record.settings)
 
     def train(self) -> None:
-        """Let Tune run trials until the searcher has no more."""
+        """Run trials with Tune until the searcher proposes no more."""
         with old_objects_left_alone():
             self._tuner().fit()
 
     def _tuner(self) -> tune.Tuner:
         return tune.Tuner(
-            # Lanes hold their own processors through Train; Tune needs a demand that is never short.
-            # Their owners stand on the driver's node, so that another node's loss costs a trial's workers alone.
+            # Lanes reserve their CPUs through Train; Tune needs a request that is always satisfied.
+            # The lane actors run on the driver's node, so losing another node costs a trial only its workers.
             tune.with_resources(
                 LaneTrainable, tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[_this_node()])
             ),
@@ -163,14 +163,14 @@ class SweepRun:
 
     @property
     def search_ended_by(self) -> str:
-        """Which limit ended the search, in words; empty while none has."""
+        """The limit that ended the search, as text; empty while the search runs."""
         return self._searcher.ended_by
 
     def _learn_speeds(self, assignment: Assignment, speeds: tuple[MicroBatchSpeed, ...]) -> None:
         self.micro_batches.learn(RunConfig.model_validate(assignment.run), assignment.sizes_to_measure, speeds)
 
     def stop_paused(self) -> None:
-        """Nobody is promoted any more."""
+        """End the trials that still wait at a rung: no more promotions follow."""
         if self.plan.promotions is None:
             return
         waiting = [record for record in self.ledger.unfinished() if record.paused_at is not None]
@@ -179,7 +179,7 @@ class SweepRun:
             self.ledger.stop_paused(record.number, reason)
 
     def memory_in_words(self) -> Iterator[str]:
-        """What is known of memory before the first trial, and which settings of a grid that rules out."""
+        """Lines about the memory knowledge before the first trial and the grid settings it refuses."""
         seen = [one for one in self.frontier.observations if not one.trial.startswith(f"{self.frontier.source}/")]
         capacity = self.frontier.capacity()
         if seen:
@@ -191,16 +191,16 @@ class SweepRun:
             yield from (f"  {settings_in_words(one.settings)}: {one.reason}" for one in refused[:_REFUSALS_SHOWN])
 
     def check_that_something_ran(self) -> None:
-        """See that not every proposal was refused.
+        """Check that at least one proposal was launched.
 
         Raises:
-            NothingFitsError: Every one was.
+            NothingFitsError: Every proposal was refused.
         """
         if not self.ledger.records and self.ledger.refused:
             check_that_something_fits(self.plan, self.frontier, nothing_ran=True)
 
     def settle_rest(self) -> None:
-        """Trials cut off in the middle are interrupted; those that wait continue to wait."""
+        """Record trials that were running as interrupted; paused trials stay paused."""
         for record in self.ledger.unfinished():
             if record.started_at and not record.ended_at and record.paused_at is None:
                 self.ledger.settle(record.number, None)
@@ -239,7 +239,7 @@ def _leg_name(trial: Any) -> str:
 
 
 class LedgerCallback(KeptOutOfPickles, tune.Callback):
-    """Passes on to the ledger what Tune hears from trials."""
+    """Forwards Tune's trial events to the ledger."""
 
     def __init__(
         self, ledger: Ledger, learn_speeds: Callable[[Assignment, tuple[MicroBatchSpeed, ...]], None] = lambda *_: None
@@ -265,7 +265,7 @@ def _size_of(run: RunConfig, vocabulary_size: int) -> TrialSize:
 
 
 def _rows_filled(data: PreparedCorpus) -> int:
-    """Share of the rows of training that holds tokens, in percent."""
+    """Percentage of the training rows that holds tokens."""
     return round(100 * data.train.num_tokens / (data.train.num_rows * data.train.sequence_length))
 
 
@@ -275,10 +275,10 @@ def _this_node() -> dict[str, str]:
 
 @contextmanager
 def old_objects_left_alone() -> Iterator[None]:
-    """Have the collector look, in the block, only through objects that are made in it.
+    """Limit garbage collection in the block to objects created in it.
 
-    A driver holds torch, Ray and MLflow: to look through all of that takes it half a second of processor, again and
-    again as trials add to it, while its lanes wait.
+    A driver holds torch, Ray and MLflow. A full collection takes half a second of CPU time, and trials trigger it again
+    and again while the lanes wait.
     """
     gc.freeze()
     try:

@@ -1,4 +1,4 @@
-"""How well classes were told apart on held-out rows: accuracy and its doubt, F1, confusions, what guessing gives."""
+"""Classification metrics on held-out rows: accuracy with its interval, F1, confusions, majority-class baseline."""
 
 import math
 from collections import Counter
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _Z_95 = 1.959964
-"""Standard deviations on either side of the mean that hold 95 % of a normal distribution."""
+"""Standard deviations on either side of the mean that contain 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -18,32 +18,32 @@ class ClassScore:
 
     name: str
     num_trained: int
-    """Rows of it that were trained on."""
+    """Training rows of the class."""
     num_held_out: int
     precision: float
-    """Share of those taken for it that are; 0 where none was."""
+    """Share of the rows predicted as this class that belong to it; 0 without predictions."""
     recall: float
-    """Share of its rows that were taken for it."""
+    """Share of the rows of this class that are predicted as it."""
     f1: float
     mistaken_for: str
-    """The class that most of its other rows were taken for; empty where there are none."""
+    """Most frequent wrong prediction for rows of this class; empty without errors."""
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One way of telling classes apart, on all held-out rows."""
+    """Metrics of one classifier on all held-out rows."""
 
     accuracy: float
     macro_f1: float
-    """Mean over the classes, whatever their size."""
+    """Unweighted mean of F1 over the classes."""
     num_rows: int
     classes: tuple[ClassScore, ...]
     confusions: NDArray[np.int64]
-    """(C, C): rows of class i that were taken for class j."""
+    """(C, C): number of rows of class i that are predicted as class j."""
 
     @property
     def accuracy_interval(self) -> tuple[float, float]:
-        """Where the accuracy on ever more such rows lies with 95 % (Wilson 1927)."""
+        """95 % confidence interval of the accuracy (Wilson 1927)."""
         n, p, z = self.num_rows, self.accuracy, _Z_95
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
@@ -57,11 +57,11 @@ def measure(
 
     Args:
         labels: (n,) true classes.
-        predicted: (n,) classes that the rows were taken for.
-        trained: Labels of the rows that were trained on.
-        names: Of the classes.
+        predicted: (n,) predicted classes.
+        trained: Labels of the training rows.
+        names: Names of the classes.
     """
-    # Imported here, for it changes the environment of the process.
+    # Imported here, because it changes the environment of the process.
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     numbers = np.arange(len(names))
@@ -89,6 +89,6 @@ def measure(
 def always_the_commonest(
     labels: NDArray[np.int64], trained: NDArray[np.int64], names: Sequence[str]
 ) -> tuple[str, ClassMetrics]:
-    """What comes of taking every row for the class that most of the trained rows have: what a model has to beat."""
+    """Name and metrics of always predicting the most frequent class of the training rows: the baseline to beat."""
     commonest = int(np.bincount(trained, minlength=len(names)).argmax())
     return names[commonest], measure(labels, np.full_like(labels, commonest), trained, names)

@@ -1,4 +1,4 @@
-"""Figures of a fine-tuning, each an SVG element: which class was taken for which, and the holdout over the epochs."""
+"""Figures of a fine-tuning as SVG elements: the confusion matrix, and the holdout over the epochs."""
 
 from collections.abc import Sequence
 
@@ -10,17 +10,17 @@ from sweeps.figures.plot_style import COLORS, PAGE_WIDTH, SERIES, new_figure, pa
 from sweeps.finetuning.classifier_results import ClassifierRun
 
 _MOST_CLASSES = 30
-"""Shown by name; those of fewer rows stand together as one."""
+"""Maximum number of classes in the matrix; smaller classes share one row and one column."""
 _MOST_NUMBERS = 22
-"""Classes up to which cells have their count written in them."""
+"""Maximum number of classes for which cells show their count."""
 _CELL_INCHES = 0.36
 _LONGEST_NAME = 24
 
 
 def confusion_picture(confusions: NDArray[np.int64], names: Sequence[str]) -> str:
-    """Rows are true classes, columns what they were taken for; a row's colours are shares of that class.
+    """Confusion matrix: rows are true classes, columns predicted ones; colours are shares of the true class.
 
-    The commonest classes come first; of more than thirty the others are one row and one column.
+    The most frequent classes come first. Beyond thirty, all other classes share one row and one column.
     """
     matrix, labels = _commonest_first(confusions, names)
     count = len(labels)
@@ -29,7 +29,7 @@ def confusion_picture(confusions: NDArray[np.int64], names: Sequence[str]) -> st
         size = min(PAGE_WIDTH - 2.0, max(3.0, _CELL_INCHES * count))
         figure = new_figure(size + 2.0, size + 1.2)
         axes = figure.subplots()
-        # Opacity stands for the share, so that one picture does for light pages and dark ones.
+        # Opacity encodes the share, so that one figure suits light and dark pages.
         for row, column in zip(*np.nonzero(matrix), strict=True):
             is_right = row == column
             axes.fill(
@@ -44,13 +44,13 @@ def confusion_picture(confusions: NDArray[np.int64], names: Sequence[str]) -> st
                 axes.text(column, row, text, ha="center", va="center", fontsize=7, color=COLORS["ink"])
         axes.set_xticks(range(count), labels, rotation=90)
         axes.set_yticks(range(count), labels)
-        axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), xlabel="taken for", ylabel="is", aspect="equal")
+        axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), xlabel="predicted", ylabel="true", aspect="equal")
         axes.grid(visible=False)
         return to_svg(figure, "confusion-matrix")
 
 
 def curves_picture(runs: Sequence[ClassifierRun]) -> str | None:
-    """Loss and macro F1 on the holdout over the epochs, a line a run; None before the first evaluation."""
+    """Loss and macro F1 on the holdout over the epochs, one line per run; None before the first evaluation."""
     drawn = [run for run in runs if run.evaluations]
     if not drawn:
         return None
@@ -64,7 +64,7 @@ def curves_picture(runs: Sequence[ClassifierRun]) -> str | None:
             losses = [one["holdout/loss_nats_per_token"] for one in run.evaluations]
             loss_axes.plot(epochs, losses, label=_line_name(run), **style)
             f1_axes.plot(epochs, [one["holdout/macro_f1"] for one in run.evaluations], **style)
-        loss_axes.set(title="holdout loss, nats a row", xlabel="epoch")
+        loss_axes.set(title="holdout loss, nats per row", xlabel="epoch")
         f1_axes.set(title="holdout macro F1", xlabel="epoch")
         for axes in (loss_axes, f1_axes):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

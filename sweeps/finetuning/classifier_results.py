@@ -1,4 +1,4 @@
-"""Results of a fine-tuning: its runs, the one that was chosen, and the files that say so."""
+"""Results of a fine-tuning: its runs, the chosen ones, and the result files."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ Start = Literal["pretrained", "from scratch"]
 
 METRICS_FILE = "metrics.json"
 MODEL_FOLDER = "best"
-"""As a sweep's folder has it, so that all commands that take a model take this one."""
+"""The name used in a sweep's folder, so that all commands for models accept this folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class ClassifierRun:
     outcome: str = ""
     reason: str = ""
     best_epoch: float = 0.0
-    """After which the holdout loss was lowest."""
+    """Epoch with the lowest holdout loss."""
     loss: float = float("inf")
-    """On the holdout there, nats a row."""
+    """Holdout loss after that epoch, in nats per row."""
     accuracy: float = 0.0
     macro_f1: float = 0.0
     training_s: float = 0.0
@@ -48,49 +48,49 @@ class ClassifierRun:
 
     @property
     def name(self) -> str:
-        """Tells runs of one fine-tuning apart; fit for a folder."""
+        """Unique name among the runs of one fine-tuning; valid as a folder name."""
         start = self.start.replace(" ", "-")
         return f"{start}-rate-{self.learning_rate:g}-batch-{self.batch_size}-epochs-{self.epochs:g}-seed-{self.seed}"
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The run of the lowest holdout loss among those of one start, on the holdout."""
+    """The run with the lowest holdout loss among those of one start, with its metrics on the holdout."""
 
     run: ClassifierRun
     metrics: ClassMetrics
     probabilities: Tensor
-    """(n, C) of the held-out rows, in their order."""
+    """(n, C): class probabilities of the held-out rows, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
-    """Everything that came out."""
+    """All results of a fine-tuning."""
 
     folder: Path
     settings: FinetuneSettings
     weights_of: str
-    """What the pretrained model was called."""
+    """The pretrained model, as given by the user."""
     table: str
     found: LabelledTexts
     is_held_out: NDArray[np.bool_]
     num_cut: int
-    """Texts longer than a row."""
+    """Number of texts longer than a row."""
     row_tokens: int
     num_parameters: int
     runs: tuple[ClassifierRun, ...]
     pretrained: Judged
     scratch: Judged | None
     commonest: str
-    """Class of most trained rows."""
+    """Most frequent class of the training rows."""
     majority: ClassMetrics
-    """Of taking every row for that class."""
+    """Metrics of always predicting that class."""
     model: str
-    """Folder of the model, or why transformers cannot load it."""
+    """Folder of the model, or the reason why transformers cannot load it."""
 
 
 def figures_of(end: FinetuneResult) -> dict[str, Any]:
-    """metrics.json: what a script reads."""
+    """Content of metrics.json, for scripts."""
     kept, scratch = end.pretrained, end.scratch
     found = end.found
     return {
@@ -122,18 +122,18 @@ def figures_of(end: FinetuneResult) -> dict[str, Any]:
 
 
 def write_files(end: FinetuneResult) -> dict[str, Any]:
-    """metrics.json, predictions.csv and rejects.jsonl; gives the first one's contents."""
+    """Write metrics.json, predictions.csv and rejects.jsonl; returns the content of metrics.json."""
     write_predictions(end)
     rejects = (json.dumps(one.as_json(), ensure_ascii=False) + "\n" for one in end.found.rejects)
     write_atomically(end.folder / "rejects.jsonl", "".join(rejects))
     figures = figures_of(end)
-    # Last: it says that all is there.
+    # Write metrics.json last: it marks the fine-tuning as done.
     write_atomically(end.folder / METRICS_FILE, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     return figures
 
 
 def write_predictions(end: FinetuneResult) -> None:
-    """predictions.csv: every held-out row with its label, what it was taken for, and how sure the model was."""
+    """Write predictions.csv: every held-out row with its label, its prediction, and both probabilities."""
     probabilities = end.pretrained.probabilities.numpy()
     names = end.found.classes
     number = {name: index for index, name in enumerate(names)}
@@ -147,7 +147,7 @@ def write_predictions(end: FinetuneResult) -> None:
 
 
 def best_of(runs: Sequence[ClassifierRun], start: Start) -> ClassifierRun | None:
-    """The completed run of the lowest holdout loss among those of one start."""
+    """The completed run with the lowest holdout loss among those of one start; None without one."""
     done = [run for run in runs if run.start == start and run.outcome == "completed"]
     return min(done, key=lambda run: run.loss, default=None)
 

@@ -1,7 +1,7 @@
-"""The training of classifiers from one encoder: runs with several settings, the best one kept.
+"""Fine-tunes an encoder to classify labelled texts: trains runs with several settings and keeps the best one.
 
-Every run goes through `core.training.training_run`, as all training does: out-of-memory errors are survived in the
-step, a killed run resumes from its last checkpoint, and the holdout is evaluated after every epoch.
+Every run uses `core.training.training_run`, as all training does: a step survives running out of memory, a killed run
+resumes from its last checkpoint, and the holdout is evaluated after every epoch.
 """
 
 import hashlib
@@ -57,18 +57,18 @@ from sweeps.records.results_folder import check_writable
 from sweeps.trained_models.trained_model import TrainedModel
 
 _RATE_AT_768 = 5e-5
-"""What BERT is fine-tuned with at its width of 768 (arXiv:1810.04805, A.3: 2e-5 to 5e-5)."""
+"""Learning rate for fine-tuning BERT at its width of 768 (arXiv:1810.04805, A.3: 2e-5 to 5e-5)."""
 _WARMUP, _WEIGHT_DECAY = 0.06, 0.1
-"""RoBERTa's for fine-tuning, with a linear decay (arXiv:1907.11692, table 10)."""
+"""RoBERTa's values for fine-tuning with a linear decay (arXiv:1907.11692, table 10)."""
 _ROWS_AT_ONCE = 64
 _DECIDES_NOTHING = ("memory_bytes", "micro_batch_size", "purpose")
-"""Settings that leave what is learnt as it is."""
+"""Settings that do not change the result of training."""
 _LOSS, _ACCURACY, _F1 = "holdout/loss_nats_per_token", "holdout/accuracy", "holdout/macro_f1"
 
 
 @dataclass(frozen=True)
 class FinetunePlan:
-    """A fine-tuning before its first step: everything that was given is known to be usable."""
+    """A fine-tuning before its first step, with all inputs checked."""
 
     settings: FinetuneSettings
     trained: TrainedModel
@@ -82,7 +82,7 @@ class FinetunePlan:
 
     @property
     def is_done(self) -> bool:
-        """Whether the same fine-tuning has come to its end already."""
+        """Whether the same fine-tuning has finished already."""
         return (self.folder / METRICS_FILE).is_file()
 
 
@@ -90,10 +90,10 @@ def read_rows(settings: FinetuneSettings, table: str, *, names: SettingNames = O
     """The labelled rows of a file, folder or glob.
 
     Args:
-        names: Of the settings, where they were given.
+        names: Names of the settings for messages.
 
     Raises:
-        CorpusError: A fault in the table, or no such columns, with what to do.
+        CorpusError: The table is invalid, or a column is missing; the message names the remedy.
     """
     opened = open_table(table, text=settings.text, names=names)
     return read_labelled(opened, settings.label, least_rows=settings.least_rows, names=names)
@@ -111,31 +111,31 @@ def plan_finetuning(
     target: Path | None = None,
     names: SettingNames = ON_THE_COMMAND_LINE,
 ) -> FinetunePlan:
-    """Check that model and rows go together, and split the rows.
+    """Check that model and rows fit together, and split the rows.
 
     Args:
-        found: The rows, as `read_rows` gives them.
-        weights_of: What the model was called.
-        table: What their file, folder or glob was called.
-        name: Of the fine-tuning. None: that of the table and the label.
-        target: Folder for what comes out. None: one in the results folder, named by what decides it, so that the same
-            again resumes.
-        names: Of the settings, where they were given.
+        found: The rows from `read_rows`.
+        weights_of: The model, as given by the user.
+        table: File, folder or glob of the rows, as given by the user.
+        name: Name of the fine-tuning. None: derived from table and label.
+        target: Output folder. None: one in the results folder, named by the identity of the fine-tuning, so that the
+            same command resumes it.
+        names: Names of the settings for messages.
 
     Raises:
-        InputFault: A fault in any of these, with what to do.
+        InputFault: An input is invalid; the message names the remedy.
     """
     if isinstance(trained.model, LlamaDecoder):
         raise InputFault(
-            f"{weights_of} is a decoder: it continues texts, and {names.label} needs an encoder, which sees the whole "
-            "text at once; give a model trained with model.family: encoder"
+            f"{weights_of} is a decoder, and {names.label} needs an encoder, which attends to the whole text; give a "
+            "model trained with model.family: encoder"
         )
     longest = trained.config.num_positions
     if settings.max_tokens is not None and not 3 <= settings.max_tokens <= longest:
         given = f"{names.max_tokens}{names.before_value}{settings.max_tokens}"
-        raise InputFault(f"{given}: the model takes 3 to {longest}")
+        raise InputFault(f"{given}: is out of range; give 3 to {longest}, which the model accepts")
     is_held_out = hold_out(found.texts, found.labels, settings.holdout, names=names)
-    # Folders of other libraries may have more rows in the embeddings than the tokenizer has tokens.
+    # Models of other libraries may have more embedding rows than the tokenizer has tokens.
     vocabulary = replace(trained.vocabulary, size=trained.model.tokens.num_embeddings)
     encoded = encode_texts(
         found.texts, trained.tokenizer, vocabulary, longest=min(longest, settings.max_tokens or longest)
@@ -160,9 +160,9 @@ def plan_finetuning(
 def train_classifiers(plan: FinetunePlan, console: Console) -> FinetuneResult:
     """Train all runs and keep the model of the best one.
 
-    The epoch that is kept of a run, and the run that is kept, are those of the lowest holdout loss: it moves where
-    accuracy and F1 stand still, and charges confident mistakes. Chosen so, figures of the holdout are a little better
-    than those of rows that nothing was chosen by.
+    The lowest holdout loss decides which epoch of a run, and which run, is kept: the loss still changes where accuracy
+    and F1 are constant, and it penalises confident mistakes. This choice makes the holdout figures slightly better than
+    they would be on fresh rows.
 
     Raises:
         InputFault: No run completed.
@@ -181,7 +181,7 @@ def train_classifiers(plan: FinetunePlan, console: Console) -> FinetuneResult:
     configs = {run.name: config for run, config in asked}
     pretrained = best_of(runs, "pretrained")
     if pretrained is None:
-        raise InputFault(f"no run completed: {runs[0].reason}")
+        raise InputFault(f"no run completed; the first one ended with: {runs[0].reason}")
     classifier, judged = _judge(pretrained, configs[pretrained.name], plan, workers)
     scratch = best_of(runs, "from scratch")
     _, judged_scratch = (None, None) if scratch is None else _judge(scratch, configs[scratch.name], plan, workers)
@@ -206,7 +206,7 @@ def train_classifiers(plan: FinetunePlan, console: Console) -> FinetuneResult:
 
 
 def drop_checkpoints(folder: Path) -> None:
-    """Once everything is written: what its runs needed to resume, where the model is kept elsewhere."""
+    """Delete the files that runs need to resume, once all results are written. Runs stay if no model was exported."""
     shutil.rmtree(folder / "start", ignore_errors=True)
     if (folder / MODEL_FOLDER).is_dir():
         shutil.rmtree(folder / "runs", ignore_errors=True)
@@ -221,7 +221,7 @@ def _fingerprint(found: LabelledTexts, tokens: tuple[NDArray[Any], ...], is_held
 
 
 def _identity(trained: TrainedModel, settings: FinetuneSettings, data: PreparedCorpus) -> str:
-    """Of all that decides what comes out."""
+    """Hash of everything that determines the result."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model_tensors(trained.model).items()):
         digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
@@ -235,10 +235,10 @@ def _claim(folder: Path, identity: str) -> None:
     mark = folder / "identity.txt"
     if mark.is_file() and mark.read_text(encoding="utf-8") != identity:
         raise InputFault(
-            f"--out {folder} holds another fine-tuning (model, rows or settings differ); name a new folder"
+            f"--out {folder}: contains another fine-tuning (model, rows or settings differ); name a new folder"
         )
     if not mark.is_file() and any(folder.iterdir()):
-        raise InputFault(f"--out {folder} is there already and holds something else; name a new folder")
+        raise InputFault(f"--out {folder}: exists already and contains other files; name a new folder")
     mark.write_text(identity, encoding="utf-8")
 
 
@@ -303,7 +303,7 @@ def _train(
     )
     if end.outcome != "completed" or end.oom_events:
         console.print(f"  {end.outcome}: {end.reason}", markup=False, highlight=False, soft_wrap=True)
-    # A run that was killed reports again what came after its last checkpoint; the last word counts.
+    # A resumed run repeats the reports after its last checkpoint; the last one counts.
     lines = reports.read_text(encoding="utf-8").splitlines() if reports.is_file() else []
     evaluations = {one["tokens"]: one for one in map(json.loads, lines) if _LOSS in one}
     best = min(evaluations.values(), key=lambda one: one[_LOSS], default=None)
@@ -324,14 +324,14 @@ def _train(
 
 
 def _judge(run: ClassifierRun, config: RunConfig, plan: FinetunePlan, workers: Workers) -> tuple[Classifier, Judged]:
-    """The classifier of a run's best epoch, and how it does on the holdout."""
+    """The classifier of a run's best epoch, and its metrics on the holdout."""
     checkpoint = best_checkpoint(plan.folder / "runs" / run.name)
     assert checkpoint is not None, f"{run.name} completed without an evaluation"
     without_start = config.with_overrides({"training.initial_weights": None})
     classifier = cast(Classifier, fresh_model(without_start, plan.data, workers.device))
     restore_weights(checkpoint / MODEL_FILE, classifier)
     source = BatchSource(plan.data.holdout, plan.data.vocabulary, masking_rate=None, seed=0, shuffle=False)
-    # Not as in training, where it may be bf16: what is kept is fp32, and these are the numbers that it gives.
+    # Training may use bf16, but the kept model is fp32, so measure it in fp32.
     precision = choose_precision("fp32", workers.device)
     probabilities = class_probabilities(classifier, source, rows_at_once=_ROWS_AT_ONCE, precision=precision)
     names = plan.found.classes
@@ -345,7 +345,7 @@ def _labels(rows: object) -> NDArray[np.int64]:
 
 
 def _keep(classifier: Classifier, config: RunConfig, plan: FinetunePlan) -> str:
-    """Write the model as transformers loads it; where it is, or why there is none."""
+    """Export the model for transformers; returns its folder, or the reason why it cannot be exported."""
     foreign = why_not_exportable(config.model)
     if foreign is not None:
         return f"{foreign} Its weights are in {plan.folder / 'runs'}."

@@ -1,4 +1,4 @@
-"""One fine-tuning command, from its request to its files, its report and its runs in MLflow."""
+"""Runs a fine-tuning for classification, from the request to its files, report and MLflow runs."""
 
 import json
 import sys
@@ -22,16 +22,16 @@ from sweeps.tracking.mlflow_tags import source_tags
 def carry_out(
     request: FinetuneRequest, *, results_folder: Path, target: Path | None, console: Console
 ) -> tuple[dict[str, Any], Path]:
-    """Train what is not trained yet.
+    """Run a fine-tuning, or the rest of an interrupted one.
 
     Args:
-        target: Folder for what comes out; None: one of its own in the results folder.
+        target: Output folder. None: a folder of its own in the results folder.
 
     Returns:
-        Figures, as `metrics.json` has them, and the folder of all that came out.
+        The content of `metrics.json`, and the output folder.
 
     Raises:
-        InputFault: A fault in the model or the rows, or in both, before anything is trained.
+        InputFault: The model or the rows are invalid; raised before any training.
     """
     with model_and_rows(request, results_folder) as (trained, found):
         plan = plan_finetuning(
@@ -49,10 +49,10 @@ def carry_out(
             write_atomically(plan.folder / RESOLVED_FILE, request.resolved)
         print_data(plan, console)
         if plan.is_done:
-            console.print("everything was done already; nothing was trained", style="bold")
+            console.print("the fine-tuning was already finished; nothing was trained", style="bold")
             return json.loads((plan.folder / METRICS_FILE).read_text(encoding="utf-8")), plan.folder
         check_writable(results_folder)
-        store = MlflowStore(results_folder)  # fails now rather than after the training
+        store = MlflowStore(results_folder)  # An unusable store fails here and not after the training.
         end = train_classifiers(plan, console)
         write_page(end)
         figures = write_files(end)

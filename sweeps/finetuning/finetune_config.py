@@ -1,4 +1,4 @@
-"""The contents of a fine-tuning file: the model to begin with, labelled rows, training, what is tried."""
+"""Configuration of a fine-tuning for classification: pretrained model, labelled rows, training, search."""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -25,7 +25,7 @@ _MOST_RUNS = 1000
 
 
 class PretrainedConfig(Settings):
-    """Whose weights the runs begin with."""
+    """The pretrained model that the runs start from."""
 
     weights_of: str
     """Encoder whose weights the runs begin with: a sweep or training by name or results folder, a folder of Hugging
@@ -35,7 +35,7 @@ class PretrainedConfig(Settings):
 
 
 class LabelledCorpusConfig(Settings):
-    """Texts with a class each."""
+    """Texts with one label each."""
 
     path: str
     """File, folder or glob of the labelled rows: CSV, TSV, JSONL or Parquet."""
@@ -52,7 +52,7 @@ class LabelledCorpusConfig(Settings):
 
 
 class ClassifierTrainingConfig(Settings):
-    """How a classifier is trained: AdamW along a linear schedule with a short warm-up."""
+    """Training of a classifier: AdamW with a linear schedule and a short warm-up."""
 
     learning_rate: PositiveFloat | Literal["auto"] = "auto"
     """Highest learning rate of the schedule. auto: 5e-5 at a width of 768 (BERT, arXiv:1810.04805), and in inverse
@@ -67,11 +67,11 @@ class ClassifierTrainingConfig(Settings):
     dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.1
     """Share of activations set to zero in training, of the encoder and of the head. 0.1 is usual (BERT)."""
     seed: NonNegativeInt = 0
-    """Seed of the head's first weights, the order of rows and dropout."""
+    """Seed of the head's initial weights, the order of rows and dropout."""
 
 
 class MemoryConfig(Settings):
-    """What the runs may use."""
+    """Resources of the runs."""
 
     memory: NumBytes | None = None
     """Memory limit of the runs, in bytes, for weights, gradients, optimizer state and activations. Batches that do not
@@ -110,11 +110,13 @@ class FinetuneConfig(Settings):
     def _is_a_grid_of_moderate_size(self) -> Self:
         num_runs = math.prod(len(self._tried(path)) for path in SWEEPABLE)
         if num_runs > _MOST_RUNS:
-            raise ValueError(f"search asks for {num_runs:,} runs; list fewer values, {_MOST_RUNS} combinations at most")
+            raise ValueError(
+                f"search has {num_runs:,} combinations, and at most {_MOST_RUNS} are allowed; list fewer values"
+            )
         return self
 
     def settings(self) -> FinetuneSettings:
-        """The same as the training takes it."""
+        """The settings in the form that the training takes."""
         corpus, training = self.corpus, self.training
         rates = self._tried("training.learning_rate")
         micro = training.micro_batch_size

@@ -1,4 +1,4 @@
-"""The reading of a fine-tuning file: YAML to its config, with all faults of the file at once."""
+"""Loads a fine-tuning for classification from YAML; reports all faults of the file at once."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from sweeps.settings.settings_file import SettingsKind, objective_of
 from sweeps.settings.yaml_lines import YamlDocument
 
 RESOLVED_FILE = "finetune.yaml"
-"""In the folder of what came out: the file with every default written out, which means the same again."""
+"""File in the output folder: the fine-tuning file with every default written out."""
 
 
 def dump_finetuning(config: FinetuneConfig) -> str:
@@ -41,5 +41,5 @@ def _is_another(values: dict[str, Any]) -> str | None:
 
 
 FINETUNING = SettingsKind(
-    FinetuneConfig, "a file of a fine-tuning", "sweeps/configs/traffic-classify.yaml", _is_another, _search_faults
+    FinetuneConfig, "a fine-tuning file", "sweeps/configs/traffic-classify.yaml", _is_another, _search_faults
 )

@@ -1,4 +1,4 @@
-"""What a person reads of a fine-tuning: report.html, pictures, and the last words on the terminal."""
+"""Report of a fine-tuning for people: report.html, figures, and the final summary on the terminal."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -20,12 +20,12 @@ _CLASSES_SHOWN = 12
 
 
 def write_page(end: FinetuneResult) -> None:
-    """report.html and confusion.svg in the fine-tuning's folder."""
+    """Write report.html and confusion.svg into the fine-tuning's folder."""
     confusion = confusion_picture(end.pretrained.metrics.confusions, end.found.classes)
     write_atomically(end.folder / "confusion.svg", standalone(confusion) + "\n")
     summary: list[Block] = [Paragraph(_verdict(end)), _results_table(end)]
     sections = [
-        Section("What was done", [Facts(list(_facts(end)))]),
+        Section("Setup", [Facts(list(_facts(end)))]),
         Section("Confusion matrix", [Picture(confusion, _CONFUSION_CAPTION)]),
         Section("Classes", [_classes_table(end)]),
         Section("Runs", list(_runs(end))),
@@ -40,17 +40,17 @@ def write_page(end: FinetuneResult) -> None:
 
 
 _CONFUSION_CAPTION = (
-    "Held-out rows: true classes in rows, the commonest first, and what they were taken for in columns. The stronger "
-    "the colour, the larger the share of its class."
+    "Held-out rows: true classes in rows, most frequent first; predicted classes in columns. A stronger colour is a "
+    "larger share of the true class."
 )
 
 
 def print_figures(figures: dict[str, Any], folder: str, console: Console) -> None:
-    """The last words: the table of results, the classes that went worst, where things are.
+    """Print the final summary: table of results, worst classes, paths of the files.
 
     Args:
-        figures: Contents of metrics.json.
-        folder: Where that lies.
+        figures: Content of metrics.json.
+        folder: Folder of metrics.json.
     """
     table = TerminalTable(box=None, pad_edge=False, header_style="bold")
     for name in ("", "accuracy", "95 %", "macro F1"):
@@ -58,7 +58,7 @@ def print_figures(figures: dict[str, Any], folder: str, console: Console) -> Non
     rows = [("from the pretrained model", figures)]
     if figures["from_scratch"] is not None:
         rows.append(("from scratch", figures["from_scratch"]))
-    rows.append((f"always {figures['majority_class']['name']!r}, the commonest", figures["majority_class"]))
+    rows.append((f"always {figures['majority_class']['name']!r}, the most frequent", figures["majority_class"]))
     for name, scores in rows:
         low, high = scores["accuracy_95_percent"]
         table.add_row(name, f"{scores['accuracy']:.4f}", f"{low:.3f} to {high:.3f}", f"{scores['macro_f1']:.4f}")
@@ -67,7 +67,7 @@ def print_figures(figures: dict[str, Any], folder: str, console: Console) -> Non
     worst = sorted(figures["classes"], key=lambda one: one["f1"])
     if worst and worst[0]["f1"] < 1:
         words = [
-            f"{one['name']} (F1 {one['f1']:.2f}{', taken for ' + one['mistaken_for'] if one['mistaken_for'] else ''})"
+            f"{one['name']} (F1 {one['f1']:.2f}{', predicted ' + one['mistaken_for'] if one['mistaken_for'] else ''})"
             for one in worst[:3]
             if one["f1"] < 1
         ]
@@ -81,10 +81,10 @@ def print_figures(figures: dict[str, Any], folder: str, console: Console) -> Non
 
 
 def print_data(end: FinetuneResult | Any, console: Console) -> None:
-    """What was read, and how its classes stand on both sides.
+    """Print the rows read, and the rows per class on both sides of the split.
 
     Args:
-        end: A plan, or what came of it.
+        end: The plan or the result of a fine-tuning.
     """
     found, is_held_out = end.found, end.is_held_out
     trained_on = dict.fromkeys(found.classes, 0)
@@ -95,12 +95,12 @@ def print_data(end: FinetuneResult | Any, console: Console) -> None:
     if found.left_out:
         rest.append(f"{found.left_out.total():,} of {len(found.left_out):,} rare classes left out")
     if found.num_contradictory:
-        rest.append(f"{found.num_contradictory:,} with texts that stand under other labels, too")
+        rest.append(f"{found.num_contradictory:,} with texts that also have other labels")
     if end.num_cut:
         rest.append(f"{end.num_cut:,} texts cut")
     console.print(
         f"rows     {len(found.texts):,}{' (' + ', '.join(rest) + ')' if rest else ''}: {sum(trained_on.values()):,} to "
-        f"train on, {sum(held_out.values()):,} held out; equal texts on one side",
+        f"train on, {sum(held_out.values()):,} held out; equal texts are on the same side",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -120,15 +120,15 @@ def _verdict(end: FinetuneResult) -> str:
     kept = end.pretrained.metrics
     low, high = kept.accuracy_interval
     words = (
-        f"{kept.accuracy:.1%} of {kept.num_rows:,} held-out rows are told right ({low:.1%} to {high:.1%} with 95 %), "
-        f"macro F1 {kept.macro_f1:.4f}, over {len(end.found.classes)} classes. Taking all for `{end.commonest}` would "
-        f"get {end.majority.accuracy:.1%}."
+        f"{kept.accuracy:.1%} of {kept.num_rows:,} held-out rows are classified correctly (95 % interval {low:.1%} to "
+        f"{high:.1%}), macro F1 {kept.macro_f1:.4f}, over {len(end.found.classes)} classes. Always predicting "
+        f"`{end.commonest}` gives {end.majority.accuracy:.1%}."
     )
     if end.scratch is not None:
         gain = kept.accuracy - end.scratch.metrics.accuracy
         words += (
-            f" The same model from random weights, with the same settings to choose from, gets "
-            f"{end.scratch.metrics.accuracy:.1%}: pretraining is worth {gain:+.1%}."
+            f" The same model from random weights, with the same choice of settings, reaches "
+            f"{end.scratch.metrics.accuracy:.1%}: pretraining gains {gain:+.1%}."
         )
     return words
 
@@ -137,7 +137,7 @@ def _results_table(end: FinetuneResult) -> Table:
     rows: list[list[Cell]] = [_result("from the pretrained model", end.pretrained.metrics, end.pretrained.run)]
     if end.scratch is not None:
         rows.append(_result("from scratch", end.scratch.metrics, end.scratch.run))
-    rows.append(_result("always the commonest class", end.majority, None))
+    rows.append(_result("always the most frequent class", end.majority, None))
     return Table(["", "accuracy", "macro F1", "holdout loss", "best epoch"], rows, "results")
 
 
@@ -158,7 +158,7 @@ def _facts(end: FinetuneResult) -> Iterator[tuple[str, str]]:
     yield "pretrained model", f"`{end.weights_of}`, {end.num_parameters:,} parameters with its new head"
     yield "rows", f"{len(found.texts):,} of `{end.table}` with a text and a label in `{settings.label}`"
     if found.rejects:
-        yield "rejected", f"{len(found.rejects):,}, each in rejects.jsonl with its reason"
+        yield "rejected", f"{len(found.rejects):,}; rejects.jsonl lists each with its reason"
     if found.left_out:
         yield (
             "left out",
@@ -167,19 +167,19 @@ def _facts(end: FinetuneResult) -> Iterator[tuple[str, str]]:
     if found.num_contradictory:
         yield (
             "contradictory",
-            f"{found.num_contradictory:,} rows have a text that stands under another label as well; nobody can have "
-            "all of them right",
+            f"{found.num_contradictory:,} rows have a text that also has another label; no classifier can predict all "
+            "of them correctly",
         )
     yield (
         "split",
         f"{int((~end.is_held_out).sum()):,} to train on, {int(end.is_held_out.sum()):,} held out "
-        f"({settings.holdout:.0%} by a hash of the text: equal texts stand on one side)",
+        f"({settings.holdout:.0%} by a hash of the text: equal texts are on the same side)",
     )
-    yield "rows of", f"{end.row_tokens} tokens; {end.num_cut:,} texts were longer and are cut"
+    yield "row length", f"{end.row_tokens} tokens; {end.num_cut:,} longer texts are truncated"
     yield (
         "kept",
-        "the epoch of the lowest holdout loss, and the run of the lowest. Chosen so, these figures are a little better "
-        "than those of rows that nothing was chosen by",
+        "the epoch and the run with the lowest holdout loss. This choice makes the figures slightly better than they "
+        "would be on fresh rows",
     )
     yield "schedule", f"{', '.join(f'{one:g}' for one in settings.epochs)} epochs, linear, dropout {settings.dropout:g}"
     yield "model", f"`{end.model}`"
@@ -198,14 +198,14 @@ def _classes_table(end: FinetuneResult) -> Table:
         ]
         for one in sorted(end.pretrained.metrics.classes, key=lambda one: -one.num_trained - one.num_held_out)
     ]
-    columns = ["class", "trained on", "held out", "precision", "recall", "F1", "mostly mistaken for"]
+    columns = ["class", "trained on", "held out", "precision", "recall", "F1", "most frequent confusion"]
     return Table(columns, rows, "classes")
 
 
 def _runs(end: FinetuneResult) -> Iterator[Block]:
     curves = curves_picture(end.runs)
     if curves is not None:
-        yield Picture(curves, "The holdout after every epoch; broken lines begin with random weights.")
+        yield Picture(curves, "Holdout after every epoch. Dashed lines: training from random weights.")
     rows: list[list[Cell]] = [
         [
             run.start,

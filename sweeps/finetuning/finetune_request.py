@@ -1,4 +1,4 @@
-"""The request for a fine-tuning, by options or by a file, and the model and the rows that it names."""
+"""The request for a fine-tuning, from options or a file, and its model and rows."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,30 +20,30 @@ from sweeps.trained_models.trained_model import TrainedModel, load_trained
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRequest:
-    """A fine-tuning as it was asked for; nothing of it has been looked at."""
+    """A fine-tuning as requested; model and rows are not checked yet."""
 
     settings: FinetuneSettings
     weights_of: str
-    """What the model is called."""
+    """The model, as given by the user."""
     table: str
     """File, folder or glob of the labelled rows."""
     names: SettingNames = ON_THE_COMMAND_LINE
-    """Of the settings, where they were given."""
+    """Names of the settings for messages: those of options or of the file."""
     name: str | None = None
-    """Of the fine-tuning, where a file gives it one."""
+    """Name of the fine-tuning in its file. None: without a file."""
     file: str | None = None
-    """That asks; None: options do."""
+    """Path of the fine-tuning file. None: the request comes from options."""
     size: str | None = None
-    """Of the file."""
+    """Size of the file. None: without a file."""
     resolved: str | None = None
     """The file with every default written out."""
 
 
 def request_of_file(file: str, overrides: list[str]) -> FinetuneRequest:
-    """What a file asks for, after `key=value` overrides.
+    """The request of a file, after `key=value` overrides.
 
     Raises:
-        SettingsFileError: Anything in it breaks a rule; lists every fault.
+        SettingsFileError: The file cannot be read or breaks rules; the message lists every fault.
     """
     config = load_settings(Path(file), FINETUNING, overrides)
     return FinetuneRequest(
@@ -60,10 +60,10 @@ def request_of_file(file: str, overrides: list[str]) -> FinetuneRequest:
 
 @contextmanager
 def model_and_rows(request: FinetuneRequest, results_folder: Path) -> Iterator[tuple[TrainedModel, LabelledTexts]]:
-    """The model and the labelled rows, there for as long as the block runs.
+    """The model and the labelled rows, available during the block.
 
     Raises:
-        InputFault: A fault in one of them, or in both, with what to do.
+        InputFault: The model or the rows are invalid; the message lists the faults of both.
     """
     trained: TrainedModel | None = None
     found: LabelledTexts | None = None

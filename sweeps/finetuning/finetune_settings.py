@@ -5,29 +5,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """What a fine-tuning is asked for. Several epochs, batch sizes, learning rates or seeds: every combination
-    is trained."""
+    """Settings of a fine-tuning. With several epochs, batch sizes, learning rates or seeds every combination is
+    trained."""
 
     label: str
-    """Column of the classes."""
+    """Column of the labels."""
     purpose: str = ""
-    """What it is to find out; stands in the report."""
+    """Question that the fine-tuning answers; shown in the report."""
     text: str | None = None
-    """Column of the texts. None: told by its name."""
+    """Column of the texts. None: detected by name."""
     epochs: tuple[float, ...] = (10.0,)
     batch_sizes: tuple[int, ...] = (32,)
     learning_rates: tuple[float, ...] = ()
-    """Peaks of a linear schedule. None given: 5e-5 at a width of 768, and more for narrower models, in proportion."""
+    """Peaks of a linear schedule. Empty: 5e-5 x 768 / width of the model."""
     seeds: tuple[int, ...] = (0,)
-    """Of the head's first weights, the order of rows and dropout."""
+    """Seeds of the head's initial weights, the order of rows and dropout."""
     from_scratch: bool = False
-    """Train the same model from random weights as well: what was pretraining worth?"""
+    """Also train the same model from random weights, to show the gain from pretraining."""
     dropout: float = 0.1
     holdout: float = 0.2
     least_rows: int = 1
-    """Classes of fewer rows are left out."""
+    """Minimum rows of a class; smaller classes are left out."""
     max_tokens: int | None = None
-    """Texts are cut to so many tokens. None: to what the model takes."""
+    """Texts are truncated to this many tokens. None: the model's maximum."""
     micro_batch_size: int | None = None
     memory_bytes: int | None = None
-    """For weights, gradients, optimizer state and activations. None: no limit but the machine's."""
+    """Memory limit for weights, gradients, optimizer state and activations. None: the machine's memory."""

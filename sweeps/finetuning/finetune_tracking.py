@@ -1,4 +1,4 @@
-"""A fine-tuning in MLflow: a run with what came out and its files, and a run nested under it for each training."""
+"""Records a fine-tuning in MLflow: one run with the results and files, and a nested run for each training."""
 
 import math
 import time
@@ -18,13 +18,13 @@ _MOST_CHARACTERS = 6000
 
 
 def record(store: MlflowStore, end: FinetuneResult, *, tags: Mapping[str, str]) -> str:
-    """Write all of it; gives the run's id.
+    """Record a fine-tuning; returns the id of its run.
 
     Args:
-        tags: Which code and command it comes of.
+        tags: Tags with code and command.
 
     Raises:
-        TrackingError: The store does not answer any longer.
+        TrackingError: The store no longer answers.
     """
     with store.explained():
         parent = _create(store, end.folder.name, {**tags, "pretune.kind": "finetune"})

@@ -1,1 +1,1 @@
-"""Lanes: warm worker groups that train trials, how many a cluster holds, and nodes that come and go."""
+"""Lanes: warm worker groups that train trials, their number in a cluster, and nodes that join and leave."""

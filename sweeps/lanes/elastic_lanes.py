@@ -1,13 +1,12 @@
-"""Lanes that come and go with the nodes of the cluster.
+"""Elastic lanes: their number follows the nodes of the cluster.
 
-Tune's own limit of trials side by side is fixed when it starts. Here the searcher holds back while the cluster, as it
-is now, holds no further lane, and idle lanes go where nodes have left: the trial that lost its workers with a node
-waits for just those processors.
+Tune fixes its limit of concurrent trials at the start. Here the searcher holds back while the current cluster has no
+room for another lane. Idle lanes end after nodes have left, because a trial that lost its workers needs their CPUs.
 
-Where processors are few, lanes also start one after another: what starts a lane is some seven processes that import
-torch and Ray, so two that start at once on two cores are both ready only when the second would have been, and until
-then nothing is trained. The next one starts when those at work have worked for as long as they took to start, so that a
-sweep that is over by then does not pay for it (the rule of whoever hires skis not knowing for how many days).
+On few CPUs lanes also start one after another. The start of a lane is some seven processes that import torch and Ray.
+Two simultaneous starts on two cores would both finish as late as the second of two sequential ones, and nothing would
+train until then. The next lane starts after the running ones have worked for as long as they took to start, so a sweep
+that ends earlier does not pay for it (the break-even rule of the ski rental problem).
 """
 
 import time
@@ -23,19 +22,19 @@ from sweeps.lanes.lane_planning import LanePlan
 
 _LOOK_EVERY_S = 2.0
 _CORES_OF_A_START = 4
-"""Processors that the start of a lane keeps busy."""
+"""CPUs that the start of a lane keeps busy."""
 
 Nodes = Callable[[], Iterable[Mapping[str, float]]]
-"""Resources of each node that is alive."""
+"""Returns the resources of each live node."""
 
 
 def nodes_now() -> Iterable[Mapping[str, float]]:
-    """Resources of each node that is alive."""
+    """Resources of each live node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 class LaneCount:
-    """How many lanes the cluster holds now."""
+    """The number of lanes that the current cluster holds."""
 
     def __init__(
         self,
@@ -47,7 +46,7 @@ class LaneCount:
     ) -> None:
         """
         Args:
-            say: Told in a line when the number changes.
+            say: Called with a line when the number changes.
         """
         self._plan, self._nodes, self._say, self._look_every_s = plan, nodes, say, look_every_s
         self._count = plan.count
@@ -55,7 +54,7 @@ class LaneCount:
         self._look_at = 0.0
 
     def now(self) -> int:
-        """The number, at most some seconds old; 1 at least, for a trial may wait for a node."""
+        """The number, at most some seconds old; at least 1, because a trial may wait for a node."""
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + self._look_every_s
             nodes = list(self._nodes())
@@ -68,9 +67,10 @@ class LaneCount:
         return self._count
 
     def while_starting(self, num_at_work: int, *, have_worked: bool) -> int:
-        """The number while that number is at work: not all the others start at once.
+        """The number while lanes start: limits simultaneous starts.
 
         Args:
+            num_at_work: Lanes that have started.
             have_worked: They have worked for as long as they took to start.
         """
         may_start = self._starting if self._starting > 1 or have_worked or not num_at_work else 0
@@ -78,21 +78,21 @@ class LaneCount:
 
 
 class HoldsBack(KeptOutOfPickles, Searcher):
-    """A searcher that proposes nothing while all lanes have a trial."""
+    """A searcher that proposes nothing while every lane has a trial."""
 
     def __init__(self, searcher: Searcher, lanes: LaneCount, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(metric=None, mode=None)
         self._searcher, self._lanes, self._clock = searcher, lanes, clock
         self._asked_at: float | None = None
-        """When the last lane was asked to start."""
+        """Time of the last request to start a lane."""
         self._next_at = 0.0
-        """When the lanes at work have paid for their start."""
+        """Time at which the running lanes have worked for as long as they took to start."""
         self._running: set[str] = set()
         self._at_work: set[str] = set()
         self._num_started = 0
 
     def suggest(self, trial_id: str) -> Any:
-        """What the searcher says; None, ask again, while there is no lane for it."""
+        """The searcher's proposal; None (ask again) while no lane is free."""
         have_worked = self._clock() >= self._next_at
         if len(self._running) >= self._lanes.while_starting(self._num_started, have_worked=have_worked):
             return None
@@ -104,13 +104,13 @@ class HoldsBack(KeptOutOfPickles, Searcher):
         return config
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Passed on; its lane has started."""
+        """Note that the trial's lane has started, and forward the result."""
         self._at_work.add(trial_id)
         self._note_start()
         self._searcher.on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Passed on; its lane is free."""
+        """Note that the trial's lane is free, and forward the end."""
         self._at_work.add(trial_id)
         self._note_start()
         self._running.discard(trial_id)
@@ -124,26 +124,26 @@ class HoldsBack(KeptOutOfPickles, Searcher):
             self._next_at = now + (now - self._asked_at if self._asked_at is not None else 0.0)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the trial records say everything."""
+        """Save nothing: the trial records hold the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: a new searcher reads the trial records."""
+        """Restore nothing: a new searcher reads the trial records."""
 
 
 class LetsIdleLanesGo(TokenScheduler):
-    """A scheduler that ends idle lanes while there are more, busy ones included, than the cluster holds.
+    """A scheduler that ends idle lanes while there are more lanes than the cluster holds.
 
-    And one that lets lanes start in peace. Tune would give a lane that becomes free to the trial that another lane is
-    starting for, end that half-started lane, and start a new one for the next trial: where trials are shorter than the
-    start of a lane, for ever.
+    It also protects starting lanes. Tune would give a free lane to a trial for which another lane is starting, end that
+    half-started lane, and start a new one for the next trial. With trials shorter than the start of a lane this would
+    never stop.
     """
 
     lanes: LaneCount | None = None
-    """None: the number never changes."""
+    """None: the number of lanes is fixed."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Look; which trial is next is clear: Tune stages what is pending in its order."""
-        # Tune keeps a lane warm for the next trial, which is right until another trial waits for its processors.
+        """End surplus lanes; return None, because Tune itself starts pending trials in order."""
+        # Tune keeps an idle lane warm for the next trial, which is wrong once another trial waits for its CPUs.
         num_idle = tune_controller._actor_cache.num_cached_objects
         if self.lanes and num_idle and num_idle + len(tune_controller._running_trials) > self.lanes.now():
             tune_controller._cleanup_cached_actors(force_all=True)

@@ -1,4 +1,4 @@
-"""Trials that have ended need not stay with Tune: what a sweep wants to know of them stands in its records."""
+"""Removes ended trials from Tune's memory: the sweep's own records hold everything about them."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ _ENDED_TRIALS_KEPT = 50
 
 
 class ForgetsEndedTrials(LetsIdleLanesGo):
-    """A scheduler that has Tune keep the last trials, and not all of them to the end.
+    """A scheduler that limits the number of ended trials in Tune's memory.
 
-    Tune holds each one's settings many times over, and looks through all trials at each step: a sweep of thousands
-    would grow with every one.
+    Tune stores the settings of each trial many times and scans all trials at each step, so a sweep of thousands of
+    trials would become slower with each one.
     """
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Forget, then choose."""
+        """Forget surplus ended trials, then choose."""
         trials: list[Trial] = tune_controller.get_trials()
         ended = [trial for trial in trials if trial.status == Trial.TERMINATED]
         if len(ended) > _ENDED_TRIALS_KEPT:
@@ -30,13 +30,13 @@ class ForgetsEndedTrials(LetsIdleLanesGo):
 
 
 class RemembersNoTrials(KeptOutOfPickles, TrialProgressCallback):
-    """Stands where Tune would put a callback of its own, which is told to print nothing and keeps all trials."""
+    """Replaces Tune's default progress callback, which keeps all trials in memory even when silent."""
 
     def on_trial_result(self, *_: Any, **__: Any) -> None:
-        """Nothing to print."""
+        """Print nothing."""
 
     def on_trial_complete(self, *_: Any, **__: Any) -> None:
-        """Nothing to print."""
+        """Print nothing."""
 
     def on_trial_error(self, *_: Any, **__: Any) -> None:
-        """Nothing to print; the ledger has it."""
+        """Print nothing; the ledger records the error."""

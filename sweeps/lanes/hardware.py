@@ -1,4 +1,4 @@
-"""The machines that a sweep runs on, in words."""
+"""Description of the machines that a sweep runs on, as text."""
 
 import os
 import platform
@@ -14,10 +14,10 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def hardware(nodes: Sequence[Mapping[str, float]]) -> dict[str, str]:
-    """Name to value: the driver's machine and the cluster as they are now.
+    """Facts about the driver's machine and the current cluster, by name.
 
     Args:
-        nodes: Of each node its processors (`CPU`) and GPUs (`GPU`).
+        nodes: CPUs (`CPU`) and GPUs (`GPU`) of each node.
     """
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
@@ -34,7 +34,7 @@ def hardware(nodes: Sequence[Mapping[str, float]]) -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Name of the processor, if the system reports it, else its architecture."""
     lines = _CPU_INFO.read_text(errors="replace").splitlines() if _CPU_INFO.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()

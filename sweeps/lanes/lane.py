@@ -1,7 +1,7 @@
 """A lane: one warm TorchTrainer worker group that trains one trial after another.
 
-Starting a worker group costs as much as training a small model, so it is started once. A lane outlives its workers:
-when they are lost, the next trial (or the same one again, from its checkpoint) gets a new group.
+Starting a worker group costs as much as training a small model, so a lane starts it once. A lane outlives its workers:
+after a loss, the next trial (or the same one, from its checkpoint) gets a new group.
 """
 
 import math
@@ -29,29 +29,29 @@ from sweeps.lanes.mailbox import Assignment, EndMessage, ErrorMessage, Mailbox, 
 
 _POLL_S = 0.5
 _GROUP_END_S = 60.0
-"""How long a worker group may take to end after one of its workers failed; Train looks every 2 s."""
+"""Maximum seconds until a worker group ends after one of its workers failed; Train checks every 2 s."""
 _STOP_S = 60.0
-"""How long a trial may take to end after it was told to: one optimizer step, or one evaluation."""
+"""Maximum seconds until a trial ends after the order to stop: one optimizer step, or one evaluation."""
 
 
 class WorkersLostError(RuntimeError):
-    """A worker of the lane vanished or no longer answers; says nothing about the trial's settings."""
+    """A worker of the lane vanished or no longer answers; the trial's settings are not to blame."""
 
 
 class WorkerKilledForMemoryError(WorkersLostError):
-    """A worker vanished, and the kernel of its node has killed for memory meanwhile: the trial's, or a neighbour's."""
+    """A worker vanished, and its node's kernel killed a process for memory: the trial's, or another one's."""
 
 
 class TrialOutOfMemoryError(RuntimeError):
-    """A worker ran out of memory where its run could not continue with less."""
+    """A worker ran out of memory, and its run could not continue with less."""
 
 
 class TrialFailedError(RuntimeError):
-    """A worker raised an error that is not understood; the message is its traceback."""
+    """A worker raised an unexpected error; the message is its traceback."""
 
 
 class Lane:
-    """One worker group and the trial that it trains."""
+    """A lane with its worker group and its current trial."""
 
     def __init__(self, spec: LaneSpec, name: str) -> None:
         self._spec, self._name = spec, name
@@ -61,7 +61,7 @@ class Lane:
         self._current: Assignment | None = None
 
     def begin(self, assignment: Assignment) -> None:
-        """Start a trial; one that still runs is stopped first."""
+        """Start a trial; a running one is stopped first."""
         self.stop_current()
         if self._group is None or not self._group.is_alive():
             self._start_group()
@@ -69,12 +69,12 @@ class Lane:
         ray.get(self._mailbox.post.remote(assignment))
 
     def next_message(self) -> ReportMessage | SpeedsMessage | EndMessage:
-        """The next report of the current trial, or its end. Asking again lets the trial continue.
+        """The next report of the current trial, or its end. The next call lets the trial continue.
 
         Raises:
             WorkersLostError: A worker vanished (killed, node lost) or does not answer.
-            TrialOutOfMemoryError: Memory ran out where that ends a run.
-            TrialFailedError: A worker raised an error that is not understood.
+            TrialOutOfMemoryError: A worker ran out of memory, and the run could not continue with less.
+            TrialFailedError: A worker raised an unexpected error.
         """
         pending = self._mailbox.next_message.remote()
         while True:
@@ -102,18 +102,18 @@ class Lane:
             while not isinstance(self.next_message(), EndMessage):
                 pass
         except (WorkersLostError, TrialOutOfMemoryError, TrialFailedError):
-            # The trial's outcome is settled already; the next one gets a new group.
+            # The trial has its outcome already; the next one gets a new group.
             return
 
     def close(self) -> None:
-        """Let the workers go."""
+        """Stop the current trial and end the workers."""
         self.stop_current()
         if self._group is not None and self._group.is_alive():
             ray.get(self._mailbox.post.remote(None))
             self._group.join(_STOP_S)
 
     def _start_group(self) -> None:
-        # A new mailbox as well: the old one may still hold messages of workers that are gone.
+        # A new mailbox too: the old one may contain messages of lost workers.
         self._mailbox = Mailbox.remote()
         self._group_error = None
         spec = self._spec
@@ -127,7 +127,7 @@ class Lane:
                 resources_per_worker={"CPU": spec.cpus_per_worker}
                 | ({"GPU": spec.gpus_per_worker} if spec.use_gpu else {}),
             ),
-            # No retries by Train: it would start over with the same trial list and the same fault.
+            # No retries by Train: it would repeat the same trials and the same failure.
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]
                 name=f"{self._name}-{id(self._mailbox):x}",
                 storage_path=str(Path(spec.storage_folder).absolute()),
@@ -141,17 +141,17 @@ class Lane:
     def _run_group(self, trainer: TorchTrainer) -> None:
         try:
             trainer.fit()
-        except BaseException as error:  # Kept for the thread that waits for messages, which explains it.
+        except BaseException as error:  # The thread that waits for messages reports it.
             self._group_error = error
 
     def _explain(self, told: ErrorMessage | None) -> Exception:
-        """Why the group ended. When one worker is killed the others fail too: the vanished one is the cause."""
+        """The reason why the group ended. A killed worker makes the others fail too; the vanished one is the cause."""
         self._current = None
         assert self._group is not None
         self._group.join(_GROUP_END_S)
-        self._group = None  # the next trial gets a new one, even if this one has not come to its end
+        self._group = None  # The next trial gets a new group, even if this one still runs.
         failures = self._group_error.worker_failures if isinstance(self._group_error, WorkerGroupError) else {}
-        # What a worker says of itself comes first: on the way from process to process an error loses its causes.
+        # The worker's own facts take precedence: an error loses its causes between processes.
         facts = None if told is None else told.oom
         if facts is None and self._group_error is not None:
             facts = classify(self._group_error)
@@ -163,24 +163,24 @@ class Lane:
         )
 
     def _new_kernel_kills(self) -> int:
-        """What the kernels of the workers' nodes have killed for memory since the workers took their trial."""
+        """Processes killed for memory by the kernels of the workers' nodes since the workers took their trial."""
         standings = ray.get(self._mailbox.standings.remote()).values()
         before = {standing.node: standing.kernel_kills for standing in standings}
         return sum(max(0, _kernel_kills_on(node, unknown=kills) - kills) for node, kills in before.items())
 
 
 def prepare_for_lanes() -> None:
-    """Start what Train asks for resources whenever a group starts: it would start this one on the way to the first."""
+    """Start Ray Train's resource coordinator early; otherwise the first worker group waits for its start."""
     get_or_create_autoscaling_coordinator()  # type: ignore[no-untyped-call]
 
 
 def _gpus(spec: LaneSpec) -> dict[str, float]:
-    # Train refuses to hear of GPUs where none are used.
+    # Train refuses a GPU request when no GPU is used.
     return {"GPU": spec.gpus_per_worker} if spec.use_gpu else {}
 
 
 def _ending(facts: OomFacts | None, lost: Mapping[int, BaseException], traceback_text: str) -> Exception | None:
-    """What became of a trial whose worker group broke; None if nothing is known."""
+    """The error for a trial whose worker group ended; None if the cause is unknown."""
     if facts is not None and facts.kind in ("device", "host"):
         where = "" if facts.phase is None else f" in {facts.phase}"
         return TrialOutOfMemoryError(f"out of memory{where} on rank {facts.rank}: {facts.message}")
@@ -188,7 +188,7 @@ def _ending(facts: OomFacts | None, lost: Mapping[int, BaseException], traceback
     if facts is not None and facts.kind == "node" and facts.error_type.endswith(".OutOfMemoryError"):
         return WorkersLostError(f"the node ran low on memory, and Ray ended a worker ({who})")
     if facts is not None and facts.kind == "node":
-        return WorkerKilledForMemoryError(f"the kernel killed for memory on the worker's node ({who})")
+        return WorkerKilledForMemoryError(f"the kernel of the worker's node killed a process for memory ({who})")
     if lost or facts is not None:
         return WorkersLostError(who or f"{facts}")
     if WorkerSilentError.__name__ in traceback_text:
@@ -197,7 +197,7 @@ def _ending(facts: OomFacts | None, lost: Mapping[int, BaseException], traceback
 
 
 def _kernel_kills_on(node: str, *, unknown: int) -> int:
-    """The kernel's count on a node now; `unknown` where the node is gone."""
+    """Current number of kernel kills on a node; `unknown` if the node is gone."""
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     count = ray.remote(num_cpus=0, max_retries=0)(kernel_oom_kills).options(scheduling_strategy=there)
     try:

@@ -1,4 +1,4 @@
-"""How many lanes the processors and GPUs of a cluster hold."""
+"""Plans the lanes of a cluster: their number, and the CPUs, GPUs and memory of their workers."""
 
 import math
 import os
@@ -16,17 +16,17 @@ from sweeps.lanes.lane_spec import LaneSpec
 from sweeps.settings.sweep_sections import ResourcesConfig
 
 _RESOURCE_STEPS = 10_000
-"""Ray counts resources in such parts of one; a third rounded up would not fit three times."""
+"""Ray counts resources in units of 1/10,000. Shares are rounded down, because a third rounded up fits only twice."""
 _ROUNDING = 1e-6
 
 
 class ResourcesError(InputFault):
-    """The cluster cannot hold what the sweep file asks for."""
+    """The cluster has too few resources for the sweep file."""
 
 
 @dataclass(frozen=True)
 class LanePlan:
-    """How many lanes run side by side, and what each is made of."""
+    """Number of lanes, and the resources of each."""
 
     count: int
     workers: int
@@ -35,19 +35,19 @@ class LanePlan:
     worker_deadline_s: float
     """Seconds of silence after which a worker counts as lost."""
     reason: str
-    """The choice in words."""
+    """Explanation of the choice."""
     cpus_per_worker: float
-    """Processors that a worker has for itself, so that no two of them compute on one."""
+    """CPUs reserved for each worker, so that no two workers compute on the same one."""
     gpus_per_worker: float
-    """1, or the share of a GPU that small models have each."""
+    """1, or the share of a GPU if lanes share it."""
     most: int
-    """Lanes that are of use, however large the cluster becomes."""
+    """Maximum number of useful lanes, however large the cluster becomes."""
 
     def held_by(self, nodes: Iterable[Mapping[str, float]]) -> int:
-        """Lanes that nodes with such resources hold.
+        """Number of lanes that these nodes hold.
 
         Args:
-            nodes: Of each node its processors (`CPU`) and GPUs (`GPU`).
+            nodes: CPUs (`CPU`) and GPUs (`GPU`) of each node.
         """
         workers = 0
         for node in nodes:
@@ -58,7 +58,7 @@ class LanePlan:
         return min(self.most, workers // self.workers)
 
     def spec(self, storage_folder: Path, *, memory_limit_by: LimitBy = "counting") -> LaneSpec:
-        """What a lane needs to know to start."""
+        """The specification with which each lane starts."""
         return LaneSpec(
             workers=self.workers,
             use_gpu=self.use_gpu,
@@ -66,7 +66,7 @@ class LanePlan:
             cpus_per_worker=self.cpus_per_worker,
             gpus_per_worker=self.gpus_per_worker if self.use_gpu else 0.0,
             storage_folder=str(storage_folder),
-            # What is freed goes back to the kernel, or it would continue to count.
+            # Return freed memory to the kernel; rlimit would still count it otherwise.
             environment={"MALLOC_MMAP_THRESHOLD_": "65536"} if memory_limit_by == "rlimit" else {},
             worker_deadline_s=self.worker_deadline_s,
         )
@@ -74,14 +74,14 @@ class LanePlan:
 
 @dataclass(frozen=True)
 class AutoLanes:
-    """How the workers of lanes divide one machine's processors, or one of its GPUs, where the file leaves it open."""
+    """Division of one machine's CPUs, or of one GPU, among workers, for `concurrent_trials: auto`."""
 
     processes: int
-    """Workers side by side: on the machine, or on a GPU."""
+    """Concurrent workers on the machine, or on one GPU."""
     threads: int
-    """Of each, on processors."""
+    """CPU threads of each worker."""
     reason: str
-    """Why, in words; empty where there is nothing to choose."""
+    """Explanation of the choice; empty without alternatives."""
 
 
 def plan_lanes(
@@ -93,15 +93,14 @@ def plan_lanes(
     nodes: Sequence[Mapping[str, float]] = (),
     auto: AutoLanes | None = None,
 ) -> LanePlan:
-    """How many trials run side by side.
+    """Number of lanes and their resources.
 
-    A worker gets a GPU of its own, or one or more processor cores; lanes never share a core, so that they do not slow
-    each other down. More lanes than GPUs, which a file may ask for or `auto` find out, share them, each with its part
-    of the memory.
+    A worker gets a GPU of its own, or one or more CPU cores. Lanes never share a core, so they do not slow each other
+    down. If the file or `auto` sets more lanes than GPUs, lanes share the GPUs, each with its part of the memory.
 
     Args:
-        auto: Used where the file says `concurrent_trials: auto`. None: a lane for every core or GPU.
-        nodes: Of each node its cores (`CPU`) and GPUs (`GPU`). Empty: all are on one.
+        auto: Division for `concurrent_trials: auto`. None: one lane per core or GPU.
+        nodes: Cores (`CPU`) and GPUs (`GPU`) of each node. Empty: a single node has all of them.
 
     Raises:
         ResourcesError: Not even one trial fits.
@@ -112,7 +111,7 @@ def plan_lanes(
     if use_gpu and slots < workers:
         raise ResourcesError(
             f"resources.workers_per_trial={workers} needs as many GPUs; the cluster has {num_gpus}. "
-            "Lower workers_per_trial, or say resources.device: cpu."
+            "Lower workers_per_trial, or set resources.device: cpu."
         )
     fitting = max(1, slots // workers)
     asked = resources.concurrent_trials
@@ -129,14 +128,14 @@ def plan_lanes(
                 f"Use concurrent_trials: {fitting}, or auto."
             )
         lanes_per_gpu = -(-count // num_gpus)
-    # Cores, and workers that they may have, of each node that can have some.
+    # Cores and maximum workers of each node that can have workers.
     rooms = [
         (int(node.get("CPU", 0)), int(node.get("GPU", 0)) * lanes_per_gpu if use_gpu else count * workers)
         for node in nodes or [{"CPU": num_cpus, "GPU": num_gpus}]
     ]
     rooms = [(cpus, most_workers) for cpus, most_workers in rooms if most_workers]
     threads = _threads(rooms, num_workers=count * workers)
-    # A fraction, so that lanes also fit a cluster with fewer processors than workers.
+    # A fraction, so that lanes also fit a cluster with fewer CPUs than workers.
     share = _in_steps(sum(cpus for cpus, _ in rooms) / (count * workers))
     words = f"{count} at a time on {slots} {unit}{'s' if slots != 1 else ''}"
     if lanes_per_gpu > 1:
@@ -158,7 +157,7 @@ def plan_lanes(
 def _held_by_auto(
     auto: AutoLanes | None, nodes: Sequence[Mapping[str, float]], *, use_gpu: bool, slots: int, workers: int
 ) -> int:
-    """Lanes that the cluster holds where each machine, or GPU, is divided as was found best for one; 1 at least."""
+    """Number of lanes in the cluster if each machine, or GPU, is divided as `auto` says; at least 1."""
     if auto is None:
         return max(1, slots // workers)
     if use_gpu:
@@ -172,7 +171,7 @@ def _in_steps(share: float) -> float:
 
 
 def _threads(rooms: Sequence[tuple[int, int]], *, num_workers: int) -> int:
-    """The most threads that each worker can have where none is spread over two nodes; 1 at least."""
+    """Maximum threads per worker such that every worker fits on one node; at least 1."""
     largest = max((cpus for cpus, _ in rooms), default=1)
     return next(
         (n for n in range(largest, 0, -1) if sum(min(cpus // n, most) for cpus, most in rooms) >= num_workers),
@@ -181,12 +180,12 @@ def _threads(rooms: Sequence[tuple[int, int]], *, num_workers: int) -> int:
 
 
 def this_machine() -> dict[str, Any]:
-    """What `plan_lanes` is told of this machine alone."""
+    """CPUs and GPUs of this machine, as arguments of `plan_lanes`."""
     return {"num_cpus": os.cpu_count() or 1, "num_gpus": torch.cuda.device_count()}
 
 
 def device_kind(lanes: LanePlan) -> str:
-    """What was learnt about memory holds for devices of this kind: a GPU's name and memory, or `cpu`."""
+    """Kind of device for which memory observations are valid: name and memory of a GPU, or `cpu`."""
     if not lanes.use_gpu:
         return "cpu"
     if torch.cuda.is_available():
@@ -194,7 +193,7 @@ def device_kind(lanes: LanePlan) -> str:
         return f"{device.name} {device.total_memory / 2**30:.0f} GiB"
     import ray
 
-    # The driver's own node has no GPU: Ray knows what the others have, by name alone.
+    # The driver's node has no GPU, and Ray knows only the names of the others' GPUs.
     names = sorted(name for name in ray.cluster_resources() if name.startswith("accelerator_type:"))  # type: ignore[no-untyped-call]
     return " ".join(name.removeprefix("accelerator_type:") for name in names) or "gpu"
 
@@ -203,7 +202,7 @@ def worker_memory_bytes(resources: ResourcesConfig, lanes: LanePlan, *, device_b
     """Memory that one worker may use for training, in bytes.
 
     Args:
-        device_bytes: Memory of one GPU, when trials run on GPUs.
+        device_bytes: Memory of one GPU, if trials run on GPUs.
     """
     if lanes.use_gpu and device_bytes:
         lanes_per_gpu = round(1 / lanes.gpus_per_worker)

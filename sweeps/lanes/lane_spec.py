@@ -1,4 +1,4 @@
-"""What a lane is started with. Importable without Ray, so that a plan is made without it."""
+"""Specification of a lane. Importable without Ray, so that planning needs no Ray."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ class LaneSpec:
     threads_per_worker: int
     cpus_per_worker: float
     gpus_per_worker: float
-    """0 without GPUs; below 1 where lanes share one, each with its part of the memory."""
+    """0 without GPUs; below 1 if lanes share a GPU, each with its part of the memory."""
     storage_folder: str
-    """Where Ray Train writes its own state; nothing there is read back."""
+    """Folder for the state of Ray Train; pretune never reads it."""
     environment: dict[str, str]
-    """Variables that the workers start with."""
+    """Environment variables of the workers."""
     worker_deadline_s: float
-    """A worker that does not answer the others for so long counts as lost."""
+    """Seconds of silence after which a worker counts as lost."""

@@ -1,7 +1,7 @@
-"""Tune's view of one trial: a Trainable that owns a lane and hands it trial after trial.
+"""Tune's view of a lane: a Trainable that owns a lane and gives it one trial after another.
 
-What Tune calls a trial is one leg of ours: from its start, or a promotion, to the next pause, or its end. So a lane is
-free for others while a trial waits, and Tune's own pausing, which keeps state of its own, is not needed.
+A trial of Tune is one leg of a trial of the sweep: from its start or a promotion to its next pause or its end. The lane
+is therefore free for others while a trial waits, and Tune's own pausing, with its extra state, is not needed.
 """
 
 from typing import Any
@@ -21,10 +21,10 @@ from sweeps.lanes.mailbox import Assignment, EndMessage, ReportMessage, SpeedsMe
 from sweeps.records.outcomes import Outcome
 
 MAX_INTERRUPTIONS = 2
-"""Times that one trial is started again after its workers were lost, before it is given up as INTERRUPTED."""
+"""Maximum number of restarts of a trial that lost its workers; after one more loss it ends as INTERRUPTED."""
 
 KILLS_THAT_COUNT = 2
-"""Times that the kernel kills one trial's worker for memory before that is the trial's own doing and no neighbour's."""
+"""Kernel kills for memory after which a trial is INFEASIBLE; fewer may be the fault of another process on the node."""
 
 _OUTCOMES = {
     "completed": Outcome.COMPLETED,
@@ -35,7 +35,7 @@ _OUTCOMES = {
 
 
 class LaneTrainable(tune.Trainable):
-    """One lane in Tune's terms; `reuse_actors=True` keeps it warm from trial to trial.
+    """One lane as a Trainable; `reuse_actors=True` keeps it warm between trials.
 
     The config holds `number` (of the trial), `assignment` and `lane` (the LaneSpec, the same for all trials).
     """
@@ -47,12 +47,12 @@ class LaneTrainable(tune.Trainable):
         self._begin(config["assignment"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Hand the warm lane its next trial."""
+        """Give the warm lane its next trial."""
         self._begin(new_config["assignment"])
         return True
 
     def step(self) -> dict[str, Any]:
-        """The next report of the trial, or how it ended."""
+        """The next report of the trial, or its end."""
         while True:
             try:
                 message = self._lane.next_message()
@@ -77,11 +77,11 @@ class LaneTrainable(tune.Trainable):
                 case SpeedsMessage(speeds=speeds):
                     return {"speeds": speeds, "done": False}
                 case ReportMessage(report=report):
-                    # Whole for the ledger, and flat for the scheduler, which looks at tokens and the loss.
+                    # Nested for the ledger, and flat for the scheduler, which reads tokens and loss.
                     return {"report": report, "done": False} | report
 
     def cleanup(self) -> None:
-        """Let the lane's workers go."""
+        """End the lane's workers."""
         self._lane.close()
 
     def _begin(self, assignment: Assignment) -> None:
@@ -89,7 +89,7 @@ class LaneTrainable(tune.Trainable):
         self._lane.begin(assignment)
 
     def _pause(self, end: RunEnd) -> dict[str, Any]:
-        assert self._assignment.pause is not None, "only a leg that has one comes to its pause"
+        assert self._assignment.pause is not None, "a leg without a pause has paused"
         return {
             "done": True,
             "paused_at": self._assignment.pause.at_tokens,

@@ -1,4 +1,4 @@
-"""What runs on each worker of a lane: take a trial, train it, report, take the next."""
+"""The loop of each worker of a lane: take a trial, train it, report, take the next."""
 
 import logging
 import threading
@@ -37,10 +37,10 @@ _ENDED_BADLY = ("diverged", "infeasible")
 
 
 def train_assignments(config: dict[str, Any]) -> None:
-    """Train trials from the lane's mailbox until it is closed. Runs under TorchTrainer, on every rank.
+    """Train trials from the lane's mailbox until it is closed. Runs on every rank of a TorchTrainer.
 
     Args:
-        config: `mailbox`: the lane's mailbox; `threads`: processor threads of this worker.
+        config: `mailbox`: the lane's mailbox; `threads`: CPU threads of this worker.
     """
     mailbox = config["mailbox"]
     torch.set_num_threads(config["threads"])
@@ -59,8 +59,8 @@ def train_assignments(config: dict[str, Any]) -> None:
         try:
             end = _train(assignment, workers, corpora, mailbox, stops.of(taken - 1))
         except Exception as error:
-            # The run could not deal with it, so this process is not trusted with another trial: tell, then end the
-            # worker group.
+            # The run could not handle the error, so this process takes no further trial: report, then end the worker
+            # group.
             oom = classify(error, rank=workers.rank)
             _tell(mailbox, ErrorMessage(assignment.number, traceback.format_exc(), oom))
             _log(assignment).exception("the trial failed")
@@ -70,11 +70,11 @@ def train_assignments(config: dict[str, Any]) -> None:
             _log(assignment).info("%s: %s", end.outcome, end.reason)
             _tell(mailbox, EndMessage(assignment.number, end, is_last=not is_clean))
         if not is_clean:
-            return  # Another worker group takes the lane over: this one would have less memory for each trial.
+            return  # A new worker group replaces this one, which would have less memory for each further trial.
 
 
 def _is_clean(workers: Workers, level_bytes: int) -> bool:
-    """Whether the memory of tensors is back to the level before, on all workers."""
+    """Whether tensor memory is back at its level before the trial, on all workers."""
     left_bytes = live_tensor_bytes(workers.device) - level_bytes
     return workers.largest(left_bytes) <= SLACK_BYTES
 
@@ -107,7 +107,7 @@ def _train(
             memory_limit_by=assignment.memory_limit_by,
             checkpoint_every_s=assignment.checkpoint_every_s,
             pause=assignment.pause,
-            # Of the winner, whose training may continue for longer.
+            # `pretune train` may resume from the winner's trunk.
             keep_trunk=True,
             is_stopped=is_stopped,
         )
@@ -139,14 +139,14 @@ def _with_measured_micro_batch(
 
 
 class Stops:
-    """Which trials are to end, heard in the background: a worker in the middle of a step asks this, and no process."""
+    """Stop orders, received in the background: a worker checks them within a step without a remote call."""
 
     def __init__(self, mailbox: Any) -> None:
         self._stopped: set[int] = set()
         threading.Thread(target=self._listen, args=(mailbox,), daemon=True, name="stops").start()
 
     def of(self, position: int) -> Callable[[], bool]:
-        """Whether the trial at this position in the order of posting is to end."""
+        """A function that returns whether the trial at this position in the order of posting must end."""
         return lambda: position in self._stopped
 
     def _listen(self, mailbox: Any) -> None:
@@ -156,7 +156,7 @@ class Stops:
                 self._stopped.add(position)
                 heard += 1
         except RayError:
-            return  # The mailbox is gone, and with it whoever could stop anything.
+            return  # The mailbox is gone, so no further stop orders come.
 
 
 def _open_corpus(folder: Path, server: Any) -> PreparedCorpus:
@@ -180,7 +180,7 @@ def _tell(mailbox: Any, message: Message, *, wait: bool = False) -> bool:
 
 
 def _log(assignment: Assignment) -> logging.Logger:
-    """The trial's own log file, opened once."""
+    """Logger of the trial's own log file, opened once."""
     logger = logging.getLogger(f"pretune.{assignment.trial_folder}")
     if not logger.handlers:
         handler = logging.FileHandler(Path(assignment.trial_folder) / "log.txt", encoding="utf-8")
@@ -198,11 +198,11 @@ def trainer_of(
     corpora: dict[str, PreparedCorpus],
     open_corpus: Callable[[Path, Any], PreparedCorpus],
 ) -> Callable[..., RunEnd]:
-    """`run_training` for this trial, or what takes the same arguments and trains the trial's stages.
+    """`run_training` for this trial, or a function with the same arguments that trains its stages.
 
     Args:
-        corpora: Those that are open, by folder; grows.
-        open_corpus: Opens one in a folder, by way of a server of copies where there is one.
+        corpora: Open corpora by folder; newly opened ones are added.
+        open_corpus: Opens the corpus in a folder, through the server of copies if there is one.
     """
     if not assignment.stages:
         trunk = None if assignment.trunk_folder is None else trunk_checkpoint(Path(assignment.trunk_folder))

@@ -1,4 +1,4 @@
-"""Messages between a lane's driver and its workers: trials one way, reports the other."""
+"""The channel between a lane's driver and its workers: trials in one direction, messages in the other."""
 
 import asyncio
 from dataclasses import dataclass
@@ -24,46 +24,46 @@ class StageAssignment:
 
 @dataclass(frozen=True)
 class Assignment:
-    """One trial, as a lane's workers get it."""
+    """One trial, as sent to the workers of a lane."""
 
     number: int
     run: dict[str, Any]
     """RunConfig as plain values."""
     prepared_folder: str
     trial_folder: str
-    """Checkpoints and the log; the run resumes from the newest whole checkpoint there."""
+    """Folder of checkpoints and log; the run resumes from its newest complete checkpoint."""
     evaluate_at_tokens: tuple[int, ...]
     pause: Pause | None
-    """Rung at which this leg of the trial ends; None: it goes to the end."""
+    """Rung at which this leg of the trial ends. None: the leg runs to the end."""
     memory_limit_bytes: int | None
     memory_limit_by: LimitBy
     sizes_to_measure: tuple[int, ...] = ()
-    """Micro-batches whose speed is not known yet. A run with `micro_batch_size: auto` takes the fastest of them."""
+    """Micro-batch sizes to measure first. A run with `micro_batch_size: auto` takes the fastest of them."""
     checkpoint_every_s: float = 60.0
     mirror_uri: str | None = None
-    """Where checkpoints are kept as well by workers on another node than the driver's."""
+    """URI to which workers on other nodes than the driver's upload checkpoints."""
     driver_node: str = ""
     """Ray's id of the driver's node."""
     corpus_server: Any = None
-    """From `serve_copies`, for workers on a node without the prepared folder; None where all nodes see it."""
+    """From `serve_copies`, for workers on a node without the prepared corpus. None: all nodes see it."""
     stages: tuple[StageAssignment, ...] = ()
-    """Trained one after another, where there are any, instead of `run` on `prepared_folder`."""
+    """Stages to train one after another, instead of `run` on `prepared_folder`; empty without stages."""
     trunk_folder: str | None = None
-    """Of the trial from whose checkpoint before the cooldown this one continues; rank 0 reads it."""
+    """Folder of the trial whose checkpoint before the cooldown this trial resumes from; rank 0 reads it."""
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
-        """Itself: nobody changes it, and Tune copies what it is given several times a trial."""
+        """Return the object itself: it is immutable, and Tune copies its arguments several times per trial."""
         return self
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a worker is as it takes a trial; a worker that was killed cannot report it any more."""
+    """State of a worker when it takes a trial, kept for the case that it is killed later."""
 
     node: str
-    """Ray's id of it."""
+    """Ray's id of the worker's node."""
     kernel_kills: int
-    """Processes that the kernel there has killed for memory so far."""
+    """Number of processes that the node's kernel has killed for memory so far."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ReportMessage:
 
 @dataclass(frozen=True)
 class SpeedsMessage:
-    """Speeds of the micro-batches that a trial was asked to measure."""
+    """Measured speeds of the requested micro-batch sizes."""
 
     trial: int
     speeds: tuple[MicroBatchSpeed, ...]
@@ -84,12 +84,12 @@ class SpeedsMessage:
 
 @dataclass(frozen=True)
 class EndMessage:
-    """A trial, or a leg of it, ended as its run says."""
+    """The end of a trial or of a leg of it."""
 
     trial: int
     end: RunEnd
     is_last: bool
-    """The workers end with this trial, which has left something in their memory."""
+    """True: the workers end with this trial, because it left tensors in their memory."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,7 @@ class ErrorMessage:
     trial: int
     traceback: str
     oom: OomFacts | None
-    """Facts about the memory that ran out, from the worker, which is nearest to them. None: the error has another
-    cause."""
+    """Facts that the worker itself found about running out of memory. None: the error has another cause."""
 
 
 Message = ReportMessage | SpeedsMessage | EndMessage | ErrorMessage
@@ -108,7 +107,7 @@ Message = ReportMessage | SpeedsMessage | EndMessage | ErrorMessage
 
 
 class MailboxActor:
-    """Keeps trials until every worker has taken them, and messages until the driver has read them."""
+    """Stores trials until every worker has taken them, and messages until the driver has read them."""
 
     def __init__(self) -> None:
         self._trials: list[Assignment | None] = []
@@ -121,7 +120,7 @@ class MailboxActor:
         self._reported = 0
 
     async def post(self, assignment: Assignment | None) -> None:
-        """Give the next trial to the workers; None: no more will come."""
+        """Post the next trial for the workers. None: no more trials follow."""
         async with self._changed:
             self._trials.append(assignment)
             if assignment is None:
@@ -137,18 +136,18 @@ class MailboxActor:
         return self._trials[index]
 
     async def stand(self, rank: int, standing: Standing) -> None:
-        """A worker says where it is."""
+        """Store the state of a worker."""
         self._standings[rank] = standing
 
     async def standings(self) -> dict[int, Standing]:
-        """Where each worker was when it took its last trial, by rank."""
+        """State of each worker when it took its last trial, by rank."""
         return self._standings
 
     async def tell(self, message: Message, wait: bool) -> bool:
-        """Hand a message to the driver. Returns whether the trial is to continue.
+        """Send a message to the driver. Returns whether the trial continues.
 
         Args:
-            wait: Wait until the driver has decided on it, so that a trial never trains past the rung that ends it.
+            wait: Wait for the driver's decision, so that a trial never trains past the rung that ends it.
         """
         self._reported += 1
         mine = self._reported
@@ -159,29 +158,30 @@ class MailboxActor:
         return message.trial not in self._stopped
 
     async def next_message(self) -> Message:
-        """The next message; asking for it says that the trials of those before it may continue."""
+        """The next message. The call also releases the trials of all earlier messages."""
         async with self._changed:
             self._answered = self._reported - self._messages.qsize()
             self._changed.notify_all()
         return await self._messages.get()
 
     async def stop(self, trial: int) -> None:
-        """Tell the workers to end this trial at the next micro-batch."""
+        """Order the workers to end this trial at the next micro-batch."""
         async with self._changed:
             self._stopped.add(trial)
             self._stops.append(len(self._trials) - 1)
             self._changed.notify_all()
 
     async def next_stop(self, index: int) -> int | None:
-        """Wait for the stop at this position in their order.
+        """Wait for the stop order at this position.
 
         Returns:
-            Position of the trial in the order of posting: the same trial may come again. None: no more will come.
+            Position of the trial in the order of posting, because the same trial may be posted again. None: no more
+            stop orders follow.
         """
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._stops) > index)
         return self._stops[index]
 
 
-# An actor of coroutines: the waiting calls of every worker and of the driver stand open side by side.
+# An async actor, because the calls of the driver and of all workers wait at the same time.
 Mailbox = ray.remote(num_cpus=0)(MailboxActor)

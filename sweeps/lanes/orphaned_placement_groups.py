@@ -1,8 +1,8 @@
-"""Processors still held for lanes whose process was killed.
+"""Releases CPUs that Ray still reserves for lanes whose process was killed.
 
-Ray keeps a placement group until both the actor that asked for it and its job are gone, and here the job is the sweep.
-Train has an actor that looks after such groups, but that one asks Ray's dashboard, and a sweep on one machine has none:
-the trial that is started again would wait for its own processors for ever.
+Ray keeps a placement group until both its creating actor and the job, here the sweep, are gone. Train has an actor that
+cleans up such groups, but it needs Ray's dashboard, and a sweep on one machine runs without it. A restarted trial would
+wait forever for its own CPUs.
 """
 
 import time
@@ -20,26 +20,26 @@ _LOOK_EVERY_S = 2.0
 
 
 class FreesDeadLanes(KeptOutOfPickles, tune.Callback):
-    """Looks every few seconds for what killed lanes still hold, and gives it back."""
+    """Releases the placement groups of killed lanes every few seconds."""
 
     def __init__(self) -> None:
         self._look_at = 0.0
 
     def on_step_begin(self, iteration: int, trials: Any, **_: Any) -> None:
-        """Tune's loop comes by ten times a second."""
+        """Check if a look is due; Tune calls this ten times a second."""
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + _LOOK_EVERY_S
             free_processors_of_dead_lanes()
 
 
 def free_processors_of_dead_lanes() -> int:
-    """Give back what dead actors of this job asked for.
+    """Remove the placement groups of this job's dead actors.
 
     Returns:
-        How many placement groups that were.
+        Number of removed placement groups.
     """
     job = ray.get_runtime_context().get_job_id()
-    # Ray's own function for this, `ray.util.placement_group_table`, leaves out who asked for a group.
+    # Ray's public function for this, `ray.util.placement_group_table`, omits the creator of a group.
     known = (
         PlacementGroupTableData.FromString(one) for one in state._connect_and_get_accessor().get_placement_group_table()
     )
@@ -50,6 +50,6 @@ def free_processors_of_dead_lanes() -> int:
 
 
 def _is_left_by_an_actor(group: PlacementGroupTableData) -> bool:
-    # A group that a driver asked for has no actor, and that counts as a dead one.
+    # A group created by a driver has no actor, which Ray reports as a dead one.
     is_an_actors = group.creator_actor_id != ray.ActorID.nil().binary()
     return bool(is_an_actors and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED)

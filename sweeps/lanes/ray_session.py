@@ -1,4 +1,4 @@
-"""This process's connection to Ray, and what Ray may say on the terminal."""
+"""Connects this process to Ray, and routes the output of Ray to the terminal or a log file."""
 
 import importlib
 import logging
@@ -24,11 +24,11 @@ def connect() -> None:
 
 
 def connect_while_importing(*modules: str) -> None:
-    """As `connect`, and import these modules meanwhile: Ray's processes take seconds to start, and this one waits."""
-    _set_environment()  # Before anything is imported that reads it.
+    """Connect to Ray and import these modules at the same time, because Ray takes seconds to start."""
+    _set_environment()  # Before the import of any module that reads it.
 
     def import_all() -> None:
-        # What is wrong with one of them comes up again where it is used.
+        # A failing import raises again at its first use.
         with suppress(ImportError):
             for module in modules:
                 importlib.import_module(module)
@@ -46,30 +46,30 @@ def _has_cluster() -> bool:
 
 
 def _set_environment() -> None:
-    """Of what Ray reads."""
-    # Tune and Train narrate each step on the terminal unless asked not to; the progress table says what matters.
+    """Set the environment variables that Ray reads."""
+    # Tune and Train print each step on the terminal by default; the progress table replaces this.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Tune's own handling of Ctrl-C waits for every trial to save itself; ours ends in seconds and resumes from records.
+    # Tune's handling of Ctrl-C waits for every trial to save itself. Ours ends in seconds and resumes from the records.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    # Tune's record of all its trials, which nothing here reads back, is written at the end and not every ten seconds.
+    # Tune would write its own record of all trials every ten seconds. pretune never reads it, so write it at the end.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    # Lanes start side by side; how many there are our own searcher says.
+    # Allow simultaneous starts of lanes; the searcher limits their number.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
-    # A worker that is stuck cannot take leave of the others, and the lane waits for that.
+    # A stuck worker cannot shut down its process group, and the lane waits for that.
     os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # A lane takes some seven processes, most of them idle; on two cores Ray would warn of each beyond the eighth.
+    # A lane has some seven processes, most of them idle; on two cores Ray would warn about each beyond the eighth.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     os.environ[MARK] = driver_mark()
     if not _has_cluster():
-        # Nobody takes this machine's only node away with notice; the watcher is one process more in every lane's start.
+        # A local node is never preempted, and the watcher adds a process to the start of every lane.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 def is_verbose() -> bool:
-    """Whether Ray and its workers are to speak on the terminal: `pretune sweep -v`."""
+    """Whether Ray and its workers print on the terminal (`pretune sweep -v`)."""
     return bool(os.environ.get("PRETUNE_VERBOSE"))
 
 
@@ -78,10 +78,12 @@ def _logging_level() -> int:
 
 
 def log_libraries_in(results_folder: Path) -> None:
-    """Make the results folder, and send what Ray and other libraries say to a file there instead of the terminal.
+    """Create the results folder, and log the output of Ray and other libraries to a file there.
+
+    With `-v` the output stays on the terminal.
 
     Raises:
-        ResultsError: It cannot be written.
+        ResultsError: The folder is not writable.
     """
     check_writable(results_folder)
     if is_verbose():

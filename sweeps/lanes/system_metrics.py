@@ -1,4 +1,4 @@
-"""Processor, memory and GPU of the machine that a trial trains on, under the names of MLflow's page for them."""
+"""CPU, memory and GPU metrics of a trial's machine, under the names of MLflow's system metrics page."""
 
 import time
 from contextlib import suppress
@@ -10,7 +10,7 @@ _MB = 1e6
 
 
 class SystemMetrics:
-    """Shares are means over the time since the last reading. What the machine does not tell is left out."""
+    """Reads system metrics. Shares are means since the last reading; unavailable values are left out."""
 
     def __init__(self) -> None:
         self._read_at, self._own_s = time.monotonic(), time.process_time()
@@ -29,7 +29,7 @@ class SystemMetrics:
         now, own_s = time.monotonic(), time.process_time()
         values = {"cpu_utilization_percentage": psutil.cpu_percent()}
         if now > self._read_at:
-            # Of one processor core, so that two busy threads are 200.
+            # Percent of one CPU core: two busy threads give 200.
             values["process_cpu_utilization_percentage"] = 100 * (own_s - self._own_s) / (now - self._read_at)
         self._read_at, self._own_s = now, own_s
         return values
@@ -50,7 +50,7 @@ def _gpu() -> dict[str, float]:
         f"gpu_{device}_memory_usage_megabytes": (total - free) / _MB,
         f"gpu_{device}_memory_usage_percentage": 100 * (total - free) / total,
     }
-    # torch asks NVML, which needs the package nvidia-ml-py and a driver that answers.
+    # torch queries NVML, which needs the package nvidia-ml-py and a working driver.
     with suppress(ModuleNotFoundError, RuntimeError):
         values[f"gpu_{device}_utilization_percentage"] = float(torch.cuda.utilization(device))
     return values

@@ -1,8 +1,9 @@
-"""What `concurrent_trials: auto` comes to: the lanes that train the most tokens a second together, as measured.
+"""Number of lanes for `concurrent_trials: auto`: the fastest in total tokens per second, by measurement.
 
-Few lanes with many threads or many with few: which is faster depends on the model and the machine, so it is measured
-once for both, in some seconds, and kept in `results/memory/`. Where lanes come to the same, the fewest: each trial ends
-sooner, the search learns more from it, and fewer lanes take less memory and start sooner.
+The best division of the cores (few lanes with many threads, or many lanes with few) depends on the model and the
+machine. A measurement of some seconds decides it, and `results/memory/` keeps the result. Among equally fast divisions
+the one with the fewest lanes wins: each trial ends sooner, the search learns more from it, and fewer lanes use less
+memory and start sooner.
 """
 
 import math
@@ -31,31 +32,31 @@ from sweeps.search.initial_points import middle_run
 from sweeps.settings.sweep_config import SweepConfig
 
 _AS_FAST = 0.95
-"""From this share of the best on fewer lanes are as good."""
+"""Divisions that reach this share of the best speed count as equally fast."""
 _WORTH_MEASURING_S = 120.0
-"""Of training in all, roughly: in a shorter sweep the measurement, six seconds, costs more than it can win."""
+"""Expected seconds of training in the sweep; in a shorter one the six-second measurement costs more than it gains."""
 _ROUGH_TOKENS_PER_S = 50_000.0
-"""Of a model that costs no operations at all, on processors: what a step costs besides."""
+"""Upper limit of the speed on CPUs: the rate of a model without any operations, from the overhead of a step."""
 _ROUGH_FLOPS = {"cpu": 3e11, "cuda": 5e13}
 _MOST_ON_A_GPU = 8
 
 
 class LanePace(Settings):
-    """What some processes came to that trained side by side."""
+    """Measured speed of processes that train side by side."""
 
     processes: int
     threads: int
     tokens_per_s: float | None
-    """Of all together; None: one of them ended, as without memory."""
+    """Speed of all processes together. None: one of them ended, e.g. out of memory."""
 
 
 class LanePaces(OfShape):
-    """All ways that were tried for one shape on one kind of machine."""
+    """All measured divisions for one shape on one kind of machine."""
 
     paces: tuple[LanePace, ...]
 
     def of(self, ways: Sequence[Way]) -> tuple[LanePace, ...]:
-        """Those of them that were tried, in their order."""
+        """The measurements of these divisions, in the same order; unmeasured ones are left out."""
         by_way = {Way(one.processes, one.threads): one for one in self.paces}
         return tuple(by_way[way] for way in ways if way in by_way)
 
@@ -63,24 +64,24 @@ class LanePaces(OfShape):
 def auto_lanes(
     sweep: SweepConfig, *, cluster: Mapping[str, Any], vocabulary_size: int, results_folder: Path
 ) -> AutoLanes | None:
-    """How a sweep's lanes divide the processors, or a GPU, of this machine; None where there is no saying.
+    """Division of this machine's cores, or of a GPU, among the lanes of a sweep; None if it cannot be measured here.
 
-    Measures for some seconds unless it is known, or the sweep is too short for that.
+    Measures for some seconds, unless the result is stored or the sweep is too short.
 
     Args:
-        cluster: What `plan_lanes` is told of its processors and GPUs; its nodes are taken to be like this machine.
+        cluster: CPUs and GPUs as `plan_lanes` takes them; its nodes are assumed to equal this machine.
     """
     resources = sweep.resources
     if resources.concurrent_trials != "auto":
         return None
     alone = plan_lanes(resources, num_trials=1, **cluster)
     if alone.use_gpu and (resources.workers_per_trial > 1 or not torch.cuda.is_available()):
-        # Workers of one trial cannot share a GPU; and where the driver has none, nothing can be measured.
+        # Workers of one trial cannot share a GPU, and a driver without a GPU cannot measure one.
         return None
     all_ways = _ways(sweep, is_on_gpu=alone.use_gpu)
     if len(all_ways) == 1:
         return AutoLanes(all_ways[0].processes, all_ways[0].threads, "")
-    # Not the file's own settings: those that are swept may lie outside the space, a model that no trial has.
+    # The file's own values of swept settings may lie outside the search space, so measure its middle instead.
     run = middle_run(sweep)
 
     def needed_bytes(rows: int) -> int:
@@ -102,7 +103,7 @@ def auto_lanes(
         return _chosen(paces, sweep, "measured before")
     device_type = "cuda" if alone.use_gpu else "cpu"
     if _expected_s(sweep, run, vocabulary_size, device_type=device_type) < _WORTH_MEASURING_S:
-        return AutoLanes(usual.processes, usual.threads, "not measured, for the sweep is short")
+        return AutoLanes(usual.processes, usual.threads, "not measured: the sweep is short")
     rows = rows_of_measurement(run, num_workers=resources.workers_per_trial)
     while rows > 1 and needed_bytes(rows) > _memory_of(sweep, alone, ways[-1]):
         rows //= 2
@@ -120,14 +121,14 @@ def auto_lanes(
     if sum(one.tokens_per_s is not None for one in paces) < 2:
         return AutoLanes(usual.processes, usual.threads, "could not be measured: this machine is too busy")
     if not all(one.was_quiet for one in found):
-        # Others' work has a part in these figures, so they hold for this time only.
+        # Other processes disturbed these figures, so do not store them.
         return _chosen(paces, sweep, "measured beside other work")
     kept.add({shape: LanePaces(shape=shape, paces=paces)})
     return _chosen(paces, sweep, "measured")
 
 
 def rows_of_measurement(run: RunConfig, *, num_workers: int) -> int:
-    """Rows of a micro-batch with which speed is measured."""
+    """Micro-batch size for the speed measurement, in rows."""
     asked, batch_size = run.training.micro_batch_size, run.training.batch_size
     if asked != "auto":
         return min(asked, math.ceil(batch_size / num_workers))
@@ -140,7 +141,7 @@ def rows_of_measurement(run: RunConfig, *, num_workers: int) -> int:
 
 
 def _ways(sweep: SweepConfig, *, is_on_gpu: bool) -> list[Way]:
-    """One lane, two, four and so on, and as many as there are cores (or as may share a GPU)."""
+    """Divisions into 1, 2, 4, ... lanes, and into the maximum: all cores, or the most lanes that may share a GPU."""
     cores, workers = os.cpu_count() or 1, sweep.resources.workers_per_trial
     if is_on_gpu:
         num_gpus = max(1, torch.cuda.device_count())
@@ -153,7 +154,7 @@ def _ways(sweep: SweepConfig, *, is_on_gpu: bool) -> list[Way]:
 
 
 def _memory_of(sweep: SweepConfig, alone: LanePlan, way: Way) -> int:
-    """Bytes that each process has for training in a way; none where the machine cannot give all what the file says."""
+    """Training memory of each process in bytes; 0 if the machine cannot give every process the file's memory."""
     if alone.use_gpu:
         _, device_bytes = torch.cuda.mem_get_info(0)
         lanes = replace(alone, gpus_per_worker=1 / way.processes)
@@ -164,7 +165,7 @@ def _memory_of(sweep: SweepConfig, alone: LanePlan, way: Way) -> int:
 
 
 def speed_shape(run: RunConfig, vocabulary_size: int) -> str:
-    """All that the speed of lanes depends on, in words."""
+    """Key of a measurement: everything that the speed of lanes depends on, as text."""
     training = run.training
     return (
         f"{run.model!r}, vocabulary 2**{round(math.log2(vocabulary_size))}, masking {run.objective.masking_rate}, "
@@ -175,13 +176,13 @@ def speed_shape(run: RunConfig, vocabulary_size: int) -> str:
 
 
 def expected_sweep_tokens(sweep: SweepConfig) -> float:
-    """Roughly the tokens that the trials of a sweep train together, without its repeats."""
+    """Estimated total tokens of a sweep's trials, without its repeats."""
     tokens = sweep.budget.trials * expected_tokens(sweep.early_stopping, sweep.budget.trial_tokens)
     return tokens if sweep.budget.tokens is None else min(tokens, sweep.budget.tokens)
 
 
 def _expected_s(sweep: SweepConfig, run: RunConfig, vocabulary_size: int, *, device_type: str) -> float:
-    """Roughly the seconds that the tokens that trials come to take one machine, as a lower limit."""
+    """Estimated seconds of training in the sweep on one machine, as a lower limit."""
     tokens = expected_sweep_tokens(sweep)
     by_operations = tokens * training_flops_a_token(run, vocabulary_size) / _ROUGH_FLOPS[device_type]
     return by_operations if device_type == "cuda" else max(by_operations, tokens / _ROUGH_TOKENS_PER_S)

@@ -1,4 +1,4 @@
-"""A sweep none of whose settings fits in memory ends before it starts, with the numbers and what would fit."""
+"""Refuses a sweep before it starts if none of its settings fit in memory; the error says what would fit."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from sweeps.settings.search_space import format_setting
 from sweeps.settings.setting_paths import MICRO_BATCH
 
 _SURELY = 1.1
-"""How far beyond the capacity the least must be: memory dips a little between sizes, so a smaller one may be missed."""
+"""Tolerance of the check: memory dips a little between sizes, so the search for the minimum may miss a smaller one."""
 
 
 class NothingFitsError(InputFault):
@@ -21,13 +21,13 @@ class NothingFitsError(InputFault):
 
 
 def check_that_something_fits(plan: SweepPlan, frontier: MemoryFrontier, *, nothing_ran: bool = False) -> None:
-    """See that there are settings in the search space that fit.
+    """Check that some settings in the search space fit.
 
     Args:
-        nothing_ran: Every proposal was refused: then there is no doubt left to give it the benefit of.
+        nothing_ran: Every proposal was refused, so apply no tolerance.
 
     Raises:
-        NothingFitsError: There are none.
+        NothingFitsError: No settings fit.
     """
     sweep = plan.sweep
     capacity = frontier.capacity().num_bytes

@@ -1,7 +1,6 @@
-"""One configuration in full: a sweep of one trial, with the settings of a file or of a sweep's winner.
+"""Full training of one configuration: a sweep of one trial, with the settings of a file or of a sweep's winner.
 
-It goes through the same lane, records, MLflow runs and report as every sweep, and like one it resumes with the same
-command.
+It uses the same lanes, records, MLflow runs and report as every sweep, and the same command resumes it.
 """
 
 from collections.abc import Sequence
@@ -33,13 +32,13 @@ _OF_A_TRAINING = {
     *("purpose", "size", "corpus", "tokenizer", "packing", "model", "objective", "training", "start", "stages"),
     *("evaluation", "resources"),
 }
-"""Sections of a file that say something of a single trial; the others are about search."""
+"""Sections of a file that apply to a single trial; the others control the search."""
 _LEARNING_RATE = "training.learning_rate"
 
 
 @dataclass(frozen=True)
 class _Source:
-    """The trial whose settings are taken over."""
+    """The trial that supplies the settings."""
 
     earlier: FinishedSweep
     record: TrialRecord
@@ -59,23 +58,23 @@ def plan_training(
     results_folder: Path,
     console: Console,
 ) -> SweepConfig:
-    """The training that a command asks for: a sweep of one trial, whose `start.notes` say where everything comes from.
+    """The training that `pretune train` runs: a sweep of one trial; its `start.notes` name the origin of its settings.
 
-    Prepares the corpus where the learning rate depends on its size.
+    Prepares the corpus if the learning rate depends on its size.
 
     Args:
         path: A sweep file, or a sweep's results folder.
-        chosen: `best`, a trial's name, or `file`. None: the best trial where the file or folder has one to offer.
-        tokens: Of the whole training, those of a trunk included. None: as the file says.
-        keep_settings: Take the winner's learning rate as it is.
+        chosen: `best`, a trial's name, or `file`. None: the best trial, if there is one.
+        tokens: Total training tokens, including those of a trunk. None: as in the file.
+        keep_settings: Keep the winner's learning rate unscaled.
 
     Raises:
-        InputFault: A fault in any of these, with what to do.
+        InputFault: An argument or the file is invalid; the message names the remedy.
     """
     folder = path if path.is_dir() else None
     file = path if folder is None else path / "sweep.yaml"
     if folder is not None:
-        finished_sweep(folder)  # says what is wrong with a folder of another kind
+        finished_sweep(folder)  # Raises if the folder holds no finished sweep.
     length = [] if tokens is None else [f"budget.tokens_per_trial={tokens}", "budget.epochs_per_trial=null"]
     given = [*overrides, *length]
     asked = load_sweep_file(file, given)
@@ -110,8 +109,8 @@ def _source(asked: SweepConfig, folder: Path | None, chosen: str | None, results
         earlier = find_finished(asked.name, size=asked.size, results_folder=results_folder, what_for=f"--from {chosen}")
     elif asked.search:
         raise InputFault(
-            f"the file sweeps {', '.join(asked.search)}; say whose values to train with: --from best (the sweep's "
-            "winner), --from trial-0003, or --from file (what stands outside `search`)"
+            f"the file sweeps {', '.join(asked.search)}; choose the values to train with: --from best (the sweep's "
+            "winner), --from trial-0003, or --from file (the values outside `search`)"
         )
     else:
         raise InputFault(
@@ -122,19 +121,19 @@ def _source(asked: SweepConfig, folder: Path | None, chosen: str | None, results
 
 def _check_length(asked: SweepConfig, source: _Source | None, tokens: int | None, *, is_file: bool) -> None:
     if asked.stages and tokens is not None:
-        raise InputFault("--tokens: the file has stages, and they say how long it is; change stages")
+        raise InputFault(f"--tokens {tokens}: the stages of the file set the length; change stages instead")
     is_the_sweep_itself = bool(asked.search) or not is_file
     if is_the_sweep_itself and source is not None and not asked.stages:
         there = source.earlier.sweep.budget.trial_tokens
         if asked.budget.tokens_per_trial == there and tokens is None:
             raise InputFault(
-                f"how long? The trials of {source.earlier.folder.name} had {there:,} tokens; give --tokens, as "
-                f"--tokens {10 * there}"
+                f"--tokens is missing: the trials of {source.earlier.folder.name} had {there:,} tokens, and a full "
+                f"training needs its own number; give it, e.g. --tokens {10 * there}"
             )
 
 
 def _one_configuration(asked: SweepConfig) -> SweepConfig:
-    """The file's own settings, of a single trial that nothing ends early."""
+    """The file's own settings as a single trial without early stopping."""
     own = without_start(asked, "settings_of", "trunk_of", "notes").model_dump(include=_OF_A_TRAINING)
     return SweepConfig.model_validate(
         own
@@ -147,7 +146,7 @@ def _one_configuration(asked: SweepConfig) -> SweepConfig:
 
 
 def _taken_over(sweep: SweepConfig, source: _Source, overridden: set[str]) -> SweepConfig:
-    """The sweep with the winner's settings in place of its own, but for those that the command line gives."""
+    """The sweep with the winner's settings, except those that the command line overrides."""
     settings = {path: value for path, value in source.record.settings.items() if path not in overridden}
     if source.record.micro_batch_size_used is not None and MICRO_BATCH in settings:
         settings[MICRO_BATCH] = source.record.micro_batch_size_used
@@ -169,7 +168,7 @@ def _with_scaled_rate(sweep: SweepConfig, source: _Source) -> SweepConfig:
 
 
 def _with_rates_of_stages(sweep: SweepConfig, source: _Source, stages: Sequence[Stage]) -> SweepConfig:
-    """Each stage with the learning rate for its own batch and length, but for those that name one."""
+    """The sweep with a scaled learning rate in each stage that does not set its own."""
     configs, notes = [], []
     for number, (config, stage) in enumerate(zip(sweep.stages, stages, strict=True), start=1):
         if config.learning_rate is None:
@@ -186,7 +185,7 @@ def _with_rates_of_stages(sweep: SweepConfig, source: _Source, stages: Sequence[
 
 
 def _from_the_trunk(sweep: SweepConfig, source: _Source, results_folder: Path, console: Console) -> SweepConfig:
-    """The training as a continuation of the winner's, where it is the same but for its length."""
+    """The training as a continuation of the winner's trunk, if the two differ only in length."""
     winner = source.earlier.folder_of(source.record)
     trunk = trunk_checkpoint(winner)
     if trunk is None or sweep.stages or sweep.training.initial_weights != source.run.training.initial_weights:
@@ -194,7 +193,7 @@ def _from_the_trunk(sweep: SweepConfig, source: _Source, results_folder: Path, c
     why_not = _why_not_from(trunk, sweep, PreparedSweep(sweep, results_folder, console).data)
     if why_not:
         return with_notes(sweep, f"begins anew and not from the winner's trunk: {why_not}")
-    # What the trunk has warmed up over, in tokens, is not warmed up again.
+    # Keep the warm-up of the trunk in tokens: it is a share of another length here.
     tokens_there, tokens_here = source.earlier.sweep.budget.trial_tokens, sweep.budget.trial_tokens
     training = sweep.training.model_copy(update={"warmup": source.run.training.warmup * tokens_there / tokens_here})
     start = StartConfig(trunk_of=str(winner), notes=tuple(notes_of(sweep)))
@@ -206,17 +205,17 @@ def _from_the_trunk(sweep: SweepConfig, source: _Source, results_folder: Path, c
 
 
 def _why_not_from(trunk: Path, sweep: SweepConfig, data: PreparedCorpus) -> str:
-    """Why a training cannot continue from a trunk, in words; empty if it can.
+    """The reason a training cannot resume from a trunk, as text; empty if it can.
 
     Raises:
-        InputFault: It is over before it begins.
+        InputFault: The trunk already has all tokens of the training.
     """
     run = sweep.run_config()
     done = read_progress(trunk)["progress"]["tokens"]
     if done >= sweep.budget.trial_tokens:
         raise InputFault(
-            f"{sweep.budget.trial_tokens:,} tokens: the winner has been trained on {done:,} before its cooldown; "
-            "ask for more"
+            f"--tokens {sweep.budget.trial_tokens}: the winner was already trained on {done:,} tokens before its "
+            "cooldown; give a larger number"
         )
     if run.training.schedule not in TRUNK_SCHEDULES:
         return f"its schedule is {run.training.schedule}"

@@ -1,11 +1,11 @@
-"""What becomes of a learning rate that was found at one batch size and length, at another.
+"""Scaling of a learning rate from one batch size and training length to another.
 
-- Batch size: the learning rate grows with its square root, which keeps Adam's noise the same (Malladi et al.,
-  arXiv:2205.10287).
-- Length, constant but for its ends (wsd, constant): kept. The trunk is the same whatever its length, which is why one
-  can continue from it (Hägele et al., arXiv:2405.18392).
-- Length, falling all the way (cosine, linear): lower for longer, by the power 0.32 of the tokens (Bjorck et al.,
-  arXiv:2409.19913). Never raised for less: nothing was measured there.
+- Batch size: the learning rate grows with the square root of the batch size, which keeps Adam's noise the same
+  (Malladi et al., arXiv:2205.10287).
+- Length, schedules with a constant phase (wsd, constant): the learning rate is kept. The trunk does not depend on the
+  length, so training can resume from it (Hägele et al., arXiv:2405.18392).
+- Length, schedules that decay throughout (cosine, linear): longer training lowers it by the power 0.32 of the tokens
+  (Bjorck et al., arXiv:2409.19913). Shorter training does not raise it: the paper measured nothing there.
 """
 
 import math
@@ -19,7 +19,7 @@ _HORIZON_POWER = 0.32
 
 @dataclass(frozen=True)
 class ScaledRate:
-    """A learning rate, and how it came about."""
+    """A learning rate and its derivation."""
 
     value: float
     reason: str
@@ -28,11 +28,11 @@ class ScaledRate:
 def scaled_learning_rate(
     found: TrainingConfig, here: TrainingConfig, *, tokens_there: int, tokens_here: int
 ) -> ScaledRate:
-    """The learning rate for a training, from the one that won a sweep.
+    """The learning rate of a training, scaled from that of a sweep's winner.
 
     Args:
-        found: The winner's.
-        here: What it is wanted for; its own learning rate does not matter.
+        found: Settings of the winner.
+        here: Settings of the new training; its learning rate is ignored.
     """
     rate, reasons = found.learning_rate, []
     if here.batch_size != found.batch_size:

@@ -1,4 +1,4 @@
-"""The memory of one configuration, part by part, without running it."""
+"""Predicted memory of one configuration, part by part."""
 
 from dataclasses import dataclass, replace
 
@@ -30,14 +30,14 @@ GPU_GIBIBYTES = {
     "H100": 80,
     "H200": 141,
 }
-"""Memory as it is printed on the card, by the manufacturer's data sheets."""
+"""Nominal memory from the manufacturers' data sheets."""
 
 
 def memory_of(plan: SweepPlan, *, memory: str | None, device: str | None) -> tuple[SweepPlan, str]:
-    """The plan with the memory that was named on the command line, and its name.
+    """The plan with the memory given on the command line, and a name for that memory.
 
     Raises:
-        InputFault: Both are named, or the device is not known.
+        InputFault: Both options are given, or the device is unknown.
     """
     if memory is not None and device is not None:
         raise InputFault("give --memory or --device, not both")
@@ -52,7 +52,7 @@ def memory_of(plan: SweepPlan, *, memory: str | None, device: str | None) -> tup
         name = known.get(device.lower().removeprefix("nvidia ").removeprefix("geforce "))
         if name is None:
             raise InputFault(
-                f"--device {device!r} is not known; known: {', '.join(GPU_GIBIBYTES)}. Or give --memory 24GiB"
+                f"--device {device!r}: is unknown; choose one of {', '.join(GPU_GIBIBYTES)}, or give --memory 24GiB"
             )
         on_gpu = replace(plan.lanes, use_gpu=True)
         return replace(plan, lanes=on_gpu, memory_bytes=GPU_GIBIBYTES[name] * 2**30 - CUDA_CONTEXT_BYTES), name
@@ -64,22 +64,22 @@ class Estimate:
     """The memory of one configuration on one worker."""
 
     memory_of: str
-    """Whose memory the limit is, in words."""
+    """Name of the memory that the limit belongs to."""
     limit_bytes: int
     micro_batch_size: int
     is_automatic: bool
-    """The micro-batch is what `auto` would choose."""
+    """True: `auto` chose the micro-batch size."""
     peak_bytes: int
     parts_bytes: dict[str, int]
     """Largest first; they add up to the peak."""
     largest_micro_batch: int
     largest_with_checkpointing: int
     advice: tuple[str, ...]
-    """For whom the figures hold, and what to change so that it fits."""
+    """The device and precision of the prediction, and changes that make the run fit."""
 
 
 def estimate_of(plan: SweepPlan, name: str) -> Estimate:
-    """The parts, the largest micro-batch with and without checkpointing, and what to change to fit."""
+    """Memory by part, the largest micro-batch with and without activation checkpointing, and changes that help."""
     run = plan.sweep.run_config()
     place = plan.place
     largest = {
@@ -124,7 +124,7 @@ def estimate_of(plan: SweepPlan, name: str) -> Estimate:
 
 
 def print_estimate(found: Estimate, console: Console) -> None:
-    """The parts as a table, and the rest in words."""
+    """Print the parts as a table, then the advice."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(f"micro-batch {found.micro_batch_size}" + (" (auto)" if found.is_automatic else ""))
     table.add_column("bytes", justify="right")
@@ -139,7 +139,7 @@ def print_estimate(found: Estimate, console: Console) -> None:
 
 
 def _made_for(plan: SweepPlan, name: str) -> str:
-    """What the figures hold for, and what of the memory is not measured."""
+    """The device and precision of the prediction, and its unmeasured parts."""
     device_type = plan.place.device_type
     precision = predicted_precision(plan.sweep.run_config(), device_type)
     if device_type == "cpu":

@@ -1,4 +1,4 @@
-"""A first sweep file for a corpus: look at it and at the machine, and write down what a specialist would begin with."""
+"""Writes a first sweep file for a corpus: the settings a specialist would start with on this corpus and machine."""
 
 import math
 import os
@@ -25,7 +25,7 @@ from data_pipeline.schema.whole_files import write_atomically
 _HEX_WORD = re.compile(r"[0-9a-fA-F]{2,4}")
 _BYTES_OF_HEX_WORD = 5
 _SHARE_OF_PEAK = 0.4
-"""Of the processor's matmul rate that training reaches, to be on the safe side."""
+"""Share of the processor's matmul rate that training reaches; a conservative guess."""
 _SECONDS_A_TRIAL = 150
 _TRIALS = 12
 _SIZES = ((2, 64, 2), (2, 128, 2), (4, 256, 4), (6, 384, 6), (6, 768, 12), (12, 768, 12))
@@ -34,7 +34,7 @@ _SIZES = ((2, 64, 2), (2, 128, 2), (4, 256, 4), (6, 384, 6), (6, 768, 12), (12, 
 
 @dataclass(frozen=True)
 class CorpusFacts:
-    """What a look at a corpus finds."""
+    """Figures of a corpus from a first look."""
 
     num_rows: int
     num_bytes: int
@@ -42,19 +42,19 @@ class CorpusFacts:
     forms: tuple[str, ...]
     encodings: tuple[str, ...]
     text_column: str | None
-    """None: plain text, or a form that needs no name."""
+    """None: plain text, or a format without a named column."""
     median_bytes: int
-    """Of a document."""
+    """Median UTF-8 bytes of a document."""
     is_hex: bool
     """Words are two bytes in hex, as of network packets."""
 
 
 def look_at(path: str) -> CorpusFacts:
-    """What is in a corpus.
+    """Figures of a corpus.
 
     Raises:
-        CorpusError: Nothing to read.
-        InputFault: More is rejected than a sweep would accept; the message says what.
+        CorpusError: The corpus has no readable file.
+        InputFault: The corpus has more rejects than a sweep accepts; the message lists them.
     """
     config = CorpusConfig(path=path)
     found = check(config)
@@ -78,20 +78,20 @@ def write_new_sweep(path: str, target: Path, *, is_causal: bool, training_flops_
     """Write a sweep file for a corpus; returns its text.
 
     Args:
-        training_flops_per_s: What the machine does; measured if not given.
+        training_flops_per_s: Training speed of the machine. None: measure it.
 
     Raises:
-        InputFault: The file is there already, or the corpus cannot be used.
+        InputFault: The file exists already, or the corpus cannot be used.
     """
     if target.exists():
-        raise InputFault(f"{target} is there already; name another file with --output")
+        raise InputFault(f"{target}: exists already; name another file with --output")
     text = sweep_text(path, look_at(path), is_causal=is_causal, flops_per_s=training_flops_per_s or _flops_per_s())
     write_atomically(target, text)
     return text
 
 
 def sweep_text(path: str, facts: CorpusFacts, *, is_causal: bool, flops_per_s: float) -> str:
-    """The sweep file in words and numbers."""
+    """The text of the sweep file."""
     vocabulary = 65_541 if facts.is_hex else _vocabulary(facts.num_bytes)
     num_tokens = int(facts.num_bytes / (_BYTES_OF_HEX_WORD if facts.is_hex else BYTES_OF_TOKEN))
     tokens_of_document = max(1, facts.median_bytes * num_tokens // max(facts.num_bytes, 1))
@@ -112,7 +112,7 @@ purpose: Which settings train best inside the memory of this machine?
 
 # A file, a folder, a glob or a list. `pretune prepare FILE --check` shows what is kept and what is rejected.
 corpus: {{path: {_quoted(str(Path(path).absolute()) if "://" not in path else path)}{column}, holdout: {holdout}}}
-# {"Words of two bytes in hex have an id each." if facts.is_hex else "Learnt on the training split, once."}
+# {"Each hex word of two bytes has its own id." if facts.is_hex else "Trained once, on the training split."}
 tokenizer: {{{kind}{special}}}
 # {num_parameters / 1e6:.1f} M parameters. Half the documents have more than {tokens_of_document:,} tokens.
 model: {{family: {"decoder" if is_causal else "encoder"}, layers: {layers}, width: {width}, heads: {heads}, \
@@ -123,10 +123,10 @@ search:
   training.learning_rate: {{log_uniform: [3e-4, 1e-2]}}
   training.batch_size: {{choice: [32, 64, 128]}}
 {masking}
-# About {_SECONDS_A_TRIAL} s a trial on this machine; the worse ones end sooner. The corpus has some \
+# About {_SECONDS_A_TRIAL} s per trial on this machine; worse trials end sooner. The corpus has about \
 {_in_words(num_tokens)} tokens.
 budget: {{trials: {_TRIALS}, tokens_per_trial: {_in_words(tokens)}}}
-# micro_batch_size is chosen to fit, unless it is named; say resources: {{memory: 8GiB}} for less than the machine has.
+# micro_batch_size is chosen to fit unless you set it. To use less memory, add resources: {{memory: 8GiB}}.
 """
 
 
@@ -136,38 +136,38 @@ def _first_texts(config: CorpusConfig) -> list[str]:
     def read(_name: str, pieces: list[Piece]) -> dict[str, list[str]]:
         return {"texts": read_parcel(pieces, corpus).texts}
 
-    # Of a corpus with rows that are kept some parcel has texts.
+    # A corpus with kept rows has texts in at least one parcel.
     return next(result["texts"] for result in for_each_parcel_here(corpus, read) if result["texts"])
 
 
 def _flops_per_s() -> float:
     is_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if is_gpu else "cpu")
-    # Lanes share the processor; on GPUs each trial has its own.
+    # Lanes share the CPU; on GPUs each trial has its own device.
     share = 1.0 if is_gpu else 1.0 / (os.cpu_count() or 1)
     return share * _SHARE_OF_PEAK * matmul_flops_per_s(device, torch.bfloat16 if is_gpu else torch.float32)
 
 
 def _vocabulary(num_bytes: int) -> int:
-    """Entries that each occur often enough to be learnt: some thousand bytes of text for each."""
+    """Vocabulary size whose entries occur often enough to be learnt: about 1,500 bytes of text for each."""
     wanted = num_bytes / 1500
     return next((size for size in (1000, 2000, 4000, 8000, 16_000) if wanted < 2 * size), 32_000)
 
 
 def _size(num_tokens: int, vocabulary: int, length: int, flops_per_s: float) -> tuple[int, int, int]:
-    """The largest model that the corpus can feed and that a trial can train on a fair share of it."""
+    """The largest model that corpus and machine support in one trial."""
     chosen = _SIZES[0]
     for size in _SIZES[1:]:
         num_parameters, flops = _cost(size[0], size[1], vocabulary, length)
         tokens = min(flops_per_s * _SECONDS_A_TRIAL / flops, 4 * num_tokens)
-        # A trial of a sweep tells settings apart long before the 20 tokens a parameter of a full training.
+        # A trial separates settings long before the 20 tokens per parameter of a full training.
         if tokens * 10 >= num_parameters:
             chosen = size
     return chosen
 
 
 def _cost(layers: int, width: int, vocabulary: int, length: int) -> tuple[int, float]:
-    """Parameters, and floating-point operations of training on one token."""
+    """Number of parameters, and floating-point operations per training token."""
     shape = ModelConfig(layers=layers, width=width, heads=max(1, width // 64), sequence_length=length)
     in_layers = shape.layers * (12 * shape.width**2)
     return in_layers + vocabulary * width, 6.0 * (in_layers + 0.15 * vocabulary * width)

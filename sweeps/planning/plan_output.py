@@ -22,7 +22,7 @@ _STYLES = {RemarkVerdict.FAIR: "green", RemarkVerdict.WARNING: "yellow", RemarkV
 
 
 def print_plan(plan: SweepPlan, console: Console) -> None:
-    """Show the plan: resolved settings, trials, tokens, what fits."""
+    """Print the plan: resolved settings, trials, tokens, predicted memory."""
     sweep = plan.sweep
     console.print("[bold]Settings[/bold], every default written out")
     console.print(escape(dump_sweep(sweep)), highlight=False)
@@ -36,7 +36,7 @@ def print_plan(plan: SweepPlan, console: Console) -> None:
 
 
 def plan_as_json(plan: SweepPlan) -> dict[str, Any]:
-    """What `print_plan` shows, for a script; memory in bytes."""
+    """The content of `print_plan` for scripts; memory in bytes."""
     sweep = plan.sweep
     return {
         "sweep": sweep.model_dump(mode="json"),
@@ -54,7 +54,7 @@ def plan_as_json(plan: SweepPlan) -> dict[str, Any]:
 
 
 def _predicted_peaks(plan: SweepPlan) -> Iterator[tuple[int, int]]:
-    """Micro-batches of the sweep, each with what it needs in bytes."""
+    """Micro-batches of the sweep, each with its predicted peak in bytes."""
     for micro_batch in _micro_batches(plan.sweep):
         run = plan.sweep.run_config({MICRO_BATCH: micro_batch, "training.batch_size": _large_batch(plan, micro_batch)})
         peak = plan.predicted_bytes(run)
@@ -78,9 +78,9 @@ def _print_comparisons(plan: SweepPlan, console: Console) -> None:
 def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
     sweep, budget = plan.sweep, plan.sweep.budget
     if sweep.start is not None:
-        yield "begins with", _begins_with(sweep.start)
+        yield "starts from", _begins_with(sweep.start)
     if sweep.stages:
-        # How many tokens epochs are, only the prepared corpus says.
+        # The tokens of an epoch are known only after preparation.
         yield "trials", f"one, in {len(sweep.stages)} stage{'s' if len(sweep.stages) > 1 else ''}"
         for number, (stage, run) in enumerate(zip(sweep.stages, sweep.stage_runs(), strict=True), start=1):
             length = f"{stage.tokens:,} tokens" if stage.tokens is not None else f"{stage.epochs:g} epochs"
@@ -94,7 +94,7 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
     points = informed_points(sweep)
     for point in points:
         yield "informed", _in_words(point.settings)
-    # A point besides the first differs only in what goes with its batch size.
+    # Later points differ from the first only in the settings that depend on the batch size.
     for reason in points[0].reasons if points else ():
         yield "", reason
     yield "proposed by", f"{sweep.searcher.method}, seed {sweep.searcher.seed}"
@@ -107,13 +107,13 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
     repeats = sweep.repeats.count(budget.trials)
     if repeats:
         leaders = f"the best {sweep.repeats.leaders} settings"
-        yield "repeated", f"{leaders} with other seeds, until they can be told apart, in {repeats} more trials at most"
+        yield "repeated", f"{leaders} with other seeds, until no longer tied, in at most {repeats} more trials"
     yield "side by side", plan.lanes.reason
 
 
 def _begins_with(start: StartConfig) -> str:
-    """What a file takes over, which `train` and `sweep` find among the results."""
-    parts = {"the settings that won in": start.settings_of, "the model of": start.weights_of, "": start.trunk_of}
+    """The earlier results that a file starts from; `train` and `sweep` look them up in the results folder."""
+    parts = {"the best settings of": start.settings_of, "the model of": start.weights_of, "": start.trunk_of}
     named = [f"{what} {name}".strip() for what, name in parts.items() if name is not None]
     return "; ".join((*named, *start.notes))
 
@@ -122,13 +122,13 @@ def _budget_facts(budget: BudgetConfig) -> Iterator[tuple[str, str]]:
     total = budget.trials * budget.trial_tokens
     yield "trials", f"{budget.trials} of up to {budget.trial_tokens:,} tokens: {total:,} at most"
     if budget.shorten_to is not None:
-        yield "shortened to", f"{budget.shorten_to} of training; the sweep first measures how fast this machine is"
+        yield "shortened to", f"{budget.shorten_to} of training; the sweep first measures the speed of this machine"
     if budget.tokens is not None:
-        yield "ends at", f"{budget.tokens:,} tokens of all trials; none starts that could exceed them"
+        yield "ends at", f"{budget.tokens:,} tokens of all trials; no trial starts that could exceed them"
     if budget.flops is not None:
-        yield "ends at", f"{budget.flops:.3g} operations of all trials; none starts that could exceed them"
+        yield "ends at", f"{budget.flops:.3g} operations of all trials; no trial starts that could exceed them"
     if budget.wall_clock is not None:
-        yield "ends after", f"{budget.wall_clock}; trials in flight are then stopped at their next report"
+        yield "ends after", f"{budget.wall_clock}; running trials then stop at their next report"
 
 
 def _in_words(settings: dict[str, Any]) -> str:
@@ -157,5 +157,5 @@ def _micro_batches(sweep: SweepConfig) -> list[int]:
 
 
 def _large_batch(plan: SweepPlan, micro_batch: int) -> int:
-    # With accumulation, as most trials have it, a copy of the gradients comes on top.
+    # Two micro-batches per step: accumulation, which most trials use, adds a copy of the gradients.
     return 2 * micro_batch * plan.lanes.workers

@@ -1,4 +1,4 @@
-"""Prepare a sweep's corpus with progress on the terminal, and say what was read, kept and dropped."""
+"""Prepare a sweep's corpus with progress on the terminal, and report the rows read, kept and rejected."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,13 +26,13 @@ _SHOWN_FILES = 30
 def prepare_with_progress(
     sweep: SweepConfig, results_folder: Path, console: Console, *, fetch: Callable[[Path], None] = lambda _: None
 ) -> PreparedCorpus:
-    """The sweep's token blocks: opened when they are there, else made with Ray Data.
+    """The prepared corpus of a sweep: reused if it exists, else built with Ray Data.
 
     Args:
-        fetch: Called with their folder before they are made: may get it from elsewhere.
+        fetch: Called with the folder of the prepared corpus before it is built; may download it.
 
     Raises:
-        CorpusError: The corpus is missing, empty, or too much of it is rejected.
+        CorpusError: The corpus is missing, empty, or has too many rejects.
     """
     folder = results_folder.absolute() / "prepared"
     columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
@@ -61,12 +61,12 @@ def prepare_with_progress(
 def _done_in_words(progress: PrepareProgress) -> str:
     if progress.unit != "bytes":
         return f"{progress.done:,} {progress.unit}"
-    # Some phases do not know beforehand how much they will do, nor say it on the way.
+    # Some phases know their total only at the end.
     return "" if progress.total is None else f"{format_bytes(progress.done)} of {format_bytes(progress.total)}"
 
 
 def _on_ray(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
-    # Ray takes seconds to start, and blocks that are there need none.
+    # Connect only here: Ray takes seconds to start, and an existing corpus does not need it.
     connect()
     return for_each_parcel(corpus, work)
 
@@ -106,7 +106,7 @@ def _answer_figures(manifest: Manifest) -> dict[str, Any]:
 
 
 def _long_conversations(manifest: Manifest) -> str:
-    """What became of conversations longer than a row, in words; empty where none was."""
+    """Treatment of conversations longer than a row, as text; empty if there are none."""
     rows = manifest.rows.values()
     longest = manifest.packing.sequence_length
     parts = {
@@ -120,17 +120,15 @@ def _long_conversations(manifest: Manifest) -> str:
 
 
 def print_preparation(data: PreparedCorpus, console: Console) -> None:
-    """What was read, kept and dropped, and what the tokenizer made of it."""
+    """Print the rows read, kept and rejected, and the figures of tokens and tokenizer."""
     manifest, tokenizer = data.manifest, data.manifest.tokenizer_report
     _print_files(manifest.files, manifest.passed_over, manifest.rejects, manifest.corpus.documents, console)
     if manifest.rows_rejected:
-        console.print(
-            f"             each with its line: {data.folder / 'rejects.jsonl'}", highlight=False, soft_wrap=True
-        )
+        console.print(f"             all rejects: {data.folder / 'rejects.jsonl'}", highlight=False, soft_wrap=True)
     if manifest.rows_duplicate:
         what = "dropped" if manifest.corpus.drop_duplicates else "kept; corpus.drop_duplicates: true drops them"
         console.print(
-            f"duplicates   {manifest.rows_duplicate:,} of the rows kept have the text of an earlier one: {what}",
+            f"duplicates   {manifest.rows_duplicate:,} of the rows kept repeat an earlier text: {what}",
             highlight=False,
             soft_wrap=True,
         )
@@ -152,7 +150,7 @@ def print_preparation(data: PreparedCorpus, console: Console) -> None:
 
 
 def print_check(report: CheckReport, console: Console) -> None:
-    """What reading a corpus found, nothing having been written."""
+    """Print the findings of a corpus check, which writes no files."""
     _print_files(report.files, report.passed_over, report.rejects, report.documents, console)
     for reject in report.first_rejects:
         location = Path(reject["file"]).name + (f":{reject['line']}" if reject["line"] else "")
@@ -207,7 +205,7 @@ def _counts(files: Sequence[FileReport]) -> tuple[str, str, str]:
 
 
 def corpus_in_words(data: PreparedCorpus) -> str:
-    """One line on the corpus."""
+    """One line with the figures of the corpus."""
     manifest = data.manifest
     rejects = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejects.items()))
     rejected = f", {manifest.rows_rejected:,} rejected ({rejects})" if manifest.rows_rejected else ""

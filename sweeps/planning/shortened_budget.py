@@ -1,7 +1,7 @@
-"""`budget.shorten_to`: fewer tokens a trial on a slow machine, so that a sweep takes no longer than it is meant to.
+"""`budget.shorten_to`: fewer tokens per trial on a slow machine, so that the sweep keeps to its intended duration.
 
-The rate of this machine is measured once and kept in `results/memory/`: the same file on the same machine is the same
-sweep, so the same command resumes it.
+The speed of this machine is measured once and stored in `results/memory/`. The same file on the same machine is
+therefore the same sweep, and the same command resumes it.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,24 +21,23 @@ from sweeps.search.initial_points import middle_run
 from sweeps.settings.sweep_config import SweepConfig
 
 _SHARE_OF_TRAINING = 0.6
-"""Of a sweep's seconds on lanes; evaluations, checkpoints and the start of lanes take the rest (the quickstart on two
-processor cores)."""
+"""Share of a lane's time spent on training; evaluations, checkpoints and the start of lanes take the rest. Measured
+with the quickstart on two CPU cores."""
 _SLOW_FLOPS, _SLOW_S_A_TOKEN = 3e10, 2e-4
-"""Operations a second of processors without bf16 that other work keeps busy, and what a token costs besides: a low
-guess."""
+"""Low guess for busy CPUs without bf16: operations per second, and overhead per token in seconds."""
 _TIMEOUT_S = 90.0
-"""Of the measurement."""
+"""Time limit of the measurement."""
 _FEWEST_TOKENS = 10_000
-"""A trial keeps at least this many, however slow the machine is."""
+"""Minimum tokens of a trial, however slow the machine is."""
 
 
 class MeasuredLength(OfShape):
-    """How long the trials of one sweep are on one kind of machine."""
+    """Length of a sweep's trials on one kind of machine."""
 
     tokens_per_s: float
-    """Of all lanes together."""
+    """Speed of all lanes together."""
     was_measured: bool
-    """False: the machine was too busy, and the rate is a low guess."""
+    """False: the machine was too busy, so the rate is a low guess."""
     tokens_per_trial: int
 
 
@@ -48,12 +47,12 @@ def with_shortened_trials(
     """The sweep with as many tokens a trial as `budget.shorten_to` leaves on this machine, and a line that says so.
 
     Args:
-        cluster: Gives processors and GPUs as `plan_lanes` takes them, for a measurement of some seconds where the rate
-            is not known yet; the nodes are taken to be like this machine. None: a rate that is not known is not
-            measured, and the tokens stay as the file has them.
+        cluster: Returns CPUs and GPUs as `plan_lanes` takes them, for a measurement of some seconds if the rate is not
+            stored yet; its nodes are assumed to equal this machine. None: do not measure; without a stored rate the
+            tokens of the file stay.
 
     Returns:
-        The sweep without `shorten_to`; the same sweep and no words where the file does not ask for it.
+        The sweep without `shorten_to`, and the line; the same sweep and an empty line if the file does not set it.
     """
     target_s = sweep.budget.shorten_to_s
     if target_s is None:
@@ -68,11 +67,11 @@ def with_shortened_trials(
     )
     found = kept.read().get(shape)
     if found is None and cluster is None:
-        return sweep, f"at most {asked:,} tokens a trial; the sweep first measures how many this machine trains"
+        return sweep, f"at most {asked:,} tokens a trial; the sweep first measures the speed of this machine"
     if found is None:
         assert cluster is not None
         measured = _tokens_per_s(sweep, run, cluster(), vocabulary_size=vocabulary_size, results_folder=results_folder)
-        # A machine too busy to be measured trains slowly, too.
+        # A machine too busy for the measurement also trains slowly.
         rate = measured or 1 / (_SLOW_S_A_TOKEN + training_flops_a_token(run, vocabulary_size) / _SLOW_FLOPS)
         found = MeasuredLength(
             shape=shape,
@@ -81,8 +80,8 @@ def with_shortened_trials(
             tokens_per_trial=_affordable(sweep, rate, target_s),
         )
         kept.add({shape: found})
-    trains = "trains" if found.was_measured else "is too busy to be measured, and is taken to train"
-    lowered = "as the file says" if found.tokens_per_trial == asked else f"lowered from {asked:,}"
+    trains = "trains" if found.was_measured else "is too busy to be measured and is assumed to train"
+    lowered = "as in the file" if found.tokens_per_trial == asked else f"lowered from {asked:,}"
     return _with_tokens(sweep, found.tokens_per_trial), (
         f"{found.tokens_per_trial:,} tokens a trial, {lowered}: this machine {trains} "
         f"{found.tokens_per_s:,.0f} tokens/s, and budget.shorten_to is {sweep.budget.shorten_to}"
@@ -92,7 +91,7 @@ def with_shortened_trials(
 def _tokens_per_s(
     sweep: SweepConfig, run: RunConfig, cluster: Mapping[str, Any], *, vocabulary_size: int, results_folder: Path
 ) -> float | None:
-    """Of all lanes of one node together; None where they cannot be measured."""
+    """Measured speed of all lanes of one node together; None if the measurement failed."""
     auto = auto_lanes(sweep, cluster=cluster, vocabulary_size=vocabulary_size, results_folder=results_folder)
     lanes = plan_lanes(sweep.resources, num_trials=sweep.budget.trials, auto=auto, **cluster)
     (pace,) = measure_side_by_side(
@@ -108,7 +107,7 @@ def _tokens_per_s(
 
 
 def _affordable(sweep: SweepConfig, rate: float, target_s: float) -> int:
-    """Tokens a trial, at most those of the file, in two digits: the rest is noise of the measurement."""
+    """Tokens per trial, at most those of the file, rounded to two digits: further digits are measurement noise."""
     asked = sweep.budget.trial_tokens
     tokens = asked * min(1.0, target_s * rate * _SHARE_OF_TRAINING / expected_sweep_tokens(sweep))
     return asked if tokens >= asked else min(asked, max(_FEWEST_TOKENS, int(float(f"{tokens:.1e}"))))

@@ -1,4 +1,4 @@
-"""The stages of a training with their rows: in words as system A logs them, and as a lane's workers get them."""
+"""The stages of a training: formats them as system A logs them, and prepares them for a lane's workers."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,7 +9,7 @@ from sweeps.settings.stage_config import steps_of, tokens_of
 
 
 def stages_in_words(stages: Sequence[Stage], *, num_workers: int) -> Iterator[str]:
-    """A line for each stage, with the steps that come of it."""
+    """One line per stage, with its steps and tokens."""
     for number, stage in enumerate(stages, start=1):
         train, training = stage.data.train, stage.run.training
         steps = steps_of(stage.run, num_rows=train.num_rows, num_tokens=train.num_tokens, num_workers=num_workers)
@@ -23,7 +23,7 @@ def stages_in_words(stages: Sequence[Stage], *, num_workers: int) -> Iterator[st
 
 
 def stage_assignments(stages: Sequence[Stage], *, is_shared: bool) -> tuple[StageAssignment, ...]:
-    """The stages as a lane's workers get them.
+    """The stages as sent to the workers of a lane.
 
     Args:
         is_shared: Whether all nodes see the results folder.
@@ -39,5 +39,5 @@ def stage_assignments(stages: Sequence[Stage], *, is_shared: bool) -> tuple[Stag
 
 
 def tokens_of_stage(stage: Stage) -> int:
-    """Tokens that a stage trains on, in whole steps where it has epochs."""
+    """Tokens that a stage trains on; a stage with epochs trains whole steps."""
     return tokens_of(stage.run, num_rows=stage.data.train.num_rows, num_tokens=stage.data.train.num_tokens)

@@ -1,4 +1,4 @@
-"""What a sweep will do, before it does it: lanes, rungs, tokens, and what fits in memory."""
+"""The plan of a sweep before it starts: lanes, rungs, tokens, and predicted memory."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, micro_batch_
 from sweeps.settings.sweep_config import SweepConfig
 
 FIRST_MARGIN_ON_CUDA = 0.10
-"""Share of its prediction that a run must leave free on a GPU until a trial has shown that it need not."""
+"""Share of the predicted peak that must stay free on a GPU until a trial shows that less is enough."""
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep with everything decided that depends on the machine."""
+    """A sweep with all decisions that depend on the machine."""
 
     sweep: SweepConfig
     vocabulary_size: int
@@ -38,21 +38,21 @@ class SweepPlan:
 
     @cached_property
     def promotions(self) -> Promotions | None:
-        """Which trials are promoted at a rung; None where trials do not pause."""
+        """The rule that promotes paused trials; None if trials do not pause."""
         stopping, num_trials = self.sweep.early_stopping, self.sweep.budget.trials
         is_theirs = stopping.method == "trunk-and-branch"
         return Promotions(self.rungs, stopping.reduction_factor, num_trials) if is_theirs else None
 
     @cached_property
     def evaluate_at_tokens(self) -> tuple[int, ...]:
-        """Token counts at which the holdout is evaluated: points spread evenly, and every rung that stops."""
+        """Token counts at which the holdout is evaluated: evenly spread points, and every rung that can stop trials."""
         total, points = self.sweep.budget.trial_tokens, self.sweep.evaluation.points
         even = {round(total * point / points) for point in range(1, points)}
-        # A rung of trunk-and-branch is evaluated by its branch.
+        # With trunk-and-branch the branch evaluates its rung.
         return tuple(sorted(even if self.promotions else even | set(self.rungs)))
 
     def predicted_bytes(self, run: RunConfig) -> int | None:
-        """Predicted peak of one worker; None where the micro-batch is `auto`, which fits itself to the memory."""
+        """Predicted peak of one worker in bytes; None for micro-batch `auto`, which adapts to the memory."""
         return None if run.training.micro_batch_size == "auto" else self._predict(run)
 
     def _predict(self, run: RunConfig) -> int:
@@ -61,29 +61,29 @@ class SweepPlan:
         return predict_memory(run, self.vocabulary_size, micro_batch_size=micro_batch, setup=self.place).peak_bytes
 
     def largest_micro_batch(self, run: RunConfig, memory_bytes: int | None = None) -> int:
-        """The most rows that one worker can hold at once, at most its rows of a batch; 0 when not even one fits.
+        """The largest micro-batch that fits, at most one worker's rows of a batch; 0 if not even one row fits.
 
         Args:
-            memory_bytes: None: the worker's memory.
+            memory_bytes: Memory to fit into. None: the memory of one worker.
         """
         memory = self.memory_bytes if memory_bytes is None else memory_bytes
         return largest_micro_batch(run, self.vocabulary_size, memory_bytes=memory, setup=self.place)
 
     def how_to_fit(self, run: RunConfig) -> str:
-        """In words: what a run needs of the memory, and what to change if that is too much."""
+        """The memory that a run needs, and the changes that make it fit, as text."""
         return how_to_fit(run, self.vocabulary_size, memory_bytes=self.memory_bytes, setup=self.place)
 
     @property
     def place(self) -> WorkerSetup:
-        """Where its trials take place."""
+        """Workers, device and rows of its trials, for the memory prediction."""
         return place_of_trials(self.sweep, self.lanes)
 
     def frontier(self, *, rows_filled: int = 100, source: str = "") -> MemoryFrontier:
-        """A frontier for this machine that knows nothing yet but the prediction.
+        """A memory frontier for this machine, based on the prediction alone.
 
         Args:
-            rows_filled: Share of the corpus's rows that holds tokens, in percent.
-            source: Folder of the sweep.
+            rows_filled: Percentage of the corpus's rows that holds tokens.
+            source: Name of the sweep's folder.
         """
         place = ", ".join(f"{name} {value}" for name, value in asdict(self.place).items())
         return MemoryFrontier(
@@ -92,14 +92,14 @@ class SweepPlan:
             predict=self._predict,
             surroundings=f"vocabulary {self.vocabulary_size}, {place}",
             rows_filled=rows_filled,
-            # Counted as predicted on a CPU; on CUDA what is predicted of the allocator has not been measured.
+            # On a CPU the limit counts exactly the predicted tensors; on CUDA the allocator's share is unmeasured.
             first_margin=FIRST_MARGIN_ON_CUDA if self.lanes.use_gpu else 0.0,
             source=source,
         )
 
 
 def place_of_trials(sweep: SweepConfig, lanes: LanePlan) -> WorkerSetup:
-    """Where a sweep's trials take place on such lanes."""
+    """Workers, device and rows of a sweep's trials on these lanes, for the memory prediction."""
     return WorkerSetup(
         num_workers=lanes.workers,
         device_type="cuda" if lanes.use_gpu else "cpu",
@@ -116,12 +116,12 @@ def plan_sweep(
     num_gpus: int | None = None,
     nodes: Sequence[Mapping[str, float]] = (),
 ) -> SweepPlan:
-    """Decide what depends on the machine.
+    """Make all decisions that depend on the machine.
 
     Args:
-        auto: What `concurrent_trials: auto` comes to on one machine. None: as many lanes as there are cores or GPUs.
-        num_cpus: Processor cores of the cluster. None: of this machine; likewise `num_gpus`.
-        nodes: Of each node of the cluster its cores (`CPU`) and GPUs (`GPU`).
+        auto: Lanes for `concurrent_trials: auto` on one machine. None: one lane per core or GPU.
+        num_cpus: CPU cores of the cluster. None: of this machine; likewise `num_gpus`.
+        nodes: Cores (`CPU`) and GPUs (`GPU`) of each node of the cluster.
 
     Raises:
         ResourcesError: Not even one trial fits.
@@ -134,7 +134,7 @@ def plan_sweep(
         num_gpus=torch.cuda.device_count() if num_gpus is None else num_gpus,
         nodes=nodes,
     )
-    # All GPUs of a sweep are taken to be like the first: Ray does not say how much memory each has.
+    # Assume that all GPUs equal the first: Ray does not report the memory of each.
     is_here = lanes.use_gpu and torch.cuda.is_available()
     device_bytes = memory_share_bytes(torch.device("cuda", 0)) if is_here else None
     memory_bytes = worker_memory_bytes(sweep.resources, lanes, device_bytes=device_bytes)
@@ -145,10 +145,10 @@ def plan_sweep(
 
 
 def _check_share(plan: SweepPlan) -> None:
-    """See that the file's own settings fit in a lane's share of a GPU, as predicted.
+    """Check that the file's own settings are predicted to fit in a lane's share of a GPU.
 
     Raises:
-        ResourcesError: They do not.
+        ResourcesError: They do not fit.
     """
     run = plan.sweep.run_config()
     if plan.largest_micro_batch(run) < (micro_batch_of(run, plan.lanes.workers) or 1):

@@ -1,4 +1,4 @@
-"""What a sweep or training takes over from an earlier one: found by name among the results, or by folder."""
+"""Warm start: weights, shape and tokenizer of an earlier sweep or training, found by name or by folder."""
 
 from pathlib import Path
 
@@ -12,24 +12,26 @@ from sweeps.trained_models.model_folder import ModelFolder, check_tokenizer, mer
 
 
 def refuse_settings_of(sweep: SweepConfig) -> None:
-    """See that a sweep does not ask for the settings of another, which `pretune train` takes over.
+    """Check that a sweep does not set `start.settings_of`, which only `pretune train` uses.
 
     Raises:
-        ResultsError: It does.
+        ResultsError: The file sets it.
     """
     if sweep.start is not None and sweep.start.settings_of is not None:
         raise ResultsError(
-            "start.settings_of is for a training, and this is a sweep: use pretune train, or leave settings_of out"
+            f"start.settings_of={sweep.start.settings_of}: applies to a training, and this is a sweep; use pretune "
+            "train, or remove settings_of"
         )
 
 
 def beginning_with_weights(sweep: SweepConfig, results_folder: Path) -> SweepConfig:
-    """A sweep or training that begins with the model of `start.weights_of`: its weights, and its shape and tokenizer,
-    which the file need not repeat. Unchanged where the file names none.
+    """A sweep or training that starts from the model of `start.weights_of`: its weights, shape and tokenizer.
+
+    The file need not repeat shape and tokenizer. A file without `start.weights_of` is returned unchanged.
 
     Raises:
-        ResultsError: There is no such model, or its tokenizer and weights do not belong together.
-        InputFault: The file contradicts the model; lists everything in which it does.
+        ResultsError: The model does not exist, or its tokenizer and weights do not match.
+        InputFault: The file contradicts the model; the message lists every contradiction.
     """
     if sweep.start is None or sweep.start.weights_of is None:
         return sweep
@@ -38,7 +40,7 @@ def beginning_with_weights(sweep: SweepConfig, results_folder: Path) -> SweepCon
     folder = model_folder(path)
     shape, faults = merged_shape(sweep.model, folder)
     faults += [
-        f"search.{path}: the weights have one shape; leave it out"
+        f"search.{path}: the weights have a fixed shape; remove it from search"
         for path in sweep.search
         if path.startswith("model.") and path != "model.dropout"
     ]
@@ -59,13 +61,13 @@ def beginning_with_weights(sweep: SweepConfig, results_folder: Path) -> SweepCon
 
 
 def _tokenizer_faults(sweep: SweepConfig, folder: ModelFolder, earlier: SweepConfig | None) -> list[str]:
-    """What the file says of a tokenizer, where it is not the model's own."""
+    """Faults of a tokenizer in the file that differs from the model's own."""
     if "tokenizer" not in sweep.model_fields_set or (earlier is not None and sweep.tokenizer == earlier.tokenizer):
         return []
     if sweep.tokenizer.path is None:
         return [
-            f"tokenizer: kind {sweep.tokenizer.kind} would be trained anew, and its ids would mean nothing to the "
-            f"weights of {folder.weights}; leave tokenizer out, and the model's own is used"
+            f"tokenizer: kind {sweep.tokenizer.kind} would be trained anew, and its ids would not match the "
+            f"weights of {folder.weights}; remove tokenizer to use the model's own"
         ]
     try:
         check_tokenizer(Path(sweep.tokenizer.path).expanduser(), folder)
@@ -75,12 +77,12 @@ def _tokenizer_faults(sweep: SweepConfig, folder: ModelFolder, earlier: SweepCon
 
 
 def notes_of(sweep: SweepConfig) -> list[str]:
-    """Where a sweep's settings and weights come from, in words."""
+    """Origin of a sweep's settings and weights, as text."""
     return [] if sweep.start is None else list(sweep.start.notes)
 
 
 def expected_vocabulary(sweep: SweepConfig) -> int:
-    """Entries of the vocabulary: the tokenizer's where it is there already, else the most that it may learn.
+    """Size of the vocabulary: that of an existing tokenizer, else the maximum of the one to train.
 
     Raises:
         InputFault: The tokenizer cannot be read.
@@ -94,7 +96,7 @@ def expected_vocabulary(sweep: SweepConfig) -> int:
 
 
 def with_notes(sweep: SweepConfig, *notes: str) -> SweepConfig:
-    """A sweep with more said of where its settings and weights come from; unchanged if there is no more."""
+    """A sweep with notes on the origin of its settings and weights added; unchanged without notes."""
     if not notes:
         return sweep
     start = {} if sweep.start is None else sweep.start.model_dump(exclude_none=True)
@@ -102,6 +104,6 @@ def with_notes(sweep: SweepConfig, *notes: str) -> SweepConfig:
 
 
 def without_start(sweep: SweepConfig, *fields: str) -> SweepConfig:
-    """A sweep of which these fields of `start` have been carried out, or are not to be."""
+    """A sweep without these fields of `start`."""
     left = {} if sweep.start is None else sweep.start.model_dump(exclude_defaults=True, exclude=set(fields))
     return sweep.model_copy(update={"start": StartConfig(**left) if left else None})

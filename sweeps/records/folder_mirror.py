@@ -1,7 +1,8 @@
-"""A folder kept at a URI as well (`s3://bucket/prefix`): what changes goes there as it happens, and comes back later.
+"""Mirror of a local folder at a URI (`s3://bucket/prefix`): uploads changes as they happen, restores them later.
 
-Object stores take whole objects only, and a sweep appends, renames and locks: so it works in a local folder, and its
-mirror follows some seconds behind. On another node, or after the folder is gone, a sweep resumes from the mirror.
+Object stores accept whole objects only, but a sweep appends, renames and locks. It therefore works in a local folder,
+and the mirror follows some seconds behind. On another node, or after the loss of the folder, a sweep resumes from the
+mirror.
 """
 
 import threading
@@ -16,23 +17,23 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 from data_pipeline.schema.user_errors import first_line
 
 PUSH_EVERY_S = 5.0
-"""What a lost node costs of records at most; checkpoints follow as they are written."""
+"""Maximum age of the mirror: a lost node loses at most this many seconds of records."""
 
 _PIECE_BYTES = 8 << 20
 _SMALL_BYTES = 4 << 20
-"""Up to so much is read before anything is sent, so that records never speak of weights that are not there yet."""
+"""Files up to this size are read before the upload starts, so that records never refer to weights not yet uploaded."""
 
 
 class Mirror:
-    """One local folder and its copy at a URI. Credentials and endpoint come from the environment, as ever."""
+    """One local folder and its copy at a URI. Credentials and endpoint come from the environment."""
 
     def __init__(self, folder: Path, uri: str, *, leave_out: Iterable[str] = ()) -> None:
         """
         Args:
-            leave_out: Patterns of names of files or folders that stay here. What begins with a dot always does.
+            leave_out: Name patterns of files or folders to exclude. Names that start with a dot are always excluded.
 
         Raises:
-            OSError, ValueError: The URI names no store.
+            OSError, ValueError: The URI is not that of a known store.
         """
         self.folder, self.uri = folder, uri.rstrip("/")
         self._leave_out = tuple(leave_out)
@@ -41,11 +42,11 @@ class Mirror:
         self._lock = threading.Lock()
 
     def below(self, name: str, *, leave_out: Iterable[str] = ()) -> "Mirror":
-        """The mirror of a folder in this one."""
+        """The mirror of a subfolder."""
         return Mirror(self.folder / name, f"{self.uri}/{name}", leave_out=leave_out)
 
     def read(self, name: str) -> bytes | None:
-        """A file as it is at the URI; None if it is not there."""
+        """Content of a file at the URI; None if it does not exist."""
         try:
             with self._store.open_input_stream(f"{self._root}/{name}") as stream:
                 return bytes(stream.read())
@@ -53,12 +54,12 @@ class Mirror:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a file there at once."""
+        """Upload a file immediately."""
         with self._output(name) as stream:
             stream.write(content)
 
     def pull(self) -> int:
-        """Fetch every file that is there and not here, or not of that size; how many these were."""
+        """Download every file that is missing here or differs in size; returns the number of downloads."""
         fetched = 0
         for name, size in self._there().items():
             target = self.folder / name
@@ -74,14 +75,15 @@ class Mirror:
         return fetched
 
     def push(self) -> None:
-        """Send what has changed since the last time, weights before the records that speak of them; then remove there
-        what was sent and is gone here.
+        """Upload the changes since the last push, weights before the records that refer to them.
+
+        Afterwards delete the uploaded files that no longer exist here.
 
         Raises:
-            OSError: The store does not answer, or refuses.
+            OSError: The store does not answer, or refuses the request.
         """
         with self._lock:
-            # Read first: of what changes meanwhile the old state goes out, which fits to the other files.
+            # Read small files first: if one changes meanwhile, its old state is uploaded, which matches the others.
             small = {name: (state, self._content(name)) for name, state in self._here() if state[1] <= _SMALL_BYTES}
             here = dict(self._here())
             for name, state in here.items():
@@ -97,7 +99,7 @@ class Mirror:
                 del self._sent[name]
 
     def remove(self, name: str, pattern: str) -> None:
-        """Remove there the folders in a folder whose names match."""
+        """Delete the matching subfolders of a folder at the URI."""
         listed = FileSelector(f"{self._root}/{name}", allow_not_found=True)
         for found in self._store.get_file_info(listed):
             if found.type is FileType.Directory and fnmatch(found.base_name, pattern):
@@ -107,11 +109,11 @@ class Mirror:
     def following(
         self, *, say: Callable[[str], None], also: Callable[[], None] = lambda: None, every_s: float = PUSH_EVERY_S
     ) -> Iterator[None]:
-        """Push again and again in the background, and once more at the end.
+        """Push repeatedly in the background, and once more at the end.
 
         Args:
-            say: Told in a line when the store does not take it; the next push tries again.
-            also: Done with each push.
+            say: Called with a line if a push fails; the next push retries.
+            also: Called with each push.
         """
         ends = threading.Event()
         is_away = False
@@ -125,7 +127,7 @@ class Mirror:
                     also()
                 except OSError as error:
                     if not is_away or is_last:
-                        say(f"{self.uri} does not take the results ({first_line(error)}); they are in {self.folder}")
+                        say(f"cannot upload results to {self.uri} ({first_line(error)}); they are in {self.folder}")
                     is_away = True
                 else:
                     is_away = False
@@ -149,7 +151,7 @@ class Mirror:
             try:
                 stat = path.stat()
             except FileNotFoundError:
-                continue  # A checkpoint that was replaced meanwhile.
+                continue  # A checkpoint was replaced meanwhile.
             yield name.as_posix(), (stat.st_mtime_ns, stat.st_size)
 
     def _there(self) -> dict[str, int]:
@@ -177,12 +179,12 @@ class Mirror:
 
     def _output(self, name: str) -> NativeFile:
         path = f"{self._root}/{name}"
-        if self._store.type_name != "s3":  # There a folder is a part of a name.
+        if self._store.type_name != "s3":  # S3 needs no folders: they are parts of the names.
             self._store.create_dir(str(PurePosixPath(path).parent), recursive=True)
         return self._store.open_output_stream(path, compression=None)
 
 
 def _speaks_of_others(name: str) -> tuple[bool, bool, str]:
-    """Sorts what stands alone before a trial's record, and that before the tables of the whole sweep."""
+    """Sort key: independent files first, then a trial's record, then the tables of the whole sweep."""
     path = PurePosixPath(name)
     return (len(path.parts) == 1, path.name == "trial.json", name)

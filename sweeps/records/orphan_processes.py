@@ -1,7 +1,7 @@
-"""What a killed driver leaves running on its machine: known by a mark that all of its processes inherit, and ended.
+"""Ends the processes that a killed driver left running on its machine; all of them inherit a mark of the driver.
 
 Ray's own processes notice within three seconds that their driver is gone. Until then workers still train and write
-checkpoints, where the next driver's are about to.
+checkpoints to the folders that the next driver uses.
 """
 
 import os
@@ -12,18 +12,18 @@ from contextlib import suppress
 import psutil
 
 MARK = "PRETUNE_DRIVER"
-"""Variable in the environment of all processes that come of one driver."""
+"""Environment variable of all processes started by one driver."""
 
 _LOOK_S = 0.1
 
 
 def driver_mark() -> str:
-    """A name for this process that no other process of this machine had or will have."""
+    """A mark of this process that differs from those of all others with the same pid on this machine."""
     return f"{os.getpid()}-{psutil.Process().create_time()}"
 
 
 def end_leftovers(mark: str, *, patience_s: float = 5.0) -> None:
-    """Wait until no process of a dead driver is left. Kill those that stay longer.
+    """Wait until all processes of a dead driver have ended; kill those left after `patience_s` seconds.
 
     Args:
         mark: From `driver_mark` of the dead driver.
@@ -39,9 +39,9 @@ def end_leftovers(mark: str, *, patience_s: float = 5.0) -> None:
 
 
 def _marked(mark: str) -> Iterator[psutil.Process]:
-    """Live processes that carry a mark, besides this one."""
+    """The other live processes that carry a mark."""
     for process in psutil.process_iter():
-        # The environment of a zombie and of another user's process cannot be read.
+        # The environments of zombies and of other users' processes are not readable.
         with suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and process.environ().get(MARK) == mark:
                 yield process

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """How a trial ended. Six different things, told apart in every table, tag and message."""
+    """The outcome of a trial. Every table, tag and message distinguishes these six."""
 
     COMPLETED = "COMPLETED"
     """Trained all its tokens."""
@@ -13,13 +13,13 @@ class Outcome(StrEnum):
     INFEASIBLE = "INFEASIBLE"
     """Does not fit in memory."""
     DIVERGED = "DIVERGED"
-    """Loss or gradient no longer finite, or exploding."""
+    """The loss or gradient exploded or is no longer finite."""
     INTERRUPTED = "INTERRUPTED"
-    """A process or node was lost; says nothing about the settings."""
+    """A process or node was lost; the settings are not to blame."""
     FAILED = "FAILED"
     """A bug: the trial's log has the traceback."""
 
     @property
     def is_final(self) -> bool:
-        """Whether the trial is not run again when the sweep resumes."""
+        """Whether a resumed sweep leaves the trial as it is."""
         return self is not Outcome.INTERRUPTED

@@ -1,4 +1,4 @@
-"""A sweep whose results are kept at a URI: brought back before it resumes, and mirrored while it runs."""
+"""Results of a sweep at a URI: restored before the sweep resumes, mirrored while it runs."""
 
 import json
 import re
@@ -16,10 +16,10 @@ from sweeps.records.results_folder import LOCK_FILE
 from sweeps.records.sweep_lock import SILENCE_S, holder_in, see_that_it_is_dead
 
 PART_FILE = "part.json"
-"""In a sweep's folder: the how many-th part of the sweep this is; the copy with the higher number is the newer one."""
+"""File in a sweep's folder that counts its runs; of two copies the one with the higher number is newer."""
 
 _PULSE = "pulse.json"
-"""At the URI: the lock of the process that runs the sweep, as it stood some seconds ago."""
+"""File at the URI: a copy of the lock of the process that runs the sweep, some seconds old."""
 
 
 class UriError(InputFault):
@@ -27,18 +27,18 @@ class UriError(InputFault):
 
 
 def working_folder(uri: str) -> Path:
-    """Where a sweep works on this machine whose results are kept at a URI."""
+    """Local working folder of a sweep whose results are stored at a URI."""
     name = re.sub(r"[^A-Za-z0-9.]+", "-", uri.partition("://")[2]).strip("-.")
     return Path.home() / "pretune" / "mirrored" / (name or "results")
 
 
 class ResultsAtUri:
-    """The results folder of one sweep and its mirror. Nothing is read back but JSON, safetensors and Arrow."""
+    """The results folder of one sweep and its mirror. Only JSON, safetensors and Arrow files are read back."""
 
     def __init__(self, results_folder: Path, uri: str, *, say: Callable[[str], None]) -> None:
         """
         Raises:
-            UriError: There is no such store, or it does not let us write.
+            UriError: The store does not exist, or is not writable.
         """
         self.uri = uri.rstrip("/")
         self._say = say
@@ -48,19 +48,19 @@ class ResultsAtUri:
             self._mirror.write(".probe", b"")
         except (OSError, ValueError) as error:
             raise UriError(
-                f"the results cannot be kept at {self.uri} ({first_line(error)}). Credentials, region "
-                "and AWS_ENDPOINT_URL come from the environment; the bucket must be there."
+                f"cannot write results to {self.uri} ({first_line(error)}). Set credentials, region "
+                "and AWS_ENDPOINT_URL in the environment; the bucket must exist."
             ) from error
 
     def fetch_prepared(self, folder: Path) -> None:
-        """Token blocks that another node has made; whole, or not at all."""
+        """Download a corpus prepared on another node; the folder appears only when complete."""
         partial = folder.with_name(f".fetching-{folder.name}")
         if Mirror(partial, f"{self.uri}/prepared/{folder.name}").pull():
-            # Contents are verified by opening.
+            # Opening the corpus verifies its content.
             partial.rename(folder)
 
     def bring_back(self, sweep_folder: Path, *, silence_s: float = SILENCE_S) -> None:
-        """Replace the sweep's folder by the copy at the URI if that is newer, as on a fresh node.
+        """Replace the sweep's folder with the copy at the URI if that is newer, e.g. on a fresh node.
 
         Raises:
             SweepRunsAlreadyError: A process on another host runs the sweep.
@@ -77,13 +77,13 @@ class ResultsAtUri:
             if sweep_folder.exists():
                 sweep_folder.rename(sweep_folder.with_name(f".superseded-{here}-{sweep_folder.name}"))
             partial.rename(sweep_folder)
-            self._say(f"results  {num_files} files brought back from {mirror.uri}")
+            self._say(f"results  {num_files} files restored from {mirror.uri}")
         if not (self._folder / "memory").exists():
             self._mirror.below("memory").pull()
 
     @contextmanager
     def following(self, sweep_folder: Path, prepared: Path) -> Iterator[None]:
-        """Mirror what the sweep leaves behind while it runs; to be entered by the process that holds the sweep."""
+        """Mirror the sweep's folder during the block. Only the process that holds the sweep may enter it."""
         mirror = self._mirror.below(sweep_folder.name)
         part = 1 + max(_part(_read(sweep_folder / PART_FILE)), _part(mirror.read(PART_FILE)))
         write_atomically(sweep_folder / PART_FILE, json.dumps({"part": part}) + "\n")
@@ -100,26 +100,29 @@ class ResultsAtUri:
         mirror.write(_PULSE, b"")
 
     def trial_uri(self, trial_folder: Path) -> str:
-        """Where workers on other nodes keep a trial's checkpoints."""
+        """URI to which workers on other nodes upload a trial's checkpoints."""
         return f"{self.uri}/{trial_folder.relative_to(self._folder).as_posix()}"
 
     def fetch_checkpoint(self, trial_folder: Path) -> None:
-        """Bring a trial's weights here, if another node has written them."""
+        """Download a trial's weights if another node wrote them."""
         if newest_checkpoint(trial_folder) is None:
             Mirror(trial_folder, self.trial_uri(trial_folder), leave_out=("trial.json", "reports.jsonl")).pull()
 
     def drop_checkpoints(self, trial_folder: Path) -> None:
-        """Remove a trial's weights there, also those that another node has sent."""
+        """Delete a trial's weights at the URI, including uploads from other nodes."""
         for pattern in ("step-*", "best-*"):
             try:
                 self._mirror.remove(trial_folder.relative_to(self._folder).as_posix(), pattern)
             except OSError:
-                return  # It costs room there, and nothing else.
+                return  # Harmless: the files only take up space.
 
 
 @contextmanager
 def mirrored_trial(folder: Path, uri: str | None) -> Iterator[None]:
-    """On a worker whose node is not the driver's: checkpoints of a trial from and to the URI while it trains."""
+    """Mirror a trial's checkpoints from and to the URI during the block, for a worker on another node than the driver.
+
+    Does nothing without a URI.
+    """
     if uri is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""The folder that one sweep leaves behind: its identity, its lock, its files."""
+"""The results folder of one sweep: its identity, its lock, its files."""
 
 import hashlib
 import json
@@ -17,22 +17,22 @@ from sweeps.settings.sweep_file import dump_sweep
 
 MAP_FILE = "memory_frontier.json"
 LOCK_FILE = ".lock"
-"""In a sweep's folder: which process runs the sweep."""
+"""File in a sweep's folder that names the process running the sweep."""
 LOG_FILE = "ray.log"
-"""In the results folder: what Ray and other libraries say."""
+"""File in the results folder with the log of Ray and other libraries."""
 
 _IDENTITY_CHARACTERS = 8
 
 
 class ResultsError(InputFault):
-    """The results folder cannot be used; the message says why and what to do."""
+    """The results folder cannot be used; the message gives the reason and a remedy."""
 
 
 def check_writable(results_folder: Path) -> None:
-    """Make the results folder and see that files can be made in it.
+    """Create the results folder and check that it is writable.
 
     Raises:
-        ResultsError: They cannot.
+        ResultsError: It is not writable.
     """
     try:
         results_folder.mkdir(parents=True, exist_ok=True)
@@ -42,19 +42,19 @@ def check_writable(results_folder: Path) -> None:
     except OSError as error:
         raise ResultsError(
             f"the results folder {results_folder} cannot be written ({error.strerror or error}). "
-            "Give another one with --results FOLDER."
+            "Name another folder with --results FOLDER."
         ) from error
 
 
 def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
-    """Hash of all that decides what a sweep does: the resolved file and the data. The same again means: resume."""
-    # A resolved file has no shorten_to. Left out, it leaves the identities of earlier results as they were.
+    """Hash of all that determines a sweep: the resolved file and the data. An equal identity resumes the sweep."""
+    # A resolved file never sets shorten_to. Excluding the field keeps the identities of earlier results valid.
     canonical = json.dumps(sweep.model_dump(mode="json", exclude={"budget": {"shorten_to"}}), sort_keys=True)
     return hashlib.sha256(f"{canonical}\n{data_fingerprint}".encode()).hexdigest()
 
 
 def folder_name(sweep: SweepConfig, identity: str) -> str:
-    """Name of a sweep's folder: a name for people, and enough of the identity to tell sweeps apart."""
+    """Name of a sweep's folder: the sweep's name and the start of its identity."""
     return f"{sweep.name}-{identity[:_IDENTITY_CHARACTERS]}"
 
 
@@ -78,7 +78,7 @@ def ended_sweeps(results_folder: Path, name: str) -> list[tuple[Path, dict[str, 
 
 
 def may_be_finished(results_folder: Path, name: str) -> bool:
-    """Whether a sweep of this name has come to its end here; it may be another one."""
+    """Whether any sweep of this name has finished in the results folder."""
     return any(summary.get("status") == SweepStatus.FINISHED for _, summary in ended_sweeps(results_folder, name))
 
 
@@ -92,27 +92,27 @@ class SweepFolder:
 
     @property
     def trials(self) -> Path:
-        """One folder a trial."""
+        """Folder with one subfolder per trial."""
         return self.path / "trials"
 
     @property
     def best(self) -> Path:
-        """The winner, as Hugging Face transformers loads it."""
+        """Folder of the winner, for Hugging Face transformers."""
         return self.path / "best"
 
     @property
     def ray_state(self) -> Path:
-        """Where Tune and Train keep what they want; nothing there is read back."""
+        """Folder for the state of Tune and Train; pretune never reads it."""
         return self.path / ".ray"
 
     def create(self) -> None:
-        """Make the folder with the resolved sweep file."""
+        """Create the folder and write the resolved sweep file."""
         self.trials.mkdir(parents=True, exist_ok=True)
         header = f"# Resolved sweep file: every default written out. Identity {self.identity}.\n"
         write_atomically(self.path / "sweep.yaml", header + dump_sweep(self.sweep))
 
     def summary(self) -> dict[str, Any] | None:
-        """summary.json of an earlier part of this sweep, if there is one."""
+        """Content of summary.json from an earlier run of this sweep; None without one."""
         path = self.path / "summary.json"
         if not path.exists():
             return None

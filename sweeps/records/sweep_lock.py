@@ -1,8 +1,8 @@
-"""Who carries a sweep out: one process at a time, on this host or another, told apart from one that is dead.
+"""The lock of a sweep: one process runs it at a time, on this host or another; dead holders are detected.
 
-The kernel's lock goes with its process, however that ends, and needs no more on one machine. File systems that several
-hosts share may keep it to one host, or not know it: so the holder also writes a pulse into the file, and whoever finds
-another host's name in it looks whether the pulse still beats. No clocks of two hosts are compared.
+The kernel releases its lock when the process ends in any way, which is enough on one machine. A shared file system may
+limit that lock to one host, or not support it. The holder therefore also writes a pulse into the file, and a process
+that finds another host's name in it watches the pulse. No clocks of two hosts are compared.
 """
 
 import errno
@@ -23,17 +23,17 @@ from data_pipeline.schema.user_errors import InputFault
 from sweeps.records.orphan_processes import driver_mark, end_leftovers
 
 BEAT_S = 5.0
-"""Seconds from beat to beat."""
+"""Seconds between two beats of the pulse."""
 SILENCE_S = 30.0
-"""A holder on another host whose pulse has stood still for so long is dead."""
+"""Seconds without a beat after which a holder on another host counts as dead."""
 
 _RECORD_BYTES = 512
-"""The record is written whole, in one call and always as long as this: a reader never sees half of it."""
+"""Fixed length of the record: one write call replaces it whole, so a reader never sees half of it."""
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 class SweepRunsAlreadyError(InputFault):
-    """Another process carries the same sweep out."""
+    """Another process runs the same sweep."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Holder:
     pid: int
     host: str
     mark: str
-    """From `driver_mark`: tells apart two processes of one number."""
+    """From `driver_mark`: distinguishes processes with the same pid."""
     beat: int = 0
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}"
 
     def is_same_process(self, other: "Holder | None") -> bool:
-        """Whether both are one process, at whatever beat."""
+        """Whether both are the same process, at any beat."""
         return other is not None and (self.host, self.mark) == (other.host, other.mark)
 
 
@@ -58,13 +58,13 @@ class Holder:
 def hold(
     path: Path, *, say: Callable[[str], None], beat_s: float = BEAT_S, silence_s: float = SILENCE_S
 ) -> Iterator[None]:
-    """Hold the sweep whose lock file this is.
+    """Hold the lock file of a sweep during the block.
 
     Args:
-        say: Told in a line that another host's process is waited for, or is taken to be dead.
+        say: Called with a line when this process waits for one on another host, or declares it dead.
 
     Raises:
-        SweepRunsAlreadyError: Another process holds it, and lives; names it.
+        SweepRunsAlreadyError: A live process holds the lock; the message names it.
     """
     me = Holder(os.getpid(), socket.gethostname(), driver_mark())
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0) as file:
@@ -87,7 +87,7 @@ def hold(
 
 
 def _lock(descriptor: int, path: Path) -> bool:
-    """Take the kernel's lock; whether there is such a thing here."""
+    """Take the kernel's lock; returns whether the file system supports it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -100,15 +100,15 @@ def _lock(descriptor: int, path: Path) -> bool:
 def see_that_it_is_dead(
     holder: Holder, look: Callable[[], Holder | None], *, say: Callable[[str], None], silence_s: float = SILENCE_S
 ) -> None:
-    """Watch a holder's pulse for a while.
+    """Watch the pulse of a holder until it is known to be dead.
 
     Args:
-        look: The holder as it stands now; None once it has let go.
+        look: Returns the current holder; None after it released the lock.
 
     Raises:
-        SweepRunsAlreadyError: It lives.
+        SweepRunsAlreadyError: The holder is alive.
     """
-    say(f"{holder} held this sweep last; waiting up to {silence_s:.0f} s to see whether it still does")
+    say(f"{holder} was the last to run this sweep; waiting up to {silence_s:.0f} s for a sign of life")
     give_up_at = time.monotonic() + silence_s
     while time.monotonic() < give_up_at:
         time.sleep(min(1.0, silence_s / 10))
@@ -117,7 +117,7 @@ def see_that_it_is_dead(
             return
         if now != holder:
             raise _refusal(now)
-    say(f"{holder} gives no sign of life; this process resumes its sweep")
+    say(f"{holder} gives no sign of life; this process resumes the sweep")
 
 
 def _beat(descriptor: int, path: Path, me: Holder, ends: threading.Event, beat_s: float) -> None:
@@ -125,8 +125,8 @@ def _beat(descriptor: int, path: Path, me: Holder, ends: threading.Event, beat_s
     while not ends.wait(beat_s):
         holder = _read(path)
         if holder is not None and not me.is_same_process(holder):
-            # This process stood still for so long that another one took it to be dead. Whatever it wrote from now on
-            # would disturb that one, so it ends as if it had been killed, which costs no finished work.
+            # This process was suspended so long that another one declared it dead and took over. Further writes would
+            # disturb that one, so this process kills itself, which loses no finished work.
             print(f"pretune: {holder} has taken over this sweep; this process ends", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         beat += 1
@@ -134,7 +134,7 @@ def _beat(descriptor: int, path: Path, me: Holder, ends: threading.Event, beat_s
 
 
 def holder_in(content: bytes | None) -> Holder | None:
-    """Who holds a sweep, by the content of its lock file; None: nobody."""
+    """The holder of a sweep, from the content of its lock file; None if the lock is free."""
     try:
         return Holder(**json.loads(content or b""))
     except (ValueError, TypeError):
@@ -142,7 +142,7 @@ def holder_in(content: bytes | None) -> Holder | None:
 
 
 def _read(path: Path) -> Holder | None:
-    # Opened anew each time: that is when a network file system asks its server for what is new.
+    # Open anew each time: only then a network file system asks its server for the current content.
     try:
         return holder_in(path.read_bytes())
     except OSError:
@@ -155,6 +155,6 @@ def _write(descriptor: int, holder: Holder) -> None:
 
 def _refusal(holder: Holder | None) -> SweepRunsAlreadyError:
     return SweepRunsAlreadyError(
-        f"this sweep is running already ({holder or 'another process'}). Wait for it, or end it with Ctrl-C; giving "
-        "the same command then resumes where it stopped."
+        f"this sweep is running already ({holder or 'another process'}). Wait for it, or end it with Ctrl-C; the same "
+        "command then resumes it."
     )

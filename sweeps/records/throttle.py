@@ -1,4 +1,4 @@
-"""Work that is done again and again, and takes the longer the more there is: a bounded share of the time goes to it."""
+"""Limits a repeated job of growing cost to a bounded share of the time."""
 
 import time
 from collections.abc import Callable
@@ -7,14 +7,14 @@ _TIMES_AS_LONG = 60
 
 
 class Pace:
-    """Says when it is time to do a thing again: so much later than it took last time, whatever happened meanwhile.
+    """Decides when a repeated job is due again: after a pause proportional to its last duration.
 
-    What a sweep writes whole, its table, its report, grows with its trials. Written at each trial's end it would cost a
-    thousand trials a thousand times as much as one that has seen them all.
+    A sweep rewrites its table and report whole, and both grow with the number of trials. A rewrite at the end of each
+    trial would make their total cost quadratic.
 
     Args:
-        times_as_long: Pause in units of what the last time took; 60: less than 2 % of one core.
-        clock: Seconds that only grow.
+        times_as_long: Pause, in units of the last duration; 60 means less than 2 % of one core.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, *, times_as_long: float = _TIMES_AS_LONG, clock: Callable[[], float] = time.monotonic) -> None:
@@ -22,11 +22,11 @@ class Pace:
         self._due_at = -float("inf")
 
     def is_due(self) -> bool:
-        """Whether it is time; at first it is."""
+        """Whether the job is due; true before the first start."""
         return self._clock() >= self._due_at
 
     def start(self) -> Callable[[], None]:
-        """It begins now; call what this returns when it is done."""
+        """Mark the start of the job; returns a function to call at its end."""
         started_at = self._clock()
 
         def done() -> None:

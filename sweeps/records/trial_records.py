@@ -1,7 +1,7 @@
-"""What is known of each trial, on disk: one folder a trial, written as things happen.
+"""Records of the trials on disk: one folder per trial, written as events happen.
 
-Everything else (tables, MLflow, reports, a resumed search) is made from these files, so that they are the one truth:
-`trial.json` is replaced whole by an atomic rename, `reports.jsonl` only grows.
+These files are the single source for everything else: tables, MLflow, reports, a resumed search. An atomic rename
+replaces `trial.json` whole; `reports.jsonl` only grows.
 """
 
 import json
@@ -17,7 +17,7 @@ from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.outcomes import Outcome
 
 LOSS = "holdout/loss_nats_per_token"
-"""Metric that ranks trials, and that early stopping and the searcher see."""
+"""Metric that ranks trials and drives early stopping and the searcher."""
 
 
 class ChosenBy(StrEnum):
@@ -25,17 +25,17 @@ class ChosenBy(StrEnum):
 
     SEARCH = "search"
     START_WITH = "start_with"
-    """The file lists them."""
+    """Listed in the file."""
     INFORMED = "informed"
-    """A point from knowledge."""
+    """A point from prior knowledge."""
     REPEAT = "repeat"
-    """Those of a leading trial, with another seed."""
+    """The settings of a leading trial, with another seed."""
     TAKEN_OVER = "taken over"
-    """Of an earlier sweep."""
+    """A trial of an earlier sweep."""
 
 
 class MemoryVerdict(StrEnum):
-    """What memory had to say of a trial."""
+    """Effect of the memory limit on a trial."""
 
     REFUSED = "refused by prediction"
     """Never launched."""
@@ -48,7 +48,7 @@ class MemoryVerdict(StrEnum):
 
 
 class TrialSize(NamedTuple):
-    """What a trial's model is made of and costs, under the names of its record."""
+    """Size and cost of a trial's model, under the names of its record."""
 
     flops_per_token: float | None = None
     parameters: int | None = None
@@ -56,7 +56,7 @@ class TrialSize(NamedTuple):
 
 
 class TrialRecord(Settings):
-    """One trial."""
+    """The record of one trial, as in its `trial.json`."""
 
     number: int
     settings: dict[str, Any]
@@ -65,46 +65,47 @@ class TrialRecord(Settings):
     taken_over_from: str = ""
     """Folder of that sweep and name of the trial there; empty for a trial of this sweep."""
     outcome: Outcome | None = None
-    """None while it runs, or when the sweep ended before it did."""
+    """None while the trial runs, or if the sweep ended before it."""
     reason: str = ""
-    """The outcome in words and numbers."""
+    """Explanation of the outcome, with figures."""
     memory_verdict: MemoryVerdict | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     """Last holdout metrics."""
     best_loss: float | None = None
-    """Smallest holdout loss on the way, in nats per predicted token."""
+    """Lowest holdout loss during training, in nats per predicted token."""
     rung_losses: dict[int, float] = Field(default_factory=dict)
-    """Rung in tokens to the holdout loss there; with trunk-and-branch that of the branch, cooled down."""
+    """Holdout loss at each rung, by rung in tokens; with trunk-and-branch the loss of the cooled-down branch."""
     paused_at: int | None = None
-    """Rung at which it waits to be promoted; its newest checkpoint is that of its trunk. None: it does not wait."""
+    """Rung, in tokens, at which the trial waits for promotion; its newest checkpoint is that of the trunk. None: it
+    does not wait."""
     twin_of: int | None = None
-    """Number of the trial whose settings are the same but for the micro-batch, from which it has its loss: it is not
-    trained itself. None: it is."""
+    """Number of the trial with the same settings except the micro-batch; this trial copies its loss and is not
+    trained. None: this trial is trained."""
     run_to_end: bool = False
-    """Drawn to be trained to the end whatever its losses at rungs."""
+    """True: drawn to be trained to the end whatever its losses at rungs."""
     tokens: int = 0
-    """Of the trunk."""
+    """Tokens trained by the trunk."""
     training_s: float = 0.0
-    """Seconds of steps of the trunk, restarts not included."""
+    """Seconds in steps of the trunk, without restarts."""
     branch_tokens: int = 0
-    """Of all its branches, which are thrown away."""
+    """Tokens trained by all branches; their weights are not kept."""
     branch_s: float = 0.0
-    """Seconds of steps of its branches."""
+    """Seconds in steps of the branches."""
     tokens_per_s: float | None = None
     flops_per_token: float | None = None
-    """Operations of training for each token, as the model needs them; None in records of older versions."""
+    """Floating-point operations per training token; None in records of older versions."""
     parameters: int | None = None
-    """Of the model, adapters among them; None in records of older versions."""
+    """Parameters of the model, including adapters; None in records of older versions."""
     trainable_parameters: int | None = None
-    """Those that training changes: all, or the adapters alone."""
+    """Parameters that training changes: all, or only the adapters."""
     micro_batch_size_asked: int | Literal["auto"] = "auto"
     micro_batch_size_used: int | None = None
     out_of_memory_events: int = 0
-    """Times that memory ran out; all of them survived unless the trial ended as infeasible."""
+    """Number of times the trial ran out of memory; it survived all of them unless it ended as infeasible."""
     out_of_memory_micro_batches: tuple[int, ...] = ()
-    """Micro-batches that ran out and so are known not to fit."""
+    """Micro-batches that ran out of memory, so they do not fit."""
     predicted_peak_memory_bytes: int | None = None
-    """With the micro-batch asked for; with the one used where that was `auto`."""
+    """Prediction for the micro-batch asked for, or for the one used if that was `auto`."""
     peak_memory_bytes: int | None = None
     memory_limit_bytes: int | None = None
     interruptions: int = 0
@@ -113,32 +114,32 @@ class TrialRecord(Settings):
 
     @property
     def name(self) -> str:
-        """Name of its folder and its MLflow run."""
+        """Name of the trial's folder and MLflow run."""
         return f"trial-{self.number:04d}"
 
     @property
     def last_reason_line(self) -> str:
-        """Last line of the reason, empty without one. In the traceback of a failure it says what happened."""
+        """Last line of the reason; empty without one. In the traceback of a failure this line names the error."""
         return (self.reason.strip().splitlines() or [""])[-1]
 
     @property
     def training_flops(self) -> float | None:
-        """Operations of training so far."""
+        """Floating-point operations of training so far; None if unknown."""
         return None if self.flops_per_token is None else self.tokens_spent * self.flops_per_token
 
     @property
     def tokens_spent(self) -> int:
-        """Trained on in this sweep, branches included: nothing where the trial was taken over."""
+        """Tokens trained in this sweep, branches included; 0 for a trial that was taken over."""
         return 0 if self.taken_over_from else self.tokens + self.branch_tokens
 
     @property
     def spent_s(self) -> float:
-        """Seconds of steps in this sweep, branches included: none where the trial was taken over."""
+        """Seconds in steps in this sweep, branches included; 0 for a trial that was taken over."""
         return 0.0 if self.taken_over_from else self.training_s + self.branch_s
 
     @property
     def state(self) -> str:
-        """Its outcome, or what it is doing, in a word."""
+        """The outcome, else RUNNING or PAUSED."""
         if self.outcome:
             return str(self.outcome)
         return "RUNNING" if self.paused_at is None and self.twin_of is None else "PAUSED"
@@ -150,9 +151,9 @@ class TrialRecord(Settings):
 
     @property
     def prediction_error(self) -> float | None:
-        """Share by which the measured peak is above the prediction; None where the two do not speak of the same.
+        """Share by which the measured peak exceeds the prediction; None if the two are not comparable.
 
-        A trial that ran out was measured up to where it broke off, and not with the micro-batch predicted.
+        The peak of a trial that ran out of memory belongs to another micro-batch than the prediction.
         """
         predicted, measured = self.predicted_peak_memory_bytes, self.peak_memory_bytes
         if not predicted or not measured or self.out_of_memory_events or self.outcome is Outcome.INFEASIBLE:
@@ -166,12 +167,12 @@ class TrialRecord(Settings):
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left to do for it."""
+        """Whether the trial has ended for good."""
         return self.outcome is not None and self.outcome.is_final
 
 
 class RefusedProposal(Settings):
-    """Settings that the sampler proposed and that were never launched; they use up no trial."""
+    """A proposal of the searcher that was never launched; it does not count as a trial."""
 
     settings: dict[str, Any]
     verdict: MemoryVerdict
@@ -189,13 +190,13 @@ class TrialStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def folder_of(self, record: TrialRecord) -> Path:
-        """Folder of one trial; made when it is not there."""
+        """Folder of one trial; created if missing."""
         folder = self.folder / record.name
         folder.mkdir(exist_ok=True)
         return folder
 
     def save(self, record: TrialRecord) -> None:
-        """Write the record; a reader sees the old one or the new one, never a half."""
+        """Write the record; a reader sees the old one or the new one, never a part."""
         path = self.folder_of(record) / "trial.json"
         write_atomically(path, record.model_dump_json(indent=1))
 
@@ -207,12 +208,12 @@ class TrialStore:
         ]
 
     def append_report(self, record: TrialRecord, report: dict[str, float]) -> None:
-        """Add one report of the running trial."""
+        """Append one report of the running trial."""
         with (self.folder_of(record) / "reports.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(report) + "\n")
 
     def append_refusal(self, refused: "RefusedProposal") -> None:
-        """Add one proposal that was never launched."""
+        """Append one proposal that was never launched."""
         with (self.folder / "refused.jsonl").open("a", encoding="utf-8") as file:
             file.write(refused.model_dump_json() + "\n")
 
@@ -224,7 +225,7 @@ class TrialStore:
         return [RefusedProposal.model_validate(line) for line in _json_lines(path)]
 
     def append_widening(self, widening: Settings) -> None:
-        """Add one widening of the search space."""
+        """Append one widening of the search space."""
         with (self.folder / "widened.jsonl").open("a", encoding="utf-8") as file:
             file.write(widening.model_dump_json(exclude_none=True) + "\n")
 
@@ -234,7 +235,7 @@ class TrialStore:
         return list(_json_lines(path)) if path.exists() else []
 
     def reports(self, record: TrialRecord) -> Iterator[dict[str, float]]:
-        """The trial's reports in order of tokens; what was trained again after an interruption comes once."""
+        """The trial's reports in order of tokens; steps repeated after an interruption appear once."""
         path = self.folder / record.name / "reports.jsonl"
         if not path.exists():
             return
@@ -250,4 +251,4 @@ def _json_lines(path: Path) -> Iterator[Any]:
         try:
             yield json.loads(line)
         except json.JSONDecodeError:
-            continue  # The half line of a driver that was killed while it wrote.
+            continue  # A killed driver can leave an incomplete line.

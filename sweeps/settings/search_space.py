@@ -1,4 +1,4 @@
-"""Distributions on dotted paths: what is swept, and over which values."""
+"""The search space: a distribution of values for each swept dotted path."""
 
 import math
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class Distribution(Settings):
 
     @property
     def kind(self) -> str:
-        """Which of the five it is."""
+        """Name of the distribution's kind, one of the five fields."""
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
     @model_validator(mode="after")
@@ -47,11 +47,11 @@ class Distribution(Settings):
         if not low < high:
             raise ValueError(f"the lower end {low:g} is not below the upper end {high:g}; swap or widen them")
         if name.startswith("log") and low <= 0:
-            raise ValueError(f"the lower end {low:g} is not positive, which a logarithmic scale needs")
+            raise ValueError(f"the lower end {low:g} is not positive; a logarithmic scale needs a positive one")
         return self
 
     def extremes(self) -> tuple[Any, ...]:
-        """Values that must all obey the setting's rule: every choice, or both ends of the range."""
+        """All choices, or both ends of the range; each must obey the rule of the setting."""
         return tuple(getattr(self, self.kind))
 
     @classmethod
@@ -63,7 +63,7 @@ class Distribution(Settings):
             return ()  # The check of the whole file has said so already, with the location.
 
     def to_optuna(self) -> BaseDistribution:
-        """The same distribution in Optuna's terms."""
+        """The same distribution as an Optuna object."""
         match self.kind:
             case "choice":
                 return CategoricalDistribution(self.extremes())
@@ -75,7 +75,7 @@ class Distribution(Settings):
                 return IntDistribution(low, high, log=self.kind == "log_int_uniform")
 
     def grid(self, points: int) -> tuple[Any, ...]:
-        """`points` values that cover the range evenly on its own scale; every value of a choice."""
+        """`points` values, evenly spaced on the scale of the range; all values of a choice."""
         if self.kind == "choice":
             return self.extremes()
         low, high = self.extremes()
@@ -86,7 +86,7 @@ class Distribution(Settings):
             values = [low + step * (high - low) for step in steps]
         if "int" in self.kind:
             return tuple(dict.fromkeys(round(value) for value in values))
-        # exp(log(high)) may be a hair above high, where the range ends.
+        # exp(log(high)) may exceed high by rounding.
         return tuple(min(max(value, low), high) for value in values)
 
     def __str__(self) -> str:
@@ -101,13 +101,15 @@ SearchSpace = Mapping[str, Distribution]
 
 
 def format_setting(value: Any) -> str:
-    """A setting's value as every table shows it."""
+    """A setting's value as shown in tables."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def short_name(path: str) -> str:
-    """Last part of a dotted path: what a table's column is called. Of adapters with a word before it, for a rank is
-    something else in a table of trials."""
+    """Column name of a setting in tables: the last part of its dotted path.
+
+    Adapter settings get the prefix `lora_`, because `rank` already is the rank of a trial.
+    """
     section, _, name = path.rpartition(".")
     return f"lora_{name}" if section.endswith(".lora") else name
 
@@ -122,4 +124,4 @@ def holds(distribution: BaseDistribution, value: Any) -> bool:
     try:
         return bool(distribution._contains(distribution.to_internal_repr(value)))
     except (TypeError, ValueError):
-        return False  # Of another type than the space's values, `auto` among numbers for one.
+        return False  # Another type than the values of the space, e.g. `auto` in a numeric one.

@@ -1,4 +1,4 @@
-"""Dotted paths of settings that code names: micro-batch, seed, learning rate, batch."""
+"""Dotted paths of the settings that the code refers to."""
 
 import math
 
@@ -12,5 +12,5 @@ SEED = "training.seed"
 
 
 def half_life_tokens(beta2: float, *, batch_size: float, sequence_length: int) -> float:
-    """Tokens after which a squared gradient weighs half in Adam's second moment."""
+    """Tokens after which the weight of a squared gradient in Adam's second moment has halved."""
     return math.log(0.5) / math.log(beta2) * batch_size * sequence_length

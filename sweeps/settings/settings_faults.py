@@ -1,4 +1,4 @@
-"""Faults of a settings file, in words."""
+"""Faults of a settings file, as text with location, rule and remedy."""
 
 import difflib
 import re
@@ -14,7 +14,7 @@ from sweeps.settings.yaml_lines import YamlDocument
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with a file of settings."""
+    """One fault of a settings file."""
 
     location: str
     """Dotted path of the setting, or the file."""
@@ -30,7 +30,7 @@ class Fault:
 
 
 class SettingsFileError(InputFault):
-    """A file of settings that cannot be carried out, with every fault that was found."""
+    """A settings file is invalid; the message lists every fault."""
 
     def __init__(self, source: str, faults: Sequence[Fault]) -> None:
         self.source, self.faults = source, tuple(faults)
@@ -42,7 +42,7 @@ class SettingsFileError(InputFault):
 
 
 def without_union_noise(error: ValidationError) -> Iterator[Any]:
-    """One detail for each location: a union reports a fault for every member that did not fit."""
+    """One detail per location: pydantic reports one for every member of a union that did not match."""
     by_location: dict[str, list[Any]] = {}
     for detail in error.errors(include_url=False):
         by_location.setdefault(_location_of(detail["loc"]), []).append(detail)
@@ -102,7 +102,7 @@ def _rule_of(detail: Any) -> str:
 
 
 def faults_of_value(section: type[BaseModel], path: str, value: Any, where: Fault) -> Iterator[Fault]:
-    """What is wrong with a value of a setting on its own: its section is valid but for it.
+    """Faults of one value on its own, with the defaults for all other settings of its section.
 
     Args:
         path: Dotted path of the setting in its section.
@@ -121,15 +121,15 @@ def faults_of_value(section: type[BaseModel], path: str, value: Any, where: Faul
 
 
 def nearest(word: str, known: Sequence[str], *, listed: bool = False) -> str:
-    """What to say of a word that is not known: the one that was meant, or else all there are.
+    """Remedy for an unknown word: the closest known word, else the list of all known words.
 
     Args:
-        listed: They stand in the message already.
+        listed: The message lists the known words already.
     """
     matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if matches:
         return f"did you mean {matches[0]}?"
-    return "" if listed else f"known here: {', '.join(known)}"
+    return "" if listed else f"choose one of: {', '.join(known)}"
 
 
 def _model_at(path: str, config: type[BaseModel]) -> type[BaseModel] | None:

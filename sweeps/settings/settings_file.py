@@ -1,4 +1,4 @@
-"""YAML files of settings: read, sized, overridden and checked, with all faults of a file at once."""
+"""Loads YAML settings files: applies size and overrides, checks all rules, reports all faults at once."""
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,25 +20,25 @@ Config = TypeVar("Config", bound=BaseModel)
 
 @dataclass(frozen=True)
 class SettingsKind(Generic[Config]):
-    """What a file is to be."""
+    """A kind of settings file: its config class, name, example and extra checks."""
 
     config: type[Config]
-    """Has a field `size`."""
+    """Must have a field `size`."""
     what: str
-    """As in `give the path of a sweep file`."""
+    """Name of the kind with its article, as in `give the path of a sweep file`."""
     example: str
-    """One that is complete, for somebody who gave an empty one."""
+    """Path of a complete file, for the message about an empty one."""
     is_another: Callable[[dict[str, Any]], str | None]
-    """Of the values of a file of another kind: which command takes it. None: it is of this kind."""
+    """Returns the command for a file of another kind; None if the values are of this kind."""
     more_faults: Callable[[dict[str, Any], YamlDocument], Iterator[Fault]]
-    """Those that the config's own rules do not find."""
+    """Finds the faults beyond the config's own rules."""
 
 
 def load_settings(path: Path, kind: SettingsKind[Config], overrides: Sequence[str] = ()) -> Config:
-    """What a file describes, after `key=value` overrides on dotted keys.
+    """The settings of a file, after `key=value` overrides on dotted paths.
 
     Raises:
-        SettingsFileError: The file cannot be read, or anything in it breaks a rule; lists every fault.
+        SettingsFileError: The file cannot be read or breaks rules; the message lists every fault.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -59,14 +59,14 @@ def load_settings(path: Path, kind: SettingsKind[Config], overrides: Sequence[st
 def resolve_settings(
     document: YamlDocument, kind: SettingsKind[Config], overrides: Sequence[str] = (), *, source: str
 ) -> Config:
-    """What a YAML document describes; see `load_settings`."""
+    """The settings of a YAML document; see `load_settings`."""
     values = document.values
     if not isinstance(values, dict):
-        rule = f"holds no settings; it starts with `name: my-sweep` (see {kind.example})"
+        rule = f"contains no settings; start it with `name: my-sweep` (see {kind.example})"
         raise SettingsFileError(source, [Fault("file", None, None, rule)])
     command = kind.is_another(values)
     if command is not None:
-        rule, remedy = f"says that this is not {kind.what}", f"{command} carries it out"
+        rule, remedy = f"does not belong in {kind.what}", f"run this file with {command}"
         raise SettingsFileError(source, [Fault("objective", document.line_of("objective"), None, rule, remedy)])
     faults = [Fault(key, line, None, "is given twice", "keep one of them") for key, line in document.duplicate_keys]
     as_it_stands = {key: value for key, value in values.items() if key != "sizes"}
@@ -77,7 +77,7 @@ def resolve_settings(
     config, found = _checked(values, kind, lines_of_size(document, size))
     faults += found
     if not faults:
-        # The sizes that are not asked for now are wrong now, and not on the day when they are.
+        # Check the other sizes too, so that their faults appear now and not at their first use.
         for name, differences in sizes.items():
             faults += _faults_of_size(name, as_it_stands, differences, kind, document) if name != size else []
     if faults or config is None:
@@ -88,7 +88,7 @@ def resolve_settings(
 def _checked(
     values: dict[str, Any], kind: SettingsKind[Config], document: YamlDocument
 ) -> tuple[Config | None, list[Fault]]:
-    """The config, or all that keeps the values from being one."""
+    """The config, or None with the faults of the values."""
     config, faults = None, []
     try:
         config = kind.config.model_validate(values)
@@ -104,7 +104,7 @@ def _is_size(override: str) -> bool:
 def _sizes(
     values: dict[str, Any], overrides: Sequence[str], document: YamlDocument
 ) -> tuple[dict[str, dict[str, Any]], str, list[Fault]]:
-    """What differs in each size that the file has, and which one is asked for."""
+    """The differences of each size in the file, the requested size, and the faults of both."""
     faults = []
     asked = [override.partition("=")[2].strip() for override in overrides if _is_size(override)]
     stands_as = str(values.get("size", LAPTOP))
@@ -112,15 +112,15 @@ def _sizes(
     given = values.get("sizes", {})
     is_a_mapping = isinstance(given, dict) and all(isinstance(one, dict) for one in given.values())
     if not is_a_mapping:
-        rule, remedy = "is not sizes by name, each with what differs", "write sizes: {full: {model: {layers: 6}}}"
+        rule, remedy = "is not a mapping of size names to settings", "write sizes: {full: {model: {layers: 6}}}"
         faults.append(Fault("sizes", document.line_of("sizes"), None, rule, remedy))
         given = {}
-    # Without `sizes` a size is only a label: that of a resolved file, in which it has been laid over already.
+    # Without `sizes` a size is only a label: a resolved file has its size applied already.
     known = list(dict.fromkeys([LAPTOP, *given])) if "sizes" in values else [stands_as]
     if size not in known and is_a_mapping:
         location = f"--set size={size}" if asked else "size"
         line = None if asked else document.line_of("size")
-        remedy = nearest(size, known, listed=True) or f"it has {', '.join(known)}"
+        remedy = nearest(size, known, listed=True) or f"choose one of: {', '.join(known)}"
         faults.append(Fault(location, line, None, "is not a size of this file", remedy))
     return given, size, faults
 
@@ -149,16 +149,16 @@ def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[F
         try:
             set_at(values, _override_path(key.strip()), parse_value(text))
         except yaml.YAMLError:
-            faults.append(Fault(f"--set {override}", None, None, "its value is not YAML", "put it in quotes"))
+            faults.append(Fault(f"--set {override}", None, None, "has a value that is not YAML", "quote the value"))
             continue
-        # A corpus has one source: naming a path on the command line replaces a builtin corpus of the file.
+        # A corpus has one source: a path on the command line replaces a builtin corpus of the file, and vice versa.
         if key.strip() in ("corpus.path", "corpus.builtin"):
             values["corpus"].pop("builtin" if key.strip() == "corpus.path" else "path", None)
     return faults
 
 
 def _override_path(key: str) -> list[str]:
-    # Keys of `search` are dotted themselves: search.training.batch_size.choice is two levels, not four.
+    # Keys of `search` contain dots: search.training.batch_size.choice has three levels, not four.
     if key.startswith("search."):
         setting, _, kind = key.removeprefix("search.").rpartition(".")
         if kind in Distribution.model_fields:
@@ -168,6 +168,6 @@ def _override_path(key: str) -> list[str]:
 
 
 def objective_of(values: dict[str, Any]) -> Any:
-    """The name of the objective in the values of a file; None where there is none."""
+    """Name of the objective in the values of a file; None without one."""
     objective = values.get("objective")
     return next(iter(objective), None) if isinstance(objective, dict) else objective

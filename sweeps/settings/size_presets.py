@@ -1,4 +1,4 @@
-"""Sizes of a sweep file: as it stands it is the laptop's; `sizes` says what is different in others, as `full`."""
+"""Sizes of a sweep file: the file itself is the laptop size; `sizes` lists the differences of others, e.g. `full`."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -8,7 +8,7 @@ from typing import Any
 from sweeps.settings.yaml_lines import YamlDocument
 
 LAPTOP = "laptop"
-"""The size of a file as it stands."""
+"""Size of a file without any differences applied."""
 SIZES = (
     "Sizes of the file by name, each with the settings that differ from the file as it stands. --set size=full takes "
     "one. Example: `sizes: {full: {model: {layers: 6}}}`"
@@ -17,9 +17,9 @@ SIZES = (
 
 
 def with_size(values: Mapping[str, Any], differences: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a file with the differences of one size laid over them; a copy.
+    """A copy of a file's values with the differences of one size applied.
 
-    Sections are merged key by key. A swept setting is replaced whole: a range of one size is no part of another's.
+    Sections are merged key by key. A swept setting is replaced whole: ranges of two sizes do not mix.
     """
     merged = {**deepcopy(dict(values))}
     for key, value in differences.items():
@@ -34,7 +34,7 @@ def with_size(values: Mapping[str, Any], differences: Mapping[str, Any]) -> dict
 
 
 def lines_of_size(document: YamlDocument, size: str) -> YamlDocument:
-    """The document with the lines of what a size says in place of what it replaces."""
+    """The document in which settings of a size have the line numbers of that size."""
     prefix = f"sizes.{size}."
     own = {path.removeprefix(prefix): line for path, line in document.lines.items() if path.startswith(prefix)}
     return replace(document, lines=document.lines | own)

@@ -1,4 +1,4 @@
-"""Stages of a training (system A): each with rows of its own length, for a number of epochs or tokens."""
+"""Stages of a training (system A): each has its own row length and its own number of epochs or tokens."""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class StageConfig(Settings):
         return self
 
     def run_config(self, whole: RunConfig) -> RunConfig:
-        """The run of this stage in a training whose other settings are these."""
+        """The run of this stage; `whole` supplies all settings that the stage leaves out."""
         own = {name: getattr(self, name) for name in ("batch_size", "micro_batch_size", "learning_rate")}
         changes = {f"training.{name}": value for name, value in own.items() if value is not None}
         return whole.with_overrides(
@@ -50,10 +50,10 @@ class StageConfig(Settings):
 
 
 def with_lengths_of_stages(values: dict[str, Any]) -> dict[str, Any]:
-    """Raw values of a file with what its stages say of model and budget, where it says nothing itself.
+    """Raw values of a file, with missing settings of model and budget derived from its stages.
 
-    The model is the last stage's, with positions for the longest. The budget is one trial of all stages, whose tokens
-    are counted with the rows of the corpus (sweeps/planning/resolved_sweep.py).
+    The model has the row length of the last stage and positions for the longest. The budget is one trial of all stages;
+    their tokens are counted with the rows of the corpus (sweeps/planning/resolved_sweep.py).
     """
     stages = values.get("stages")
     if not isinstance(stages, list | tuple) or not all(isinstance(stage, dict) for stage in stages) or not stages:
@@ -68,7 +68,7 @@ def with_lengths_of_stages(values: dict[str, Any]) -> dict[str, Any]:
         values = {**values, "model": model}
     if isinstance(budget, dict):
         values = {**values, "budget": {"trials": 1, **budget}}
-    # A single trial has none to be compared with on the way.
+    # Early stopping needs other trials to compare with.
     return {"early_stopping": {"method": "none"}, **values}
 
 
@@ -82,7 +82,7 @@ def steps_of(run: RunConfig, *, num_rows: int, num_tokens: int, num_workers: int
     epochs = training.epochs
     if epochs is None:
         assert training.tokens is not None, "a stage has epochs or tokens"
-        # The step that reaches the tokens is the last one; a millionth of a step more, so that rounding loses none.
+        # The step that reaches the tokens is the last one. The millionth of a step guards against rounding down.
         num_steps = math.ceil(training.tokens / (training.batch_size * num_tokens / num_rows)) + 1e-6
         epochs = num_steps * training.batch_size / num_rows
     micro_batch = training.micro_batch_size
@@ -90,7 +90,7 @@ def steps_of(run: RunConfig, *, num_rows: int, num_tokens: int, num_workers: int
         num_rows=num_rows,
         epochs=epochs,
         batch_size=training.batch_size,
-        # What `auto` comes to is decided by each worker's memory; a whole batch stands for it.
+        # Each worker's memory decides the size of `auto`; count with the worker's whole batch.
         micro_batch_size=-(-training.batch_size // num_workers) if micro_batch == "auto" else micro_batch,
         num_workers=num_workers,
         warmup=training.warmup,
@@ -98,7 +98,7 @@ def steps_of(run: RunConfig, *, num_rows: int, num_tokens: int, num_workers: int
 
 
 def tokens_of(run: RunConfig, *, num_rows: int, num_tokens: int) -> int:
-    """Tokens of a stage, in whole steps where it has epochs."""
+    """Tokens of a stage; a stage with epochs trains whole steps."""
     if run.training.tokens is not None:
         return run.training.tokens
     steps = steps_of(run, num_rows=num_rows, num_tokens=num_tokens)
@@ -108,26 +108,29 @@ def tokens_of(run: RunConfig, *, num_rows: int, num_tokens: int) -> int:
 def fault_of_stages(
     stages: Sequence[StageConfig], *, num_positions: int, sequence_length: int, num_workers: int, is_swept: bool
 ) -> list[str]:
-    """What keeps stages from fitting the rest of a file.
+    """Conflicts of the stages with the rest of a file.
 
     Args:
-        num_positions: Longest row that the model takes.
-        sequence_length: The model's.
+        num_positions: Longest row that the model accepts, in tokens.
+        sequence_length: Row length of the model, in tokens.
     """
     faults = []
     if stages and is_swept:
-        faults.append("stages are one training, and search makes many: give the file one of the two")
+        faults.append("stages describe one training, and search describes many; remove one of the two")
     last = stages[-1].sequence_length if stages else None
     if last is not None and last != sequence_length:
         faults.append(
-            f"model.sequence_length={sequence_length} is not the last stage's {last}; leave model.sequence_length out"
+            f"model.sequence_length={sequence_length} is not the last stage's {last}; remove model.sequence_length"
         )
     for number, stage in enumerate(stages, start=1):
         if stage.sequence_length is not None and stage.sequence_length > num_positions:
             faults.append(
                 f"stage {number} has rows of {stage.sequence_length} tokens and the model {num_positions} positions; "
-                "leave model.max_sequence_length out, or raise it"
+                "remove model.max_sequence_length, or raise it"
             )
         if stage.batch_size is not None and stage.batch_size < num_workers:
-            faults.append(f"stage {number}: batch_size={stage.batch_size} is below the {num_workers} workers")
+            faults.append(
+                f"stage {number}: batch_size={stage.batch_size} is below the {num_workers} workers; "
+                f"raise it to at least {num_workers}"
+            )
     return faults

@@ -1,4 +1,4 @@
-"""What a sweep is: corpus, model, objective, training, search space, budget, resources."""
+"""The configuration of a sweep: corpus, model, objective, training, search space, budget, resources."""
 
 import itertools
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ from sweeps.settings.sweep_sections import (
 
 
 def _names_objective(values: dict[str, Any], name: str) -> bool:
-    """Whether a raw sweep file has this objective."""
+    """Whether the raw values of a sweep file set this objective."""
     objective = values.get("objective")
     if isinstance(objective, ObjectiveConfig):
         return getattr(objective, name) is not None
@@ -40,7 +40,7 @@ def _names_objective(values: dict[str, Any], name: str) -> bool:
 
 
 def _schedules(values: dict[str, Any]) -> set[Any]:
-    """Schedules of a raw sweep file, or nothing that is one where it is not well formed."""
+    """Schedules in the raw values of a sweep file; malformed values are returned unchecked."""
     swept = (values.get("search") or {}).get("training.schedule") if isinstance(values.get("search"), dict) else None
     if isinstance(swept, dict) and isinstance(swept.get("choice"), list | tuple):
         return set(map(str, swept["choice"]))
@@ -56,7 +56,7 @@ UNSWEEPABLE = {
     "training.tokens": "trials are compared at equal tokens; set budget.tokens_per_trial",
     "training.epochs": "trials are compared at equal tokens; set budget.epochs_per_trial",
 }
-"""Settings that cannot differ between the trials of a sweep, with the reason."""
+"""Settings that must be equal in all trials of a sweep, with the reason."""
 
 
 class SweepConfig(Settings):
@@ -110,7 +110,7 @@ class SweepConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _rows_are_as_long_as_the_model_wants(cls, value: Any) -> Any:
-        # One number, said once: a row of the packing is a row of the model.
+        # Packed rows have the length of the model's rows, so the file gives it once.
         if isinstance(value, dict):
             value = with_lengths_of_stages(value)
             model, packing = value.get("model"), value.get("packing") or {}
@@ -132,8 +132,7 @@ class SweepConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _family_of_weights_follows_from_the_objective(cls, value: Any) -> Any:
-        # The rest of the shape comes with the weights (sweeps/planning/warm_start.py); the family decides what is valid
-        # before.
+        # The weights supply the rest of the shape (sweeps/planning/warm_start.py), but validation needs the family now.
         if isinstance(value, dict) and isinstance(value.get("start"), dict) and value["start"].get("weights_of"):
             model = value.get("model") or {}
             if isinstance(model, dict) and "family" not in model:
@@ -166,26 +165,29 @@ class SweepConfig(Settings):
         if self.packing.sequence_length != self.model.sequence_length:
             faults.append(
                 f"packing.sequence_length={self.packing.sequence_length} differs from "
-                f"model.sequence_length={self.model.sequence_length}; leave packing.sequence_length out"
+                f"model.sequence_length={self.model.sequence_length}; remove packing.sequence_length"
             )
         if not 0 < self.corpus.holdout < 1:
             faults.append(
-                f"corpus.holdout={self.corpus.holdout:g} leaves nothing to compare trials on, or to train on; try 2%"
+                f"corpus.holdout={self.corpus.holdout:g} leaves no rows to compare trials on, or to train on; try 2%"
             )
         if self.objective.masked_lm is not None and self.tokenizer.special_tokens == "minimind":
             faults.append("masked_lm needs a <mask> token; use tokenizer.special_tokens: roberta")
         if self.training.tokens is not None or self.training.epochs is not None:
-            faults.append("training.tokens and training.epochs are set by budget.tokens_per_trial in a sweep")
+            faults.append(
+                "training.tokens and training.epochs: a sweep sets both from its budget; set budget.tokens_per_trial "
+                "instead"
+            )
         wrong_objective = self.objective.fault_for(self.model.family)
         if wrong_objective is not None:
             faults.append(wrong_objective)
         if self.objective.classification is not None:
-            faults.append("objective: classification is for pretune finetune, with a file of its own")
+            faults.append("objective: classification needs a fine-tuning file; run it with pretune finetune")
         if self.objective.sft is not None and self.packing.rows == "packed":
-            faults.append("packing.rows=packed lets a conversation see the one before; leave packing.rows out")
+            faults.append("packing.rows=packed lets a conversation attend to the one before; remove packing.rows")
         if self.objective.sft is None and self.packing.rows == "conversations":
-            faults.append("packing.rows=conversations is for objective: sft; leave packing.rows out")
-        if self.start is None or self.start.weights_of is None:  # else the shape is not known yet
+            faults.append("packing.rows=conversations needs objective: sft; remove packing.rows")
+        if self.start is None or self.start.weights_of is None:  # Else the weights supply the shape later.
             faults += self.lora_faults(_equal_sized(self.model))
         faults += fault_of_stages(
             self.stages,
@@ -195,12 +197,15 @@ class SweepConfig(Settings):
             is_swept=bool(self.search),
         )
         if self.stages and self.budget.shorten_to is not None:
-            faults.append("budget.shorten_to: stages say how long the training is; leave shorten_to out")
+            faults.append(
+                f"budget.shorten_to={self.budget.shorten_to}: the stages set the length of the training; remove "
+                "shorten_to"
+            )
         smallest_batch = min(self.values_of("training.batch_size"))
         if smallest_batch < self.resources.workers_per_trial:
             faults.append(
                 f"training.batch_size={smallest_batch} leaves some of the {self.resources.workers_per_trial} workers "
-                "without a row; the batch size is at least the number of workers"
+                f"without a row; use at least {self.resources.workers_per_trial}"
             )
         if faults:
             raise ValueError("; ".join(faults))
@@ -213,8 +218,8 @@ class SweepConfig(Settings):
         others = sorted(set(self.values_of("training.schedule")) - {"wsd"})
         if others:
             yield (
-                f"early_stopping.method=trunk-and-branch needs a trunk at constant learning rate, which "
-                f"training.schedule={others[0]} has not; use training.schedule: wsd, or early_stopping.method: asha"
+                f"early_stopping.method=trunk-and-branch needs a trunk at constant learning rate, and "
+                f"training.schedule={others[0]} has none; use training.schedule: wsd, or early_stopping.method: asha"
             )
         cooldown = max(self.values_of("training.cooldown"))
         if cooldown + 1 / stopping.reduction_factor > 1:
@@ -224,7 +229,7 @@ class SweepConfig(Settings):
             )
 
     def lora_faults(self, model: ModelConfig) -> list[str]:
-        """What keeps a model of this shape from being adapted, over all combinations of swept settings of adapters."""
+        """Faults of the LoRA settings for a model of this shape, over all combinations of swept adapter settings."""
         swept = [path for path in self.search if path.startswith("training.lora.")]
         if self.training.lora is None and not swept:
             return []
@@ -245,13 +250,13 @@ class SweepConfig(Settings):
         return list(dict.fromkeys(faults))
 
     def values_of(self, path: str) -> tuple[Any, ...]:
-        """All values of a choice, both ends of a range, or the one value of a setting that is not swept."""
+        """All values of a choice, both ends of a range, or the single value of a setting that is not swept."""
         if path in self.search:
             return self.search[path].extremes()
         return (self.value_at(path),)
 
     def value_at(self, path: str) -> Any:
-        """What the file says, or its default, at a dotted path; None where a section on the way is left out."""
+        """The value, or its default, at a dotted path; None if a section on the path is missing."""
         return value_at(self, path)
 
     def run_config(self, settings: dict[str, Any] | None = None) -> RunConfig:
@@ -265,17 +270,17 @@ class SweepConfig(Settings):
         return run.model_copy(update={"model": _equal_sized(run.model)})
 
     def stage_runs(self) -> tuple[RunConfig, ...]:
-        """The training run of each stage; none where there are no stages."""
+        """The training run of each stage; empty without stages."""
         whole = self.run_config()
         return tuple(stage.run_config(whole) for stage in self.stages)
 
     def packing_of(self, run: RunConfig) -> PackingConfig:
-        """How the rows of one of its runs are packed."""
+        """The packing for the row length of one run."""
         return self.packing.model_copy(update={"sequence_length": run.model.sequence_length})
 
 
 def _equal_sized(model: ModelConfig) -> ModelConfig:
-    """The model with `equal_in` carried out. torch is imported only where there is something to carry out."""
+    """The model with `equal_in` applied. Imports torch only if `equal_in` is set."""
     if model.equal_in is None:
         return model
     from core.models.size_matching import equalized

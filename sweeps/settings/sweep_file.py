@@ -1,4 +1,4 @@
-"""YAML to a sweep, with all faults of the file at once."""
+"""Loads a sweep from YAML; reports all faults of the file at once."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,16 +16,16 @@ from sweeps.settings.yaml_lines import YamlDocument
 
 
 def load_sweep_file(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
-    """The sweep that a file describes, after `key=value` overrides on dotted keys.
+    """The sweep of a file, after `key=value` overrides on dotted paths.
 
     Raises:
-        SettingsFileError: The file cannot be read, or anything in it breaks a rule; lists every fault.
+        SettingsFileError: The file cannot be read or breaks rules; the message lists every fault.
     """
     return load_settings(path, _SWEEP, overrides)
 
 
 def resolve_sweep(document: YamlDocument, overrides: Sequence[str] = (), *, source: str) -> SweepConfig:
-    """The sweep that a YAML document describes; see `load_sweep_file`."""
+    """The sweep of a YAML document; see `load_sweep_file`."""
     return resolve_settings(document, _SWEEP, overrides, source=source)
 
 
@@ -33,7 +33,7 @@ def dump_sweep(sweep: SweepConfig) -> str:
     """YAML with every default written out; loading it gives an equal sweep."""
     plain = sweep.model_dump(mode="json", exclude_none=True)
     if sweep.start is not None and sweep.start.weights_of is not None:
-        # What the file leaves out is the model's own, which is not known here.
+        # The weights supply the shape that the file leaves out, so do not write defaults.
         plain["model"] = sweep.model.model_dump(mode="json", exclude_unset=True)
         if "tokenizer" not in sweep.model_fields_set:
             del plain["tokenizer"]
@@ -44,7 +44,7 @@ def dump_sweep(sweep: SweepConfig) -> str:
 
 
 def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[Fault]:
-    """Faults of swept keys and values; checked on their own, so that they show beside faults of other sections."""
+    """Faults of swept settings and values, checked separately so that they appear beside faults of other sections."""
     search = values.get("search")
     for path, raw in search.items() if isinstance(search, dict) else ():
         location = f"search.{path}"
@@ -85,7 +85,7 @@ def _value_faults(path: str, value: Any, location: str, line: int | None) -> Ite
 
 
 def sweepable_paths() -> Iterator[str]:
-    """Dotted paths of all settings that trials of one sweep may differ in."""
+    """Dotted paths of all settings that can be swept."""
     for section in RunConfig.model_fields:
         for path in _leaves(section, RunConfig.model_fields[section].annotation):
             if path not in UNSWEEPABLE:

@@ -10,15 +10,19 @@ from data_pipeline.schema.settings import Count, NumBytes, Settings, Share
 
 
 def file_name(name: str) -> str:
-    """A name that a folder may have, as it was given."""
+    """The name, if a folder can have it.
+
+    Raises:
+        ValueError: It contains other characters than letters, digits, dot, dash and underscore.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise ValueError("may hold letters, digits, dot, dash and underscore, and starts with a letter or digit")
+        raise ValueError("may contain letters, digits, dot, dash and underscore, and starts with a letter or digit")
     return name
 
 
 def _percentage(text: str) -> str:
     if not re.fullmatch(r"(100|[0-9]{1,2}(\.[0-9]+)?)\s*%", text):
-        raise ValueError("not a percentage such as 50%")
+        raise ValueError("is not a percentage; write e.g. 50%")
     return text
 
 
@@ -76,7 +80,7 @@ def _duration(value: Any) -> Any:
     text = f"{value:g}s" if isinstance(value, int | float) and not isinstance(value, bool) else value
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(s|min|h|d)\s*", text) if isinstance(text, str) else None
     if match is None or float(match[1]) <= 0:
-        raise ValueError("not a duration; write a positive number with a unit of s, min, h, d, as 90min")
+        raise ValueError("is not a duration; write a positive number with a unit of s, min, h or d, e.g. 90min")
     return f"{match[1]}{match[2]}"
 
 
@@ -126,12 +130,12 @@ class BudgetConfig(Settings):
 
     @property
     def wall_clock_s(self) -> float | None:
-        """The wall-clock in seconds."""
+        """`wall_clock` in seconds."""
         return None if self.wall_clock is None else _seconds(self.wall_clock)
 
     @property
     def shorten_to_s(self) -> float | None:
-        """The time that the sweep is shortened to, in seconds."""
+        """`shorten_to` in seconds."""
         return None if self.shorten_to is None else _seconds(self.shorten_to)
 
     @model_validator(mode="before")
@@ -149,7 +153,10 @@ class BudgetConfig(Settings):
         if self.epochs_per_trial is not None:
             raise ValueError("give tokens_per_trial or epochs_per_trial, not both")
         if self.tokens is not None and self.tokens < self.tokens_per_trial:
-            raise ValueError(f"tokens={self.tokens} is below tokens_per_trial={self.tokens_per_trial}: no trial fits")
+            raise ValueError(
+                f"tokens={self.tokens} is below tokens_per_trial={self.tokens_per_trial}: no trial fits; raise tokens, "
+                "or lower tokens_per_trial"
+            )
         return self
 
 
@@ -164,7 +171,7 @@ class RepeatsConfig(Settings):
     """Settings of the lowest losses that are repeated with other seeds."""
 
     def count(self, num_trials: int) -> int:
-        """Repeats at most, for a search of that number of trials."""
+        """Maximum number of repeats after a search of `num_trials` trials."""
         if self.trials != "auto":
             return self.trials
         return min(6, num_trials // 5) if num_trials >= 10 else 0
@@ -224,7 +231,7 @@ class StartConfig(Settings):
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if not self.model_fields_set & {name for name, value in self if value is not None}:
-            raise ValueError("give settings_of, weights_of or both, or leave start out")
+            raise ValueError("give settings_of, weights_of or both, or remove start")
         return self
 
 

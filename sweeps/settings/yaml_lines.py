@@ -1,4 +1,4 @@
-"""YAML text to plain values, with the line on which each value stands."""
+"""Parses YAML text into plain values with their line numbers."""
 
 import re
 from dataclasses import dataclass, field
@@ -9,23 +9,23 @@ import yaml
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """Values of a YAML text and where they stand."""
+    """Values of a YAML text with their line numbers."""
 
     values: Any
     lines: dict[str, int] = field(default_factory=dict)
     """Dotted path of a key or item to its line, from 1."""
     duplicate_keys: tuple[tuple[str, int], ...] = ()
-    """Dotted paths given more than once, with the line of the later one."""
+    """Dotted paths that occur more than once, with the line of the later one."""
 
     def line_of(self, path: str) -> int | None:
-        """Line of a path, or of the nearest parent that stands in the text."""
+        """Line of a path, or of its nearest parent in the text; None if neither occurs."""
         while path and path not in self.lines:
             path = path.rpartition(".")[0]
         return self.lines.get(path)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `5e-4` is a number, as YAML 1.2 has it; to PyYAML's 1.1 it is a text."""
+    """Safe YAML loader that reads `5e-4` as a number, as YAML 1.2 does; PyYAML's YAML 1.1 reads a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -34,7 +34,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_value(text: str) -> Any:
-    """One YAML value, as given on the command line.
+    """One YAML value from the command line.
 
     Raises:
         yaml.YAMLError: The text is not YAML.
@@ -64,7 +64,7 @@ def _walk(node: yaml.Node, path: str, lines: dict[str, int], duplicates: list[tu
             key = str(key_node.value)
             here = f"{path}.{key}" if path else key
             if key in seen:
-                # safe_load keeps the last one silently; two values for one key are the writer's mistake.
+                # safe_load silently keeps the last value; a duplicate key is a mistake of the user.
                 duplicates.append((here, key_node.start_mark.line + 1))
             seen.add(key)
             lines[here] = key_node.start_mark.line + 1

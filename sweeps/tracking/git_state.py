@@ -1,4 +1,4 @@
-"""Which state of which repository a command was given in."""
+"""The git state of the folder in which a command runs."""
 
 import subprocess
 from pathlib import Path
@@ -7,7 +7,7 @@ _MAX_FILES = 20
 
 
 def git_state(folder: Path) -> dict[str, str]:
-    """What git says of a folder; empty when it is no checkout, or there is no git."""
+    """Commit, branch, remote and changes of a folder; empty outside a checkout or without git."""
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
@@ -31,5 +31,5 @@ def _git(folder: Path, *arguments: str) -> str:
             ["git", *arguments], cwd=folder, capture_output=True, text=True, errors="replace", timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""  # No git, or a repository on a disk that does not answer: the report says that it does not know.
+        return ""  # No git, or a disk that does not respond: the report shows the state as unknown.
     return done.stdout.rstrip() if done.returncode == 0 else ""

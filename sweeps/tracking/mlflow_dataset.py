@@ -1,4 +1,4 @@
-"""The corpus of a sweep as MLflow data sets: one for training, one held out, told apart by digest."""
+"""The corpus of a sweep as MLflow data sets, identified by digest: one for training, one held out."""
 
 import json
 from pathlib import PurePosixPath
@@ -13,9 +13,9 @@ _CONTEXTS: dict[SplitName, str] = {"train": "training", "holdout": "evaluation"}
 
 
 def dataset_inputs(manifest: Manifest) -> list[DatasetInput]:
-    """What every run of a sweep on this corpus has read.
+    """The data sets that every run of a sweep on this corpus reads.
 
-    The digest is the fingerprint of the prepared corpus: other bytes, another tokenizer or other rows give another.
+    The digest is the fingerprint of the prepared corpus; it changes with the corpus, the tokenizer and the packing.
     """
     corpus = manifest.corpus
     paths = [corpus.path] if isinstance(corpus.path, str) else list(corpus.path or ())

@@ -1,4 +1,4 @@
-"""The winner in MLflow's model registry: saved as a pyfunc model without a pickle, registered once a sweep."""
+"""The winner in MLflow's model registry: saved as a pyfunc model without a pickle, registered once per sweep."""
 
 import inspect
 import json
@@ -29,19 +29,19 @@ from mlflow.models import set_model
 
 set_model(ServedModel())
 """
-"""Ends the script that is the model: MLflow runs it instead of reading a pickle ("models from code")."""
+"""Last lines of the model's script: MLflow runs the script instead of loading a pickle ("models from code")."""
 _EXAMPLE_CHARACTERS = 80
-"""Of the text before and after the mask."""
+"""Length of the example before and after the mask."""
 _NEEDS = ("torch", "transformers", "pandas")
 
 
 def save_model(best: Path, into: Path, *, example: str = "") -> None:
-    """Write the pyfunc model: a script, the folder of transformers, signature, an example.
+    """Write the pyfunc model: script, transformers folder, signature, example.
 
     Args:
-        best: Folder of transformers.
-        into: Folder to make.
-        example: A text to try the model with; a masked LM's has a mask in it. Empty: a short one.
+        best: Folder of the model for transformers.
+        into: Folder to create.
+        example: Example input; with a mask for a masked LM. Empty: a short default.
     """
     is_causal = _is_causal(best)
     given, made = Schema([ColSpec("string", TEXT)]), Schema([ColSpec("string", CONTINUED if is_causal else RESTORED)])
@@ -49,7 +49,7 @@ def save_model(best: Path, into: Path, *, example: str = "") -> None:
     into.parent.mkdir(parents=True, exist_ok=True)
     script = into.parent / "served_model.py"
     script.write_text(inspect.getsource(served_model) + _SET_MODEL, encoding="utf-8")
-    # A bar for four local files that are copied.
+    # No progress bar for a copy of four local files.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     mlflow.pyfunc.save_model(
         str(into),
@@ -62,18 +62,18 @@ def save_model(best: Path, into: Path, *, example: str = "") -> None:
 
 
 def mask_of(best: Path) -> str:
-    """How the model in a folder of transformers writes a mask; empty for one that has none."""
+    """Mask token of the model in a transformers folder; empty without one."""
     return str(json.loads((best / "tokenizer_config.json").read_text(encoding="utf-8")).get("mask_token") or "")
 
 
 def example_of(sweep_folder: Path) -> str:
-    """A text of the holdout to try the winner with, cut to what an example needs; empty where none was drawn."""
+    """Example input for the winner: a shortened text of the holdout; empty if no samples were drawn."""
     summary = sweep_folder / "summary.json"
     samples = json.loads(summary.read_text(encoding="utf-8")).get("samples") if summary.is_file() else None
     if not samples:
         return ""
     mask = mask_of(sweep_folder / "best")
-    # Samples show hidden tokens in brackets; the example hides one of them, as a user would.
+    # Samples show masked tokens in brackets; the example masks one of them, as a user would.
     before, bracket, rest = re.sub(r"</?s>", "", str(samples[0]["text"])).partition("⟦")
     _, _, after = rest.partition("⟧")
     text = before[:_EXAMPLE_CHARACTERS]
@@ -84,10 +84,10 @@ def example_of(sweep_folder: Path) -> str:
 
 
 def register(client: MlflowClient, *, name: str, run_id: str, tags: Mapping[str, str]) -> str:
-    """Make the model that lies in a run a version of the registered model `name`, unless it is one already.
+    """Register the model of a run as a version of the registered model `name`, unless it is registered already.
 
     Returns:
-        Its address, as `models:/traffic-mlm/1`.
+        Address of the version, e.g. `models:/traffic-mlm/1`.
     """
     known = client.search_model_versions(f"run_id = '{run_id}'")
     if known:
@@ -116,7 +116,7 @@ def _type(value: float) -> DataType:
 
 
 def _requirement(package: str) -> str:
-    # transformers serves the model and is no part of pretune: any version that has the three forms will do.
+    # transformers serves the model but is no dependency of pretune: any version with the three model types works.
     with suppress(PackageNotFoundError):
         return f"{package}=={version(package).split('+')[0]}"
     return package

@@ -1,8 +1,8 @@
-"""Changes of MLflow runs, brought to the store: request after request, or many at once where that is a SQLite file.
+"""Writes changes of MLflow runs: request by request to a server, or many at once to a SQLite file.
 
-A server takes a run's change in four requests. Of a SQLite file every request would be three or four transactions that
-read back what is known here, each with its own wait for the disk: there the changes of many runs go in one transaction
-of plain inserts, into the tables as MLflow's own classes describe them. Both leave the same rows behind.
+A change of a run takes four requests. On a SQLite file each request is three or four transactions that read back known
+values and wait for the disk. There the changes of many runs go into one transaction of plain inserts, into the tables
+that MLflow's own classes describe. Both ways write the same rows.
 Of a thousand instant trials in a SQLite file, each of the last hundred takes 37 ms of the driver's processor time by
 requests and 2.0 ms by the tables (tests/benchmarks/mlflow_writer.py); its rank at the end adds 7.8 and 0.1 ms. The rest
 of the driver takes 9 to 18 ms a trial, so requests alone exceed the 20 ms that a trial may cost.
@@ -34,41 +34,41 @@ from sqlalchemy import Table, select, tuple_, update
 from sqlalchemy.dialects.sqlite import insert
 
 _TABLES_OF = "3.17."
-"""MLflow's versions whose tables are known here, and proven by tests to be filled as it does; others get requests."""
+"""MLflow versions whose tables this module writes, as verified by tests; other versions get requests."""
 _MAX_TAG_CHARACTERS = 8000
 """MLflow's limit for the value of a tag."""
 
 
 @dataclass
 class RunChange:
-    """What one run is to get."""
+    """A change of one run."""
 
     run_id: str | None
-    """None: it is to be made; set as soon as it is."""
+    """None: create the run; set as soon as it exists."""
     name: str = ""
-    """Of a run that is to be made, as is what follows up to its data sets."""
+    """Name of a new run."""
     started_ms: int | None = None
-    """Since 1970; None: now."""
+    """Start of a new run, in milliseconds since 1970. None: now."""
     datasets: Sequence[DatasetInput] = ()
-    """What it reads, where that is not known of it."""
+    """Data sets that the run reads and the store does not know yet."""
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Sequence[Metric] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     status: str | None = None
-    """MLflow's word for it; None: it stays."""
+    """New status in MLflow's terms. None: unchanged."""
     ended_ms: int | None = None
-    """Since 1970, of a status that ends it."""
+    """End of the run, in milliseconds since 1970, with a final status."""
 
 
 class RunWriter(Protocol):
-    """Brings changes of runs to a store."""
+    """Writes changes of runs to a store."""
 
     def write(self, changes: Sequence[RunChange]) -> None:
-        """All of them. After an exception some may be there; writing them again changes nothing about those."""
+        """Write all changes. After an exception some may be written; writing them again has no effect."""
 
 
 def run_writer(client: MlflowClient, experiment_id: str) -> RunWriter:
-    """The cheapest that the client's store allows."""
+    """The fastest writer for the client's store."""
     store = client._tracking_client.store
     if isinstance(store, SqlAlchemyStore) and store.db_type == "sqlite" and mlflow.__version__.startswith(_TABLES_OF):
         return WritesTables(client, store, experiment_id)
@@ -76,13 +76,13 @@ def run_writer(client: MlflowClient, experiment_id: str) -> RunWriter:
 
 
 class SendsRequests:
-    """One run after another through MLflow's client, to any store."""
+    """Writes run by run through MLflow's client, to any store."""
 
     def __init__(self, client: MlflowClient, experiment_id: str) -> None:
         self._client, self._experiment_id = client, experiment_id
 
     def write(self, changes: Sequence[RunChange]) -> None:
-        """One after another."""
+        """Write the changes one by one."""
         for change in changes:
             self._write(change)
 
@@ -97,8 +97,8 @@ class SendsRequests:
         assert change.run_id is not None
         if change.datasets:
             self._client.log_inputs(change.run_id, list(change.datasets))
-        # All in one request, as far as MLflow's limits allow, which its client sees to. The status comes after it: a
-        # run that has ended, with the outcome of its trial, lacks nothing.
+        # One request if MLflow's limits allow; its client splits it otherwise. The status follows last, so that a run
+        # that has ended is complete.
         self._client.log_batch(
             change.run_id,
             metrics=change.metrics,
@@ -112,16 +112,16 @@ class SendsRequests:
 
 
 class WritesTables:
-    """All runs in one transaction of a SQLite file, nothing read back."""
+    """Writes all runs in one transaction of a SQLite file, without reading back."""
 
     def __init__(self, client: MlflowClient, store: SqlAlchemyStore, experiment_id: str) -> None:
         self._client, self._store, self._experiment_id = client, store, experiment_id
         self._artifacts = str(client.get_experiment(experiment_id).artifact_location)
         self._datasets: dict[tuple[str, str], str] = {}
-        """Name and digest to the id of a data set that is there."""
+        """Id of each stored data set, by name and digest."""
 
     def write(self, changes: Sequence[RunChange]) -> None:
-        """All or nothing, but for data sets of runs that are there without them, which none is that is made here."""
+        """Write all changes or none, except data sets of existing runs without any; this class creates no such runs."""
         new = [(uuid.uuid4().hex, change) for change in changes if change.run_id is None]
         known = [(change.run_id, change) for change in changes if change.run_id is not None]
         for run_id, change in known:
@@ -149,7 +149,7 @@ class WritesTables:
             change.run_id = run_id
 
     def _run(self, run_id: str, change: RunChange) -> dict[str, Any]:
-        """As `SqlAlchemyStore.create_run` makes it."""
+        """Row of a run, as `SqlAlchemyStore.create_run` writes it."""
         return {
             "run_uuid": run_id,
             "name": change.name,
@@ -183,7 +183,7 @@ class WritesTables:
     def _inputs(
         self, run_id: str, datasets: Sequence[DatasetInput]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Rows that say what a run reads, and those of their tags."""
+        """Rows of the data sets that a run reads, and rows of their tags."""
         inputs, tags = [], []
         for dataset in datasets:
             input_id = uuid.uuid4().hex
@@ -193,7 +193,7 @@ class WritesTables:
         return inputs, tags
 
     def _id_of(self, one: DatasetInput) -> str:
-        """Of a data set that another run, its sweep's, reads already."""
+        """Id of a data set that the sweep's run has stored already."""
         key = (one.dataset.name, one.dataset.digest)
         if key not in self._datasets:
             wanted: Any = select(SqlDataset.dataset_uuid).where(
@@ -216,7 +216,7 @@ def _params(run_id: str, change: RunChange) -> Iterable[dict[str, Any]]:
 
 
 def _latest(metrics: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each run and metric the last: by step, time and value, as MLflow has it."""
+    """Last value of each metric of each run, by step, time and value, as in MLflow."""
     latest: dict[tuple[str, str], dict[str, Any]] = {}
     for row in metrics:
         key = (row["run_uuid"], row["key"])
@@ -236,7 +236,7 @@ def _table(model: Any) -> Table:
 
 
 def _insert(session: Any, model: Any, rows: Sequence[Mapping[str, Any]], *, replace: bool = False) -> None:
-    """What is there already stays, or is replaced: what was sent twice is there once."""
+    """Insert rows; existing ones are kept, or replaced with `replace`, so rows sent twice are stored once."""
     if rows:
         session.execute(insert(_table(model)).prefix_with("OR REPLACE" if replace else "OR IGNORE"), rows)
 

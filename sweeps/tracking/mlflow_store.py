@@ -1,4 +1,4 @@
-"""The MLflow store: where it is, whether it answers, the experiment that all sweeps share."""
+"""The MLflow store: its address, its availability, and the experiment that all sweeps share."""
 
 import logging
 import os
@@ -17,34 +17,34 @@ EXPERIMENT = "pretune"
 
 
 class TrackingError(InputFault):
-    """The MLflow store cannot be used; the message says where it is and what to do."""
+    """The MLflow store cannot be used; the message gives its address and a remedy."""
 
 
 def store_uri(results_folder: Path) -> str:
-    """Where runs are recorded: the server of MLFLOW_TRACKING_URI, or a SQLite file next to the results."""
+    """Address of the store: the server of MLFLOW_TRACKING_URI, or a SQLite file next to the results."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results_folder.absolute() / 'mlflow.db'}"
 
 
 def make_quick() -> None:
-    """Have MLflow answer soon and say little, where the environment does not ask for something else."""
+    """Give MLflow short timeouts and little output; variables already in the environment win."""
     # MLflow sends usage data unless told not to, and reports each table of a new SQLite file.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # It would print two lines on every run that ends on a server.
+    # Otherwise MLflow prints two lines for every run that ends on a server.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    # That transformers is not here, which serves a registered model and trains none, is no news to who sweeps.
+    # Hide the warning about a missing transformers: only serving needs it, not training.
     logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
-    # MLflow's own default is to try each request for many minutes.
+    # By default MLflow retries each request for many minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 
 class MlflowStore:
-    """A store that has answered."""
+    """An open MLflow store."""
 
     def __init__(self, results_folder: Path) -> None:
-        """Open the store, and fail now rather than after hours of training.
+        """Open the store; an unusable one fails here and not after hours of training.
 
         Raises:
             TrackingError: The store does not answer or cannot be written.
@@ -59,21 +59,21 @@ class MlflowStore:
 
     @property
     def name(self) -> str:
-        """The store in a message."""
+        """Name of the store for messages."""
         return f"MLflow at {without_password(self.uri)}"
 
     def answers(self) -> bool:
-        """Whether the store is there now; takes seconds at most."""
+        """Whether the store responds now; takes at most some seconds."""
         try:
             with _patience(timeout_s=5, retries=0):
                 self.client.get_experiment(self.experiment_id)
-        except Exception:  # However it fails, it does not answer.
+        except Exception:  # Any failure means that the store is not available.
             return False
         return True
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """An error of MLflow becomes a TrackingError that says what to do."""
+        """Turn MLflow's errors in the block into a TrackingError with a remedy."""
         try:
             yield
         except (MlflowException, OSError, ValueError) as error:
@@ -86,7 +86,7 @@ class MlflowStore:
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is not None:
             return str(experiment.experiment_id)
-        # A server knows where its artifacts go; a local SQLite file does not.
+        # A server sets its artifact location itself; a local SQLite file needs one.
         is_local = self.uri.startswith("sqlite:")
         location = (results_folder.absolute() / "mlartifacts").as_uri() if is_local else None
         # Without this tag MLflow 3 opens the experiment on its pages for agents and prompts.
@@ -94,7 +94,7 @@ class MlflowStore:
         try:
             return str(self.client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags))
         except MlflowException:
-            # Another sweep that starts at the same time was first.
+            # Another sweep created it at the same time.
             experiment = self.client.get_experiment_by_name(EXPERIMENT)
             if experiment is None:
                 raise
@@ -102,7 +102,7 @@ class MlflowStore:
 
 
 def _make_whole(file: Path) -> None:
-    """A new SQLite file with all its tables, or none: one that a killed process left half made is of no use."""
+    """Create the SQLite file with all tables, or not at all: a process killed here leaves no half-made file."""
     if file.exists():
         return
     partial = file.with_name(f".new-{file.name}")
@@ -113,13 +113,13 @@ def _make_whole(file: Path) -> None:
 
 
 def _one_at_a_time(results_folder: Path) -> FileLock:
-    # MLflow makes the tables of a new SQLite file without a lock: two sweeps that begin together make half of each.
+    # MLflow creates the tables of a new SQLite file without a lock: two sweeps starting together would conflict.
     return FileLock(results_folder / ".mlflow.lock")
 
 
 @contextmanager
 def _patience(*, timeout_s: int, retries: int) -> Iterator[None]:
-    # MLflow's default is to try for many minutes; that there is no server must show at once.
+    # By default MLflow retries for many minutes; a missing server must be reported at once.
     wanted = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries)}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -134,7 +134,7 @@ def _patience(*, timeout_s: int, retries: int) -> Iterator[None]:
 
 
 def without_password(text: str) -> str:
-    """The text as it may be shown, whatever addresses stand in it."""
+    """The text with the passwords of all addresses masked."""
     return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 

@@ -1,4 +1,4 @@
-"""Which code, which command and whose run it was, in the tags that MLflow's own pages read."""
+"""Tags with code, command and user of a run, under the names that MLflow's own pages read."""
 
 import getpass
 from pathlib import Path
@@ -19,8 +19,8 @@ def source_tags(command: str, folder: Path) -> dict[str, str]:
     """Tags of every run of a sweep.
 
     Args:
-        command: As it was given.
-        folder: Where it was given. Its git state is recorded; else that of a checkout which pretune runs from.
+        command: The command line.
+        folder: Folder of the command. Its git state is recorded, else that of the checkout that pretune runs from.
     """
     state = git_state(folder) or git_state(Path(sweeps.__file__).parent)
     known = versions()
@@ -41,4 +41,4 @@ def _user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):
-        return ""  # A container may run under a number that no name belongs to.
+        return ""  # A container may run under a user id without a name.

@@ -1,7 +1,7 @@
-"""MLflow: one parent run a sweep, one child run a trial, metrics on the token axis.
+"""MLflow tracking: one parent run per sweep, one child run per trial, metrics on the token axis.
 
-A run's identity is its sweep and trial number, kept as tags, so a sweep that resumes adds to the runs there are.
-MLflow only mirrors the trial folders: a server that goes away stops nothing, and what it missed is sent from them.
+Tags identify a run by its sweep and trial number, so a resumed sweep adds to the existing runs. MLflow only mirrors the
+trial folders: an unavailable server stops nothing, and later receives the missed records from these folders.
 """
 
 import tempfile
@@ -37,12 +37,12 @@ from sweeps.tracking.run_contents import (
 )
 
 _THE_END = "the end of the sweep"
-"""Key in the outbox, besides trial numbers."""
+"""Key in the outbox; the other keys are trial numbers."""
 
 
 @dataclass
 class _Unsent:
-    """What MLflow is still to hear of one trial."""
+    """Records of one trial that are still to be sent to MLflow."""
 
     record: TrialRecord
     reports: list[dict[str, float]] = field(default_factory=list)
@@ -60,11 +60,11 @@ class Tracking:
     """The MLflow runs of one sweep."""
 
     def __init__(self, results_folder: Path, *, say: Callable[[str], None], retry_s: float = RETRY_S) -> None:
-        """Open the store, and fail now rather than after hours of training.
+        """Open the store; an unusable one fails here and not after hours of training.
 
         Args:
-            say: Told in a line when the store goes away in the middle, and when it is back.
-            retry_s: Pause before a store that went away is asked again.
+            say: Called with a line when the store becomes unavailable, and when it is back.
+            retry_s: Pause before an unavailable store is tried again.
 
         Raises:
             TrackingError: The store does not answer or cannot be written.
@@ -77,20 +77,20 @@ class Tracking:
         self._parent_id = ""
         self._runs: dict[int, str] = {}
         self._described: set[int] = set()
-        """Trials whose runs have their settings and say what they read."""
+        """Trials whose runs have their settings and data sets already."""
         self._maybe_made: set[int] = set()
-        """Trials whose runs were to be made when the store went away: it may have made them all the same."""
+        """Trials whose runs the store may have created although the request failed."""
         self._lock = threading.Lock()
         self._unsent: dict[int, _Unsent] = {}
         self._shown_running: set[int] = set()
         self._end: _End | None = None
         self._outbox: Outbox | None = None
         self.is_complete = False
-        """After `start`: the runs of this sweep are there, whole, with the sweep finished."""
+        """After `start`: the sweep is finished and all its runs are complete in the store."""
         self.not_taken = ""
-        """After `finish`: what the store has not taken, in words; empty when it has taken everything."""
+        """After `finish`: records that the store did not accept, as text; empty if it accepted all."""
         self.model_uri = ""
-        """After `finish`: the winner in the model registry, as `models:/traffic-mlm/1`; empty without one."""
+        """After `finish`: the winner in the model registry, e.g. `models:/traffic-mlm/1`; empty without one."""
 
     def start(
         self,
@@ -103,15 +103,15 @@ class Tracking:
         source: Mapping[str, str] | None = None,
         datasets: Sequence[DatasetInput] = (),
     ) -> None:
-        """Find or create the parent run, and send what the trial folders know and MLflow does not.
+        """Find or create the parent run, and send the records of the trial folders that MLflow misses.
 
         Args:
-            params: Settings that all trials share; they go to the parent, so that children show only what differs.
-            source: Tags of the parent and of every trial that starts from now on: which code and command they come of.
-            datasets: What the parent and every trial read.
+            params: Settings that all trials share; the parent run gets them, so children show only the differences.
+            source: Tags with code and command, for the parent and every trial that starts from now on.
+            datasets: Data sets that the parent and every trial read.
 
         Raises:
-            TrackingError: The store answers no longer.
+            TrackingError: The store no longer answers.
         """
         self._name, self._identity = name, identity
         self._source, self._datasets = dict(source or {}), list(datasets)
@@ -128,7 +128,7 @@ class Tracking:
                     self._described.add(number)
                 if run.info.status != "RUNNING":
                     outcomes[number] = run.data.tags.get("pretune.outcome")
-            # A running trial may have reports that MLflow never got; of one that has ended there all is there.
+            # MLflow may miss reports of a running trial; a run that has ended there is complete.
             missed = [r for r in store.load_all() if r.outcome is None or outcomes.get(r.number) != str(r.outcome)]
             self.is_complete = bool(found) and found[0].info.status == "FINISHED" and not missed
             if found and not self.is_complete:
@@ -140,7 +140,7 @@ class Tracking:
             retry_s=self._retry_s,
         )
         for record in missed:
-            # From the first report on: a metric that is there already, at the same token and time, is kept once.
+            # Send all reports: MLflow keeps a metric with the same token and time once.
             self._unsent[record.number] = _Unsent(record, list(store.reports(record)))
             self._outbox.put(record.number)
 
@@ -150,14 +150,14 @@ class Tracking:
         return self._parent_id
 
     def on_event(self, event: TrialEvent, record: TrialRecord, report: dict[str, float] | None) -> None:
-        """A listener of the ledger. Never waits for the store, and never fails."""
+        """A ledger listener. Never waits for the store, never fails."""
         assert self._outbox is not None, "start() comes first"
         with self._lock:
             unsent = self._unsent.setdefault(record.number, _Unsent(record))
             unsent.record = record
             if report is not None:
                 unsent.reports.append(report)
-        # What begins or ends shows at once; numbers on the way go together, some at a time.
+        # Starts and ends are sent at once; reports are collected and sent together.
         self._outbox.put(record.number, can_wait=event is TrialEvent.REPORT)
 
     def finish(
@@ -168,10 +168,10 @@ class Tracking:
         folder: Path,
         refused: Sequence[RefusedProposal] = (),
     ) -> None:
-        """Close the parent run with the ranking and the files that a reader wants; `not_taken` says what is missing.
+        """Close the parent run with ranking and result files; `not_taken` then lists the missing records.
 
         Args:
-            status: How the sweep ended.
+            status: Final status of the sweep.
             records: Best first.
             folder: The sweep's results folder; its files and the winner become artifacts of the parent run.
             refused: Proposals that were never launched; the parent run counts them.
@@ -183,10 +183,11 @@ class Tracking:
         if missing:
             num_trials = len(missing.keys() - {_THE_END})
             what = f"all of {num_trials} trial{'s' if num_trials != 1 else ''}" if num_trials else _THE_END
-            self.not_taken = f"{self._store.name} has not got {what}: {without_password(next(iter(missing.values())))}"
+            reason = without_password(next(iter(missing.values())))
+            self.not_taken = f"{self._store.name} did not receive {what}: {reason}"
 
     def _send(self, keys: Sequence[Hashable]) -> None:
-        """Bring the runs of trials, or the end of the sweep, up to date. Sending the same again changes nothing."""
+        """Bring the runs of trials, or the end of the sweep, up to date. Idempotent."""
         with self._lock:
             unsent = [self._unsent[key] for key in keys if isinstance(key, int) and key in self._unsent]
             news = [(one, one.record, list(one.reports)) for one in unsent]
@@ -204,8 +205,12 @@ class Tracking:
             self._send_end(self._end)
 
     def _write(self, changes: Mapping[int, RunChange]) -> None:
-        """Changes of trials' runs, by number of the trial."""
-        # The server may make a run and go away before it could say so.
+        """Write changes of trials' runs.
+
+        Args:
+            changes: By trial number.
+        """
+        # The server may create a run and fail before it responds.
         self._maybe_made |= {number for number, change in changes.items() if change.run_id is None}
         try:
             self._writer.write(list(changes.values()))
@@ -215,7 +220,7 @@ class Tracking:
             self._maybe_made -= made.keys()
 
     def _change(self, record: TrialRecord, reports: Sequence[Mapping[str, float]]) -> RunChange:
-        """What a trial's run is to get, so that it says all that is known of the trial."""
+        """The change that brings a trial's run up to date."""
         run_id = self._run_of(record.number)
         is_described = record.number in self._described
         change = RunChange(
@@ -262,7 +267,7 @@ class Tracking:
         self._client.set_terminated(self._parent_id, "FINISHED" if end.status is SweepStatus.FINISHED else "KILLED")
 
     def _log_model(self, end: _End, best: TrialRecord) -> None:
-        """The winner as a model that MLflow serves; of a finished sweep also a version in the registry."""
+        """Log the winner as an MLflow model; a finished sweep also registers it as a version."""
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / ARTIFACT
             save_model(end.folder / "best", folder, example=example_of(end.folder))
@@ -288,7 +293,7 @@ class Tracking:
         return {"pretune.sweep": self._identity, "pretune.kind": kind}
 
     def _run_of(self, number: int) -> str | None:
-        """The run of a trial; None: it is to be made."""
+        """Run id of a trial; None if the run does not exist yet."""
         if number in self._maybe_made:
             found = self._find(f"{self._children()} and tags.`pretune.trial` = '{number}'")
             self._maybe_made.discard(number)
@@ -301,7 +306,7 @@ class Tracking:
         return str(run.info.run_id)
 
     def _log(self, run_id: str, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """All of it in as few requests as MLflow's limits allow, which its client sees to."""
+        """Log parameters and tags; the client splits them into requests within MLflow's limits."""
         settings = [Param(name, value) for name, value in as_params(params).items()]
         self._client.log_batch(run_id, params=settings, tags=as_tags(tags))
 
@@ -311,6 +316,6 @@ class Tracking:
 
 
 def _memory_figures(end: _End) -> dict[str, float]:
-    """How often memory had a say, and how well it was predicted."""
+    """Counts of the memory verdicts, and the accuracy of the memory prediction."""
     counts = {verdict.replace(" ", "_"): count for verdict, count in memory_counts(end.records, end.refused).items()}
     return {f"memory/{name}": float(value) for name, value in (calibration(end.records) | counts).items()}

@@ -1,4 +1,4 @@
-"""The MLflow UI on the runs of all sweeps, opened where they stand."""
+"""The MLflow UI for the runs of all sweeps, with links to prepared views."""
 
 import json
 import os
@@ -24,30 +24,30 @@ from sweeps.tracking.mlflow_store import EXPERIMENT, store_uri, without_password
 from sweeps.tracking.run_contents import FINAL_LOSS
 
 _START_S = 120.0
-"""How long the server may take until it answers: seconds on a free machine."""
+"""Maximum seconds until the server answers; a free machine needs only some."""
 _STOP_S = 10.0
 _MODEL_TRAINING = "workflowType=machine_learning"
-"""Without it MLflow 3 opens on its pages for agents and prompts."""
+"""Query part of the address; without it MLflow 3 opens its pages for agents and prompts."""
 _VIEW_TAG = "mlflow.sharedViewState."
-"""Tag of an experiment that holds a view of its runs table: what the UI's own "share view" writes."""
+"""Prefix of experiment tags that store a view of the runs table, as the UI's own "share view" writes them."""
 _SECTION = "pretune"
-"""Section of the charts page that holds our charts."""
+"""Section of the charts page with the charts of pretune."""
 _MAX_COMPARED = 30
-"""Runs on the compare page; more make its address longer than browsers take."""
+"""Maximum number of runs on the compare page; browsers limit the length of its address."""
 
 
 def serve_ui(results_folder: Path, *, host: str, port: int, console: Console) -> None:
-    """Serve the UI until Ctrl-C. A store that is a server already has its own UI: say where.
+    """Serve the UI until Ctrl-C. A tracking server already has a UI: print its addresses and return.
 
     Raises:
-        ResultsError: There is nothing to show, or the port is taken.
+        ResultsError: The results folder has no runs, or the port is in use.
     """
     uri = store_uri(results_folder)
     if uri.startswith("http"):
         _print_addresses(without_password(uri).rstrip("/"), MlflowClient(uri), console)
         return
     if not (results_folder / "mlflow.db").exists() or _experiment_id(MlflowClient(uri)) is None:
-        raise ResultsError(f"{results_folder} holds no runs yet. Run a sweep first, or give --results FOLDER.")
+        raise ResultsError(f"{results_folder} has no runs yet. Run a sweep first, or name a folder with --results.")
     _check_port(host, port)
     artifacts = (results_folder.absolute() / "mlartifacts").as_uri()
     address = f"http://{host}:{port}"
@@ -67,7 +67,7 @@ def _print_addresses(address: str, client: MlflowClient, console: Console) -> No
         [experiment], "tags.`pretune.kind` = 'sweep'", order_by=["attributes.start_time DESC"], max_results=1
     )
     trials = _trials(client, experiment, sweeps[0].info.run_id) if sweeps else []
-    # MLflow nests runs only in order of their dates, so nested and ranked are two addresses.
+    # MLflow nests runs only when sorted by date, so the nested and the ranked table need two addresses.
     nested = _view(trials, order_by="attributes.start_time", ascending=False)
     lines = [("all sweeps", _runs_table(address, client, experiment, "sweeps", nested))]
     if sweeps:
@@ -88,7 +88,7 @@ def _runs_table(address: str, client: MlflowClient, experiment: str, key: str, v
 
 
 def _view(trials: Sequence[Any], *, order_by: str, ascending: bool, query: str = "") -> dict[str, Any]:
-    """State of the runs table, as the UI reads it; the columns are what was swept and what came out."""
+    """State of the runs table, as the UI reads it; columns are the swept settings and the results."""
     return {
         "searchFilter": query,
         "orderByKey": order_by,
@@ -103,9 +103,9 @@ def _view(trials: Sequence[Any], *, order_by: str, ascending: bool, query: str =
 
 
 def _charts(trials: Sequence[Any]) -> dict[str, Any]:
-    """Charts above those that MLflow makes of every metric: the settings beside the final loss, losses over tokens.
+    """Charts above MLflow's own chart per metric: settings against the final loss, and losses over tokens.
 
-    Its own compare page has no such choice: it takes the first metric of the first run.
+    MLflow's compare page cannot be configured so: it shows the first metric of the first run.
     """
     shared = {"metricSectionId": _SECTION, "deleted": False, "isGenerated": False, "runsCountToCompare": _MAX_COMPARED}
     settings: dict[str, Any] = {"type": "PARALLEL", "uuid": f"{_SECTION}-settings", "showAllRuns": True}
@@ -121,7 +121,7 @@ def _charts(trials: Sequence[Any]) -> dict[str, Any]:
     return {
         "compareRunCharts": [shared | chart for chart in charts],
         "compareRunSections": [section],
-        # Sections stay in this order: ours before those by the first part of a metric's name.
+        # Keep this order: our section comes before MLflow's sections by metric prefix.
         "isAccordionReordered": True,
     }
 
@@ -152,7 +152,7 @@ def _trials_of(sweep_run: str) -> str:
 
 
 def _compare_page(address: str, experiment: str, trials: Sequence[Any]) -> str:
-    # The page plots only what all its runs have, so trials without a loss stay out.
+    # The page plots only metrics that all runs have, so leave out trials without a loss.
     compared = [trial.info.run_id for trial in trials if FINAL_LOSS in trial.data.metrics]
     runs = quote(json.dumps(compared, separators=(",", ":")))
     return f"{address}/#/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment]))}&{_MODEL_TRAINING}"
@@ -162,7 +162,7 @@ def _compare_page(address: str, experiment: str, trials: Sequence[Any]) -> str:
 def _server(uri: str, artifacts: str, *, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--default-artifact-root", artifacts, "--host", host, "--port", str(port), "--workers", "1"]
-    # Its workers for judging prompts would be seven more processes; its log is one line a request.
+    # Job execution would start seven more processes; the server's log has one line per request.
     quiet = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -171,7 +171,7 @@ def _server(uri: str, artifacts: str, *, host: str, port: int) -> Iterator[subpr
     server = subprocess.Popen(
         [*command, "--uvicorn-opts", "--log-level warning"],
         env=os.environ | quiet,
-        # A group of its own: Ctrl-C reaches us alone, and we end all of it.
+        # Own process group: Ctrl-C reaches only this process, which then ends the whole group.
         start_new_session=True,
     )
     before = signal.signal(signal.SIGTERM, _interrupt)
@@ -200,7 +200,7 @@ def _end_group(server: subprocess.Popen[bytes]) -> None:
 
 
 def _is_alive(server: subprocess.Popen[bytes]) -> bool:
-    server.poll()  # Takes the exit status, without which an ended server still counts as a member of its group.
+    server.poll()  # Reap the exit status: an unreaped server still counts as a member of its group.
     try:
         os.killpg(server.pid, 0)
     except ProcessLookupError:
@@ -212,13 +212,13 @@ def _wait_until_up(server: subprocess.Popen[bytes], address: str) -> None:
     give_up_at = time.monotonic() + _START_S
     while time.monotonic() < give_up_at:
         if server.poll() is not None:
-            raise ResultsError(f"the MLflow server ended with exit code {server.returncode}; what it said stands above")
+            raise ResultsError(f"the MLflow server ended with exit code {server.returncode}; see its output above")
         try:
             with urllib.request.urlopen(f"{address}/health", timeout=5):
                 return
         except OSError:
             time.sleep(0.2)
-    raise ResultsError(f"the MLflow server does not answer at {address} after {_START_S:.0f} s")
+    raise ResultsError(f"the MLflow server at {address} does not answer after {_START_S:.0f} s; run the command again")
 
 
 def _experiment_id(client: MlflowClient) -> str | None:
@@ -233,5 +233,5 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ResultsError(
-                f"port {port} on {host} cannot be used ({error.strerror}). Give another: --port 5001."
+                f"port {port} on {host} cannot be used ({error.strerror}). Choose another, e.g. --port 5001."
             ) from error

@@ -1,4 +1,4 @@
-"""Things to send to a service that may go away: sent in order by a thread of their own, tried again until taken."""
+"""Queue for a service that may become unavailable: a thread sends entries in order and retries until they succeed."""
 
 import itertools
 import math
@@ -9,19 +9,19 @@ from collections.abc import Callable, Hashable, Sequence
 from data_pipeline.schema.user_errors import first_line
 
 RETRY_S = 15.0
-"""Pause before a service that went away is asked again."""
+"""Pause before an unavailable service is tried again."""
 PATIENT_S = 10.0
-"""Pause between two sendings of what can wait: it then goes in one."""
+"""Pause between two sendings of an entry that can wait: everything new in between is sent together."""
 GATHER_S = 1.0
-"""Wait of what cannot wait for what comes right after it: it goes along."""
+"""Delay of urgent entries, so that entries right after them are sent together with them."""
 MOST_AT_ONCE = 100
-"""Keys sent together."""
+"""Maximum number of keys sent together."""
 
 
 class Outbox:
-    """What is still to be sent, as keys; what a key stands for is known by the one who sends it.
+    """Keys that are still to be sent; the send function knows the content behind a key.
 
-    Putting a key never waits and never fails, so that whoever has something to tell is not held up.
+    `put` never waits and never fails, so it does not hold up its caller.
     """
 
     def __init__(
@@ -37,11 +37,10 @@ class Outbox:
         """Start the thread.
 
         Args:
-            send: Sends all that these keys stand for. An exception means: not taken. Called again then, for one key
-                after the other where the service is there and so refuses one of them, and it may be that a part was
-                taken.
-            answers: Whether the service is there at all; quick.
-            say: Told once when the service goes away, and once when it is back.
+            send: Sends the content of these keys. An exception means failure, perhaps after a part was sent; it is then
+                called again, key by key if the service is available and so refuses one of them.
+            answers: Returns quickly whether the service is available.
+            say: Called once when the service becomes unavailable, and once when it is back.
         """
         self._send, self._answers, self._say = send, answers, say
         self._retry_s, self._patient_s, self._gather_s = retry_s, patient_s, gather_s
@@ -56,10 +55,10 @@ class Outbox:
         self._thread.start()
 
     def put(self, key: Hashable, *, can_wait: bool = False) -> None:
-        """Have this sent, after what is waiting already.
+        """Send the content of a key, after the entries that wait already.
 
         Args:
-            can_wait: Not so soon after this key was sent last, so that many small things go in one.
+            can_wait: Keep a pause since this key was sent last, so that many small changes are sent together.
         """
         with self._changed:
             if not can_wait:
@@ -71,10 +70,10 @@ class Outbox:
             self._changed.notify_all()
 
     def close(self) -> dict[Hashable, str]:
-        """Send what can be sent, and stop. A service that is away is asked once more, then no longer waited for.
+        """Send the remaining keys, and stop. An unavailable service is tried once more, then given up.
 
         Returns:
-            What was not taken, with the reason.
+            The keys that could not be sent, with the reason.
         """
         with self._changed:
             self._is_closing = True
@@ -89,10 +88,10 @@ class Outbox:
     def _deliver(self, due: dict[Hashable, int]) -> None:
         try:
             self._send(list(due))
-        except Exception as error:  # Whatever it is, the one who put the keys cannot mend it, and must continue.
+        except Exception as error:  # The caller of `put` cannot fix any failure and must not stop for it.
             if not self._answers():
                 self._is_away = True
-                self._say("does not answer; the work continues, and what it misses is sent when it is back")
+                self._say("does not answer; training continues, and missed records are sent when it answers again")
             elif len(due) == 1:
                 self._not_taken(*due.popitem(), error)
             else:
@@ -103,7 +102,7 @@ class Outbox:
             self._taken(due)
 
     def _next(self) -> dict[Hashable, int] | None:
-        """The keys to send now; waits for one, and for the service. None: there is nothing more to do."""
+        """The keys to send now; waits for a key and for the service. None: nothing is left to do."""
         while True:
             with self._changed:
                 while not (due := self._ready()):
@@ -115,12 +114,12 @@ class Outbox:
                 self._changed.wait_for(lambda: self._is_closing, timeout=self._retry_s)
             if self._answers():
                 self._is_away = False
-                self._say("answers again; it gets what it missed")
+                self._say("answers again; the missed records are being sent")
             elif self._is_closing:
                 return None
 
     def _ready(self) -> dict[Hashable, int]:
-        """What is due, and with it what is so soon; empty: nothing is due."""
+        """Keys that are due, together with those due very soon; empty if none is due."""
         due = self._due
         if not self._is_closing:
             now = time.monotonic()
@@ -130,7 +129,7 @@ class Outbox:
         return dict(itertools.islice(due.items(), MOST_AT_ONCE))
 
     def _until_ready(self) -> float | None:
-        """Seconds until the first of what is due may go; None: nothing is due."""
+        """Seconds until the first key is due; None without keys."""
         now = time.monotonic()
         return min((max(0.0, self._not_before.get(key, 0.0) - now) for key in self._due), default=None)
 
@@ -138,12 +137,12 @@ class Outbox:
         with self._changed:
             for key, put in due.items():
                 self._not_before[key] = time.monotonic() + self._patient_s
-                # Put again while it was being sent: it stays due.
+                # A key that was put again during sending stays due.
                 if self._due[key] == put:
                     del self._due[key]
 
     def _not_taken(self, key: Hashable, put: int, error: Exception) -> None:
-        """The service is there and refuses this one: it must not hold up the others."""
+        """Drop a key that the service refuses, so that it does not hold up the others."""
         with self._changed:
             if self._due[key] == put:
                 del self._due[key]

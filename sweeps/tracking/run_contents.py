@@ -13,10 +13,10 @@ from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialRecord
 
 FINAL_LOSS = "final/holdout_loss_nats_per_token"
-"""Metric by which the runs table and the compare page rank trials."""
+"""Metric that ranks trials in the runs table and on the compare page."""
 
 _LOSS = "loss_nats_per_token"
-"""Ends the names of losses."""
+"""Suffix of the names of losses."""
 _MAX_PARAM_CHARACTERS = 6000
 """MLflow's limit for one parameter value."""
 
@@ -32,7 +32,7 @@ STATUS = {
 
 
 def final_metrics(record: TrialRecord) -> list[Metric]:
-    """What a trial has come to."""
+    """Final metrics of a trial."""
     final = {
         FINAL_LOSS: record.loss,
         "final/best_holdout_loss_nats_per_token": record.best_loss,
@@ -53,7 +53,7 @@ def final_metrics(record: TrialRecord) -> list[Metric]:
 
 
 def final_tags(record: TrialRecord) -> dict[str, str]:
-    """How it ended, and why."""
+    """Tags with the outcome of a trial and its reason."""
     outcome = record.outcome or Outcome.INTERRUPTED
     return {
         "pretune.outcome": str(outcome),
@@ -67,10 +67,10 @@ def final_tags(record: TrialRecord) -> dict[str, str]:
 
 def report_metrics(record: TrialRecord, report: Mapping[str, float]) -> list[Metric]:
     """Metrics of one report of a trial, losses first."""
-    # The time is made of what the trial folder holds, not read from a clock, so that the same report sent twice is the
-    # same metric. Time spent waiting between parts of a trial is left out.
+    # Derive the time from the trial folder instead of a clock, so that a report sent twice gives the same metric.
+    # Waiting time between parts of a trial does not count.
     at_ms = as_ms(record.started_at) + round(report.get("training_s", 0.0) * 1000)
-    # Losses first: MLflow's pages show the metric that a run has had longest.
+    # Losses first: MLflow's pages show the metric logged first.
     names = sorted(report.keys() - {"tokens"}, key=lambda name: (not name.endswith(_LOSS), name))
     values = {name: report[name] for name in names}
     return as_metrics(values, step=int(report["tokens"]), at_ms=at_ms)
@@ -78,7 +78,7 @@ def report_metrics(record: TrialRecord, report: Mapping[str, float]) -> list[Met
 
 def as_metrics(values: Mapping[str, float], *, step: int, at_ms: int) -> list[Metric]:
     """Values as MLflow's metrics at one step; NaN becomes infinity."""
-    # MLflow stores NaN as NaN on SQLite and refuses it elsewhere: an infinity is understood by both.
+    # MLflow stores NaN on SQLite and refuses it elsewhere; both accept infinity.
     return [
         Metric(name, float(value) if not math.isnan(value) else math.inf, at_ms, step) for name, value in values.items()
     ]

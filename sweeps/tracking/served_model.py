@@ -1,6 +1,6 @@
-"""The winner as MLflow serves it: a table of texts in, restored or continued texts out.
+"""The winner as an MLflow model: takes a table of texts, returns restored or continued texts.
 
-`mlflow_model.py` copies this file into the model, where nothing of pretune need be installed: it imports nothing of it.
+`mlflow_model.py` copies this file into the model. It imports nothing from pretune, so serving needs no pretune.
 """
 
 from typing import Any
@@ -10,18 +10,18 @@ import torch
 from mlflow.pyfunc.model import PythonModel
 
 FOLDER = "best"
-"""Name of the artifact that is the model's folder of Hugging Face transformers."""
+"""Name of the artifact with the model's folder for Hugging Face transformers."""
 TEXT, RESTORED, CONTINUED = "text", "restored", "continuation"
-"""Columns: what is given; what a masked LM answers; what a causal LM answers."""
+"""Columns: the input; the output of a masked LM; the output of a causal LM."""
 DEFAULTS = {"max_new_tokens": 64, "temperature": 0.0, "seed": 0}
-"""Parameters of continuations. Temperature 0: always the likeliest token."""
+"""Parameters of continuations. Temperature 0: greedy."""
 
 
 class ServedModel(PythonModel):
-    """Fills the masks of texts, or continues texts, by what kind of model it is."""
+    """Fills the masks of texts (masked LM) or continues texts (causal LM)."""
 
     def load_context(self, context: Any) -> None:
-        """Load the folder of transformers that the model carries."""
+        """Load the transformers folder among the model's artifacts."""
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
         folder = context.artifacts[FOLDER]
@@ -31,10 +31,10 @@ class ServedModel(PythonModel):
         self._model = auto.from_pretrained(folder, local_files_only=True).eval()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """A row for each row of `model_input`, in its order.
+        """One output row per row of `model_input`, in the same order.
 
         Raises:
-            ValueError: A text is longer than the model takes; says which row.
+            ValueError: A text is longer than the model accepts; the message names the row.
         """
         texts = [str(text) for text in model_input[TEXT]]
         if self._is_causal:
@@ -46,7 +46,7 @@ class ServedModel(PythonModel):
 
     @torch.no_grad()
     def _restored(self, text: str, row: int) -> str:
-        """The text with the likeliest token in the place of each mask."""
+        """The text with each mask replaced by the most likely token."""
         tokens_1T = self._tokenizer(text, return_tensors="pt")["input_ids"]
         longest = self._tokenizer.model_max_length
         if tokens_1T.shape[1] > longest:
@@ -56,14 +56,14 @@ class ServedModel(PythonModel):
         pieces = text.split(mask)
         guesses = guessed_1T[tokens_1T == self._tokenizer.mask_token_id].tolist()
         restored = pieces[0]
-        # The text itself stays as it was written: a tokenizer need not give it back to the letter.
+        # Keep the original text between the masks: decoding may not reproduce it exactly.
         for guess, piece in zip(guesses, pieces[1:], strict=True):
             restored += str(self._tokenizer.decode([guess])) + piece
         return restored
 
     @torch.no_grad()
     def _continued(self, text: str, params: dict[str, Any]) -> str:
-        """What follows the text, without it, as far as the model's positions go."""
+        """The continuation without the text, limited by the model's positions."""
         longest = self._tokenizer.model_max_length
         tokens_1T = self._tokenizer(text, return_tensors="pt")["input_ids"]
         if tokens_1T.shape[1] >= longest:
@@ -75,7 +75,7 @@ class ServedModel(PythonModel):
             tokens_1T,
             attention_mask=torch.ones_like(tokens_1T),
             max_new_tokens=min(params["max_new_tokens"], longest - tokens_1T.shape[1]),
-            # Nothing is padded; transformers would say so at every call.
+            # No padding is used, but transformers warns at every call without this.
             pad_token_id=self._tokenizer.eos_token_id,
             **sampling,
         )

@@ -22,13 +22,13 @@ class _File:
 
 
 class TensorBoardLog:
-    """Event files of each trial, in `<trial folder>/tensorboard`: one for each time that it runs.
+    """Writes event files to `<trial folder>/tensorboard`, one for each time that a trial runs.
 
-    The library's usual writer has a thread, a pipe and a lock between processes for each file. Here there is an event
-    a report, and a file is open no longer than its trial runs.
+    The library's usual writer needs a thread, a pipe and an inter-process lock per file. This one writes one event per
+    report, and closes the file when its trial stops running.
 
     Args:
-        flush_every_s: A trial's reports can be seen that long after they came, if others have come since.
+        flush_every_s: Minimum seconds between two flushes of a trial's file; a report triggers them.
     """
 
     def __init__(self, trials_folder: Path, *, flush_every_s: float = _FLUSH_EVERY_S) -> None:
@@ -49,7 +49,7 @@ class TensorBoardLog:
             self._open.pop(record.number).writer.close()
 
     def close(self) -> None:
-        """Finish the event files of trials that were cut off."""
+        """Close the event files of interrupted trials."""
         for file in self._open.values():
             file.writer.close()
         self._open.clear()
@@ -57,7 +57,7 @@ class TensorBoardLog:
     def _begin(self, record: TrialRecord) -> _File:
         folder = self._folder / record.name / "tensorboard"
         folder.mkdir(parents=True, exist_ok=True)
-        # The library tells files apart by the second, and would empty one that is there.
+        # The library names files by the second, and would truncate an existing one.
         file = _File(EventsWriter(str(folder / "events"), f".{time.time_ns()}"), time.monotonic())
         self._open[record.number] = file
         return file

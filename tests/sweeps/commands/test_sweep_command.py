@@ -262,7 +262,7 @@ def test_the_same_command_again_finds_everything_done_and_makes_no_new_run(
     before = (sweep_folder(results, "tiny") / "trials.csv").read_bytes()
     code, output = run("sweep", tiny[0], "--results", results)
     assert code == 0
-    assert "everything was done already" in output
+    assert "the sweep was already finished" in output
     assert {run.info.run_id for run in child_runs(results, "tiny")} == runs
     assert (sweep_folder(results, "tiny") / "trials.csv").read_bytes() == before
 
@@ -279,9 +279,9 @@ def test_a_changed_file_takes_over_what_still_holds_and_mlflow_says_where_it_com
     count = f"budget.trials={len(valid)}"
     code, output = run("sweep", tiny[0], "--results", tmp_path, "--set", count, "--set", "searcher.seed=1")
     assert code == 0, output
-    assert f"is a new sweep; against {earlier.name}:" in output
+    assert f"is a new sweep; changes from {earlier.name}:" in output
     assert "searcher.seed: 0 -> 1" in output
-    assert f"{len(valid)} finished trials still hold and are taken over: {valid[0].name}" in output
+    assert f"{len(valid)} finished trials are still valid and taken over: {valid[0].name}" in output
     (now,) = (folder for folder in tmp_path.glob("tiny-*") if folder.name != earlier.name)
     records = TrialStore(now / "trials").load_all()
     taken = {one.name: one.taken_over_from for one in records if one.taken_over_from}

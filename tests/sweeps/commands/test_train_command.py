@@ -135,7 +135,7 @@ def test_the_model_of_a_staged_training_has_positions_for_its_longest_stage(
 def test_the_same_command_again_trains_nothing(staged: tuple[str, str, list[float]], results: Path) -> None:
     code, output = run("train", results / "small-staged.yaml", "--results", results)
     assert code == 0
-    assert "everything was done already" in output
+    assert "the sweep was already finished" in output
 
 
 def test_the_folder_of_a_sweep_says_what_to_train_and_where_to_continue(results: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_changed_setting_is_named_by_its_path_with_the_old_and_the_new_value()
 def test_more_trials_take_over_what_is_finished_and_name_the_sweep_compared_with(results: Path) -> None:
     records, said = begun(results, tiny_sweep("budget.trials=9"))
     (earlier,) = (folder for folder in results.glob("tiny-*") if not (folder / CHANGES_FILE).exists())
-    assert f"is a new sweep; against {earlier.name}:" in said
+    assert f"is a new sweep; changes from {earlier.name}:" in said
     assert "budget.trials: 6 -> 9" in said
     assert f"pretune sweep {earlier / 'sweep.yaml'}" in said
     # Infeasible ones are known by the memory file, an interrupted one was never finished.
@@ -131,13 +131,13 @@ def test_a_trial_taken_over_brings_its_curve_and_its_weights(results: Path) -> N
 def test_nothing_is_taken_over_where_training_would_be_another(results: Path, override: str) -> None:
     records, said = begun(results, tiny_sweep(override))
     assert records == []
-    assert "0 finished trials still hold" in said
+    assert "0 finished trials are still valid" in said
 
 
 def test_nothing_is_taken_over_from_other_data(results: Path) -> None:
     records, said = begun(results, tiny_sweep("budget.trials=9"), data="fedcba9876543210")
     assert records == []
-    assert "the corpus's own bytes" in said
+    assert "the content of the corpus" in said
 
 
 def test_trials_outside_the_new_space_stay_where_they_are(results: Path) -> None:

@@ -47,5 +47,5 @@ def test_results_that_cannot_be_written_end_no_sweep_and_are_told(tmp_path: Path
         so_far.on_event(TrialEvent.ENDED, records[0], None)
         so_far.close()
 
-    with pytest.warns(UserWarning, match="could not be written: FileNotFoundError"):
+    with pytest.warns(UserWarning, match="cannot write the intermediate results to .*away: FileNotFoundError"):
         write()

@@ -120,7 +120,7 @@ def test_page_has_the_confusion_matrix_and_what_scratch_came_to(done: tuple[dict
     page = (folder / "report.html").read_text()
     assert 'aria-label="confusion-matrix"' in page
     assert 'aria-label="epochs"' in page
-    assert "pretraining is worth" in page
+    assert "pretraining gains" in page
     assert (folder / "confusion.svg").read_text().startswith("<svg")
     scratch = figures["from_scratch"]
     assert isinstance(scratch, dict)
@@ -198,7 +198,7 @@ def test_every_mistake_is_one_line_before_any_training(tmp_path: Path, encoder: 
         ((encoder, rows, "--classify", "animal", "--text", "txt"), "did you mean --text text?"),
         ((encoder, one_class, "--classify", "animal"), "one class only"),
         ((encoder, lonely, "--classify", "animal"), "--least-rows 2"),
-        ((encoder, rows, "--classify", "animal", "--max-tokens", 1000), "the model takes 3 to 32"),
+        ((encoder, rows, "--classify", "animal", "--max-tokens", 1000), "is out of range; give 3 to 32"),
         ((tmp_path / "reshaped", rows, "--classify", "animal"), "cannot be loaded"),
         ((tmp_path, rows, "--classify", "animal"), "holds no trained model"),
         ((encoder, tmp_path / "nowhere.csv", "--classify", "animal"), "does not exist"),

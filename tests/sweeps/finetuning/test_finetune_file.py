@@ -155,7 +155,7 @@ def test_a_fault_of_the_model_and_one_of_the_rows_are_told_together(folder: Path
         (f"corpus.path={one_class}", "one class only, 'cat'"),
         (f"corpus.path={lonely}", "corpus.least_rows: 2"),
         ("corpus.text=txt", "did you mean corpus.text: text?"),
-        ("corpus.max_tokens=1000", "corpus.max_tokens: 1000: the model takes 3 to 32"),
+        ("corpus.max_tokens=1000", "corpus.max_tokens: 1000: is out of range; give 3 to 32"),
         (f"start.weights_of={tmp_path}", "holds no model"),
         (f"start.weights_of={decoder}", "corpus.label needs an encoder"),
     ):
@@ -172,9 +172,11 @@ def test_options_beside_a_file_and_files_of_another_kind_are_refused(folder: Pat
     assert "rows.csv, --classify, --epochs: " in beside.output
     assert "--set training.epochs=4" in beside.output
     sweep_file = run(ROOT / "sweeps/configs/quickstart.yaml")
-    assert "this is not a file of a fine-tuning; pretune sweep carries it out" in sweep_file.output
+    assert "does not belong in a fine-tuning file; run this file with pretune sweep" in sweep_file.output
     as_a_sweep = CliRunner().invoke(app, ["plan", str(folder / "animals.yaml")])
     assert as_a_sweep.exit_code == 2
-    assert "line 3: objective: says that this is not a sweep file; pretune finetune carries it out" in as_a_sweep.output
+    assert (
+        "line 3: objective: does not belong in a sweep file; run this file with pretune finetune" in as_a_sweep.output
+    )
     without_rows = run(folder / "encoder" / "best")
     assert "pretune finetune MODEL ROWS.csv --classify COLUMN" in without_rows.output

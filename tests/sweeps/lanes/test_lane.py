@@ -55,7 +55,7 @@ SHORT = OomFacts("device", "torch.OutOfMemoryError", "CUDA out of memory", 1024,
     ("error", "kernel_kills", "kind", "words"),
     [
         (VANISHED, 0, WorkersLostError, "rank 1: WorkerHealthCheckFailedError"),
-        (VANISHED, 1, WorkerKilledForMemoryError, "the kernel killed for memory on the worker's node"),
+        (VANISHED, 1, WorkerKilledForMemoryError, "the kernel of the worker's node killed a process for memory"),
         (STARVED, 0, WorkersLostError, "the node ran low on memory, and Ray ended a worker"),
         (UpdateOutOfMemoryError(SHORT), 0, TrialOutOfMemoryError, "out of memory in optimizer on rank 1: CUDA out of"),
         (MemoryError(), 0, TrialOutOfMemoryError, "out of memory on rank None"),

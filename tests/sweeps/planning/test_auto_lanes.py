@@ -65,7 +65,7 @@ def test_a_way_that_ran_out_of_memory_is_not_chosen(tmp_path: Path) -> None:
 @needs_two_cores
 def test_a_long_sweep_is_measured_and_a_short_one_is_not(tmp_path: Path) -> None:
     short = choice(tiny_sweep(), tmp_path)
-    assert short == AutoLanes(min(CORES, 6), max(1, CORES // 6), "not measured, for the sweep is short")
+    assert short == AutoLanes(min(CORES, 6), max(1, CORES // 6), "not measured: the sweep is short")
     long = choice(tiny_sweep(*LONG), tmp_path)
     assert long is not None
     # Beside other work, or where that leaves no time, the words say so.

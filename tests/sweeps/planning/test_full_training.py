@@ -122,7 +122,7 @@ def test_a_results_folder_is_trained_for_as_long_as_asked(results: Path) -> None
 
 
 FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "no length": ("FOLDER", {}, "how long? The trials of tiny-01234567 had 30,000 tokens; give --tokens"),
+    "no length": ("FOLDER", {}, "--tokens is missing: the trials of tiny-01234567 had 30,000 tokens"),
     "no such trial": ("FILE", {"chosen": "trial-0009"}, "has no such trial; it has trial-0001, trial-0002, trial-0004"),
     "an infeasible trial": ("FILE", {"chosen": "trial-0003"}, "has only one that ended as INFEASIBLE; it has"),
     "no folder of a sweep": ("EMPTY", {}, "is no results folder of a sweep: it has no sweep.yaml"),
@@ -158,7 +158,7 @@ def test_a_sweep_file_must_say_whose_values(tmp_path: Path, results: Path) -> No
 def test_tokens_and_stages_contradict(file: Path, results: Path) -> None:
     staged = TRAIN[: TRAIN.index("budget")].replace(", sequence_length: 32", "") + "stages: [{tokens: 1000}]\n"
     file.write_text(staged)
-    with pytest.raises(InputFault, match="--tokens: the file has stages, and they say how long it is"):
+    with pytest.raises(InputFault, match="--tokens 1000: the stages of the file set the length"):
         plan(file, results, tokens=1000)
 
 

@@ -95,7 +95,7 @@ def test_what_the_figures_hold_for_is_said_and_what_of_a_gpus_memory_nobody_has_
 
 
 def test_memory_that_nobody_can_mean_is_refused_with_what_is_known() -> None:
-    with pytest.raises(InputFault, match=r"RTX 4090.*Or give --memory 24GiB"):
+    with pytest.raises(InputFault, match=r"RTX 4090.*or give --memory 24GiB"):
         memory_of(planned(), memory=None, device="RTX 9999")
     with pytest.raises(InputFault, match="--memory lots"):
         memory_of(planned(), memory="lots", device=None)

@@ -53,7 +53,7 @@ def test_written_file_names_the_column_and_plans(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["plan", str(target)]).exit_code == 0
     again = CliRunner().invoke(app, ["new", str(corpus), "-o", str(target)])
     assert again.exit_code == 2
-    assert "is there already" in again.output
+    assert "exists already" in again.output
 
 
 def test_corpus_that_a_sweep_would_refuse_is_refused_with_the_reasons(tmp_path: Path) -> None:

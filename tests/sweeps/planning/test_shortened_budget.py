@@ -30,7 +30,7 @@ def test_a_machine_that_is_fast_enough_trains_what_the_file_says(tmp_path: Path)
     sweep, words = shortened("10d", tmp_path)
     assert sweep.budget.tokens_per_trial == ASKED
     assert sweep.budget.shorten_to is None, "the resolved file is the sweep itself, on any machine"
-    assert "as the file says" in words
+    assert "as in the file" in words
 
 
 def test_a_slow_machine_lowers_the_tokens_in_proportion_to_its_rate_and_says_so(
@@ -67,7 +67,7 @@ def test_a_machine_too_busy_to_be_measured_is_taken_to_be_slow(tmp_path: Path, m
     monkeypatch.setattr(room, "_tokens_per_s", lambda *_, **__: None)
     sweep, words = shortened("1s", tmp_path)
     assert sweep.budget.tokens_per_trial < ASKED
-    assert "is too busy to be measured, and is taken to train" in words
+    assert "is too busy to be measured and is assumed to train" in words
 
 
 def test_the_rate_of_this_machine_is_measured_for_real(tmp_path: Path) -> None:
@@ -78,5 +78,5 @@ def test_the_rate_of_this_machine_is_measured_for_real(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["soon", "0s", "-1min"])
 def test_a_time_that_is_none_is_refused_with_the_units(value: str) -> None:
-    with pytest.raises(InputFault, match=r"shorten_to.*write a positive number with a unit of s, min, h, d"):
+    with pytest.raises(InputFault, match=r"shorten_to.*write a positive number with a unit of s, min, h or d"):
         tiny_sweep(f"budget.shorten_to={value}")

@@ -89,7 +89,7 @@ def test_everything_that_contradicts_the_folder_is_named_at_once_with_what_to_do
     assert f"model.layers=3 is not the 2 of {folder}; leave model.layers out" in message
     assert "model.tied_embeddings=False is not the True" in message
     assert "tokenizer: kind byte-bpe would be trained anew" in message
-    assert "search.model.layers: the weights have one shape; leave it out" in message
+    assert "search.model.layers: the weights have a fixed shape; remove it from search" in message
     assert "model.width" not in message, "32 is what the folder has"
 
 

@@ -118,7 +118,7 @@ def test_a_store_that_goes_away_stops_nothing_and_gets_the_rest_when_it_is_back(
     monkeypatch.setattr(Mirror, "push", failing)
     with mirror.following(say=said.append, every_s=0.05):
         assert taken.wait(HANGS_AFTER_S), "it was not tried again"
-    assert said == [f"{bucket}/away does not take the results (no route to host); they are in {tmp_path / 'here'}"]
+    assert said == [f"cannot upload results to {bucket}/away (no route to host); they are in {tmp_path / 'here'}"]
     assert Mirror(tmp_path / "there", f"{bucket}/away").pull() == len(files)
 
 
@@ -143,7 +143,7 @@ def test_a_fresh_node_gets_the_sweep_back_and_the_newer_copy_wins(bucket: str, t
     assert contents(second / "prepared") == {"0123/manifest.json": b"{}"}
     results.bring_back(second / "sweep-1")
     assert contents(second / "sweep-1") | {PART_FILE: b""} == fill(tmp_path / "expected") | {PART_FILE: b""}
-    assert said == [f"results  6 files brought back from {uri}/sweep-1"]
+    assert said == [f"results  6 files restored from {uri}/sweep-1"]
     with results.following(second / "sweep-1", second / "prepared/0123"):
         (second / "sweep-1/trials.csv").write_text("longer than before\n")
 
@@ -200,7 +200,7 @@ def test_a_worker_on_another_node_goes_on_from_checkpoints_at_the_uri_and_sends_
 
 
 def test_a_bucket_that_is_not_there_is_named_before_anything_starts(bucket: str, tmp_path: Path) -> None:
-    with pytest.raises(UriError, match=r"cannot be kept at s3://nobodys/sweeps .*the bucket must be there"):
+    with pytest.raises(UriError, match=r"cannot write results to s3://nobodys/sweeps .*the bucket must exist"):
         results_at(tmp_path, "s3://nobodys/sweeps")
 
 
@@ -246,7 +246,7 @@ def test_a_sweep_killed_on_one_node_goes_on_on_another_from_the_uri(bucket: str,
     second = start("node-b")
     output, _ = second.communicate(timeout=COMMAND_HANGS_AFTER_S)
     assert second.returncode == 0, output
-    assert f"brought back from {bucket}/far/far-" in output
+    assert f"restored from {bucket}/far/far-" in output
     (after,) = (tmp_path / "node-b").glob("pretune/mirrored/*/far-*/trials")
     records = {one.number: one for one in TrialStore(after).load_all()}
     assert len(records) == 2

@@ -118,7 +118,7 @@ def test_a_holder_on_another_host_is_waited_for_and_then_taken_to_be_dead(tmp_pa
     started_at = time.monotonic()
     with hold(lock, say=said.append, silence_s=0.5):
         assert time.monotonic() - started_at >= 0.5
-    assert "pid 17 on node-b held this sweep last; waiting up to" in said[0]
+    assert "pid 17 on node-b was the last to run this sweep; waiting up to" in said[0]
     assert "pid 17 on node-b gives no sign of life" in said[1]
 
 

@@ -65,9 +65,9 @@ def test_the_resolved_file_of_a_size_means_the_same() -> None:
 
 def test_a_size_that_the_file_has_not_is_a_fault_with_the_nearest() -> None:
     assert "--set size=ful: is not a size of this file; did you mean full?" in faults_of(FILE, "size=ful")
-    assert "line 14: size: is not a size of this file; it has laptop, full" in faults_of(FILE + "size: 7B\n")
+    assert "line 14: size: is not a size of this file; choose one of: laptop, full" in faults_of(FILE + "size: 7B\n")
     without_sizes = FILE[: FILE.index("sizes:")]
-    assert "--set size=full: is not a size of this file; it has laptop" in faults_of(without_sizes, "size=full")
+    assert "--set size=full: is not a size of this file; choose one of: laptop" in faults_of(without_sizes, "size=full")
 
 
 def test_a_fault_in_a_size_that_is_not_asked_for_is_told_with_its_line() -> None:
@@ -82,7 +82,9 @@ def test_a_fault_in_the_size_asked_for_stands_on_the_line_of_the_size() -> None:
 
 
 def test_sizes_that_are_no_sections_are_a_fault_and_not_a_crash() -> None:
-    assert "sizes: is not sizes by name" in faults_of(FILE[: FILE.index("sizes:")] + "sizes: [full]\n")
+    assert "sizes: is not a mapping of size names to settings" in faults_of(
+        FILE[: FILE.index("sizes:")] + "sizes: [full]\n"
+    )
 
 
 plain_values = st.recursive(

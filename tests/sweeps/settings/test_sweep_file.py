@@ -97,7 +97,7 @@ def test_a_masked_model_without_a_mask_token_is_refused() -> None:
 
 
 def test_a_sweep_without_a_holdout_is_refused() -> None:
-    assert "corpus.holdout=0 leaves nothing to compare trials on" in faults_of(WHOLE.replace("2%", "0%"))
+    assert "corpus.holdout=0 leaves no rows to compare trials on" in faults_of(WHOLE.replace("2%", "0%"))
 
 
 def test_a_batch_smaller_than_the_workers_is_refused() -> None:

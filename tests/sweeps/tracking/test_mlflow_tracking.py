@@ -349,7 +349,7 @@ def test_what_a_server_missed_at_the_end_is_sent_when_the_sweep_is_started_again
         missing = sweep.finish(tracking)
     # MLflow by itself would try each request eight times, for minutes.
     assert 0 < len(tries) < 8
-    assert missing.startswith(f"MLflow at {server.uri} has not got all of ")
+    assert missing.startswith(f"MLflow at {server.uri} did not receive all of ")
 
     server.start()
     again = sweep.tracking()

@@ -117,7 +117,7 @@ def test_the_ui_shows_the_runs_to_this_machine_alone_and_ctrl_c_leaves_nothing_b
 
 def test_a_folder_without_runs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ResultsError, match=r"holds no runs yet\. Run a sweep first"):
+    with pytest.raises(ResultsError, match=r"has no runs yet\. Run a sweep first"):
         serve_ui(tmp_path, host="127.0.0.1", port=free_port(), console=Console())
 
 

@@ -135,7 +135,7 @@ def test_what_does_not_go_together_is_told(talker: Path, tmp_path: Path) -> None
         "generate", without, "--chat", typed="hi\n", fails=True
     )
     assert "--system is a turn of a conversation" in run("generate", without, "x", "--system", "y", fails=True)
-    assert "--chat reads what is said from its input" in run("generate", talker, "x", "--chat", fails=True)
+    assert "--chat reads the conversation from stdin" in run("generate", talker, "x", "--chat", fails=True)
 
 
 @pytest.mark.long

@@ -96,7 +96,7 @@ def test_what_cannot_be_embedded_is_one_line_and_leaves_no_file(
     empty.write_text('text,id\n"",1\n"",2\n"",3\n')
     for arguments, words in (
         ((models["decoder"], table, "--pool", "first"), "use last or mean"),
-        ((models["encoder"], table, "--pool", "mode"), "known are mean, first, last"),
+        ((models["encoder"], table, "--pool", "mode"), "choose one of mean, first, last"),
         ((models["encoder"], table, "--keep", "idd"), "did you mean --keep id?"),
         ((models["encoder"], table, "--text", "txt"), "did you mean --text text?"),
         ((models["encoder"], empty), "no row with a usable text"),
