@@ -5,7 +5,7 @@ The process group belongs to the caller (a test, `torchrun`, Ray Train); a run o
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -72,6 +72,11 @@ class Workers:
             shared = torch.tensor(value, dtype=torch.int64, device=self.device)
             dist.all_reduce(shared, op=dist.ReduceOp.MAX)
             return int(shared.item())
+
+    def start_adding_up(self, tensor: Tensor) -> Callable[[], object]:
+        """Begin to write the sum over the workers into the tensor; calling the result waits for it."""
+        work: dist.Work = dist.all_reduce(tensor, async_op=True)
+        return work.wait
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """The tensor with the sum over the workers written into it; same shape on every rank."""

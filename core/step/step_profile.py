@@ -12,13 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from core.layers.low_rank import LowRankLinear
 from core.models.language_model import LanguageModel
 from core.settings.precision import Precision
+from core.torch_internals.unlisted_kernels import GROUPED_PRODUCT
 from data_pipeline.tokens.batches import Batch
 
 Stretch = Literal["data", "forward", "backward", "exchange", "optimizer"]
 Span = Callable[[Literal["forward", "backward"]], AbstractContextManager[object]]
 """Opens a stretch of time of a micro-batch on the profile."""
 
-_PRODUCTS_WITH_WEIGHTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten._grouped_mm)
+_PRODUCTS_WITH_WEIGHTS = (torch.ops.aten.mm, torch.ops.aten.addmm, GROUPED_PRODUCT)
 """The other products of a model are of queries, keys and values."""
 
 STRETCHES: tuple[Stretch, ...] = ("data", "forward", "backward", "exchange", "optimizer")
