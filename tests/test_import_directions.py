@@ -85,7 +85,9 @@ def test_every_package_has_folders_with_files_to_look_at() -> None:
 
 
 def test_layers_toml_names_every_folder_and_no_other() -> None:
-    assert sorted(FOLDERS) == sorted(LAYERS), "tests/layers.toml and the folders on disk differ"
+    missing, gone = sorted(set(FOLDERS) - LAYERS.keys()), sorted(LAYERS.keys() - set(FOLDERS))
+    assert not missing, f"tests/layers.toml lacks {missing}"
+    assert not gone, f"tests/layers.toml names {gone}, where there is no Python file"
     unknown = {folder: sorted(allowed - LAYERS.keys()) for folder, allowed in LAYERS.items() if allowed - LAYERS.keys()}
     assert not unknown, f"tests/layers.toml allows imports of folders that are not there: {unknown}"
 
@@ -124,7 +126,8 @@ def test_an_init_file_holds_the_idea_of_its_folder_and_nothing_else(folder: str)
 @pytest.mark.parametrize("path", files_of("core"), ids=module_name)
 def test_core_knows_neither_ray_nor_mlflow_nor_transformers(path: Path) -> None:
     roots = {module.split(".")[0] for module in imported_modules(path)}
-    assert not roots & {"ray", "mlflow", "transformers"}
+    known = sorted(roots & {"ray", "mlflow", "transformers"})
+    assert not known, f"{module_name(path)} imports {known}; core is plain torch"
 
 
 @pytest.mark.parametrize("library", WITHOUT)
@@ -156,14 +159,16 @@ def test_no_import_of_files_goes_in_a_circle() -> None:
 
 
 def test_type_checking_hides_no_import() -> None:
+    assert len(FILES) > 200
     hiding = [path.name for path in FILES if "TYPE_CHECKING" in path.read_text(encoding="utf-8")]
-    assert hiding == []
+    assert not hiding, f"imports under TYPE_CHECKING in {hiding}"
 
 
 def test_file_names_are_unique_in_the_tree() -> None:
     names = [path.name for path in FILES if path.name not in ("__init__.py", "__main__.py")]
     assert len(names) > 200
-    assert sorted(names) == sorted(set(names))
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    assert not repeated, f"several files are called {repeated}"
 
 
 @pytest.mark.long

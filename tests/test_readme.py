@@ -78,6 +78,7 @@ def test_every_file_that_the_readme_names_is_there() -> None:
     named = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(
         r"`((?:tests|sweeps|core|data_pipeline)/[\w/.]+)`", README
     )
+    assert len(named) > 20
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
@@ -97,5 +98,7 @@ def test_the_file_map_names_every_file_once() -> None:
 
 
 def test_make_targets_of_the_readme_exist() -> None:
-    for command in (command for command in COMMANDS if command.startswith("make ")):
+    commands = [command for command in COMMANDS if command.startswith("make ")]
+    assert commands
+    for command in commands:
         assert re.search(rf"^{command.removeprefix('make ')}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
