@@ -41,7 +41,7 @@ def fakes_have_shapes_and_no_memory() -> None:
 def sparse_tensors_have_two_parts() -> None:
     from core.torch_internals.operator_watch import sparse_parts
 
-    tensor = torch.sparse_coo_tensor(torch.tensor([[1, 1]]), torch.tensor([2.0, 3.0]), (4,))  # Not coalesced.
+    tensor = torch.sparse_coo_tensor(torch.tensor([[1, 1]]), torch.tensor([2.0, 3.0]), (4,), check_invariants=True)
     indices, values = sparse_parts(tensor)
     assert indices.tolist() == [[1, 1]]
     assert values.tolist() == [2.0, 3.0]
