@@ -201,5 +201,7 @@ def test_every_inline_command_of_the_readmes_runs_somewhere() -> None:
 
 
 def test_make_targets_of_the_readmes_exist() -> None:
-    for command in (command for command in COMMANDS if command.startswith("make ")):
+    commands = [command for command in COMMANDS if command.startswith("make ")]
+    assert commands
+    for command in commands:
         assert re.search(rf"^{command.removeprefix('make ')}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command

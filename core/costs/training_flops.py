@@ -3,7 +3,6 @@
 from functools import lru_cache
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.models.lora import add_lora
@@ -12,6 +11,7 @@ from core.settings.model_config import ModelConfig
 from core.settings.run_config import RunConfig
 from core.settings.training_config import LoraConfig
 from core.step.step_profile import flops_with_backward
+from core.torch_internals.fake_tensors import all_fake
 
 
 def training_flops_a_token(run: RunConfig, vocabulary_size: int) -> float:
@@ -27,7 +27,7 @@ def training_flops_a_token(run: RunConfig, vocabulary_size: int) -> float:
 def _flops(model: ModelConfig, vocabulary_size: int, lora: LoraConfig | None) -> tuple[float, float]:
     """(operations per token before the head, operations per predicted token in the head)."""
     # Fake tensors have no values and no memory.
-    with torch.random.fork_rng(devices=[]), FakeTensorMode(), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), all_fake(), torch.no_grad():
         built = build_model(model, vocabulary_size)
         if lora is not None:
             add_lora(built, model, lora)

@@ -3,10 +3,10 @@
 An exchange therefore copies nothing; in return, the gradients permanently occupy memory.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from core.distributed.workers import Workers
@@ -41,7 +41,8 @@ class GradientExchange:
         """Buckets in the order in which they become ready, the same on all ranks; None until `agree_on_order`."""
         self._waiting: list[int] = []
         self._ready: list[int] = []
-        self._handles: list[dist.Work] = []
+        self._sums: list[Callable[[], object]] = []
+        """Each waits for one that has been started."""
         self._num_sent = 0
         self._is_started = False
         for index, parameter in enumerate(self._parameters):
@@ -72,9 +73,9 @@ class GradientExchange:
         order = self._order or list(range(len(self._buckets)))
         with self._workers.listening():
             self._send(order[self._num_sent :])
-            for handle in self._handles:
-                handle.wait()
-        self._handles = []
+            for wait in self._sums:
+                wait()
+        self._sums = []
         self._num_sent = 0
         self._is_started = False
 
@@ -115,5 +116,5 @@ class GradientExchange:
         self._send(upcoming[:num_due])
 
     def _send(self, buckets: list[int]) -> None:
-        self._handles += [dist.all_reduce(self._buckets[bucket], async_op=True) for bucket in buckets]
+        self._sums += [self._workers.start_adding_up(self._buckets[bucket]) for bucket in buckets]
         self._num_sent += len(buckets)

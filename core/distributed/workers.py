@@ -5,7 +5,7 @@ The caller creates the process group (a test, `torchrun`, Ray Train); a run of o
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -77,6 +77,11 @@ class Workers:
             shared = torch.tensor(value, dtype=torch.int64, device=self.device)
             dist.all_reduce(shared, op=dist.ReduceOp.MAX)
             return int(shared.item())
+
+    def start_adding_up(self, tensor: Tensor) -> Callable[[], object]:
+        """Begin to write the sum over the workers into the tensor; calling the result waits for it."""
+        work: dist.Work = dist.all_reduce(tensor, async_op=True)
+        return work.wait
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the workers in place and return it; it has the same shape on every rank."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from core.layers.cache_blocks import blocks, has_cache_blocks
+from core.torch_internals.unlisted_kernels import softmax_gradient
 
 _SCORES_AT_ONCE = 2**20
 """2 MiB in bf16: with gradients and copies it fits roughly in a core's own cache."""
@@ -183,7 +184,7 @@ def _gradient(
             d_block, q_block = _block(d_mixed, queries, shape), _block(q, queries, shape)
             dv[:, :num_keys].baddbmm_(probabilities.transpose(1, 2), d_block)
             d_probabilities = torch.bmm(d_block, v[:, :num_keys].transpose(1, 2))
-            d_scores = torch._softmax_backward_data(d_probabilities, probabilities, -1, probabilities.dtype)
+            d_scores = softmax_gradient(d_probabilities, probabilities)
             _block(dq, queries, shape).copy_(torch.bmm(d_scores, k[:, :num_keys]))
             dk[:, :num_keys].baddbmm_(d_scores.transpose(1, 2), q_block)
         # The gathered queries contain the scale: dk has it from them, dq still lacks it.

@@ -32,7 +32,8 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=INITIAL_STD)
-        self._fill_padding_idx_with_zero()
+        if self.padding_idx is not None:
+            nn.init.zeros_(self.weight[self.padding_idx])
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,9 +160,12 @@ def _wrapped(error: BaseException) -> Iterator[tuple[int | None, BaseException]]
         for rank, inner in failures.items():
             if isinstance(inner, BaseException):
                 yield rank, inner
-    # RayTaskError.cause, ControllerError, WorkerHealthCheckFailedError, UserExceptionWithTraceback
-    for attribute in ("controller_failure", "health_check_failure", "cause", "_base_exc", "__cause__"):
-        inner = getattr(error, attribute, None)
+    # RayTaskError.cause, ControllerError, WorkerHealthCheckFailedError
+    kept = [getattr(error, name, None) for name in ("controller_failure", "health_check_failure", "cause", "__cause__")]
+    if (type(error).__module__ or "").split(".")[0] == "ray":
+        # Other wrappers of Ray's, UserExceptionWithTraceback for one, keep it under a name that they do not publish.
+        kept += vars(error).values()
+    for inner in kept:
         if isinstance(inner, BaseException):
             yield None, inner
     if isinstance(error, BaseExceptionGroup):

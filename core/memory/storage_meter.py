@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
-from torch.utils._pytree import tree_leaves
 
 from core.memory.kernel_workspace import scratch_bytes
+from core.torch_internals.fake_tensors import FakeTensor
+from core.torch_internals.operator_watch import TorchDispatchMode, is_innermost, sparse_parts, storage_key, tree_leaves
 from data_pipeline.schema.settings import format_bytes
 
 OnChange = Callable[[int, int, Tensor | None], None]
@@ -68,7 +67,7 @@ class StorageMeter:
         self._mode.meter = None
         self._live.clear()
         # Dispatch modes form a stack. Below another mode this one stays, idle, and is removed at the next stop.
-        if _get_current_dispatch_mode() is self._mode:
+        if is_innermost(self._mode):
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._mode = None
 
@@ -90,11 +89,11 @@ class StorageMeter:
             return
         if tensor.layout is not torch.strided:
             if tensor.layout is torch.sparse_coo:
-                self.count(tensor._indices(), operator)
-                self.count(tensor._values(), operator)
+                for part in sparse_parts(tensor):
+                    self.count(part, operator)
             return
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage_key(storage)
         num_bytes = storage.nbytes()
         known_bytes = self._live[key][1] if key in self._live else 0
         if num_bytes == known_bytes:

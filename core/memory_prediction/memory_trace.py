@@ -12,9 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.distributed.workers import Workers
 from core.layers import cache_blocks, cpu_attention
@@ -30,6 +28,8 @@ from core.step.optimizer import build_optimizer
 from core.step.optimizer_step import OptimizerStep, StepResult
 from core.step.step_profile import StepProfile
 from core.step.step_stretches import Stretch
+from core.torch_internals.fake_tensors import all_fake
+from core.torch_internals.operator_watch import TorchDispatchMode, storage_key
 from data_pipeline.tokens.batches import Batch, BatchSource, Shard
 
 Part = Literal[
@@ -152,7 +152,7 @@ class MemoryTrace:
     def _note_gradients(self, parameters: Sequence[Tensor], _arrived: Tensor) -> None:
         for parameter in parameters:
             if parameter.grad is not None:
-                number = self._living.get(parameter.grad.untyped_storage()._cdata)
+                number = self._living.get(storage_key(parameter.grad.untyped_storage()))
                 if number is not None:
                     self._allocations[number].part = "gradients"
 
@@ -168,7 +168,7 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
     )
     with ExitStack() as modes:
         modes.enter_context(torch.random.fork_rng(devices=[]))
-        modes.enter_context(FakeTensorMode())
+        modes.enter_context(all_fake())
         model = build_model(shape.model, shape.vocabulary_size, num_classes=shape.num_classes)
         precision = Precision(shape.precision, "cpu")
         if shape.lora is not None:
@@ -195,8 +195,6 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
                 tokens_per_step=1.0,
                 clip=1.0,
             )
-        if step._exchange is not None:
-            step._exchange._buckets.clear()  # Keep the buffer, but send nothing: there are no other workers.
         step.profile = _PartMarks(trace)
         modes.enter_context(_UnreadValues())
         if shape.device_type == "cuda":
@@ -303,6 +301,9 @@ class _AbsentWorkers(Workers):
 
     def largest(self, value: int) -> int:
         return value
+
+    def start_adding_up(self, tensor: Tensor) -> Callable[[], object]:  # noqa: ARG002
+        return lambda: None
 
     def add_up(self, tensor: Tensor) -> Tensor:
         return tensor

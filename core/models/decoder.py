@@ -76,7 +76,7 @@ class LlamaDecoder(LanguageModel):
             mask = document_mask(document_ids_BT, is_causal=True, dtype=dtype)
             positions = positions_in_documents(document_ids_BT)
         layout = RowLayout(mask=mask, is_causal=True, rotary=self._rotary(positions, dtype))
-        hidden_BTD: Tensor = self.final_norm(self._through_layers(self.layers, x_BTD, layout))
+        hidden_BTD: Tensor = self.final_norm(self.through_layers(self.layers, x_BTD, layout))
         return hidden_BTD
 
     def hidden_states_after(self, inputs_BT: Tensor, caches: Sequence[KeyValueCache]) -> Tensor:

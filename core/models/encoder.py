@@ -80,7 +80,7 @@ class RobertaEncoder(LanguageModel):
         x_BTD = self.tokens(inputs_BT) + (where_TD + self.token_type.weight[0])
         x_BTD = self.dropout(self.embedding_norm(x_BTD))
         mask = encoder_mask(inputs_BT, document_ids_BT, pad_id=self.pad_id, dtype=compute_dtype(x_BTD))
-        return self._through_layers(self.layers, x_BTD, RowLayout(mask=mask))
+        return self.through_layers(self.layers, x_BTD, RowLayout(mask=mask))
 
     def head_features(self, hidden_PD: Tensor) -> Tensor:
         features_PD: Tensor = self.head_norm(F.gelu(self.head_dense(hidden_PD)))
@@ -148,7 +148,7 @@ class ModernEncoder(LanguageModel):
             mask=encoder_mask(inputs_BT, document_ids_BT, pad_id=self.pad_id, dtype=dtype),
             rotary=rotary_tables(positions, head_dim=self.head_dim, base=self.rotary_base, dtype=dtype),
         )
-        hidden_BTD: Tensor = self.final_norm(self._through_layers(self.layers, x_BTD, layout))
+        hidden_BTD: Tensor = self.final_norm(self.through_layers(self.layers, x_BTD, layout))
         return hidden_BTD
 
     def head_features(self, hidden_PD: Tensor) -> Tensor:

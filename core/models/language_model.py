@@ -95,7 +95,7 @@ class LanguageModel(nn.Module):
             assert isinstance(layer, TransformerLayer)
             layer.recomputes_feed_forward = self._recomputes_feed_forward and not self._uses_checkpointing
 
-    def _through_layers(self, layers: Iterable[nn.Module], x_BTD: Tensor, layout: RowLayout) -> Tensor:
+    def through_layers(self, layers: Iterable[nn.Module], x_BTD: Tensor, layout: RowLayout) -> Tensor:
         """The residual stream after all layers; stores the sum of their balance losses."""
         balance_losses: list[Tensor] = []
         for layer in layers:

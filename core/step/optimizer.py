@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from core.settings.training_config import TrainingConfig
+from core.torch_internals.unlisted_kernels import multiply_all
 
 _FUSED_DEVICES = ("cpu", "cuda")
 
@@ -56,7 +57,7 @@ def update(optimizer: torch.optim.AdamW, *, gradient_scale: float, learning_rate
         gradient_scale: Division by the token count and clipping in one factor, so the gradients are read once.
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    torch._foreach_mul_(gradients, gradient_scale)
+    multiply_all(gradients, gradient_scale)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()

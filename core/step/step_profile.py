@@ -13,12 +13,13 @@ from core.layers.low_rank import LowRankLinear
 from core.models.language_model import LanguageModel
 from core.settings.precision import Precision
 from core.step.step_stretches import STRETCHES, Stretch
+from core.torch_internals.unlisted_kernels import GROUPED_PRODUCT
 from data_pipeline.tokens.batches import Batch
 
 Span = Callable[[Literal["forward", "backward"]], AbstractContextManager[object]]
 """Context that adds its time to a stretch of the profile."""
 
-_PRODUCTS_WITH_WEIGHTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten._grouped_mm)
+_PRODUCTS_WITH_WEIGHTS = (torch.ops.aten.mm, torch.ops.aten.addmm, GROUPED_PRODUCT)
 """All other matrix products of a model multiply queries, keys and values."""
 
 

@@ -50,8 +50,7 @@ def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     cut: Any = partial(_cut, corpus=corpus)
     do: Any = partial(_work, work=work)
-    quiet = _quiet("ray.data", logging.WARNING), _quiet("ray.data._internal.progress", logging.ERROR)
-    with quiet[0], quiet[1], DataContext.current(context):
+    with _quiet("ray.data", logging.WARNING), DataContext.current(context):
         results = (
             ray.data.from_items(units, override_num_blocks=len(units))
             # Cutting needs little CPU time; it must not occupy a core.

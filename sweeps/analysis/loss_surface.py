@@ -35,8 +35,21 @@ class LossCurve:
 class LossSurface:
     """A model of the loss over a search space. Made by `fit_surface`."""
 
-    def __init__(self, space: SearchSpace, model: Any, rows: np.ndarray, settings: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        model: Any,
+        rows: np.ndarray,
+        settings: Sequence[Mapping[str, Any]],
+        *,
+        scale_nats: float,
+    ) -> None:
+        """
+        Args:
+            scale_nats: Standard deviation of the losses, in which the model counts.
+        """
         self._space, self._model, self._rows, self._settings = space, model, rows, settings
+        self._scale_nats = scale_nats
 
     @property
     def noise_nats(self) -> float:
@@ -71,7 +84,7 @@ class LossSurface:
         return float(improvement.max())
 
     def _noise_variance(self) -> float:
-        return float(self._model.kernel_.k2.noise_level * self._model._y_train_std**2)
+        return float(self._model.kernel_.k2.noise_level * self._scale_nats**2)
 
 
 def fit_surface(
@@ -109,7 +122,8 @@ def fit_surface(
         # A length scale at its bound: the setting does not matter, or hardly.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(rows, known)
-    return LossSurface(space, model, rows, [settings[index] for index in chosen])
+    chosen_settings = [settings[index] for index in chosen]
+    return LossSurface(space, model, rows, chosen_settings, scale_nats=float(known.std()))
 
 
 def _encoded(space: SearchSpace, settings: Mapping[str, Any]) -> list[float]:

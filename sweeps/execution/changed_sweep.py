@@ -19,6 +19,7 @@ from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import SweepFolder, folder_name, sweep_identity
 from sweeps.records.trial_records import ChosenBy, TrialRecord, TrialStore
+from sweeps.settings.search_space import holds
 from sweeps.settings.settings_faults import SettingsFileError
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
@@ -126,12 +127,8 @@ def _settings_in(now: SweepConfig, before: SweepConfig, record: TrialRecord) -> 
     run = before.run_config(record.settings)
     settings = {path: value_at(run, path) for path in now.search}
     for path, distribution in now.search.items():
-        space = distribution.to_optuna()
-        try:
-            if not space._contains(space.to_internal_repr(settings[path])):
-                return None
-        except ValueError:
-            return None  # `auto` or None in a numeric space.
+        if not holds(distribution.to_optuna(), settings[path]):
+            return None  # Also `auto`, or nothing at all, where the space has numbers.
     return settings if _learnt_by(now.run_config(settings)) == _learnt_by(run) else None
 
 

@@ -16,6 +16,8 @@ from sweeps.records.results_folder import LOG_FILE, check_writable
 
 def connect() -> None:
     """Start Ray on this machine, or join the cluster of RAY_ADDRESS (as in a submitted job)."""
+    # Ray Data warns there that its progress bars are off; preparation has its own.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     _set_environment()

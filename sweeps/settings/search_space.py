@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
 from pydantic import Field, ValidationError, model_validator
 
 from data_pipeline.schema.settings import Settings
@@ -122,6 +123,8 @@ def settings_in_words(settings: Mapping[str, Any]) -> str:
 def holds(distribution: BaseDistribution, value: Any) -> bool:
     """Whether a value lies inside a distribution."""
     try:
-        return bool(distribution._contains(distribution.to_internal_repr(value)))
+        # Optuna's own public check: a trial whose value lies outside its distribution is refused.
+        create_trial(state=TrialState.FAIL, params={"": value}, distributions={"": distribution})
     except (TypeError, ValueError):
-        return False  # Another type than the values of the space, e.g. `auto` in a numeric one.
+        return False  # Outside, or of another type than the space's values, `auto` among numbers for one.
+    return True

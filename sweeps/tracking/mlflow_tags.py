@@ -3,7 +3,6 @@
 import getpass
 from pathlib import Path
 
-import sweeps
 from sweeps.analysis.result_tables import versions
 from sweeps.tracking.git_state import git_state
 from sweeps.tracking.mlflow_store import without_password
@@ -22,7 +21,7 @@ def source_tags(command: str, folder: Path) -> dict[str, str]:
         command: The command line.
         folder: Folder of the command. Its git state is recorded, else that of the checkout that pretune runs from.
     """
-    state = git_state(folder) or git_state(Path(sweeps.__file__).parent)
+    state = git_state(folder) or git_state(Path(__file__).parent)
     known = versions()
     tags = {
         "mlflow.source.name": command,

@@ -20,9 +20,10 @@ from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import RefusedProposal, TrialRecord, TrialStore
 from sweeps.tracking.mlflow_model import ARTIFACT, example_of, register, save_model
-from sweeps.tracking.mlflow_runs import RunChange, run_writer
+from sweeps.tracking.mlflow_runs import run_writer
 from sweeps.tracking.mlflow_store import MlflowStore, without_password
 from sweeps.tracking.outbox import RETRY_S, Outbox
+from sweeps.tracking.run_changes import RunChange
 from sweeps.tracking.run_contents import (
     FINAL_LOSS,
     STATUS,

@@ -11,6 +11,7 @@ import pytest
 from patience import COMMAND_HANGS_AFTER_S
 
 SCRIPTS = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("test_"))
+assert len(SCRIPTS) > 5, "there are no benchmarks to run"
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ CONFIGS = sorted(
     path for path in (Path(__file__).parents[3] / "sweeps/configs").glob("*.yaml") if path.stem != "traffic-classify"
 )
 """All but the one of another kind (tests/sweeps/finetuning/test_finetune_file.py)."""
+assert len(CONFIGS) > 5, "there are no sweep files to read"
 
 WHOLE = """\
 name: traffic-mlm

@@ -3,6 +3,8 @@
 import math
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from sweeps.tracking.mlflow_runs import RunChange, RunWriter, SendsRequests, WritesTables, run_writer
+from sweeps.tracking.mlflow_runs import SendsRequests, run_writer
+from sweeps.tracking.run_changes import RunChange, RunWriter
+from sweeps.tracking.sqlite_runs import WritesTables
 
 DATASETS = [
     DatasetInput(Dataset(name, "digest", "local", "{}"), [InputTag("mlflow.data.context", name)])
@@ -122,3 +126,42 @@ def test_tables_of_another_version_of_mlflow_are_left_to_mlflow(
     assert isinstance(run_writer(client, experiment), WritesTables)
     monkeypatch.setattr(mlflow, "__version__", "4.0.0")
     assert isinstance(run_writer(client, experiment), SendsRequests)
+
+
+MOVED_TABLES = """
+import builtins, sys
+import mlflow
+
+usual_import = builtins.__import__
+
+def import_of_a_later_mlflow(name, globals=None, *others, **named):
+    # MLflow itself knows where its tables are.
+    if name.startswith("mlflow.store.tracking.dbmodels") and (globals or {}).get("__name__", "").startswith("sweeps."):
+        raise ImportError(f"{name} has moved")
+    return usual_import(name, globals, *others, **named)
+
+builtins.__import__ = import_of_a_later_mlflow
+mlflow.__version__ = sys.argv[2] or mlflow.__version__
+from mlflow.tracking import MlflowClient
+import sweeps.tracking.mlflow_tracking
+from sweeps.tracking.mlflow_runs import run_writer
+from sweeps.tracking.run_changes import RunChange
+client = MlflowClient(f"sqlite:///{sys.argv[1]}")
+change = RunChange(None, "trial", 1000, params={"rate": "0.1"}, status="FINISHED", ended_ms=2000)
+writer = run_writer(client, client.get_experiment_by_name("pretune").experiment_id)
+writer.write([change])
+print(type(writer).__name__, client.get_run(change.run_id).data.params)
+"""
+
+
+@pytest.mark.parametrize("version", ["4.0.0", ""], ids=["of another version", "of this version"])
+def test_an_mlflow_that_has_moved_its_tables_gets_requests(begun: Path, tmp_path: Path, version: str) -> None:
+    opened(begun, tmp_path / "store")
+    done = subprocess.run(
+        [sys.executable, "-c", MOVED_TABLES, str(tmp_path / "store" / "mlflow.db"), version],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "SendsRequests {'rate': '0.1'}\n", done.stderr
