@@ -97,7 +97,7 @@ def test_many_infeasible_ask_for_memory_or_a_smaller_micro_batch(tmp_path: Path)
     store.append_refusal(RefusedProposal(settings={}, verdict="refused by prediction", reason="x"))
     out = trial(3, outcome=Outcome.INFEASIBLE, memory_limit_bytes=2**30)
     sentence = said(findings_of(tmp_path, [*rates((1e-3, 4.0), (2e-3, 4.1)), out]), "do not fit")
-    assert "2 of 4 settings" in sentence
+    assert "2 of 4 trials and proposals" in sentence
     assert "memory of 1.00 GiB" in sentence
     assert "training.micro_batch_size: auto" in sentence
     assert "training.activation_checkpointing: true" in sentence
