@@ -1,7 +1,7 @@
-"""Losses of as many trials as possible at one and the same number of tokens.
+"""Losses of as many trials as possible at an equal number of tokens.
 
-With early stopping few trials reach the end, and what the settings do to the loss must not be read from those alone:
-they are the ones that were good. At a rung all that came there are seen, whatever became of them.
+With early stopping few trials reach the end, and those are the good ones: the effect of the settings, read from them
+alone, is biased. A rung has the losses of all trials that reached it, whatever their outcome.
 """
 
 import math
@@ -20,21 +20,21 @@ class EqualProgress:
     """Losses at one point of training."""
 
     rung: int | None
-    """Tokens; None: the end."""
+    """Tokens; None: the end of training."""
     records: tuple[TrialRecord, ...]
     losses: tuple[float, ...]
-    """In nats per predicted token, one a record."""
+    """In nats per predicted token, one per record."""
 
     @property
     def in_words(self) -> str:
-        """Where in training that is."""
+        """The point of training, as a phrase."""
         return "at the end" if self.rung is None else f"at {self.rung:,} tokens"
 
 
 def equal_progress(records: Sequence[TrialRecord]) -> EqualProgress:
-    """The latest point that half of all trials have come to, and no fewer than six; else that of the most trials.
+    """The latest point that half of all trials reached, six at least; else the point of the most trials.
 
-    Each setting counts once: repeats with other seeds and twins are left out. Empty where no trial has a loss.
+    Each setting counts once: repeats and twins are left out. Empty if no trial has a loss.
     """
     known = [record for record in records if not record.is_repeat and record.twin_of is None]
     points: dict[int | None, dict[int, float]] = {

@@ -1,4 +1,4 @@
-"""Whether more trials are expected to improve on the best by more than luck does."""
+"""Expected improvement of one more trial, against the noise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ ONLY_SPEED = frozenset(
         *("training.compile", "training.on_oom", SEED),
     }
 )
-"""Settings that change nothing in what is learnt, or only by luck: the best value of them is no discovery."""
+"""Settings that do not change learning, or only by chance: a best value of them is no finding."""
 
 
 @dataclass(frozen=True)
 class ExpectedGain:
-    """What one more trial is expected to bring, and what luck brings."""
+    """Expected improvement of one more trial, and the noise of a loss."""
 
     gain_nats: float
-    """The largest expected improvement over the space."""
+    """Largest expected improvement over the search space."""
     noise_nats: float
-    """Standard deviation between seeds where settings were repeated, else what the settings do not explain."""
+    """Standard deviation between seeds; without repeats, that of the residuals of the model."""
 
     @property
     def is_worth_a_trial(self) -> bool:
@@ -36,7 +36,7 @@ class ExpectedGain:
 
 
 def expected_gain(sweep: SweepConfig, records: Sequence[TrialRecord]) -> ExpectedGain | None:
-    """Of one more trial; None where too few have losses that compare."""
+    """Expected gain of one more trial; None with too few comparable losses."""
     found = loss_model(sweep, records)
     if found is None:
         return None
@@ -46,12 +46,12 @@ def expected_gain(sweep: SweepConfig, records: Sequence[TrialRecord]) -> Expecte
 
 
 def learning_space(sweep: SweepConfig) -> SearchSpace:
-    """The part of the search space that changes what is learnt."""
+    """The part of the search space that changes learning."""
     return {path: distribution for path, distribution in sweep.search.items() if path not in ONLY_SPEED}
 
 
 def loss_model(sweep: SweepConfig, records: Sequence[TrialRecord]) -> tuple[LossSurface, EqualProgress] | None:
-    """The loss over the space that is learnt in, and the losses behind it; None where they are too few."""
+    """The model of the loss over the learning space, and its losses; None with too few of them."""
     space = learning_space(sweep)
     found = equal_progress(records)
     settings, losses = [], []
@@ -60,7 +60,7 @@ def loss_model(sweep: SweepConfig, records: Sequence[TrialRecord]) -> tuple[Loss
         if all(holds(space[path].to_optuna(), value) for path, value in values.items()):
             settings.append(values)
             losses.append(loss)
-    # Noise at the end; at a rung it may be another.
+    # The noise is known at the end of training; at a rung it may differ.
     noise = noise_floor(records) if found.rung is None else None
     surface = fit_surface(space, settings, losses, noise_nats=None if noise is None else noise.std_nats)
     return None if surface is None else (surface, found)

@@ -1,8 +1,8 @@
-"""Comparisons that would mislead: said in the plan and before a sweep, refused where no conclusion would hold.
+"""Comparisons that would mislead: warnings in the plan and before a sweep, refusals where no conclusion would hold.
 
-What is looked at: a masking rate swept with an evaluation that changes; batch sizes swept with rungs that come too
-early for the largest; a decaying schedule with early stopping; beta2 fixed over a wide range of batch sizes; a holdout
-too small for the differences that are claimed. An optimum on the edge of the space shows only after the sweep.
+The checks: a swept masking rate or precision; rungs that come too early for the largest batch size; a decaying schedule
+with early stopping; one beta2 for a wide range of batch sizes; a holdout too small for the differences. An optimum on
+the edge of the space shows only after the sweep (`space_widening`).
 """
 
 import math
@@ -17,11 +17,11 @@ from sweeps.settings.setting_paths import BATCH, BETA2, HALF_LIFE, MASKING, half
 from sweeps.settings.sweep_config import SweepConfig
 
 _FEWEST_STEPS = 10
-"""Optimizer steps before the first rung below which a trial's loss there says little about its settings."""
+"""Least optimizer steps before the first rung: with fewer, a trial's loss there depends little on its settings."""
 _WIDE_BATCH_RANGE = 16
-"""Over which one beta2 averages over 16 times as many tokens at one end as at the other."""
+"""Ratio of batch sizes at which one beta2 averages over that many times more tokens at one end."""
 _FEWEST_PREDICTED = 2_000
-"""Positions of the holdout below which a loss of a few nats has a standard error above a twentieth of a nat."""
+"""Least predicted positions: with fewer, a loss of a few nats has a standard error above 0.05 nats."""
 _Z = 1.96
 """Standard errors of a 95 % interval."""
 _DECAYING = ("cosine", "linear")
@@ -54,11 +54,11 @@ class UnfairSweepError(InputFault):
 
 
 def remarks(sweep: SweepConfig, *, rungs: tuple[int, ...], num_predicted: int | None = None) -> list[Remark]:
-    """All that there is to say of a sweep's comparisons before its first trial; refusals first.
+    """Remarks on the comparisons of a sweep before its first trial; refusals first.
 
     Args:
         rungs: Token counts at which trials are compared.
-        num_predicted: Positions that an evaluation predicts. None: not known before the corpus is prepared.
+        num_predicted: Positions that an evaluation predicts. None: the corpus is not prepared yet.
     """
     checks: tuple[Callable[[SweepConfig, tuple[int, ...]], Iterator[Remark]], ...] = (
         _evaluation,
@@ -73,14 +73,14 @@ def remarks(sweep: SweepConfig, *, rungs: tuple[int, ...], num_predicted: int | 
 
 
 def holdout_remark(*, loss: float, margin_nats: float | None, num_predicted: int) -> Remark | None:
-    """After a sweep: whether its holdout can tell the winner from the next settings; None if it can.
+    """A warning that the holdout is too small for the lead of the winner; None if it is large enough.
 
-    The losses of single tokens spread about as wide as their mean, as those of an exponential distribution do. Of the
-    same tokens under the same masks a difference is surer than that, so this is the cautious side.
+    The standard deviation of the losses of single tokens is about their mean, as in an exponential distribution. All
+    trials predict the same tokens under the same masks, so differences are more exact: the estimate is cautious.
 
     Args:
-        loss: Of the winner, in nats per predicted token.
-        margin_nats: By which it leads; None where nobody follows.
+        loss: Loss of the winner, in nats per predicted token.
+        margin_nats: Lead of the winner; None without a second.
     """
     if not margin_nats or margin_nats <= 0 or not math.isfinite(margin_nats):
         return None
@@ -89,15 +89,15 @@ def holdout_remark(*, loss: float, margin_nats: float | None, num_predicted: int
         return None
     return Remark(
         RemarkVerdict.WARNING,
-        f"the winner leads by {margin_nats:.4f} nats, and the holdout's {num_predicted:,} predicted tokens know a loss "
-        f"of {loss:.2f} to within {_Z * error:.4f} (95 %)",
-        f"To tell these settings apart by their losses on other text give a holdout that predicts "
-        f"{math.ceil((_Z * loss / margin_nats) ** 2):,} tokens, or take them for tied",
+        f"the winner leads by {margin_nats:.4f} nats, and the {num_predicted:,} predicted tokens of the holdout "
+        f"measure a loss of {loss:.2f} to within {_Z * error:.4f} (95 %)",
+        f"Give a holdout that predicts {math.ceil((_Z * loss / margin_nats) ** 2):,} tokens to separate these settings "
+        f"on other text, or treat them as tied",
     )
 
 
 def num_predicted_positions(sweep: SweepConfig, manifest: Manifest) -> int:
-    """Positions of the holdout that an evaluation predicts, nearly; of conversations the answers alone."""
+    """Approximate number of holdout positions that an evaluation predicts; of conversations the answers only."""
     rows = manifest.rows["holdout"]
     if rows.num_answer_tokens is not None:
         return rows.num_answer_tokens
@@ -105,29 +105,29 @@ def num_predicted_positions(sweep: SweepConfig, manifest: Manifest) -> int:
 
 
 def refuse_unfair(found: list[Remark]) -> None:
-    """See that no comparison was refused.
+    """Check that no comparison was refused.
 
     Raises:
-        UnfairSweepError: One was; all of them are listed.
+        UnfairSweepError: Lists all refused comparisons.
     """
     refused = [remark for remark in found if remark.verdict is RemarkVerdict.REFUSED]
     if refused:
         listed = "\n".join(f"  {remark}" for remark in refused)
-        raise UnfairSweepError(f"the trials of this sweep could not be compared:\n{listed}")
+        raise UnfairSweepError(f"the trials of this sweep would not compare:\n{listed}")
 
 
 def _evaluation(sweep: SweepConfig, _rungs: tuple[int, ...]) -> Iterator[Remark]:
     if MASKING in sweep.search:
         yield Remark(
             RemarkVerdict.FAIR,
-            f"the masking rate is swept, and every trial is evaluated at {MASKING_RATE:.0%} under the same masks",
+            f"the masking rate is swept; every trial is evaluated at {MASKING_RATE:.0%} under the same masks",
         )
     precisions = sweep.search.get(_PRECISION)
     if precisions is not None and len(precisions.extremes()) > 1:
         yield Remark(
             RemarkVerdict.WARNING,
-            "training.precision is swept, and each trial is evaluated in its own: the loss moves with the rounding",
-            "Take differences of a thousandth of a nat for equal, or sweep precision for its speed alone",
+            "training.precision is swept, and each trial is evaluated in its own: rounding changes the loss",
+            "Treat differences of 0.001 nats as ties, or sweep precision for its speed only",
         )
 
 
@@ -142,9 +142,9 @@ def _rungs_and_batches(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterator[R
             yield Remark(
                 RemarkVerdict.WARNING,
                 f"at the first rung, {rungs[0]:,} tokens, a batch of {largest} rows has taken {steps:.1f} steps: early "
-                "stopping would choose between batch sizes and call it quality",
-                f"Let the first rung come after {enough:,} tokens: raise early_stopping.first_rung or "
-                "budget.tokens_per_trial, or take the largest batch sizes out",
+                "stopping would select the batch size, not the better settings",
+                f"Put the first rung after {enough:,} tokens: raise early_stopping.first_rung or "
+                "budget.tokens_per_trial, or remove the largest batch sizes",
             )
         else:
             yield Remark(
@@ -167,16 +167,17 @@ def _schedule_and_stopping(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterat
     if decaying and len(schedules) > 1:
         yield Remark(
             RemarkVerdict.REFUSED,
-            f"training.schedule is swept over {', '.join(schedules)} with early stopping: at a rung {decaying[0]} has "
-            "come down part of the way and others have not, so their losses there do not compare",
-            "Say early_stopping: {method: none}, or sweep each schedule on its own",
+            f"training.schedule is swept over {', '.join(schedules)} with early stopping: at a rung the "
+            f"learning rate of {decaying[0]} is partly decayed and that of the others is not, so losses there do not "
+            "compare",
+            "Set early_stopping: {method: none}, or sweep each schedule by itself",
         )
     elif decaying:
         yield Remark(
             RemarkVerdict.WARNING,
-            f"the schedule is {decaying[0]}, with early stopping: a loss at a rung is that of a run broken off in the "
-            "middle of its decay, and the order there is less like the order at the end",
-            "Say training.schedule: wsd, or early_stopping: {method: none}",
+            f"the schedule is {decaying[0]}, with early stopping: a loss at a rung comes from the middle of the decay, "
+            "so the ranking there differs more from the final ranking",
+            "Set training.schedule: wsd, or early_stopping: {method: none}",
         )
 
 
@@ -191,9 +192,9 @@ def _beta2_and_batches(sweep: SweepConfig, _rungs: tuple[int, ...]) -> Iterator[
     yield Remark(
         RemarkVerdict.WARNING,
         f"batch sizes from {min(batches)} to {max(batches)} share one beta2 of {sweep.training.beta2:g}: the second "
-        f"moment remembers {ratio:.0f} times as many tokens at one end, and small batches look worse than they are "
+        f"moment averages over {ratio:.0f} times as many tokens at one end, and small batches look worse than they are "
         "(arXiv:2507.07101)",
-        f"Say training.beta2_half_life_tokens: {round(tokens):,}".replace(",", "_")
+        f"Set training.beta2_half_life_tokens: {round(tokens):,}".replace(",", "_")
         + ", which holds for every batch size",
     )
 
@@ -202,10 +203,10 @@ def _holdout(sweep: SweepConfig, num_predicted: int) -> Iterator[Remark]:
     if num_predicted >= _FEWEST_PREDICTED:
         return
     wanted = sweep.corpus.holdout * 5 * _FEWEST_PREDICTED / max(num_predicted, 1)
-    fix = f"Say corpus.holdout: {wanted:.0%}" if wanted <= 0.2 else "Give a larger corpus, or a larger corpus.holdout"
+    fix = f"Set corpus.holdout: {wanted:.0%}" if wanted <= 0.2 else "Give a larger corpus, or a larger corpus.holdout"
     yield Remark(
         RemarkVerdict.WARNING,
-        f"the holdout predicts {num_predicted:,} positions: two trials that differ by less than some hundredths of "
-        "a nat cannot be told apart on it",
+        f"the holdout predicts {num_predicted:,} positions: two trials tie on it unless they differ by some hundredths "
+        "of a nat",
         fix,
     )

@@ -1,4 +1,4 @@
-"""How much each swept setting mattered for the loss."""
+"""Importance of each swept setting for the loss."""
 
 import math
 from dataclasses import dataclass
@@ -11,25 +11,26 @@ from sweeps.analysis.sweep_findings import Findings
 from sweeps.settings.search_space import holds
 
 MIN_TRIALS = 6
-"""With fewer trials than this the shares are chance."""
+"""Trials below which the shares are chance."""
 
 
 @dataclass(frozen=True)
 class Importances:
-    """Dotted path to its share of the total importance, largest first, and what that rests on."""
+    """Importance of the swept settings, and the trials behind it."""
 
     shares: dict[str, float]
+    """Dotted path to its share of the total importance, largest first."""
     num_trials: int
     in_words: str
-    """Where in training their losses were compared."""
+    """Point of training at which the losses were compared."""
 
 
 def importances(findings: Findings) -> Importances | str:
-    """How much each setting mattered; or why that is not known, in words.
+    """Importance of each setting, or a sentence with the reason why it is unknown.
 
-    Source: PED-ANOVA, Watanabe et al., arXiv:2304.10255: which settings set the best quarter of the trials apart.
+    Source: PED-ANOVA, Watanabe et al., arXiv:2304.10255: settings that separate the best quarter of the trials.
     """
-    # Brings scikit-learn with it, which takes longer to import than the rest of a report to write.
+    # Imports scikit-learn, which takes longer than writing the rest of a report.
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     space = {path: distribution.to_optuna() for path, distribution in findings.sweep.search.items()}
@@ -44,10 +45,10 @@ def importances(findings: Findings) -> Importances | str:
             study.add_trial(create_trial(params=params, distributions=space, value=loss))
     if len(study.trials) < MIN_TRIALS:
         count = len(study.trials)
-        return f"it takes {MIN_TRIALS} trials with comparable losses inside the search space, and there are {count}."
+        return f"only {count} trials have comparable losses inside the search space; {MIN_TRIALS} are needed."
     if len({trial.value for trial in study.trials}) == 1:
         return "all trials have the same loss."
     found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=0.25))
     if not all(map(math.isfinite, found.values())):
-        return "the trials are too much alike."
+        return "the trials differ too little."
     return Importances(dict(found), len(study.trials), progress.in_words)

@@ -1,7 +1,7 @@
-"""What the loss is expected to be anywhere in the search space, and how sure that is: a Gaussian process.
+"""The expected loss over the search space with its uncertainty: a Gaussian process.
 
-Matern 5/2 with a length scale for each setting, and noise of its own, fitted by maximum likelihood (scikit-learn); one
-model for two questions: how the loss goes with each setting, and whether more trials would still improve on the best.
+The kernel is Matern 5/2 with a length scale per setting plus noise, fitted by maximum likelihood (scikit-learn). One
+model answers two questions: the effect of each setting on the loss, and the expected improvement of one more trial.
 """
 
 import math
@@ -17,23 +17,23 @@ from sweeps.settings.search_space import Distribution, SearchSpace
 
 FEWEST_TRIALS = 6
 _MOST_TRIALS = 200
-"""The fit takes the third power of them; more are thinned evenly over the losses."""
+"""The cost of the fit grows with the cube of the trials; more are thinned evenly over the losses."""
 _CANDIDATES = 512
 _MOST_AVERAGED = 64
 
 
 @dataclass(frozen=True)
 class LossCurve:
-    """The expected loss against one setting, the others as they were in the trials, on average."""
+    """The expected loss against one setting, averaged over the other settings of the trials."""
 
     values: tuple[Any, ...]
     mean: np.ndarray
     std: np.ndarray
-    """Of the mean, by what the model does not know."""
+    """Standard deviation of the mean, by the uncertainty of the model."""
 
 
 class LossSurface:
-    """A model of the loss over a search space. Made by `fit_surface`."""
+    """A model of the loss over a search space, made by `fit_surface`."""
 
     def __init__(
         self,
@@ -53,11 +53,11 @@ class LossSurface:
 
     @property
     def noise_nats(self) -> float:
-        """Standard deviation of what the settings do not explain."""
+        """Standard deviation of the residuals."""
         return float(math.sqrt(self._noise_variance()))
 
     def curve(self, path: str, *, points: int = 25) -> LossCurve:
-        """How the loss goes with one setting."""
+        """The expected loss against one setting."""
         values = self._space[path].grid(points)
         step = max(1, len(self._settings) // _MOST_AVERAGED)
         others = self._settings[::step]
@@ -70,9 +70,9 @@ class LossSurface:
         return LossCurve(values, np.array(means), np.array(deviations))
 
     def expected_improvement(self, *, seed: int = 0) -> float:
-        """The largest expected improvement on the best expected loss so far, over the whole space, in nats.
+        """The largest expected improvement on the best expected loss, over the whole space, in nats.
 
-        Source: Jones et al. 1998, with the best posterior mean in place of the best loss, for losses are noisy.
+        Source: Jones et al. 1998, with the best posterior mean instead of the best loss, because losses are noisy.
         """
         rng = np.random.default_rng(seed)
         rows = np.array([_drawn(self._space, rng) for _ in range(_CANDIDATES)])
@@ -94,17 +94,17 @@ def fit_surface(
     *,
     noise_nats: float | None = None,
 ) -> LossSurface | None:
-    """The model of these trials; None where there are too few, or nothing was swept, or all losses are equal.
+    """The model of these trials; None with too few trials, an empty space or equal losses.
 
     Args:
-        settings: Of each trial, a value for every setting of the space, inside it.
-        losses: Of each trial, in nats per predicted token.
-        noise_nats: Standard deviation of losses at equal settings. None: as the losses themselves suggest, which few
-            trials hardly do.
+        settings: Per trial, a value inside the space for every setting.
+        losses: Per trial, in nats per predicted token.
+        noise_nats: Standard deviation of losses at equal settings. None: fitted from the losses, a weak estimate with
+            few trials.
     """
     if len(losses) < FEWEST_TRIALS or not space or max(losses) == min(losses):
         return None
-    # Brings a second of imports with it.
+    # Importing scikit-learn takes a second.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
@@ -119,7 +119,7 @@ def fit_surface(
     signal = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(np.ones(rows.shape[1]), (5e-2, 1e2), nu=2.5)
     model = GaussianProcessRegressor(signal + noise, normalize_y=True, n_restarts_optimizer=1, random_state=0)
     with warnings.catch_warnings():
-        # A length scale at its bound: the setting does not matter, or hardly.
+        # A length scale at its bound means that the setting has no effect, or hardly any.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(rows, known)
     chosen_settings = [settings[index] for index in chosen]
@@ -131,7 +131,7 @@ def _encoded(space: SearchSpace, settings: Mapping[str, Any]) -> list[float]:
 
 
 def _coordinates(distribution: Distribution, value: Any) -> list[float]:
-    """Where a value lies in its range, from 0 to 1 on the scale of the range; words of a list stand side by side."""
+    """Position of a value in its range, from 0 to 1 on the scale of the range; one-hot for a list of words."""
     ends = distribution.extremes()
     if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
         return [float(repr(value) == repr(listed)) for listed in ends]

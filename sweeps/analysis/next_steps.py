@@ -1,4 +1,4 @@
-"""What to try next: rules that speak only where the figures give them a reason."""
+"""Next steps: rules, each of which writes a sentence only if the figures support it."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,13 +13,13 @@ from sweeps.settings.setting_paths import MICRO_BATCH
 
 _LEARNING_RATE = "training.learning_rate"
 _STILL_FALLING = 0.01
-"""Share of the loss that the last quarter of the tokens must take off."""
+"""Least fall over the last quarter of the tokens, as a share of the loss."""
 _MANY = 0.25
-"""Share of trials or proposals from which on something is worth a sentence."""
+"""Share of trials or proposals above which memory gets a sentence."""
 
 
 def next_steps(findings: Findings) -> list[str]:
-    """Sentences, the most pressing first; each says what was seen and what would follow from it."""
+    """Sentences, the most pressing first; each names an observation and a remedy."""
     rules: tuple[Callable[[Findings], Iterator[str]], ...] = (
         _left_over,
         _failed,
@@ -39,8 +39,8 @@ def _left_over(findings: Findings) -> Iterator[str]:
     num_left = len(findings.of(Outcome.INTERRUPTED)) + len(findings.of(None))
     if num_left and findings.summary.get("status") == SweepStatus.INTERRUPTED:
         yield (
-            f"{_trials(num_left)} did not end. The same command resumes from the checkpoints; finish the "
-            "sweep before anything is concluded from it."
+            f"{_trials(num_left)} did not end. The same command resumes from the checkpoints. Finish the sweep before "
+            "you draw conclusions from it."
         )
 
 
@@ -48,14 +48,14 @@ def _failed(findings: Findings) -> Iterator[str]:
     failed = findings.of(Outcome.FAILED)
     if failed:
         yield (
-            f"{_trials(len(failed))} failed, which is a fault of the program or its surroundings and says nothing "
-            f"about the settings: read the log in trials/{failed[0].name}."
+            f"{_trials(len(failed))} failed through a fault of the program or its environment, not of the settings: "
+            f"read the log in trials/{failed[0].name}."
         )
 
 
 def _nothing_completed(findings: Findings) -> Iterator[str]:
     if not findings.completed and findings.records and findings.summary.get("status") != SweepStatus.RUNNING:
-        yield "No trial completed: which settings train well is not known yet. The reasons stand under Trials."
+        yield "No trial completed, so no settings can be recommended. The section Trials has the reasons."
 
 
 def _diverged(findings: Findings) -> Iterator[str]:
@@ -67,13 +67,13 @@ def _diverged(findings: Findings) -> Iterator[str]:
     seen = f"{_trials(len(diverged))} diverged"
     if _LEARNING_RATE in findings.paths and (not stable or min(rates) > max(stable)):
         yield (
-            f"{seen}, all at learning rates of {min(rates):.3g} or more, where no trial stayed stable: end the range "
-            "below that, or lengthen training.warmup."
+            f"{seen}, all at learning rates of {min(rates):.3g} or more, where no trial was stable: lower the upper "
+            "end of the range, or lengthen training.warmup."
         )
     else:
         yield (
-            f"{seen}, at learning rates from {min(rates):.3g} to {max(rates):.3g}, where others were stable: lower "
-            "learning rates, a longer training.warmup or a smaller training.clip would make the sweep safer."
+            f"{seen}, at learning rates from {min(rates):.3g} to {max(rates):.3g}, where other trials were stable: "
+            "lower the learning rates, lengthen training.warmup or lower training.clip."
         )
 
 
@@ -85,29 +85,29 @@ def _short_of_memory(findings: Findings) -> Iterator[str]:
     limits = sorted({r.memory_limit_bytes for r in findings.records if r.memory_limit_bytes})
     limit = f" of {format_bytes(limits[-1])}" if limits else ""
     remedy = (
-        f"take the largest values out of {MICRO_BATCH}, or say {MICRO_BATCH}: auto"
+        f"remove the largest values of {MICRO_BATCH}, or set {MICRO_BATCH}: auto"
         if MICRO_BATCH in findings.sweep.search
-        else f"say {MICRO_BATCH}: auto, or a smaller number"
+        else f"set {MICRO_BATCH}: auto, or a smaller number"
     )
     checkpointing = (
         "" if findings.sweep.training.activation_checkpointing else ", or training.activation_checkpointing: true"
     )
     yield (
-        f"{ran_out + refused} of {asked} settings that were asked for or proposed do not fit in the memory{limit}: "
-        f"give more memory, {remedy}{checkpointing}."
+        f"{ran_out + refused} of {asked} trials and proposals do not fit in the memory{limit}: give more memory, "
+        f"{remedy}{checkpointing}."
     )
 
 
 def best_on_an_edge(findings: Findings) -> Iterator[str]:
-    """Whether the optimum may lie outside of what was swept, a sentence for each setting."""
+    """A sentence for each setting whose optimum may lie outside the swept range."""
     best = findings.best
     if best is None:
         return
     for path, beyond in best_on_edges(findings.sweep, findings.records).items():
         yield (
             f"The best trial has {path} {format_setting(best.settings[path])}, on the edge of the swept range "
-            f"({findings.sweep.search[path]}): widen the range, to {format_setting(beyond)} for instance, or say "
-            "searcher.extend: true, and the sweep does it and continues."
+            f"({findings.sweep.search[path]}): widen the range, to {format_setting(beyond)} for instance, or set "
+            "searcher.extend: true, and the sweep widens it itself."
         )
 
 
@@ -118,8 +118,9 @@ def _ties(findings: Findings) -> Iterator[str]:
         tied = [record.name for record in findings.completed if findings.is_tied_with_best(record)]
         if tied:
             yield (
-                f"{', '.join(tied)} cannot be told from the best: seeds alone move the loss by "
-                f"{findings.noise_nats:.4f} nats (standard deviation). More seeds of these would decide."
+                f"{', '.join(tied)} {'ties' if len(tied) == 1 else 'tie'} with the best (difference below the noise): "
+                f"the standard deviation between seeds is {findings.noise_nats:.4f} nats. More seeds of these would "
+                "decide."
             )
         return
     best_loss, second_loss = (finite_loss(record) for record in findings.completed[:2])
@@ -127,9 +128,8 @@ def _ties(findings: Findings) -> Iterator[str]:
     assert second_loss is not None
     gap = second_loss - best_loss
     yield (
-        f"The two best trials are {gap:.4f} nats ({gap / best_loss:.2%}) apart, and no settings were repeated, so a "
-        f"tie within noise cannot be excluded: say repeats: {{trials: 4}}, and the leading settings "
-        "are trained with other seeds."
+        f"The two best trials are {gap:.4f} nats ({gap / best_loss:.2%}) apart. They may tie: no settings were "
+        "repeated, so the noise is unknown. Set repeats: {trials: 4} to train the leading settings with other seeds."
     )
 
 
@@ -145,8 +145,8 @@ def _still_falling(findings: Findings) -> Iterator[str]:
         return
     cooldown = " (part of it the cooldown of the schedule)" if findings.sweep.training.schedule == "wsd" else ""
     yield (
-        f"The best trial's holdout loss fell by {fall:.4f} nats over the last quarter of its tokens{cooldown}: it is "
-        "not trained out, and a larger budget.tokens_per_trial would lower it further and may change the order."
+        f"The best trial's holdout loss fell by {fall:.4f} nats over the last quarter of its tokens{cooldown} and "
+        "is still falling: a larger budget.tokens_per_trial would lower it further and may change the ranking."
     )
 
 
@@ -160,7 +160,7 @@ def _batch_against_noise(findings: Findings) -> Iterator[str]:
     if batch > 4 * scale:
         yield (
             f"The best trial's batch of {batch} rows is {batch / scale:.1f} times its gradient noise scale of "
-            f"{scale:.0f} rows: a smaller batch would make more of the same tokens."
+            f"{scale:.0f} rows: a smaller batch would reach a lower loss with the same tokens."
         )
     elif batch < scale / 4:
         yield (
@@ -174,7 +174,7 @@ def _waiting_for_data(findings: Findings) -> Iterator[str]:
     if waiting:
         yield (
             f"{_trials(len(waiting))} spent more than a fifth of each step waiting for data ({waiting[0]} for one): "
-            "the disk or the processor is the limit there, not the model."
+            "the disk or the processor limits them, not the model."
         )
 
 

@@ -1,7 +1,7 @@
-"""How far luck moves a loss: trials with equal settings and other seeds, and what that leaves undecided.
+"""The noise of a loss between seeds, and the ties that follow from it.
 
-The standard deviation between seeds is pooled over all settings that were repeated. Intervals are Student's: with few
-repeats the deviation itself is hardly known, and an interval that ignores this would tell apart what is tied.
+The standard deviation between seeds is pooled over all repeated settings. Intervals are Student's: with few repeats the
+estimate of the deviation is itself uncertain, and normal intervals would be too narrow and miss ties.
 """
 
 import math
@@ -21,13 +21,13 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Completed trials that differ in nothing but the seed, smallest loss first."""
+    """Completed trials that differ only in the seed, smallest loss first."""
 
     records: tuple[TrialRecord, ...]
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of trials."""
         return len(self.records)
 
     @cached_property
@@ -37,7 +37,7 @@ class SeedGroup:
 
     @cached_property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean loss over the seeds."""
         return math.fsum(self.losses) / self.count
 
 
@@ -49,15 +49,15 @@ class NoiseFloor:
     degrees: int
 
     def half_width(self, count: int) -> float:
-        """Of the 95 % interval around the mean of a number of seeds."""
+        """Half width of the 95 % interval around a mean over `count` seeds."""
         return self._quantile * self.std_nats / math.sqrt(count)
 
     def least_difference(self, count: int, other: int) -> float:
-        """Between means of that number of seeds each: anything up to it may be luck."""
+        """Least significant difference between means over `count` and `other` seeds; smaller ones are ties."""
         return self._quantile * self.standard_error(count, other)
 
     def standard_error(self, count: int, other: int) -> float:
-        """Of the difference between means of that number of seeds each."""
+        """Standard error of the difference between means over `count` and `other` seeds."""
         return self.std_nats * math.sqrt(1 / count + 1 / other)
 
     @cached_property
@@ -67,36 +67,36 @@ class NoiseFloor:
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of one trial's settings over their seeds."""
+    """Mean, interval and tie group of one trial's settings over their seeds."""
 
     group: SeedGroup
     mean_loss: float
     num_seeds: int
     low: float | None
-    """Of the 95 % interval of the mean; None where nothing was repeated."""
+    """Lower end of the 95 % interval of the mean; None without repeats."""
     high: float | None
     tie_group: int | None
-    """1: cannot be told from the best. 2: can, but not from the best of the rest; and so on."""
+    """1: ties with the best. 2: ties with the best of the rest; and so on. None without repeats."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The best settings, the next ones, and whether luck could have put them in the other order."""
+    """The best settings, the next ones, and the settings that tie with the best."""
 
     best: SeedGroup
     second: SeedGroup | None
     noise: NoiseFloor | None
     tied: tuple[SeedGroup, ...]
-    """Other settings that cannot be told from the best."""
+    """Other settings that tie with the best (difference below the noise)."""
 
     @property
     def margin_nats(self) -> float | None:
-        """By which the best mean is below the next one."""
+        """Difference between the next mean and the best mean."""
         return None if self.second is None else self.second.mean - self.best.mean
 
     @property
     def margin_over_noise(self) -> float | None:
-        """The margin in standard errors of itself; None where nothing was repeated."""
+        """The margin in its standard errors; None without repeats."""
         if self.second is None or self.noise is None or self.margin_nats is None:
             return None
         error = self.noise.standard_error(self.best.count, self.second.count)
@@ -104,15 +104,15 @@ class Verdict:
 
     @property
     def is_told_apart(self) -> bool | None:
-        """Whether the best is better than all others beyond luck; None where that is not known."""
+        """Whether no other settings tie with the best; None without repeats."""
         return None if self.noise is None else not self.tied
 
 
 def seed_groups(records: Sequence[TrialRecord]) -> list[SeedGroup]:
     """Completed trials with a finite loss by their settings, the best settings first.
 
-    Settings are ordered by their mean and one standard error on top: one run that is a little lower does not come
-    before what held over several seeds. Without any repeats that is the order of losses.
+    Settings are ordered by their mean plus one standard error, so a single low loss does not beat a mean over several
+    seeds. Without repeats that is the order of losses.
     """
     groups = _grouped(records)
     noise = _noise(groups)
@@ -123,12 +123,12 @@ def seed_groups(records: Sequence[TrialRecord]) -> list[SeedGroup]:
 
 
 def noise_floor(records: Sequence[TrialRecord]) -> NoiseFloor | None:
-    """The noise between seeds; None when no settings completed twice."""
+    """The noise between seeds; None if no settings completed twice."""
     return _noise(_grouped(records))
 
 
 def standings(records: Sequence[TrialRecord]) -> dict[int, Standing]:
-    """By trial number, of every completed trial with a finite loss."""
+    """Trial number to standing, for every completed trial with a finite loss."""
     groups = _grouped(records)
     noise = _noise(groups)
     order = _tie_groups(groups, noise)
@@ -148,7 +148,7 @@ def standings(records: Sequence[TrialRecord]) -> dict[int, Standing]:
 
 
 def verdict(records: Sequence[TrialRecord]) -> Verdict | None:
-    """What may be said of the winner; None when no trial completed."""
+    """The winner and its ties; None if no trial completed."""
     groups = seed_groups(records)
     if not groups:
         return None
@@ -159,31 +159,34 @@ def verdict(records: Sequence[TrialRecord]) -> Verdict | None:
 
 
 def winner_in_words(found: Verdict) -> str:
-    """The winner, its margin, and what the noise says of it."""
+    """The winner, its margin and its ties, as a sentence."""
     name = found.best.records[0].name
     if found.second is None:
-        return f"{name} is the only one that completed."
+        return f"{name} has the only completed settings."
     gap = f"{found.margin_nats:.4f} nats"
     if found.noise is None:
         return (
-            f"{name} is {gap} ahead of {found.second.records[0].name}. No settings were repeated with another seed, so "
-            "whether that is more than luck is not known."
+            f"{name} leads {found.second.records[0].name} by {gap}. No settings were repeated with another seed, so "
+            "the noise is unknown."
         )
     floor = f"{found.noise.std_nats:.4f} nats between seeds ({found.noise.degrees} degrees of freedom)"
     over = "" if found.margin_over_noise is None else f", {found.margin_over_noise:.1f} standard errors"
     if found.tied:
         names = ", ".join(group.records[0].name for group in found.tied[:4])
         more = f" and {len(found.tied) - 4} more" if len(found.tied) > 4 else ""
-        return f"{name} leads by {gap}{over}, and cannot be told from {names}{more}: the standard deviation is {floor}."
-    return f"{name} wins by {gap}{over}, which is more than luck: the standard deviation is {floor}."
+        return (
+            f"{name} leads by {gap}{over}. It ties with {names}{more} (difference below the noise): the standard "
+            f"deviation is {floor}."
+        )
+    return f"{name} wins by {gap}{over}, above the noise: the standard deviation is {floor}."
 
 
 def next_repeat(records: Sequence[TrialRecord], *, leaders: int, file_seed: int) -> dict[str, Any] | None:
-    """Settings of a leading trial with a seed not used yet; None once the best is told apart from the other leaders.
+    """Settings of a leading trial with an unused seed; None once no other leader ties with the best.
 
     Args:
-        leaders: How many of the best settings are repeated at all.
-        file_seed: Of trials whose settings name none.
+        leaders: Number of best settings that are repeated.
+        file_seed: Seed of the trials whose settings name none.
     """
     groups = seed_groups(records)[:leaders]
     if not groups:
@@ -197,7 +200,7 @@ def next_repeat(records: Sequence[TrialRecord], *, leaders: int, file_seed: int)
         if len(groups) == 1 and best.count > 1:
             wanted = []
     started = {_key(group.records[0]): [r for r in records if _key(r) == _key(group.records[0])] for group in groups}
-    # The fewest seeds first, the better of two settings with equally many.
+    # The fewest seeds first; of two settings with equally many, the better one.
     chosen = min(wanted, key=lambda group: len(started[_key(group.records[0])]), default=None)
     if chosen is None:
         return None
@@ -212,7 +215,7 @@ def _key(record: TrialRecord) -> str:
 
 def _grouped(records: Sequence[TrialRecord]) -> list[SeedGroup]:
     alike: dict[str, list[TrialRecord]] = {}
-    # A twin has its loss from another trial: no second run, and no other seed.
+    # A twin has the loss of another trial: it is no second sample.
     for record in (one for one in records if one.twin_of is None):
         if record.outcome is Outcome.COMPLETED and record.loss is not None and math.isfinite(record.loss):
             alike.setdefault(_key(record), []).append(record)
@@ -232,7 +235,7 @@ def _with_its_error(group: SeedGroup, noise: NoiseFloor | None) -> float:
 
 
 def _tie_groups(groups: Sequence[SeedGroup], noise: NoiseFloor | None) -> dict[int, int]:
-    """By `id` of a group the number of its tie group; empty where nothing is known of the noise."""
+    """`id` of a group to the number of its tie group; empty if the noise is unknown."""
     if noise is None:
         return {}
     left = sorted(groups, key=lambda group: (_with_its_error(group, noise), group.records[0].number))

@@ -1,11 +1,11 @@
 """The same trials ranked at equal tokens, equal training time and equal operations, from their recorded curves.
 
-A larger batch needs more tokens and less time for the same loss, a longer model more operations: which settings are
-best is a question with three answers, and a sweep that gives only one may mislead. Only losses that compare are taken:
+A larger batch needs more tokens and less time for the same loss, a longer model more operations. The best settings
+depend on the budget that is fixed, so one ranking alone may mislead. Only comparable losses count:
 
-* with trunk-and-branch, the cooled-down loss at each rung, and the final one;
-* else, with `wsd` or `constant`, holdout losses at the constant learning rate, before any cooldown;
-* with a decaying schedule, none: a loss in the middle of a decay is not that of a run that ends there.
+* trunk-and-branch: the loss of the branch at each rung, and the final loss;
+* `wsd` or `constant` without branches: holdout losses at constant learning rate, before any cooldown;
+* a decaying schedule: none. A loss in the middle of a decay differs from that of a run that ends there.
 """
 
 import math
@@ -29,24 +29,24 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class EqualBudget:
-    """Trials by their loss at one budget of one kind."""
+    """Trials ranked by their loss at one budget on one axis."""
 
     axis: Axis
     at: float
-    """Tokens, seconds or operations that every one of them has used."""
+    """Tokens, seconds or operations, the same for all trials."""
     losses: tuple[tuple[TrialRecord, float], ...]
     """Best first, in nats per predicted token."""
     too_late: tuple[TrialRecord, ...] = ()
-    """Left out: their first loss that compares comes after this budget."""
+    """Trials without a rank: their first comparable loss comes after this budget."""
 
     def rank(self, record: TrialRecord) -> int | None:
-        """From 1; None where a trial has no loss here."""
+        """Rank from 1; None for a trial without a loss here."""
         names = [other.number for other, _ in self.losses]
         return names.index(record.number) + 1 if record.number in names else None
 
 
 def comparable_curve(findings: Findings, record: TrialRecord) -> Curve:
-    """Losses of a trial that compare with those of other trials at other tokens; may be empty."""
+    """Losses of a trial that compare with those of other trials; may be empty."""
     training = findings.sweep.training
     schedule = str(findings.setting(record, "training.schedule"))
     if findings.sweep.early_stopping.method == "trunk-and-branch":
@@ -66,12 +66,12 @@ def comparable_curve(findings: Findings, record: TrialRecord) -> Curve:
 
 
 def equal_budgets(findings: Findings) -> list[EqualBudget]:
-    """One ranking for each axis of which enough is known, completed trials without repeats in each."""
+    """One ranking of the completed trials, without repeats, for each axis with enough data."""
     return [found for axis in AXES if (found := _at_equal(findings, axis)) is not None]
 
 
 def disagreement(findings: Findings, budgets: Sequence[EqualBudget]) -> list[str]:
-    """Where the best at equal tokens is beaten at equal time or operations by more than luck, in words."""
+    """Sentences on each axis where another trial beats the best at equal tokens by more than the noise."""
     by_axis = {budget.axis: budget for budget in budgets}
     if "tokens" not in by_axis:
         return []
@@ -85,10 +85,10 @@ def disagreement(findings: Findings, budgets: Sequence[EqualBudget]) -> list[str
         behind = losses.get(best.number, math.inf) - loss
         if first.number == best.number or behind <= max(least, _ROUNDING):
             continue
-        by = f"by {behind:.4f} nats" if math.isfinite(behind) else "which has no loss there yet"
+        by = f"by {behind:.4f} nats" if math.isfinite(behind) else "which has no loss there"
         words.append(
-            f"At equal {budget.axis} ({in_words(budget)}) {first.name} is best, at equal tokens {best.name}, {by}: "
-            "which settings are best depends on what is scarce."
+            f"At equal {budget.axis} ({in_words(budget)}) {first.name} beats {best.name}, the best at equal tokens, "
+            f"{by}: the best settings depend on the scarce resource."
         )
     return words
 
@@ -113,7 +113,7 @@ def _at_equal(findings: Findings, axis: Axis) -> EqualBudget | None:
             curves[record.number] = Curve(curve.tokens * a_token, curve.losses)
     if len(curves) < _FEWEST:
         return None
-    # What every trial has used up by its last loss that compares.
+    # The largest budget that all trials have a comparable loss at.
     at = min(float(curve.tokens[-1]) for curve in curves.values())
     records = {record.number: record for record in findings.completed}
     reached = {n: curve for n, curve in curves.items() if curve.tokens[0] <= at * (1 + _ROUNDING)}
@@ -127,7 +127,7 @@ def _at_equal(findings: Findings, axis: Axis) -> EqualBudget | None:
 
 
 def loss_at(curve: Curve, cost: float) -> float:
-    """Between two points of a curve: losses fall evenly with the logarithm of what was used."""
+    """The loss at a cost, interpolated between two points over the logarithm of the cost."""
     return float(np.interp(math.log(cost), np.log(curve.tokens), curve.losses))
 
 
@@ -136,7 +136,7 @@ def _cost_of_a_token(record: TrialRecord, axis: Axis) -> float | None:
         case "tokens":
             return 1.0
         case "training time":
-            # At the trial's mean speed: its reports come seconds apart, which is much of a short trial.
+            # Mean speed of the trial: reports come seconds apart, too coarse for a short trial.
             return record.training_s / record.tokens if record.tokens else None
         case _:
             return record.flops_per_token

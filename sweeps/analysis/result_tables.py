@@ -1,4 +1,4 @@
-"""What a sweep found, as files that a script reads: trials.csv and summary.json."""
+"""The results of a sweep as files for scripts: trials.csv and summary.json."""
 
 import csv
 import io
@@ -31,16 +31,16 @@ _VERSIONS = ("pretune", "ray", "torch", "tokenizers", "pandas", "mlflow", "pyarr
 
 
 def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Best first: completed trials by the loss of their settings, then stopped ones by how far they came.
+    """Best first: completed trials by the loss of their settings, then stopped ones by the last rung that they reached.
 
-    The loss of settings is the mean over their seeds, and how sure that is counts: see `noise_floor.seed_groups`.
+    The loss of settings is the mean over their seeds plus one standard error: see `noise_floor.seed_groups`.
     """
     groups = {r.number: position for position, group in enumerate(seed_groups(records)) for r in group.records}
 
     def key(record: TrialRecord) -> tuple[Any, ...]:
-        # NaN compares false with everything: as a sort key it would leave the others in no order.
+        # NaN compares false with everything: as a sort key it would scramble the order.
         loss = record.loss if record.loss is not None and math.isfinite(record.loss) else math.inf
-        # By rung, not by tokens: a larger batch overshoots a rung by more, which is no merit.
+        # By rung, not by tokens: a larger batch overshoots its rung further.
         came_far = -max(record.rung_losses, default=0) if record.outcome is Outcome.STOPPED else 0
         position = groups.get(record.twin_of or record.number, len(records))
         return (_ORDER.index(record.outcome), came_far, position, record.twin_of is not None, loss, record.number)
@@ -49,7 +49,7 @@ def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def best_trial(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The best trial of the best settings; None when none completed."""
+    """The best trial of the best settings; None if no trial completed."""
     first = next(iter(ranked(records)), None)
     if first is None or first.outcome is not Outcome.COMPLETED or first.loss is None or not math.isfinite(first.loss):
         return None
@@ -57,10 +57,10 @@ def best_trial(records: Sequence[TrialRecord]) -> TrialRecord | None:
 
 
 def trial_row(record: TrialRecord, rank: int, standing: Standing | None = None) -> dict[str, Any]:
-    """One trial as a row of trials.csv; units are in the names.
+    """One trial as a row of trials.csv; the column names hold the units.
 
     Args:
-        standing: Of a trial that completed.
+        standing: Given for a completed trial.
     """
     metrics = {name.replace("/", "_"): value for name, value in record.metrics.items()}
     return {
@@ -104,14 +104,14 @@ def trial_row(record: TrialRecord, rank: int, standing: Standing | None = None) 
 
 
 def memory_margin(num_bytes: int | None, record: TrialRecord) -> float | None:
-    """Share of a trial's memory limit that a number of bytes leaves free; negative beyond the limit."""
+    """Free share of a trial's memory limit beside `num_bytes`; negative beyond the limit."""
     if num_bytes is None or record.memory_limit_bytes is None:
         return None
     return round(1 - num_bytes / record.memory_limit_bytes, 4)
 
 
 def calibration(records: Sequence[TrialRecord]) -> dict[str, float]:
-    """How well memory was predicted: relative errors of all trials that have one. Empty where there is none."""
+    """Relative errors of the memory predictions of all trials. Empty without a measured trial."""
     errors = [error for record in records if (error := record.prediction_error) is not None]
     if not errors:
         return {}
@@ -125,19 +125,19 @@ def calibration(records: Sequence[TrialRecord]) -> dict[str, float]:
 
 
 def memory_counts(records: Sequence[TrialRecord], refused: Sequence[RefusedProposal]) -> dict[str, int]:
-    """How often memory had a say, by verdict: trials, and proposals that never became one."""
+    """Number of trials and refused proposals by memory verdict."""
     counts = Counter(record.memory_verdict for record in records)
     counts.update(proposal.verdict for proposal in refused)
     return {verdict: counts[verdict] for verdict in MemoryVerdict}
 
 
 def write_trials_csv(path: Path, records: Sequence[TrialRecord]) -> None:
-    """One row a trial, every trial, best first."""
+    """Write one row per trial, best first."""
     standing = standings(records)
     rows = [
         trial_row(record, rank, standing.get(record.number)) for rank, record in enumerate(ranked(records), start=1)
     ]
-    # A trial without metrics has fewer columns: take all of them, in the order of the row that has most.
+    # A trial without metrics has fewer columns: the longest row sets the order.
     columns = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -156,11 +156,11 @@ def summarize(
     data: dict[str, Any],
     wall_s: float,
 ) -> dict[str, Any]:
-    """What a script wants to know of a sweep.
+    """The contents of summary.json.
 
     Args:
         data: Figures of the prepared corpus.
-        wall_s: Seconds of this and earlier parts of the sweep together.
+        wall_s: Seconds of the sweep, summed over resumptions.
     """
     best = best_trial(records)
     spent_s = {
@@ -188,7 +188,7 @@ def summarize(
 
 
 def winner_figures(records: Sequence[TrialRecord]) -> dict[str, Any] | None:
-    """The winner, its margin over the next settings, and what the noise between seeds says of it."""
+    """The winner, its margin over the next settings, and the noise between seeds; None if no trial completed."""
     found = verdict(records)
     if found is None:
         return None
@@ -207,10 +207,10 @@ def winner_figures(records: Sequence[TrialRecord]) -> dict[str, Any] | None:
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """summary.json, replaced whole."""
+    """Write summary.json, replaced whole."""
     write_atomically(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that a result may depend on."""
+    """Versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS}

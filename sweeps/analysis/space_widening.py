@@ -1,4 +1,4 @@
-"""An optimum on the edge of the search space: seen when the search has ended, and the space widened if wanted."""
+"""An optimum on the edge of the search space: found after the search; the space can then be widened."""
 
 import math
 from collections.abc import Sequence
@@ -14,31 +14,30 @@ from sweeps.settings.search_space import Distribution, format_setting
 from sweeps.settings.sweep_config import SweepConfig
 
 MOST_WIDENINGS = 2
-"""Times that the space of one sweep is widened."""
+"""Limit of widenings per sweep."""
 _SHARE_MORE = 4
-"""Each time the budget gets one trial more for this number of its trials."""
+"""Each widening adds the budget's trials divided by this number."""
 _MIN_FOR_EDGE = 4
-"""Completed trials before the position of the best in its range says anything."""
+"""Completed trials below which the position of the best in its range is chance."""
 _EDGE = 0.08
 """Share of a range, on its own scale, that counts as its edge."""
 _MIN_LISTED = 3
-"""Values of a choice before one of them can be in the middle."""
+"""Values below which a choice has no middle."""
 
 
 class Widening(Settings):
-    """The space as it was widened once."""
+    """One widening of the search space."""
 
     search: dict[str, Distribution]
-    """Of the settings concerned, whole."""
+    """Whole new distribution of each widened setting."""
     more_trials: int
     reason: str
-    """In words."""
 
 
 def best_on_edges(sweep: SweepConfig, records: Sequence[TrialRecord]) -> dict[str, Any]:
-    """Settings of which the best trial has a value on the edge of what is swept, each with a value beyond it.
+    """Settings whose best value lies on the edge of the space, each with a value beyond the edge.
 
-    Only what changes learning counts, only where a value beyond is possible at all, and nothing before four trials.
+    Covers settings that change learning and have a valid value beyond. Empty below four completed trials.
     """
     groups = seed_groups(records)
     if sum(group.count for group in groups) < _MIN_FOR_EDGE:
@@ -53,7 +52,7 @@ def best_on_edges(sweep: SweepConfig, records: Sequence[TrialRecord]) -> dict[st
 
 
 def widening(sweep: SweepConfig, records: Sequence[TrialRecord]) -> Widening | None:
-    """How the space is to be widened; None if the best trial lies on none of its edges."""
+    """The next widening; None if the best trial lies on no edge."""
     found = best_on_edges(sweep, records)
     if not found:
         return None
@@ -66,7 +65,7 @@ def widening(sweep: SweepConfig, records: Sequence[TrialRecord]) -> Widening | N
 
 
 def widened_sweep(sweep: SweepConfig, widenings: Sequence[Widening]) -> SweepConfig:
-    """The sweep over its space as it was widened."""
+    """The sweep with its widened search space."""
     search = dict(sweep.search)
     for one in widenings:
         search |= one.search
@@ -74,7 +73,7 @@ def widened_sweep(sweep: SweepConfig, widenings: Sequence[Widening]) -> SweepCon
 
 
 def widened(distribution: Distribution, beyond: Any) -> Distribution:
-    """The distribution that also holds a value beyond one of its ends."""
+    """The distribution extended to a value beyond one of its ends."""
     values = distribution.extremes()
     if distribution.kind == "choice":
         return Distribution(choice=(*values, beyond))
@@ -82,7 +81,7 @@ def widened(distribution: Distribution, beyond: Any) -> Distribution:
 
 
 def beyond_the_edge(distribution: Distribution, value: Any) -> Any:
-    """A value past the edge that `value` lies on; None where it lies on none."""
+    """A value past the edge that `value` lies on; None if it lies on no edge."""
     ends = distribution.extremes()
     if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in (*ends, value)):
         return None
@@ -94,7 +93,7 @@ def beyond_the_edge(distribution: Distribution, value: Any) -> Any:
             return None
         ordered = sorted(ends)
         neighbour, edge = (ordered[1], low) if value == low else (ordered[-2], high)
-        # A list of numbers continues as it began: 64, 128 is followed by 256, and 0.1, 0.2 by 0.4.
+        # A list of numbers continues its ratio: 256 follows 64, 128, and 0.4 follows 0.1, 0.2.
         beyond = edge * edge / neighbour if neighbour > 0 and edge > 0 else 2 * edge - neighbour
     elif distribution.kind.startswith("log"):
         position = math.log(value / low) / math.log(high / low)

@@ -1,8 +1,8 @@
-"""What other rules of early stopping would have saved and lost, replayed on the curves that a sweep has recorded.
+"""Other rules of early stopping, replayed on the recorded curves: tokens saved and loss given up.
 
-A rule is replayed on trials whose curves reach the end, in the order in which they were started, as on one lane.
-Trials that were trained to the end because they were drawn to be (`early_stopping.run_to_end`) are a sample without
-bias; those that completed because they were good are not, and the report says so.
+A rule is replayed on trials whose curves reach the end, in the order of their start, as on one lane. Trials drawn to
+run to the end (`early_stopping.run_to_end`) are an unbiased sample. Trials that completed because they were good are
+biased, and the report states that.
 """
 
 import math
@@ -20,7 +20,7 @@ from sweeps.records.trial_records import TrialRecord
 from sweeps.settings.sweep_sections import EarlyStoppingConfig
 
 FEWEST_TRIALS = 4
-"""With fewer trials that reached the end a replay says nothing."""
+"""Trials below which a replay is chance."""
 
 _RULES = (
     EarlyStoppingConfig(method="asha", reduction_factor=2, first_rung=0.1),
@@ -39,26 +39,26 @@ class ReplayedRule:
     name: str
     num_stopped: int
     saved: float
-    """Share of the tokens that all trials take together."""
+    """Saved share of the tokens of all trials."""
     lost_nats: float
-    """By which the best trial that it lets through is behind the best of all."""
+    """Loss of the best trial that completes under the rule, minus the best loss of all."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """All rules on the same trials."""
+    """The results of all rules on the same trials."""
 
     records: tuple[TrialRecord, ...]
-    """The trials, in the order in which they were started."""
+    """The trials, in the order of their start."""
     is_unbiased: bool
-    """Whether they were drawn beforehand to be trained to the end."""
+    """Whether the trials were drawn beforehand to run to the end."""
     rules: tuple[ReplayedRule, ...]
     rank_correlation: dict[int, float]
-    """Rung in tokens to Spearman's correlation between the losses there and the final ones."""
+    """Rung in tokens to Spearman's correlation of its losses with the final losses."""
 
 
 def replay(findings: Findings) -> Replay | None:
-    """Other rules on this sweep's curves; None where too few trials have reached the end."""
+    """Other rules on this sweep's curves; None if too few trials reached the end."""
     ended = sorted(
         (r for r in findings.completed if not r.is_repeat and r.twin_of is None), key=lambda record: record.number
     )
@@ -99,7 +99,7 @@ def _replayed(
 
 def _in_words(config: EarlyStoppingConfig) -> str:
     best = "" if config.method == "median" else f", best 1/{config.reduction_factor}"
-    return f"{config.method}{best} from {config.first_rung:.0%} of the tokens on"
+    return f"{config.method}{best}, first rung at {config.first_rung:.0%} of the tokens"
 
 
 def _end_of(record: TrialRecord, rule: StoppingRule, rungs: Sequence[int], curve: Curve, total: int) -> int:
@@ -111,7 +111,7 @@ def _end_of(record: TrialRecord, rule: StoppingRule, rungs: Sequence[int], curve
 
 
 def _loss_at_rung(curve: Curve, rung: int) -> float:
-    # Evaluations stand where this sweep's own rungs were; between them a loss is read off the line.
+    # Evaluations lie at this sweep's own rungs; between them the loss is interpolated.
     return loss_at(curve, min(max(rung, float(curve.tokens[0])), float(curve.tokens[-1])))
 
 

@@ -1,4 +1,4 @@
-"""Everything a report is written from, gathered once: records in order of rank, curves, refusals, the corpus."""
+"""The data of a report, gathered once: records in order of rank, curves, refusals, the corpus."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from sweeps.settings.sweep_config import SweepConfig
 
 @dataclass(frozen=True)
 class Findings:
-    """One sweep, finished or not."""
+    """The data of one sweep, finished or not."""
 
     sweep: SweepConfig
     summary: dict[str, Any]
@@ -32,9 +32,9 @@ class Findings:
     """By trial number; a trial without reports has empty curves."""
     refused: tuple[RefusedProposal, ...]
     manifest: Manifest | None
-    """None: the prepared corpus is not there any more."""
+    """None: the prepared corpus was deleted."""
     frontier: FrontierMap | None = None
-    """None: the sweep has not ended yet."""
+    """None: the sweep runs."""
 
     @cached_property
     def completed(self) -> tuple[TrialRecord, ...]:
@@ -47,7 +47,7 @@ class Findings:
         return {record.number: rank for rank, record in enumerate(self.records, start=1)}
 
     def rank(self, record: TrialRecord) -> int:
-        """Its rank from 1, as in trials.csv."""
+        """Rank from 1, as in trials.csv."""
         return self._ranks[record.number]
 
     @property
@@ -57,24 +57,24 @@ class Findings:
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
-        """Settings that differ between trials, or could have; the seed only where it is swept."""
+        """Swept settings and those of `start_with`; the seed only if it is swept."""
         listed = (path for record in sorted(self.records, key=lambda r: r.number) for path in record.settings)
         known = dict.fromkeys((*self.sweep.search, *listed))
         return tuple(path for path in known if path != SEED or SEED in self.sweep.search)
 
     def setting(self, record: TrialRecord | RefusedProposal, path: str) -> Any:
-        """A trial's value of a setting, whether it was swept in this trial or not."""
+        """A trial's value of a setting, from the trial or else from the file."""
         if path in record.settings:
             return record.settings[path]
         return self.sweep.value_at(path)
 
     def of(self, outcome: Outcome | None) -> tuple[TrialRecord, ...]:
-        """Trials that ended so."""
+        """Trials of this outcome; None: those that run."""
         return tuple(record for record in self.records if record.outcome is outcome)
 
     @cached_property
     def repeats(self) -> tuple[tuple[TrialRecord, ...], ...]:
-        """Groups of two or more completed trials that differ in nothing but the seed, best group first."""
+        """Groups of two or more completed trials that differ only in the seed, best group first."""
         return tuple(group.records for group in seed_groups(self.records) if group.count > 1)
 
     @cached_property
@@ -88,7 +88,7 @@ class Findings:
         return frozenset(number for number, standing in standings(self.records).items() if standing.tie_group == 1)
 
     def is_tied_with_best(self, record: TrialRecord) -> bool:
-        """Whether a trial of other settings than the best cannot be told from it: its loss may differ by luck alone."""
+        """Whether a trial of other settings ties with the best (difference below the noise)."""
         if self.best is None or record.number not in self._tied_with_best:
             return False
         best, other = (standings(self.records)[number].group for number in (self.best.number, record.number))
@@ -96,7 +96,7 @@ class Findings:
 
 
 def gather(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord], summary: dict[str, Any]) -> Findings:
-    """Read what the records do not hold from a sweep's results folder."""
+    """The records with their curves, refusals, corpus and frontier from the results folder."""
     store = TrialStore(folder / "trials")
     return Findings(
         sweep=widened_sweep(sweep, [Widening.model_validate(one) for one in store.load_widenings()]),
@@ -115,7 +115,7 @@ def _frontier(folder: Path) -> FrontierMap | None:
 
 
 def finite_loss(record: TrialRecord) -> float | None:
-    """The last holdout loss, if it is a number to compare."""
+    """The last holdout loss; None if it is missing or not finite."""
     return record.loss if record.loss is not None and math.isfinite(record.loss) else None
 
 

@@ -13,23 +13,23 @@ from sweeps.records.trial_records import LOSS
 TRAIN_LOSS = "train/loss_nats_per_token"
 _NOISE_SCALE = "noise/scale_rows"
 _MAX_POINTS = 240
-"""Points that a training curve is thinned to; a page with a hundred trials still opens at once."""
+"""Points of a thinned training curve: a page with a hundred trials still opens at once."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses in nats per predicted token over tokens of training; finite ones only."""
+    """Finite losses in nats per predicted token over training tokens."""
 
     tokens: np.ndarray
     losses: np.ndarray
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no point."""
+        """Whether the curve has no point."""
         return len(self.tokens) == 0
 
     def thinned(self, points: int = _MAX_POINTS) -> "Curve":
-        """At most that number of points, each the mean of its neighbours."""
+        """The curve with at most `points` points, each a mean of neighbours."""
         if len(self.tokens) <= points:
             return self
         parts = np.array_split(np.arange(len(self.tokens)), points)
@@ -39,23 +39,23 @@ class Curve:
 
 @dataclass(frozen=True)
 class TrialCurves:
-    """What the reports of one trial add up to."""
+    """Curves and means of the reports of one trial."""
 
     train: Curve
-    """Means over the stretch before each report, at the trial's own masking rate."""
+    """Means over the steps before each report, at the trial's own masking rate."""
     holdout: Curve
     step_ms: dict[str, float] = field(default_factory=dict)
-    """Stretch (`forward`, `backward`, ...) to its mean milliseconds a step."""
+    """Stretch (`forward`, `backward`, ...) to its mean milliseconds per step."""
     share_of_matmul_rate: float | None = None
     """Floating-point rate over that of large matrix products on the same device, in [0, 1]."""
     noise_scale_rows: float | None = None
-    """Last gradient noise scale that was reported, in rows."""
+    """Last reported gradient noise scale, in rows."""
 
 
 def read_curves(reports: Iterable[Mapping[str, float]]) -> TrialCurves:
-    """Gather the reports of one trial, in order of tokens."""
+    """The curves of one trial, from its reports in order of tokens."""
     known = list(reports)
-    # A report speaks of the steps since the one before it, so that its means weigh as many steps.
+    # A report covers the steps since the last report, so its means are weighted by them.
     steps = _increments(known, "step")
     seconds = [_seconds(report, tokens) for report, tokens in zip(known, _increments(known, "tokens"), strict=True)]
     step_ms = {stretch: _mean(known, f"profile/{stretch}_ms", steps) for stretch in STRETCHES}

@@ -1,4 +1,4 @@
-"""The median rule: a trial ends when even its best loss is worse than what others had on average by then.
+"""The median rule: a trial stops when its best loss is above the median of the others' average losses.
 
 Source: Golovin et al., Google Vizier, KDD 2017, 3.2.1. Ray's MedianStoppingRule cannot be rebuilt from records.
 """
@@ -11,11 +11,11 @@ from sweeps.early_stopping.rungs import RungDecision
 from sweeps.records.trial_records import TrialRecord
 
 _FEWEST_OTHERS = 3
-"""Of fewer trials a median says little."""
+"""Other trials below which no trial stops: their median is chance."""
 
 
 class MedianRule:
-    """Losses seen at each rung, and the rule of who continues."""
+    """Losses at each rung, and the rule that stops trials."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.tokens = tuple(tokens)
@@ -23,22 +23,22 @@ class MedianRule:
         """Trial to rung to loss."""
 
     def restore(self, records: Iterable[TrialRecord]) -> None:
-        """Take over what earlier trials reached."""
+        """Restore the losses at rungs from records."""
         for record in records:
             for rung, loss in record.rung_losses.items():
                 self._losses.setdefault(record.number, {})[rung] = loss
 
     def reached(self, trial: int, tokens: float) -> int | None:
-        """The highest rung that a trial has reached for the first time, if any."""
+        """The highest rung that a trial reaches for the first time; None if there is none."""
         seen = self._losses.get(trial, {})
         return max((rung for rung in self.tokens if tokens >= rung and rung not in seen), default=None)
 
     def judge(self, trial: int, rung: int, loss: float) -> RungDecision:
-        """Note a trial's loss at a rung and decide: its best so far against the median of the others' averages."""
+        """Record a trial's loss at a rung and compare its best loss with the median of the others' averages."""
         mine = self._losses.setdefault(trial, {})
         mine[rung] = loss
         if not math.isfinite(loss):
-            return RungDecision(False, f"loss {loss} at {rung:,} tokens is not a number to continue with")
+            return RungDecision(False, f"loss {loss} at {rung:,} tokens is not finite; the trial stops")
         averages = [
             statistics.fmean(value for at, value in losses.items() if at <= rung)
             for other, losses in self._losses.items()

@@ -1,6 +1,6 @@
-"""Rungs on the token axis, and which trials continue past them.
+"""Rungs on the token axis, and the rule that stops trials there.
 
-Source: asynchronous successive halving, Li et al., arXiv:1810.05934. Ray's own ASHA keeps a trial whose metric is NaN
+Source: asynchronous successive halving, Li et al., arXiv:1810.05934. Ray's own ASHA keeps a trial with a NaN metric
 (every comparison is false) and cannot be rebuilt from records; the rule itself is a dozen lines.
 """
 
@@ -14,7 +14,7 @@ from sweeps.settings.sweep_sections import EarlyStoppingConfig
 
 
 def rung_tokens(config: EarlyStoppingConfig, tokens_per_trial: int) -> tuple[int, ...]:
-    """Token counts at which trials are compared, ascending; the end of a trial is not one of them."""
+    """Token counts at which trials are compared, ascending, without the end of a trial."""
     if config.method == "none":
         return ()
     if config.method == "median":
@@ -29,7 +29,7 @@ def rung_tokens(config: EarlyStoppingConfig, tokens_per_trial: int) -> tuple[int
 
 
 def expected_tokens(config: EarlyStoppingConfig, tokens_per_trial: int) -> float:
-    """What a trial trains on average if a share of the trials continues at each rung; all, if there is none."""
+    """Mean tokens of a trial if each rung promotes 1/reduction_factor; all tokens for the median rule."""
     if config.method == "median":
         return tokens_per_trial
     tokens, before, share = 0.0, 0, 1.0
@@ -40,29 +40,29 @@ def expected_tokens(config: EarlyStoppingConfig, tokens_per_trial: int) -> float
 
 
 def rule_in_words(config: EarlyStoppingConfig, rungs: Sequence[int]) -> str:
-    """What ends trials early; `nothing` where nothing does."""
+    """The rule of early stopping as a phrase; `nothing` without rungs."""
     if not rungs:
         return "nothing"
     at = ", ".join(f"{rung:,}" for rung in rungs)
     best = f"the best 1/{config.reduction_factor}"
     return {
-        "trunk-and-branch": f"trunk-and-branch: all pause at {at} tokens, each is judged by a branch that cools down "
-        f"from there, and {best} continue from before the branch",
+        "trunk-and-branch": f"trunk-and-branch: all pause at {at} tokens, a branch that cools down there judges each, "
+        f"and {best} continue from the trunk",
         "asha": f"asha: {best} continue at {at} tokens",
-        "median": f"median: at {at} tokens those continue whose best loss is within the median of the others' averages",
+        "median": f"median: at {at} tokens trials continue if their best loss is within the others' median average",
     }[config.method]
 
 
 @dataclass(frozen=True)
 class RungDecision:
-    """Whether a trial continues past a rung, and why."""
+    """Whether a trial continues past a rung, and the reason if not."""
 
     continues: bool
     reason: str
 
 
 class Rungs:
-    """Losses seen at each rung, and the rule of who continues."""
+    """Losses at each rung, and the rule that stops trials."""
 
     def __init__(self, tokens: Sequence[int], reduction_factor: int) -> None:
         self.tokens = tuple(tokens)
@@ -70,24 +70,24 @@ class Rungs:
         self._losses: dict[int, dict[int, float]] = {rung: {} for rung in tokens}
 
     def restore(self, records: Iterable[TrialRecord]) -> None:
-        """Take over what earlier trials reached."""
+        """Restore the losses at rungs from records."""
         for record in records:
             for rung, loss in record.rung_losses.items():
                 if rung in self._losses:
                     self._losses[rung][record.number] = loss
 
     def reached(self, trial: int, tokens: float) -> int | None:
-        """The highest rung that a trial has reached for the first time, if any."""
+        """The highest rung that a trial reaches for the first time; None if there is none."""
         new = [rung for rung in self.tokens if tokens >= rung and trial not in self._losses[rung]]
         return max(new, default=None)
 
     def judge(self, trial: int, rung: int, loss: float) -> RungDecision:
-        """Note a trial's loss at a rung and decide: the best 1/factor of those seen there continue, this one too."""
+        """Record a trial's loss at a rung and decide: the best 1/factor there continue, this trial counted."""
         seen = self._losses[rung]
         seen[trial] = loss if math.isfinite(loss) else math.inf
         if not math.isfinite(loss):
-            return RungDecision(False, f"loss {loss} at {rung:,} tokens is not a number to continue with")
-        # With fewer trials than the factor nothing can be said yet: the first ones continue.
+            return RungDecision(False, f"loss {loss} at {rung:,} tokens is not finite; the trial stops")
+        # Fewer trials than the factor have no best 1/factor: the first ones continue.
         num_continuing = max(1, len(seen) // self._factor)
         cutoff = sorted(seen.values())[num_continuing - 1]
         if loss <= cutoff or len(seen) < self._factor:
@@ -100,13 +100,13 @@ class Rungs:
 
 
 class StoppingRule(Protocol):
-    """Who continues past a rung and who ends there."""
+    """A rule that decides at a rung whether a trial continues or stops."""
 
     def restore(self, records: Iterable[TrialRecord]) -> None:
-        """Take over what earlier trials reached."""
+        """Restore the losses at rungs from records."""
 
     def reached(self, trial: int, tokens: float) -> int | None:
-        """The highest rung that a trial has reached for the first time, if any."""
+        """The highest rung that a trial reaches for the first time; None if there is none."""
 
     def judge(self, trial: int, rung: int, loss: float) -> RungDecision:
-        """Note a trial's loss at a rung and decide."""
+        """Record a trial's loss at a rung and decide."""

@@ -12,28 +12,28 @@ from sweeps.records.trial_records import LOSS
 
 
 class KeptOutOfPickles:
-    """Mixed into what Tune is given: it pickles that to resume by itself, but we resume from records alone."""
+    """Mixin for objects that Tune pickles for its own resumption; pretune resumes from records only."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing."""
+        """An empty state."""
         return {}
 
 
 class TokenScheduler(KeptOutOfPickles, FIFOScheduler):
-    """Tune's view of the rungs: trials run in order, and end at a rung when they are not among the best."""
+    """Tune's view of the rungs: trials run in order and stop at a rung if they are not among the best."""
 
     def __init__(self, rule: StoppingRule, runs_to_end: Callable[[int], bool] = lambda _: False) -> None:
         """
         Args:
-            runs_to_end: Whether the trial of this number continues whatever its loss, if it is a number.
+            runs_to_end: Whether the trial of this number continues with any finite loss.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._rule, self._runs_to_end = rule, runs_to_end
         self.stopped: dict[int, str] = {}
-        """Trial number to the reason it was stopped."""
+        """Trial number to the reason of its stop."""
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Judge a result that carries a holdout loss at a rung not passed before."""
+        """Judge a result with a holdout loss at a new rung; other results continue."""
         number = trial.config["number"]
         if LOSS not in result or result.get("done"):
             return str(TrialScheduler.CONTINUE)

@@ -1,4 +1,4 @@
-"""Figures of speed, memory and time, each an SVG element; None where there is no data."""
+"""Figures of speed, memory and time, each an SVG element; None without data."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -15,7 +15,7 @@ from sweeps.records.trial_records import TrialRecord
 
 
 def micro_batch_plot(findings: Findings) -> str | None:
-    """Speed and peak memory against the micro-batch; the limit as a line, what ran out as crosses."""
+    """Speed and peak memory against the micro-batch; the limit as a line, infeasible trials as crosses."""
     ran = [record for record in findings.records if record.micro_batch_size_used and record.tokens_per_s]
     if not ran:
         return None
@@ -53,7 +53,7 @@ def _draw_memory(axes: Axes, findings: Findings, ran: Sequence[TrialRecord]) -> 
     for limit in limits:
         axes.axhline(limit, color=COLORS["failed"], linewidth=1.2, linestyle="--", label="limit")
     axes.set(title="memory of one worker")
-    # Small models far below a large limit would all lie on the floor.
+    # On a linear axis small models far below a large limit would all lie at zero.
     bytes_axis(axes, "y", min(peaks), max(*peaks, *limits, 1), is_log=max(limits, default=0) > 16 * max(peaks))
     axes.legend(loc="best")
 
@@ -77,7 +77,7 @@ def _micro_batch_axis(axes: Axes, sizes: Sequence[int]) -> None:
 
 
 def _spread(sizes: Sequence[int]) -> list[int]:
-    """Ticks at sizes that were used, none on top of another."""
+    """Ticks at used sizes, without overlaps."""
     ticks: list[int] = []
     for size in sizes:
         if not ticks or size / ticks[-1] >= (sizes[-1] / sizes[0]) ** 0.07:
@@ -86,7 +86,7 @@ def _spread(sizes: Sequence[int]) -> list[int]:
 
 
 def memory_prediction_plot(findings: Findings) -> str | None:
-    """Measured peak memory against the predicted one."""
+    """Measured against predicted peak memory."""
     pairs = [
         (record.predicted_peak_memory_bytes or 0, record.peak_memory_bytes or 0)
         for record in findings.records
@@ -98,8 +98,8 @@ def memory_prediction_plot(findings: Findings) -> str | None:
         figure = new_figure(4.8, 3.6)
         axes = figure.subplots()
         high = 1.08 * max(max(pair) for pair in pairs)
-        axes.plot([0, high], [0, high], color=COLORS["muted"], linewidth=1, label="prediction is right")
-        _scatter(axes, pairs, s=26, color=SERIES[0], alpha=0.85, label="a trial")
+        axes.plot([0, high], [0, high], color=COLORS["muted"], linewidth=1, label="exact prediction")
+        _scatter(axes, pairs, s=26, color=SERIES[0], alpha=0.85, label="trial")
         axes.set(xlabel="predicted peak", ylabel="measured peak")
         bytes_axis(axes, "x", 0, high)
         bytes_axis(axes, "y", 0, high)
@@ -108,7 +108,7 @@ def memory_prediction_plot(findings: Findings) -> str | None:
 
 
 def time_plot(findings: Findings) -> str | None:
-    """Where a token's time goes in each of the leading trials."""
+    """Time per token by stretch of the step, in the leading trials."""
     timed = [record for record in findings.records if _time_a_token(findings, record)][:12]
     if not timed:
         return None
@@ -124,13 +124,13 @@ def time_plot(findings: Findings) -> str | None:
         axes.set_yticks(range(len(timed)), [record.name for record in timed])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("ms for 1,000 tokens")
+        axes.set_xlabel("ms per 1,000 tokens")
         figure.legend(loc="outside upper left", ncols=5)
         return to_svg(figure, "time")
 
 
 def _time_a_token(findings: Findings, record: TrialRecord) -> dict[str, float]:
-    """Milliseconds for 1,000 tokens in each stretch: step times as shares of the time that the speed leaves."""
+    """Milliseconds per 1,000 tokens in each stretch: shares of the step time, scaled to the measured speed."""
     step_ms = findings.curves[record.number].step_ms
     total = sum(step_ms.values())
     if total <= 0 or not record.tokens_per_s:
@@ -139,7 +139,7 @@ def _time_a_token(findings: Findings, record: TrialRecord) -> dict[str, float]:
 
 
 def timeline(findings: Findings) -> str | None:
-    """When each trial ran, in order of their numbers."""
+    """Start and end of each trial, in order of trial numbers."""
     spans = [(record, *span) for record in findings.records if (span := _span(record)) is not None]
     if not spans:
         return None
@@ -152,7 +152,7 @@ def timeline(findings: Findings) -> str | None:
         axes = figure.subplots()
         for row, (record, begin, end) in enumerate(spans):
             name = (record.outcome or "running").lower()
-            # A trial of less than a second is still to be seen.
+            # A trial of less than a second stays visible.
             width = max((last if end is None else end) - begin, 0.004 * (last - first), 0.05)
             axes.barh(row, width / scale, left=(begin - first) / scale, height=0.75, color=COLORS[name], label=name)
         axes.invert_yaxis()
@@ -160,7 +160,7 @@ def timeline(findings: Findings) -> str | None:
         rows = range(0, len(spans), every)
         axes.set_yticks(rows, [spans[row][0].name for row in rows])
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(f"{unit} since the first trial began")
+        axes.set_xlabel(f"{unit} since the first trial started")
         handles, labels = axes.get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
         figure.legend(unique.values(), unique.keys(), loc="outside upper left", ncols=7)

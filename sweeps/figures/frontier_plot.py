@@ -1,4 +1,4 @@
-"""The memory frontier as a picture: micro-batch against shape, the predicted frontier, the fate of each one asked."""
+"""Figure of the memory frontier: micro-batch against shape, the predicted frontier and the fate of each request."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,25 +25,25 @@ _FATES: dict[str, dict[str, Any]] = {
     MemoryVerdict.REFUSED: {"marker": "^", "edgecolors": COLORS["infeasible"], "facecolors": "none", "s": 26},
     MemoryVerdict.SKIPPED: {"marker": "s", "edgecolors": COLORS["diverged"], "facecolors": "none", "s": 24},
 }
-"""What became of a micro-batch, and its mark."""
+"""Fate of a micro-batch to its mark."""
 _WIDTH_OF_A_CHOICE = 0.4
-"""Half of the room on the axis that a value of a choice takes."""
+"""Half of the width on the axis of a value of a choice."""
 
 
 @dataclass(frozen=True)
 class _Spot:
-    """One micro-batch that was asked for, or used."""
+    """One requested or used micro-batch."""
 
     value: Any
-    """On the axis."""
+    """Value on the axis."""
     rows: int
     fate: str
     number: int
-    """Position in the order of asking: it moves apart what would lie on one another."""
+    """Position in the order of requests; it separates marks that would overlap."""
 
 
 def frontier_plot(findings: Findings) -> str | None:
-    """Micro-batch against the setting that moves memory most; None where no micro-batch is known."""
+    """Micro-batch against the setting that changes memory most; None without a known micro-batch."""
     frontier = findings.frontier
     spots = [] if frontier is None else list(_spots(findings, frontier.axis))
     if frontier is None or not spots:
@@ -65,7 +65,7 @@ def frontier_plot(findings: Findings) -> str | None:
         axes.yaxis.set_major_locator(FixedLocator([2**power for power in range(sizes[-1].bit_length() + 1)]))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_ylabel("micro-batch, rows at once")
+        axes.set_ylabel("micro-batch, rows")
         figure.legend(loc="outside upper left", ncols=5)
         return to_svg(figure, "frontier")
 
@@ -91,14 +91,14 @@ def _asked(
     try:
         run = findings.sweep.run_config(one.settings)
     except ValidationError:
-        return  # Settings of an older version of this sweep's file.
+        return  # The settings are from an older version of the sweep file.
     rows = micro_batch_of(run, findings.sweep.resources.workers_per_trial)
     if rows is not None:
         yield _Spot(value, rows, verdict, number)
 
 
 class _Axis:
-    """Where values of the axis lie: numbers of a range as they are, values of a choice side by side."""
+    """Positions of values on the axis: numbers of a range as they are, values of a choice side by side."""
 
     def __init__(self, findings: Findings, frontier: FrontierMap) -> None:
         self._path = frontier.axis
@@ -110,17 +110,17 @@ class _Axis:
             self._values.sort()
 
     def of(self, value: Any, number: int = 0) -> float:
-        """Position of a value; several of one choice are spread around it."""
+        """Position of a value; marks of one choice are spread around it."""
         if self.is_range:
             return float(value)
         if value not in self._values:
             self._values.append(value)
-        # Steps of the golden ratio never lie on one another.
+        # Steps of the golden ratio never overlap.
         spread = (number * 0.618034) % 1 - 0.5 if number else 0.0
         return self._values.index(value) + 1.6 * _WIDTH_OF_A_CHOICE * spread
 
     def set_axis(self, axes: Axes) -> None:
-        """Ticks and the name of the setting."""
+        """Set the ticks and the name of the setting."""
         if self._is_log:
             axes.set_xscale("log")
         if not self.is_range:
@@ -152,17 +152,17 @@ def _shade(axes: Axes, x: list[float], rows: list[float], top: float) -> None:
 
 
 def frontier_in_words(findings: Findings) -> str:
-    """What the picture of the frontier shows."""
+    """The caption of the frontier figure."""
     frontier = findings.frontier
     assert frontier is not None
     others = [short_name(path) for path in frontier.others]
     limit = f" ({frontier.learnt})" if frontier.learnt else ", the limit"
     words = (
-        "Memory frontier: each micro-batch that was asked for, and what became of it. Beyond the line a peak above "
-        f"{format_bytes(frontier.capacity_bytes)}{limit} is predicted, for batches of several micro-batches"
+        "Memory frontier: each requested micro-batch and its fate. Above the line the predicted peak exceeds "
+        f"{format_bytes(frontier.capacity_bytes)}{limit}, for steps of several micro-batches"
     )
-    words += f" and the file's own values of {', '.join(others)}." if others else "."
+    words += f" and the file's values of {', '.join(others)}." if others else "."
     earlier = [one for one in frontier.observations if one.trial.rpartition("/")[0] != frontier.source]
     if earlier:
-        words += f" {len(earlier)} observations on {frontier.device} came from other sweeps."
+        words += f" {len(earlier)} observations on {frontier.device} are from other sweeps."
     return words

@@ -1,4 +1,4 @@
-"""Figures of losses, each an SVG element; None where there is no data."""
+"""Figures of losses, each an SVG element; None without data."""
 
 import math
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def loss_curves(findings: Findings) -> str | None:
             _draw_bands(axes, [[findings.curves[r.number].holdout for r in group] for group in findings.repeats])
         train_axes.set(title="train", ylabel="loss, nats per predicted token")
         holdout_axes.set(title="holdout")
-        end_axes.set(title="holdout, the leaders' last half")
+        end_axes.set(title="holdout, last half of the leaders")
         for axes in (train_axes, holdout_axes, end_axes):
             tokens_axis(axes)
         _limit_losses((train_axes, holdout_axes), findings)
@@ -59,7 +59,7 @@ def _draw(axes: Axes, curve: Curve, **style: Any) -> None:
 
 
 def _draw_bands(axes: Axes, groups: Sequence[Sequence[Curve]]) -> None:
-    """From the lowest to the highest of each group, over the tokens that all its curves have."""
+    """Draw a band from the lowest to the highest loss of each group, over the tokens common to its curves."""
     for group in groups:
         curves = [curve for curve in group if not curve.is_empty]
         if len(curves) < 2:
@@ -74,7 +74,7 @@ def _draw_bands(axes: Axes, groups: Sequence[Sequence[Curve]]) -> None:
 
 
 def _limit_losses(both: Sequence[Axes], findings: Findings) -> None:
-    # A diverging trial must not press all others flat: nothing above the highest first holdout loss is shown.
+    # A diverging trial would flatten all others, so the axis ends at the highest first holdout loss.
     first = [c.holdout.losses[0] for c in findings.curves.values() if not c.holdout.is_empty]
     lowest = [c.losses.min() for pair in findings.curves.values() for c in (pair.train, pair.holdout) if not c.is_empty]
     if first and max(first) > min(lowest):
@@ -94,7 +94,7 @@ def _limit_to_last_half(axes: Axes, leaders: Sequence[Curve]) -> None:
 
 
 def parameter_plots(findings: Findings) -> str | None:
-    """Holdout loss against each swept setting; what has no loss is marked along the top."""
+    """Holdout loss against each swept setting; trials without a loss are marked along the top."""
     if not findings.paths or not any(finite_loss(record) is not None for record in findings.records):
         return None
     columns = columns_of_a_grid(len(findings.paths))
@@ -115,12 +115,12 @@ def parameter_plots(findings: Findings) -> str | None:
 
 
 def columns_of_a_grid(count: int) -> int:
-    """Columns of a grid that leave few places empty."""
+    """Columns of a grid with few empty cells."""
     return count if count <= 4 else 3 if count in (5, 6, 9) else 4
 
 
 def _limit_parameter_losses(axes: Axes, findings: Findings) -> float:
-    """Upper end of what is drawn: a trial far behind all that completed must not press those together."""
+    """Upper end of the loss axis: an outlier would flatten the completed trials."""
     losses = [loss for record in findings.records if (loss := finite_loss(record)) is not None]
     compared = [finite_loss(record) or 0.0 for record in findings.completed] if len(findings.completed) > 2 else losses
     spread = max(compared) - min(compared) or 0.1
@@ -144,7 +144,7 @@ def _draw_parameter(axes: Axes, findings: Findings, path: str, top: float) -> No
             edgecolors=color,
             linewidths=1.1,
             alpha=0.9,
-            label=str(outcome).lower() if filled else "stopped early (loss there)",
+            label=str(outcome).lower() if filled else "stopped (loss at its last rung)",
         )
     if findings.best is not None:
         spot = (place.of(findings.best), finite_loss(findings.best) or 0.0)
@@ -168,7 +168,7 @@ def _draw_parameter(axes: Axes, findings: Findings, path: str, top: float) -> No
 
 
 class SettingAxis:
-    """The x axis of one setting: logarithmic where it was swept so, one place a value where values are listed."""
+    """The x axis of one setting: logarithmic for a log range, one position per value for a list."""
 
     def __init__(self, axes: Axes, findings: Findings, path: str) -> None:
         self._findings, self._path = findings, path
@@ -196,7 +196,7 @@ class SettingAxis:
         used = [self._findings.setting(record, self._path) for record in self._findings.records]
         if distribution is not None and distribution.kind != "choice":
             low, high = distribution.extremes()
-            # A value of `start_with` may lie outside the range; then places are given out one by one.
+            # A value of `start_with` may lie outside the range; then every value has its own position.
             if all(isinstance(value, int | float) and low <= value <= high for value in used):
                 return None
         values = [*(distribution.extremes() if distribution is not None else ()), *used]
@@ -205,11 +205,11 @@ class SettingAxis:
         return sorted(numbers) + [value for value in unique if value not in numbers or isinstance(value, bool)]
 
     def of(self, record: TrialRecord) -> float:
-        """Where on the axis a trial stands."""
+        """Position of a trial on the axis."""
         return self.at(self._findings.setting(record, self._path))
 
     def at(self, value: Any) -> float:
-        """Where on the axis a value stands."""
+        """Position of a value on the axis."""
         if self._listed is None:
             return float(value)
         return float([repr(listed) for listed in self._listed].index(repr(value)))

@@ -1,4 +1,4 @@
-"""How figures of a report look, and how they become SVG that takes its colours from the page."""
+"""The style of a report's figures, and their conversion to SVG with the colours of the page."""
 
 import io
 import math
@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLo
 
 from data_pipeline.schema.settings import format_bytes
 
-# Matplotlib wants colours as numbers; these stand for the page's variables until the SVG is written.
+# Matplotlib accepts no CSS variables: these colours are placeholders until the SVG is written.
 _VARIABLES = {
     "#000101": ("--ink", "#1f2328"),
     "#000102": ("--muted", "#626a73"),
@@ -37,18 +37,18 @@ _VARIABLES = {
     "#000126": ("--running", "#2468ae"),
 }
 COLORS = {name.removeprefix("--"): placeholder for placeholder, (name, _) in _VARIABLES.items()}
-"""Name of a colour of the page to what Matplotlib is given."""
+"""Name of a page colour to its placeholder for Matplotlib."""
 SERIES = tuple(COLORS[f"plot-{index}"] for index in range(6))
 
 PAGE_WIDTH = 12.0
-"""Inches of a figure as wide as the page, at 72 points each."""
+"""Width of a figure as wide as the page, in inches of 72 points."""
 
 _STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
     "text.color": COLORS["ink"],
-    # Names come from users, and one with two dollar signs is no formula.
+    # Names come from users: a name with two dollar signs is no formula.
     "text.parse_math": False,
     "axes.edgecolor": COLORS["faint"],
     "axes.labelcolor": COLORS["muted"],
@@ -78,18 +78,18 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def page_style() -> Iterator[None]:
-    """Figures made and written inside look like the page. Not for several threads at once: Matplotlib's settings."""
+    """Apply the page style to figures made and written inside. Not thread-safe: Matplotlib's settings are global."""
     with matplotlib.rc_context(_STYLE):
         yield
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of that number of inches, its parts laid out by themselves."""
+    """A figure of this size in inches, with automatic layout."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element: names of its parts start with `name`, colours are the page's."""
+    """The figure as an SVG element: the ids of its parts start with `name`, the colours are the page's."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
@@ -102,21 +102,21 @@ def to_svg(figure: Figure, name: str) -> str:
 
 
 def standalone(svg: str) -> str:
-    """A picture of the page as a file of its own: with colours and a background instead of the page's."""
+    """A picture of the page as a separate file, with fixed colours and background."""
     coloured = re.sub(r"var\(--[\w-]+, (#[0-9a-f]+)\)", r"\1", svg)
     _, background = _VARIABLES["#000105"]
     return re.sub(r"(<svg [^>]*>)", rf'\1<rect width="100%" height="100%" fill="{background}"/>', coloured, count=1)
 
 
 def tokens_axis(axes: Axes) -> None:
-    """The x axis counts tokens of training."""
+    """Make the x axis count training tokens."""
     axes.set_xlabel("tokens")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
 
 
 def bytes_axis(axes: Axes, name: Literal["x", "y"], low: float, high: float, *, is_log: bool = False) -> None:
-    """An axis counts bytes up to `high`: from zero in the unit that fits, or from `low` by factors of two."""
+    """Make an axis count bytes up to `high`: from zero in a suitable unit, or from `low` by factors of two."""
     axis: Axis = axes.xaxis if name == "x" else axes.yaxis
     set_limits = axes.set_xlim if name == "x" else axes.set_ylim
     if is_log:

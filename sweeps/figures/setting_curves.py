@@ -1,4 +1,4 @@
-"""How the loss goes with each setting, the others averaged, and how sure that is: a figure."""
+"""Figure of the expected loss against each setting, averaged over the others, with its uncertainty."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def setting_curves(findings: Findings, surface: LossSurface, found: EqualProgres
 
 
 def _limit(axes: Any, found: EqualProgress) -> None:
-    # A trial far behind must not press the others flat: the best three quarters of them fill the picture.
+    # An outlier would flatten the others: the best three quarters of the trials fill the picture.
     ordered = sorted(found.losses)
     low, middle = ordered[0], ordered[-(-3 * len(ordered) // 4) - 1]
     room = 0.25 * (middle - low) or 0.1

@@ -1,6 +1,6 @@
-"""The memory frontier in a search space: the settings that ask for least, and the frontier along one of them.
+"""The memory frontier in a search space: the settings that need least memory, and the frontier along one setting.
 
-A prediction of a new shape takes up to a second, so all of this goes by few of them.
+A prediction of a new shape takes up to a second, so both use few of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +18,9 @@ from sweeps.settings.sweep_config import SweepConfig
 
 _BATCH = "training.batch_size"
 _MOST_VALUES = 4
-"""Values of the axis, and sizes of the micro-batch, at which memory is predicted for the frontier."""
+"""Values of the axis, and micro-batches for each, at which memory is predicted for the frontier."""
 _MOVES = 0.01
-"""Share of the memory that a setting must move to be worth an axis."""
+"""Least relative change of memory for a setting to become the axis."""
 
 
 class FrontierPoint(Settings):
@@ -28,38 +28,40 @@ class FrontierPoint(Settings):
 
     value: bool | int | float | str
     micro_batch_size: float
-    """Rows at once that are predicted to fill the capacity just so; 0 if not even one row fits."""
+    """Micro-batch that is predicted to fill the capacity exactly; 0 if no row fits."""
 
 
 class FrontierMap(Settings):
-    """What a sweep knew of memory when it ended."""
+    """The memory frontier at the end of a sweep."""
 
     device: str
     source: str
     """Folder of the sweep, as observations name it."""
     limit_bytes: int
     capacity_bytes: int
-    """Largest predicted size that would be launched, of a shape that nothing is known about."""
+    """Largest predicted size that would be launched, for an unknown shape."""
     learnt: str
-    """Which trial moved the capacity away from the limit, in words."""
+    """The trial that moved the capacity away from the limit, in words."""
     axis: str | None
-    """The swept setting, micro-batch and batch aside, that moves memory most; None: none does."""
+    """The swept setting that changes memory most, except micro-batch and batch size; None if none does."""
     others: tuple[str, ...]
-    """Other swept settings that move memory."""
+    """Other swept settings that change memory."""
     border: tuple[FrontierPoint, ...]
-    """Points of the frontier; the name is that of the file on disk."""
-    """At the file's own values of the others, for batches of several micro-batches."""
+    """Points of the frontier, at the file's values of the others, for steps of several micro-batches.
+
+    The name is that of the file on disk.
+    """
     observations: tuple[MemoryObservation, ...]
 
 
 def map_frontier(sweep: SweepConfig, frontier: MemoryFrontier, *, device: str, with_points: bool = True) -> FrontierMap:
-    """The frontier as it is drawn and kept beside the results.
+    """The frontier for the report and for the file beside the results.
 
     Args:
-        with_points: False: without axis and points, at once.
+        with_points: False: leave out axis and points, which need predictions.
     """
     moves = _moves(sweep, frontier) if with_points else {}
-    # The batch only where it is alone in that: it is no shape.
+    # The batch size is the axis only if no other setting changes memory: it is not part of a shape.
     axis = max({path: moves[path] for path in moves if path != _BATCH} or moves, key=lambda p: moves[p], default=None)
     capacity = frontier.capacity()
     return FrontierMap(
@@ -78,11 +80,11 @@ def map_frontier(sweep: SweepConfig, frontier: MemoryFrontier, *, device: str, w
 def least_demanding(
     space: SearchSpace, num_bytes: Callable[[dict[str, Any]], int | None], *, enough: int
 ) -> tuple[dict[str, Any], int]:
-    """Settings that need least memory, and how much, found by moving along one axis after the other.
+    """Settings that need least memory, and their bytes, by coordinate descent.
 
     Args:
-        num_bytes: Memory of settings; None where they do not go together.
-        enough: Settings that need no more than this are as good as the least.
+        num_bytes: Memory of settings; None for an invalid combination.
+        enough: Bytes at which the descent stops.
     """
     settings = {path: min(_values(distribution), key=_size) for path, distribution in space.items()}
     least = num_bytes(settings)
@@ -94,7 +96,7 @@ def least_demanding(
                 needed = num_bytes(settings | {path: value})
                 if needed is not None and (least is None or needed < least):
                     settings, least = settings | {path: value}, needed
-    assert least is not None, "the file's checks leave some settings that go together"
+    assert least is not None, "the checks of the file guarantee a valid combination"
     return settings, least
 
 
@@ -107,7 +109,7 @@ def _size(value: Any) -> float:
 
 
 def _moves(sweep: SweepConfig, frontier: MemoryFrontier) -> dict[str, float]:
-    """Swept settings that move memory, micro-batch aside, each with the largest peak over the smallest."""
+    """Swept settings that change memory, except the micro-batch, each with its largest peak over the smallest."""
     moves: dict[str, float] = {}
     for path, distribution in sweep.search.items():
         peaks = [_peak(sweep, frontier, {path: value}) for value in _spread(_values(distribution))]
@@ -129,12 +131,12 @@ def _points(
         }
         if len(peaks) > 1:
             size = _where_it_meets(peaks, capacity_bytes)
-            # More rows at once than a batch has are as many as it has.
+            # A micro-batch cannot exceed the batch size.
             yield FrontierPoint(value=value, micro_batch_size=min(size, value) if axis == _BATCH else size)
 
 
 def _where_it_meets(peaks: dict[int, int], capacity_bytes: int) -> float:
-    """The size whose peak is the capacity, on straight lines between and beyond those known: nearly what a peak is."""
+    """The size whose peak is the capacity, by linear inter- and extrapolation: peaks are nearly linear in the rows."""
     sizes = sorted(peaks)
     low = max((size for size in sizes[:-1] if peaks[size] <= capacity_bytes), default=sizes[0])
     high = sizes[sizes.index(low) + 1]
@@ -143,7 +145,7 @@ def _where_it_meets(peaks: dict[int, int], capacity_bytes: int) -> float:
 
 
 def _sizes(sweep: SweepConfig) -> list[int]:
-    """Sizes at which memory is predicted: those swept, as far as a batch accumulates them."""
+    """Micro-batches at which memory is predicted: the swept ones, or those of the file."""
     swept = sweep.search.get(MICRO_BATCH)
     asked = sweep.training.micro_batch_size
     sizes = [size for size in (swept.extremes() if swept else (1, asked)) if isinstance(size, int)]
@@ -155,7 +157,7 @@ def _sampled(distribution: Distribution) -> list[Any]:
 
 
 def _spread(values: Sequence[Any]) -> list[Any]:
-    """At most `_MOST_VALUES` of the values, both ends among them."""
+    """At most `_MOST_VALUES` of the values, with both ends."""
     if len(values) <= _MOST_VALUES:
         return list(values)
     step = (len(values) - 1) / (_MOST_VALUES - 1)
@@ -163,8 +165,7 @@ def _spread(values: Sequence[Any]) -> list[Any]:
 
 
 def _peak(sweep: SweepConfig, frontier: MemoryFrontier, settings: dict[str, Any]) -> int | None:
-    """Predicted peak, with a batch of several micro-batches, as most trials have; None if the settings do not go
-    together."""
+    """Predicted peak for a step of several micro-batches, as in most trials; None for an invalid combination."""
     size = settings.get(MICRO_BATCH, max(_sizes(sweep)))
     batch = {} if _BATCH in settings else {_BATCH: 2 * size * frontier.num_workers}
     try:

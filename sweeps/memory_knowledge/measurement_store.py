@@ -1,4 +1,4 @@
-"""What was measured of a kind of device, kept from sweep to sweep: one entry a shape in one JSON file."""
+"""Measurements of a kind of device, kept between sweeps: one entry per shape in one JSON file."""
 
 import json
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ _FORMAT_VERSION = 1
 
 
 class OfShape(Settings):
-    """Measured of one shape."""
+    """A measurement of one shape."""
 
     shape: str
-    """All that it depends on, in words: equal words, equal results."""
+    """All conditions of the measurement, in words: equal words, equal results."""
 
 
 Entry = TypeVar("Entry", bound=OfShape)
 
 
 class KeptMeasurements(Generic[Entry]):
-    """A file in `results/memory/`, shared by all sweeps of a results folder, also by those that run now.
+    """A file in `results/memory/`, shared by all sweeps of a results folder, also by running ones.
 
     Args:
-        what: Its content in words, for the message about a file that cannot be read.
+        what: The content in words, for the error about a damaged file.
     """
 
     def __init__(self, file: Path, entry: type[Entry], *, what: str) -> None:
@@ -39,7 +39,7 @@ class KeptMeasurements(Generic[Entry]):
         """All entries, by shape.
 
         Raises:
-            MemoryStoreError: The file is damaged; says what to do.
+            MemoryStoreError: The file is damaged.
         """
         if not self._file.exists():
             return {}
@@ -50,15 +50,16 @@ class KeptMeasurements(Generic[Entry]):
             entries = [self._entry.model_validate(one) for one in file["shapes"]]
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             raise MemoryStoreError(
-                f"{self._file}, which holds {self._what}, cannot be read ({error}). Remove it: it is measured again."
+                f"{self._file}, which holds {self._what}, cannot be read ({error}). Remove it; it will be measured "
+                "again."
             ) from error
         return {entry.shape: entry for entry in entries}
 
     def add(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-        """Keep these as well; all that is known with them."""
+        """Add entries to the file; all entries of the file."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self._file.with_suffix(".lock")):
-            # Sweeps that run at the same time add to the same file.
+            # Concurrent sweeps add to the same file.
             known = self.read() | dict(entries)
             kept = [entry.model_dump(mode="json") for entry in known.values()]
             write_atomically(

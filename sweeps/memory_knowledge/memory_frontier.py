@@ -1,14 +1,14 @@
-"""What fits in memory: predicted before a trial starts, and learnt from every trial that ran or ran out.
+"""The memory frontier: the border between runs that fit and runs that do not.
 
-The prediction comes first. What it may reach, the capacity, starts at the limit and is learnt: a trial that ran out at
-a predicted size lowers it below that size, a trial that ran at one raises it to that size. It is one number
-for all shapes, so that one shape that ran out warns of the others'. Dominance is the guard where the prediction is
-wrong: nothing that asks for at least as much as what ran out is launched again.
+It is predicted before a trial starts, and learnt from every trial that ran or ran out of memory. The capacity is the
+largest predicted size that is launched. It starts at the limit: a trial that ran out of memory lowers it below its
+predicted size, a trial that fitted raises it to its own. All shapes share one capacity, so a shape that runs out
+warns of the others. Dominance guards against a wrong prediction: a run that needs at least as much as one that ran out
+is not launched.
 
-On a CPU the limit is counted just as it is predicted, and the two agree. On CUDA they need not, and observations may
-contradict each other. Of two of the same shape the later one counts: a neighbour on the device has come or gone. Two of
-different shapes say nothing about a third one, only each about its own: then the prediction is known to be wrong about
-one of the shapes, and not about the memory.
+On a CPU the limit counts the predicted bytes, so limit and prediction agree. On CUDA they may differ, and observations
+may contradict each other. Of two of one shape the later counts: a neighbour on the device came or left. Of two of
+different shapes each counts for its own shape only, because the prediction is wrong for one of them.
 """
 
 import math
@@ -23,21 +23,21 @@ from sweeps.records.trial_records import MemoryVerdict, TrialRecord
 from sweeps.settings.setting_paths import MICRO_BATCH
 
 _RAN = (Outcome.COMPLETED, Outcome.STOPPED, Outcome.DIVERGED)
-"""Ends of trials whose memory sufficed."""
+"""Outcomes of trials that fitted."""
 SMALLEST_EXCESS = 1e-3
 _SETTINGS_OF_FEED_FORWARD = {"moe": "mixture", "memory": "memory"}
-"""Kind of feed-forward layer to the settings that only it has."""
+"""Kind of feed-forward layer to the settings of this kind only."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a configuration is not launched."""
+    """The reason why a run is not launched."""
 
     verdict: MemoryVerdict
     reason: str
     predicted_bytes: int
     excess: float
-    """By what share of the capacity the prediction is beyond it; above 0 in any case."""
+    """Predicted bytes over the capacity, minus 1; `SMALLEST_EXCESS` at least."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Capacity:
 
     num_bytes: int
     learnt: str
-    """Which trial moved it, in words; empty where it is the limit."""
+    """The trial that moved it, in words; empty if it is the limit."""
 
 
 def shape_of(run: RunConfig) -> str:
-    """Everything of a run but the demand that its memory depends on, in words."""
+    """All settings that memory depends on, without the demand (micro-batch and masking rate), in words."""
     training = run.training
     model = run.model.model_dump(mode="json", exclude={"dropout", "rotary_base", "norm_epsilon"}, exclude_none=True)
     for kind, settings in _SETTINGS_OF_FEED_FORWARD.items():
@@ -69,52 +69,52 @@ def shape_of(run: RunConfig) -> str:
 
 
 def micro_batch_of(run: RunConfig, num_workers: int) -> int | None:
-    """Rows that one worker really holds at once; None for `auto`, which fits itself to the memory."""
+    """Rows that one worker holds at once; None for `auto`, which adapts to the memory."""
     asked = run.training.micro_batch_size
     return None if asked == "auto" else min(asked, -(-run.training.batch_size // num_workers))
 
 
 @dataclass
 class MemoryFrontier:
-    """The frontier between what fits in the memory of one worker and what does not."""
+    """The frontier between runs that fit in the memory of one worker and runs that do not."""
 
     limit_bytes: int
     num_workers: int
     predict: Callable[[RunConfig], int]
     """Peak bytes of a run whose micro-batch is a number."""
     surroundings: str = ""
-    """What the memory of all runs depends on besides their settings, in words: vocabulary, workers, masks."""
+    """Conditions of memory common to all runs, in words: vocabulary, workers, masks."""
     rows_filled: int = 100
     """Share of the corpus's rows that holds tokens, in percent."""
     first_margin: float = 0.0
-    """Share of its prediction that a run must leave free until a trial has shown that it need not."""
+    """Share of its prediction that a run must leave free until a trial proves the margin unnecessary."""
     source: str = ""
-    """Folder of the sweep, before the names of its trials."""
+    """Folder of the sweep, the prefix of its trial names."""
     _seen: dict[Hashable, MemoryObservation] = field(default_factory=dict)
-    """The last one of those that say the same."""
+    """Content of an observation to the last one with it."""
     _standing_now: list[MemoryObservation] | None = None
-    """None: to be found out anew."""
+    """Cache of `_standing`; None: to be computed."""
     _kinds: set[tuple[str, bool]] = field(default_factory=set)
-    """Shapes of which something has fitted, or has run out."""
+    """Pairs of shape and `fits` among the observations."""
     _newest: tuple[str, str] = ("", "")
-    """Age of the newest that is known."""
+    """Age of the newest observation."""
     _evidence_of: dict[str, tuple[list[MemoryObservation], list[MemoryObservation]]] = field(default_factory=dict)
-    """By shape, until more is learnt."""
+    """Cache of `_evidence` by shape, cleared by each new observation."""
 
     @property
     def observations(self) -> tuple[MemoryObservation, ...]:
-        """What is known, oldest first, as it was seen: in this sweep and in earlier ones."""
+        """Observations of this sweep and earlier ones, oldest first."""
         return tuple(sorted(self._seen.values(), key=lambda one: one.age))
 
     def learn(self, observations: Iterable[MemoryObservation]) -> None:
-        """Take over what was seen, here or in earlier sweeps."""
+        """Add observations of this sweep or of earlier ones."""
         for one in observations:
             known = self._seen.get(one.said)
             if known is not None and known.age >= one.age:
                 continue
             self._seen[one.said] = one
             self._evidence_of.clear()
-            # Each trial's end tells something: as a rule it is the newest and contradicts nothing.
+            # Every trial adds one; it is usually the newest and contradicts none, so the cache can grow.
             joins = known is None and one.age >= self._newest and (one.shape, not one.fits) not in self._kinds
             if self._standing_now is not None and joins:
                 self._standing_now += self._said_of_this_limit(one)
@@ -124,10 +124,10 @@ class MemoryFrontier:
             self._newest = max(self._newest, one.age)
 
     def learn_trial(self, record: TrialRecord, run: RunConfig) -> list[MemoryObservation]:
-        """Learn from a trial: from each micro-batch that ran out, and from the one that ran to the end, if it ended.
+        """Learn from each micro-batch of a trial that ran out of memory, and from the one that ran to the end.
 
         Returns:
-            What was learnt.
+            The new observations.
         """
         at = record.ended_at or record.started_at
         sizes = [(size, False) for size in record.out_of_memory_micro_batches]
@@ -141,19 +141,19 @@ class MemoryFrontier:
         return learnt
 
     def shape(self, run: RunConfig) -> str:
-        """Everything that a run's memory and speed depend on besides the demand, in words."""
+        """All conditions of a run's memory and speed, without the demand, in words."""
         return self._shape(run)
 
     def predicted_bytes(self, run: RunConfig) -> int | None:
-        """Predicted peak of a run; None where the micro-batch is `auto`."""
+        """Predicted peak of a run; None if the micro-batch is `auto`."""
         return None if run.training.micro_batch_size == "auto" else self.predict(run)
 
     def refusal(self, run: RunConfig, *, trust_prediction: bool = True, may_shrink: bool = False) -> Refusal | None:
-        """Why a run must not be launched; None if it may.
+        """The reason not to launch a run; None if it may be launched.
 
         Args:
-            trust_prediction: False: refuse only for what was observed.
-            may_shrink: Refuse only if a single row is too much, for a run that continues with a smaller micro-batch.
+            trust_prediction: False: refuse only by observations.
+            may_shrink: Refuse only if a single row does not fit, for a run that may shrink its micro-batch.
         """
         shrinks = may_shrink and run.training.on_oom == "shrink"
         is_free = shrinks or run.training.micro_batch_size == "auto"
@@ -177,15 +177,15 @@ class MemoryFrontier:
             if capacity.learnt:
                 reason += f"; {capacity.learnt}"
             elif predicted <= self.limit_bytes:
-                reason += f" less a margin of {self.first_margin:.0%}, kept until a trial has shown it not to be needed"
+                reason += f" less a margin of {self.first_margin:.0%}, kept until a trial proves it unnecessary"
             return Refusal(MemoryVerdict.REFUSED, reason, predicted, excess)
         return None
 
     def fitting(self, run: RunConfig, largest: Callable[[RunConfig, int], int], *, trust_prediction: bool) -> RunConfig:
-        """The run with the micro-batch to launch it with: as asked, or the largest that fits where that does not.
+        """The run with the micro-batch to launch: the one asked for if it fits, else the largest that fits.
 
         Args:
-            largest: The largest micro-batch of a run that is predicted to need at most that number of bytes; 0 if none.
+            largest: Largest micro-batch of a run within a number of bytes, by prediction; 0 if none.
         """
         if self.refusal(run, trust_prediction=trust_prediction) is None:
             return run
@@ -195,7 +195,7 @@ class MemoryFrontier:
         return run.with_overrides({MICRO_BATCH: max(1, size)})
 
     def capacity(self, run: RunConfig | None = None) -> Capacity:
-        """The largest predicted size that is launched of a run's shape, or of one that nothing is known about."""
+        """The largest predicted size that is launched, for a run's shape or for an unknown shape."""
         return self._capacity(*self._evidence("" if run is None else self._shape(run)))
 
     def _capacity(self, fitted: list[MemoryObservation], ran_out: list[MemoryObservation]) -> Capacity:
@@ -207,11 +207,13 @@ class MemoryFrontier:
         lowest = min(ran_out, key=lambda one: one.predicted_bytes, default=None)
         if lowest is not None and lowest.predicted_bytes <= capacity.num_bytes:
             size = format_bytes(lowest.predicted_bytes)
-            capacity = Capacity(lowest.predicted_bytes - 1, f"{self._name(lowest)} ran out at a predicted {size}")
+            capacity = Capacity(
+                lowest.predicted_bytes - 1, f"{self._name(lowest)} ran out of memory at a predicted {size}"
+            )
         return capacity
 
     def _evidence(self, shape: str) -> tuple[list[MemoryObservation], list[MemoryObservation]]:
-        """What counts for a shape, fitted and ran out: its own observations, and others' that none contradicts."""
+        """Observations that count for a shape, fitted and ran out: its own, and uncontradicted ones of other shapes."""
         if shape not in self._evidence_of:
             self._evidence_of[shape] = self._find_evidence(shape)
         return self._evidence_of[shape]
@@ -225,8 +227,8 @@ class MemoryFrontier:
         return fitted, ran_out
 
     def _standing(self) -> list[MemoryObservation]:
-        """What the observations say of this limit, without those that a later one of their shape contradicts."""
-        # Asked several times for each proposal, and changed once by each trial's end.
+        """The observations under this limit, without those that a later one of their shape contradicts."""
+        # Cached: each proposal asks several times, and only the end of a trial changes it.
         if self._standing_now is None:
             here = [seen for one in self.observations for seen in self._said_of_this_limit(one)]
             alike: dict[tuple[str, bool], list[MemoryObservation]] = {}
@@ -240,13 +242,13 @@ class MemoryFrontier:
         return self._standing_now
 
     def _said_of_this_limit(self, one: MemoryObservation) -> list[MemoryObservation]:
-        """What an observation says of this limit and corpus, if it says anything."""
+        """An observation under this limit and corpus; empty if it does not apply."""
         seen = one.under(self.limit_bytes) if one.rows_filled == self.rows_filled else None
         return [] if seen is None else [seen]
 
     def _observation(self, run: RunConfig, *, fits: bool, trial: str = "", at: str = "") -> MemoryObservation:
         micro_batch = micro_batch_of(run, self.num_workers)
-        assert micro_batch is not None, "an automatic size is made a number first"
+        assert micro_batch is not None, "the caller replaces `auto` by a number"
         return MemoryObservation(
             shape=self._shape(run),
             micro_batch_size=micro_batch,
@@ -269,7 +271,7 @@ class MemoryFrontier:
 
 
 def _contradicts(later: MemoryObservation, earlier: MemoryObservation) -> bool:
-    """Of two of the same shape, of which one fits and the other does not."""
+    """Whether a later observation contradicts an earlier one of its shape; one of them fits, the other does not."""
     if (later.at, later.fits) < (earlier.at, earlier.fits):
         return False
     return later.asks_as_much(earlier) if later.fits else earlier.asks_as_much(later)

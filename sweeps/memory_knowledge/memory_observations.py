@@ -1,7 +1,7 @@
-"""What trials have shown about memory, kept from sweep to sweep: one file for each kind of device.
+"""Memory observations of trials, kept between sweeps: one file per kind of device.
 
-Kept are observations, not conclusions: what was asked of which limit, and whether it fitted. Another limit, another
-version of torch or another frontier between the two may then draw its own conclusions.
+The file holds observations, not conclusions: a demand, a limit, and whether it fitted. A sweep with another limit draws
+its own conclusions from them.
 """
 
 import json
@@ -21,36 +21,36 @@ from sweeps.records.throttle import Pace
 _FORMAT_VERSION = 1
 
 _MOST_KEPT = 4000
-"""Observations of one version of torch, the newest: a file of some MB, which each trial's end reads and writes."""
+"""Newest observations kept per version of torch: a few MB, read and written at the end of trials."""
 
 SAME_LIMIT = 0.05
-"""Limits that differ by no more of each other are alike: `memory: auto` is what happens to be free."""
+"""Relative difference up to which two limits count as equal: `memory: auto` takes the free memory, which varies."""
 
 
 class MemoryObservation(Settings):
-    """One micro-batch that fitted into the memory of one worker, or did not."""
+    """One micro-batch that fitted in the memory of one worker, or did not."""
 
     shape: str
-    """All that memory depends on besides the demand, in words: equal words, comparable demands."""
+    """All conditions of memory, without the demand, in words: equal words, comparable demands."""
     micro_batch_size: int
     """Rows that one worker held at once."""
     accumulates: bool
-    """Whether a batch took several micro-batches, which keeps their gradient meanwhile."""
+    """Whether a step accumulates several micro-batches, which keeps their gradient in memory."""
     masking_rate: float
     """Share of tokens predicted; 1 for causal LM."""
     rows_filled: int
-    """Share of the corpus's rows that holds tokens, in percent: padding takes less memory than is predicted."""
+    """Share of the corpus's rows that holds tokens, in percent: padding needs less memory than predicted."""
     predicted_bytes: int
     limit_bytes: int
     fits: bool
     trial: str
     """Folder of the sweep and name of the trial."""
     at: str
-    """When it was seen: ISO 8601, UTC."""
+    """Time of the observation: ISO 8601, UTC."""
 
     @property
     def said(self) -> tuple[object, ...]:
-        """All of it but who saw it and when: of two that say the same one is enough."""
+        """The content without trial and time: of two with equal content one is enough."""
         return (
             self.shape,
             self.micro_batch_size,
@@ -64,20 +64,22 @@ class MemoryObservation(Settings):
 
     @property
     def age(self) -> tuple[str, str]:
-        """Sorts the oldest first."""
+        """Sort key, oldest first."""
         return (self.at, self.trial)
 
     @property
     def demand(self) -> tuple[float, float]:
-        """Axes with which the memory of one shape grows. A gradient that is kept meanwhile counts as half a row: more
-        than the same micro-batch in one go, less than one row more."""
+        """Axes along which the memory of one shape grows.
+
+        An accumulated gradient counts as half a row: more than the same micro-batch without it, less than one more row.
+        """
         return (self.micro_batch_size + self.accumulates / 2, self.masking_rate)
 
     def asks_as_much(self, other: "MemoryObservation") -> bool:
-        """Whether this one needs at least the memory of the other: in every axis, and by prediction.
+        """Whether this one needs at least the memory of the other, on every axis and by prediction.
 
-        The prediction has a say because memory does not rise with every row: from some sizes on the vocabulary head
-        goes through in one chunk more.
+        The prediction counts because memory does not rise with every row: at some sizes the vocabulary head needs one
+        more chunk.
         """
         return (
             self.shape == other.shape
@@ -86,10 +88,10 @@ class MemoryObservation(Settings):
         )
 
     def under(self, limit_bytes: int) -> "MemoryObservation | None":
-        """What it says of another limit; None where it says nothing.
+        """The observation under another limit; None if it does not apply there.
 
-        What ran out does so with less memory, what fitted does so with more. Between limits that are alike the sizes
-        are taken to move with the limit.
+        A run that did not fit does not fit in less memory; a run that fitted fits in more. Between nearly equal limits
+        (`SAME_LIMIT`) the predicted size is scaled with the limit.
         """
         ratio = limit_bytes / self.limit_bytes
         if (ratio <= 1 and not self.fits) or (ratio >= 1 and self.fits):
@@ -100,13 +102,13 @@ class MemoryObservation(Settings):
 
 
 def without_repetitions(observations: Iterable[MemoryObservation]) -> list[MemoryObservation]:
-    """Of observations that differ only in trial and time the last one; oldest first."""
+    """The last of each set of observations with equal content; oldest first."""
     last = {seen.said: seen for seen in sorted(observations, key=lambda one: one.age)}
     return sorted(last.values(), key=lambda one: one.age)
 
 
 def file_of_device(results_folder: Path, device_kind: str, suffix: str = "") -> Path:
-    """Where something is kept that was learnt about a kind of device."""
+    """File for knowledge about a kind of device."""
     name = re.sub(r"[^A-Za-z0-9.]+", "-", device_kind).strip("-")
     return results_folder / "memory" / f"{name}{suffix}.json"
 
@@ -116,7 +118,7 @@ class MemoryStoreError(InputFault):
 
 
 class MemoryStore:
-    """`results/memory/<kind of device>.json`: shared by all sweeps of a results folder, also by those that run now."""
+    """`results/memory/<kind of device>.json`, shared by all sweeps of a results folder, also by running ones."""
 
     def __init__(self, results_folder: Path, device_kind: str) -> None:
         """
@@ -127,7 +129,7 @@ class MemoryStore:
         self._device_kind = device_kind
 
     def load(self, torch_version: str) -> list[MemoryObservation]:
-        """What was seen with this version of torch: kernels of another one may take other memory.
+        """Observations with this version of torch; kernels of another version may need other memory.
 
         Raises:
             MemoryStoreError: The file is damaged.
@@ -135,10 +137,10 @@ class MemoryStore:
         return self._read().get(torch_version, [])
 
     def add(self, observations: Sequence[MemoryObservation], torch_version: str) -> list[MemoryObservation]:
-        """Add to what is there, whoever else adds at the same time; a reader sees the old file or the new one.
+        """Add observations under a lock; a concurrent reader sees the old file or the new one.
 
         Returns:
-            All that is known now, by other sweeps that run as well.
+            All observations of this version of torch, also those of concurrent sweeps.
 
         Raises:
             MemoryStoreError: The file is damaged.
@@ -163,8 +165,8 @@ class MemoryStore:
             }
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
             raise MemoryStoreError(
-                f"{self.path}, which holds what earlier sweeps learnt about memory, cannot be read ({error}). "
-                "Remove it: sweeps start again from the prediction."
+                f"{self.path}, which holds the memory observations of earlier sweeps, cannot be read ({error}). "
+                "Remove it; sweeps then start from the prediction."
             ) from error
 
     def _as_text(self, known: dict[str, list[MemoryObservation]]) -> str:
@@ -177,13 +179,13 @@ class MemoryStore:
 
 
 class Remembering:
-    """Brings what a sweep sees into the store, and what others have seen meanwhile back.
+    """Writes the observations of a sweep to the store, and reads back those of concurrent sweeps.
 
-    The file is read and written whole, so what fits, of which there is one a trial, goes there some at a time. What
-    runs out goes there at once: it may spare another sweep, which runs beside this one, the same.
+    The file is read and written whole, so runs that fitted, one per trial, are written in groups. A run that ran out of
+    memory is written at once: it may spare a concurrent sweep the same failure.
 
     Args:
-        learn: Told all that is known then, by other sweeps as well.
+        learn: Gets all observations of the store after each write.
     """
 
     def __init__(
@@ -199,13 +201,13 @@ class Remembering:
         self._waiting: list[MemoryObservation] = []
 
     def add(self, seen: Sequence[MemoryObservation]) -> None:
-        """Keep this, now or with what comes later."""
+        """Store observations, now or with later ones."""
         self._waiting += seen
         if not all(one.fits for one in seen) or self._pace.is_due():
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the waiting observations."""
         if not self._waiting:
             return
         done = self._pace.start()

@@ -1,6 +1,6 @@
-"""How fast micro-batches are, measured once for each shape and kept from sweep to sweep, as what is known of memory is.
+"""The speed of micro-batches, measured once per shape and kept between sweeps.
 
-A trial's own micro-batch follows from it where the file says `auto`; where it is swept, every value is measured.
+For `auto` it sets a trial's micro-batch; if the micro-batch is swept, every value is measured.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ from sweeps.settings.sweep_config import SweepConfig
 
 
 class MeasuredShape(OfShape):
-    """What was measured of one shape under one memory limit."""
+    """The speeds of one shape under one memory limit."""
 
     asked: tuple[int, ...]
-    """Sizes that were to be measured; those left out are slower than what was found."""
+    """Sizes to measure. A size without a speed is slower than the measured ones."""
     speeds: tuple[MicroBatchSpeed, ...]
 
 
@@ -27,11 +27,11 @@ class MicroBatches:
     """The speeds known to one sweep.
 
     Args:
-        file: Of the kind of device, `results/memory/<kind>-micro-batches.json`.
-        shape_of: A run's shape and the machine where it trains, in words.
-        largest: The most rows that one worker may hold at once in a run; 0 where none fits.
-        fits: Whether a run with a micro-batch of its own is predicted to fit.
-        swept: Values that the sweep file lists; empty where the micro-batch is not swept.
+        file: `results/memory/<kind of device>-micro-batches.json`.
+        shape_of: Shape of a run and its hardware, in words.
+        largest: Largest micro-batch of a run that fits; 0 if none fits.
+        fits: Whether a run with a fixed micro-batch is predicted to fit.
+        swept: Values in the sweep file; empty if the micro-batch is not swept.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class MicroBatches:
         self._known = self._kept.read()
 
     def to_measure(self, run: RunConfig) -> tuple[int, ...]:
-        """Sizes whose speed is to be measured before a run; empty where all that matters is known."""
+        """Sizes to measure before a run; empty if all relevant speeds are known."""
         known = self._known.get(self._shape_of(run))
         asked = () if known is None else known.asked
         if run.training.micro_batch_size == "auto":
@@ -58,41 +58,41 @@ class MicroBatches:
         elif set(self._swept) <= set(asked):
             return ()
         else:
-            # What fits is predicted, which takes longer than all else of a launch: each value, and not the largest.
+            # Predictions dominate the cost of a launch, so predict the swept values only, not the largest that fits.
             sizes = [size for size in self._swept if size <= run.training.batch_size]
             wanted = tuple(size for size in sizes if self._fits(run.with_overrides({MICRO_BATCH: size})))
         is_known = set(wanted) <= set(asked) or max(wanted) <= max(asked, default=0)
         return () if is_known else wanted
 
     def fastest(self, run: RunConfig) -> int | None:
-        """The micro-batch for a run that leaves it open; None where nothing is known yet."""
+        """The fastest micro-batch for a run with `auto`; None without a measurement."""
         known = self._known.get(self._shape_of(run))
         return None if known is None else fastest(known.speeds, largest=self._largest(run))
 
     def speed(self, run: RunConfig) -> MicroBatchSpeed | None:
-        """What was measured of a run's own micro-batch."""
+        """The measured speed of a run's own micro-batch; None without a measurement."""
         known = self._known.get(self._shape_of(run))
         size = run.training.micro_batch_size
         return next((one for one in known.speeds if one.rows == size), None) if known else None
 
     def learn(self, run: RunConfig, asked: Sequence[int], speeds: Sequence[MicroBatchSpeed]) -> None:
-        """Keep what was measured."""
+        """Store the measured speeds of a run's shape."""
         shape = self._shape_of(run)
         self._known[shape] = MeasuredShape(shape=shape, asked=tuple(asked), speeds=tuple(speeds))
         self._known = self._kept.add(self._known)
 
     def table(self) -> list[dict[str, Any]]:
-        """For summary.json: each shape with what its micro-batches came to."""
+        """The entries for summary.json: each shape with the speeds of its micro-batches."""
         return [one.model_dump(mode="json", exclude={"asked"}) for one in self._known.values()]
 
 
 def without_micro_batch(settings: dict[str, Any]) -> dict[str, Any]:
-    """Swept settings that decide what is learnt."""
+    """The settings without the micro-batch, which does not change learning."""
     return {path: value for path, value in settings.items() if path != MICRO_BATCH}
 
 
 def swept_micro_batches(sweep: SweepConfig) -> tuple[int, ...]:
-    """Micro-batches that a sweep file lists as values to try."""
+    """Swept micro-batches of a sweep file, ascending; empty unless they are a choice."""
     swept = sweep.search.get(MICRO_BATCH)
     values = swept.extremes() if swept is not None and swept.kind == "choice" else ()
     return tuple(sorted({value for value in values if isinstance(value, int)}))

@@ -1,4 +1,4 @@
-"""The run that a sweep is to be compared with: an earlier sweep's best trial, or any run of MLflow."""
+"""The baseline of a sweep: the best trial of an earlier sweep, or any run of MLflow."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ _NOT_SETTINGS = frozenset(trial_row(TrialRecord(number=1, settings={}), 1))
 
 
 class Baseline(Settings):
-    """What is known of it."""
+    """Loss, settings and speed of a baseline."""
 
     name: str
     loss: float
@@ -23,18 +23,18 @@ class Baseline(Settings):
     tokens: int | None = None
     tokens_per_s: float | None = None
     data_fingerprint: str | None = None
-    """Of the prepared corpus. Losses on another one are of other tokens."""
+    """Fingerprint of its prepared corpus. Losses on another corpus are losses of other tokens."""
 
 
 def read_baseline(named: str, results_folder: Path) -> Baseline:
-    """Find a baseline.
+    """The baseline of this name.
 
     Args:
         named: A sweep's results folder, or a run of MLflow as `runs:/<run id>`.
-        results_folder: Beside whose results the MLflow store lies, unless MLFLOW_TRACKING_URI names a server.
+        results_folder: The folder with the MLflow store, unless MLFLOW_TRACKING_URI names a server.
 
     Raises:
-        InputFault: There is no such run, or it has no holdout loss.
+        InputFault: The folder or run does not exist, or has no holdout loss.
     """
     return _of_run(named, results_folder) if named.startswith("runs:/") else _of_folder(Path(named))
 
@@ -43,11 +43,11 @@ def _of_folder(folder: Path) -> Baseline:
     summary = read_summary(folder)
     best = summary["best"]
     if best is None:
-        raise InputFault(f"baseline: {folder} has no completed trial to compare with")
+        raise InputFault(f"baseline: {folder} has no completed trial; name a sweep that has one")
     return Baseline(
         name=f"{best['trial']} of {folder.resolve().name}",
         loss=best[_LOSS_COLUMN],
-        # Dotted paths are settings; the other columns are what came out.
+        # Columns with a dotted path are settings; the others are results.
         settings={name: value for name, value in best.items() if "." in name and name not in _NOT_SETTINGS},
         tokens=best["tokens"],
         tokens_per_s=best["tokens_per_s"],
@@ -74,7 +74,7 @@ def _of_run(named: str, results_folder: Path) -> Baseline:
     metrics = run.data.metrics
     loss = metrics.get(FINAL_LOSS, metrics.get(LOSS))
     if loss is None:
-        raise InputFault(f"baseline: {named} has neither the metric {FINAL_LOSS} nor {LOSS}")
+        raise InputFault(f"baseline: {named} has neither the metric {FINAL_LOSS} nor {LOSS}; name a trial of a sweep")
     tokens = metrics.get("final/tokens")
     return Baseline(
         name=f"{run.info.run_name} ({named})",

@@ -1,4 +1,4 @@
-"""Two sweeps side by side: what came out of each, what differed between them, and whether their losses compare."""
+"""Two sweeps side by side: the results of each, the settings that differ, and whether their losses compare."""
 
 import json
 import math
@@ -21,29 +21,29 @@ from sweeps.settings.sweep_file import load_sweep_file
 _LOSS = "holdout_loss_nats_per_token"
 _BITS = "holdout_bits_per_byte"
 _RESULT_ONLY = frozenset({"name", "purpose"})
-"""Settings that change nothing that is trained."""
+"""Settings that do not change training."""
 
 
 @dataclass(frozen=True)
 class SweepComparison:
-    """What two results folders say."""
+    """The comparison of two results folders."""
 
     names: tuple[str, str]
     results: dict[str, tuple[Any, Any]]
-    """What came out, by name: best loss, trial, tokens, seconds, outcomes."""
+    """Results by name: best loss, trial, tokens, seconds, outcomes."""
     settings: dict[str, tuple[Any, Any]]
-    """Dotted path of every setting of the two files that differs; None where one has it not."""
+    """Dotted path to the two values of each setting that differs; None where one file lacks it."""
     not_comparable: tuple[str, ...]
-    """Why the losses must not be compared; empty where they may."""
+    """Reasons not to compare the losses; empty where they compare."""
     loss_difference_nats: float | None
-    """Best loss of the second less that of the first."""
+    """Best loss of the second minus that of the first."""
 
 
 def compare_sweeps(first: Path, second: Path) -> SweepComparison:
-    """Read both folders.
+    """The comparison of the sweeps in two results folders.
 
     Raises:
-        ResultsError: One is no results folder of a sweep.
+        ResultsError: A folder is no results folder of a sweep.
     """
     (one, one_sweep), (two, two_sweep) = (_read(folder) for folder in (first, second))
     settings = (_flat(one_sweep), _flat(two_sweep))
@@ -82,14 +82,14 @@ def print_comparison(found: SweepComparison, console: Console) -> None:
     elif found.loss_difference_nats is not None:
         better = found.names[found.loss_difference_nats < 0]
         words = f"{better} is lower by {abs(found.loss_difference_nats):.4f} nats per token"
-        console.print(words if found.loss_difference_nats else "Both have the same loss.", highlight=False)
+        console.print(words if found.loss_difference_nats else "Both sweeps have the same loss.", highlight=False)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a sweep's results folder.
+    """The contents of summary.json in a sweep's results folder.
 
     Raises:
-        ResultsError: There is none.
+        ResultsError: The folder has no summary.json.
     """
     path = folder / "summary.json"
     if not path.is_file():
@@ -128,14 +128,14 @@ def _why_not_comparable(
     one: dict[str, Any], two: dict[str, Any], one_sweep: SweepConfig, two_sweep: SweepConfig
 ) -> Iterator[str]:
     if one["best"] is None or two["best"] is None:
-        yield "not both have a completed trial"
+        yield "one of them has no completed trial"
     if one["data"]["fingerprint"] != two["data"]["fingerprint"]:
         yield (
-            "the prepared corpora differ (corpus, tokenizer or rows), so the holdouts are not the same tokens; "
-            "bits a byte compare where the texts of the holdouts are the same"
+            "the prepared corpora differ (corpus, tokenizer or rows), so the holdouts have different tokens; bits per "
+            "byte compare where the holdouts have the same texts"
         )
     if (one_sweep.objective.masked_lm is None) != (two_sweep.objective.masked_lm is None):
-        yield "one is a masked, the other a causal LM"
+        yield "one is a masked LM, the other a causal LM"
 
 
 def _shown(name: str, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A report as Markdown: the record of an experiment, to be read in a repository or a terminal."""
+"""A report as Markdown: the record of an experiment, for a repository or a terminal."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from sweeps.report.report_blocks import (
 
 
 def markdown_record(*, title: str, subtitle: str, summary: Sequence[Block], sections: Sequence[Section]) -> str:
-    """The whole record as text. Pictures are left to the page."""
+    """The whole record as text. A picture is replaced by its caption."""
     parts = [f"# {_inline(title)}", _inline(subtitle), *map(_block, summary)]
     for section in sections:
         parts += [f"## {_inline(section.title)}", *map(_block, section.blocks)]
@@ -70,7 +70,7 @@ def _one_line(text: str) -> str:
 
 
 def _inline(text: str) -> str:
-    # A name like <b> would be taken for HTML; everything else that Markdown reads does no harm.
+    # Markdown reads a name like <b> as HTML; its other marks do no harm.
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 

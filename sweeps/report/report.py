@@ -1,4 +1,4 @@
-"""What a person reads of a sweep: report.html and EXPERIMENT.md, from records and reports on disk."""
+"""The report of a sweep for people: report.html and EXPERIMENT.md, from the records and reports on disk."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -23,12 +23,12 @@ from sweeps.settings.sweep_config import SweepConfig
 def write_report(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord], summary: dict[str, Any]) -> None:
     """Write report.html and EXPERIMENT.md into a sweep's results folder, each replaced whole.
 
-    May be called while the sweep runs: what is not known yet is said so.
+    Works on a running sweep too: a section without data states that.
 
     Args:
-        summary: As `results.summarize` makes it. Used besides, where present: `command` (text or arguments), `git`
-            and `hardware` (names to values, as they were when the sweep began), `model` (path of the winner), `samples`
-            (dumped `samples.Sample`s).
+        summary: The dictionary of `result_tables.summarize`. Optional keys add to the report: `command` (text or
+            arguments), `git` and `hardware` (names to values, read when the sweep began), `model` (path of the winner),
+            `samples` (dumped `sample_outputs.Sample`s).
     """
     findings = gather(folder, sweep, records, summary)
     status = str(summary.get("status") or SweepStatus.RUNNING)
@@ -43,7 +43,7 @@ def write_report(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord
 
 
 def write_pictures(into: Path, folder: Path, sweep: SweepConfig, summary: dict[str, Any]) -> list[Path]:
-    """Write each picture of a sweep's report as an SVG file, named as in the page.
+    """Write each picture of a sweep's report as an SVG file with its name in the page.
 
     Args:
         folder: The sweep's results folder.
@@ -77,7 +77,7 @@ _PAGE = (
     ),
     *("noise", "trials", "waste", "problems", "timeline", "setup", "data", "environment"),
 )
-"""Results first, how they came about after."""
+"""Results first, their setup and course after them."""
 
 _RECORD = (
     *("purpose", "setup", "environment", "data", "timeline", "trials", "errors", "time", "memory", "noise"),
@@ -132,17 +132,18 @@ def _sections(findings: Findings) -> dict[str, Section]:
 def _samples_section(findings: Findings) -> Section:
     samples = findings.summary.get("samples") or []
     if not samples:
-        return Section("Samples", [Paragraph("None were drawn.")])
+        return Section("Samples", [Paragraph("No samples were drawn.")])
     rows = [[one["text"], one["made"], number(one["loss_nats_per_token"])] for one in samples]
     words = (
-        "Rows of the holdout with hidden tokens in brackets, and what the best model puts there."
+        "Rows of the holdout with masked tokens in brackets, and the tokens that the best model predicts for them."
         if findings.sweep.objective.masked_lm
-        else "Beginnings of rows of the holdout, and how the best model continues them. The loss is that of the row."
+        else "Beginnings of rows of the holdout, and the continuation by the best model. The loss is that of the whole "
+        "row."
     )
     return Section("Samples", [Paragraph(words), Table(["holdout", "model", "loss"], rows, "samples")])
 
 
 def _targets_section(findings: Findings) -> Section:
     done, budget = sum(record.is_done for record in findings.records), findings.sweep.budget.trials
-    words = f"The sweep file states no target loss. Of the budget of {budget} trials, {done} are done."
+    words = f"The sweep file has no target loss. {done} of the {budget} trials of the budget have ended."
     return Section("Targets", [Paragraph(words)])

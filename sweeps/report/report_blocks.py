@@ -1,4 +1,4 @@
-"""What a report is made of, before it is a page or a text: sections of paragraphs, facts, tables, pictures."""
+"""The parts of a report, before they become a page or a text: sections of paragraphs, facts, tables, pictures."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Number:
-    """A table cell that is a number: shown rounded, kept whole."""
+    """A table cell with a number: shown rounded, kept exact."""
 
     value: float
     text: str
@@ -17,7 +17,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Long:
-    """A table cell that may be a whole traceback; its last line says what happened."""
+    """A table cell that may hold a whole traceback; its last line names the error."""
 
     text: str
 
@@ -28,24 +28,24 @@ class Long:
 
     @property
     def has_more(self) -> bool:
-        """Whether the gist leaves something out."""
+        """Whether the text is longer than its gist."""
         return self.text.strip() != self.gist
 
 
 Cell = str | Number | Long
-"""An `Outcome` is a `str` too; a page may give it a colour."""
+"""An `Outcome` is a `str` too; the page gives it a colour."""
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Words. What stands between backticks is code."""
+    """Running text. Backticks mark code."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Bullets:
-    """Sentences, one below the other."""
+    """A list of sentences."""
 
     items: Sequence[str]
 
@@ -59,26 +59,26 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under column names; a column of numbers stands to the right."""
+    """Rows under column names; columns of numbers are right-aligned."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     name: str = ""
-    """Told apart by it when a page is read by a program."""
+    """Identifies the table for a program that reads the page."""
 
     def is_numeric(self, column: int) -> bool:
-        """Whether a column holds numbers and nothing else but blanks."""
+        """Whether all cells of a column are numbers or blank, with one number at least."""
         cells = [row[column] for row in self.rows if row[column] != ""]
         return bool(cells) and all(isinstance(cell, Number) for cell in cells)
 
 
 @dataclass(frozen=True)
 class Code:
-    """Text to be shown as it is."""
+    """Verbatim text."""
 
     text: str
     title: str = ""
-    """Given: the text is folded away under it."""
+    """If given, the text is folded under this title."""
 
 
 @dataclass(frozen=True)
@@ -94,26 +94,26 @@ Block = Paragraph | Bullets | Facts | Table | Code | Picture
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and its blocks."""
 
     title: str
     blocks: Sequence[Block]
 
     @property
     def anchor(self) -> str:
-        """Name to jump to."""
+        """Id of the section in the page; links point to it."""
         return "".join(char if char.isalnum() else "-" for char in self.title.lower())
 
 
 def number(value: float | None, form: str = ",.4f", *, bar: float | None = None) -> Cell:
-    """A cell for a number that may be missing; not finite is said so."""
+    """A cell for a number; blank for None. NaN and infinity are shown by name."""
     if value is None:
         return ""
     return Number(value, format(value, form) if math.isfinite(value) else str(value), bar)
 
 
 def without_empty_columns(table: Table) -> Table:
-    """The same table less the columns in which no row says anything."""
+    """The table without its blank columns."""
     kept = [index for index in range(len(table.columns)) if any(row[index] != "" for row in table.rows)]
     rows = [[row[index] for index in kept] for row in table.rows]
     return Table([table.columns[index] for index in kept], rows, table.name)

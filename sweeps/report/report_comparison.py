@@ -1,4 +1,4 @@
-"""Sections of a report on what may be concluded: ties, equal budgets, other stopping rules, fairness."""
+"""Sections of a report on the strength of its conclusions: ties, equal budgets, other stopping rules, fairness."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ _MOST_ROWS = 12
 
 
 def ties_section(findings: Findings) -> Section:
-    """Settings by their mean over seeds, with intervals, in groups that cannot be told apart."""
+    """Settings by their mean over seeds, with intervals, in groups that tie (difference below the noise)."""
     found = verdict(findings.records)
     if found is None:
         return Section("Winner and noise", [Paragraph("No trial completed.")])
@@ -45,7 +45,7 @@ def budgets_section(findings: Findings) -> Section:
     """Rankings at equal tokens, training time and operations."""
     budgets = equal_budgets(findings)
     if not budgets:
-        words = "Fewer than two completed trials have losses that compare at equal tokens, time or operations."
+        words = "Fewer than two completed trials have comparable losses at equal tokens, time or operations."
         return Section("Equal tokens, time, operations", [Paragraph(words)])
     shown = [record for record, _ in budgets[0].losses][:_MOST_ROWS]
     losses = [{record.number: loss for record, loss in budget.losses} for budget in budgets]
@@ -62,9 +62,7 @@ def budgets_section(findings: Findings) -> Section:
     warned = disagreement(findings, budgets)
     blocks: list[Block] = [Bullets(warned)] if warned else []
     if not warned and len({budget.losses[0][0].number for budget in budgets}) > 1:
-        words = (
-            "Which trial is first is not the same for all of them, but their losses differ by no more than luck may."
-        )
+        words = "The first trial differs between these budgets, but the differences in loss are below the noise."
         blocks.append(Paragraph(words))
     elif not warned and not missing:
         blocks.append(Paragraph("The best trial is the same at equal tokens, training time and operations."))
@@ -76,21 +74,21 @@ def budgets_section(findings: Findings) -> Section:
 def _what_compares(findings: Findings) -> str:
     if findings.sweep.early_stopping.method == "trunk-and-branch":
         return (
-            "Losses are those of branches that cooled down at the rungs, and final ones; between two of them they are "
-            "taken to fall evenly with the logarithm of what was used."
+            "Losses are those of the branches at the rungs and at the end. Between two of them the loss is "
+            "interpolated over the logarithm of the budget."
         )
     return (
-        "Losses are those at the constant learning rate, before the cooldown, which compare at any point; so they are "
-        "above the final ones. Repeats with other seeds are left out."
+        "Losses are those at constant learning rate, before the cooldown: they compare at any point, and are higher "
+        "than the final ones. Repeats with other seeds are left out."
     )
 
 
 def replay_section(findings: Findings) -> Section:
-    """What other rules of early stopping would have saved and lost."""
+    """Tokens saved and loss given up by other rules of early stopping."""
     found = replay(findings)
     title = "Other stopping rules"
     if found is None:
-        return Section(title, [Paragraph("Too few trials have reached the end to replay other rules on their curves.")])
+        return Section(title, [Paragraph("Too few trials reached the end to replay other rules on their curves.")])
     rows: list[list[Cell]] = [
         [
             rule.name,
@@ -107,30 +105,30 @@ def replay_section(findings: Findings) -> Section:
 def _replay_in_words(found: Replay) -> Iterator[str]:
     count = len(found.records)
     yield (
-        f"Replayed on the curves of {count} trials that were drawn beforehand to be trained to the end: without bias."
+        f"The replay uses the curves of {count} trials that were drawn beforehand to train to the end. It is unbiased."
         if found.is_unbiased
-        else f"Replayed on the curves of the {count} trials that completed. Early stopping had let them through, so "
-        "they are better than what it stopped: real savings are larger than these, and so may be real losses."
+        else f"The replay uses the curves of the {count} completed trials. Early stopping promoted them, so they are "
+        "better than the stopped ones: real savings are larger than these, and real losses may be."
     )
     if found.rank_correlation:
         listed = ", ".join(f"{rho:.2f} at {rung:,} tokens" for rung, rho in found.rank_correlation.items())
-        yield f"Rank correlation between losses at a rung and final ones: {listed}."
+        yield f"Rank correlation between the loss at a rung and the final loss: {listed}."
 
 
 def fairness_section(findings: Findings) -> Section:
-    """Comparisons that hold, and those that mislead."""
+    """Comparisons that hold, and comparisons that mislead."""
     sweep = findings.sweep
     num_predicted = None if findings.manifest is None else num_predicted_positions(sweep, findings.manifest)
     rungs = rung_tokens(sweep.early_stopping, sweep.budget.trial_tokens)
     found = remarks(sweep, rungs=rungs, num_predicted=num_predicted)
     found += after_the_sweep(findings)
     words = [f"{remark.verdict}: {remark}" for remark in found]
-    nothing = "Nothing in the sweep file makes its trials incomparable."
+    nothing = "All trials of the sweep file compare."
     return Section("Fairness", [Bullets(words) if words else Paragraph(nothing)])
 
 
 def after_the_sweep(findings: Findings) -> list[Remark]:
-    """What only the results show of the comparisons: differences too small for the holdout."""
+    """Remarks that need the results: differences too small for the holdout."""
     found = verdict(findings.records)
     if found is None or findings.manifest is None:
         return []

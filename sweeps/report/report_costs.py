@@ -1,4 +1,4 @@
-"""Sections of a report on what it cost: memory, time, critical batch, every trial's end, waste, problems."""
+"""Sections of a report on cost: memory, time, critical batch size, outcomes, waste, problems."""
 
 import statistics
 from collections import Counter
@@ -36,7 +36,7 @@ def memory_section(findings: Findings) -> Section:
         blocks.append(Picture(picture, frontier_in_words(findings)))
     picture = micro_batch_plot(findings)
     if picture is not None:
-        caption = "Speed and peak memory of each trial against its micro-batch; other swept settings move both."
+        caption = "Speed and peak memory of each trial against its micro-batch. Other swept settings change both."
         blocks.append(Picture(picture, caption))
     blocks.append(_what_fits(findings))
     picture = memory_prediction_plot(findings)
@@ -45,7 +45,7 @@ def memory_section(findings: Findings) -> Section:
         words = (
             f"Calibration: the measured peak is {found['median_relative_error']:.2%} off the predicted one in the "
             f"median of {found['calibrated_trials']} trials, {found['largest_relative_error']:.2%} at most. Trials "
-            "that ran out of memory have no peak to compare."
+            "that ran out of memory are not counted: their peak is unknown."
         )
         blocks.append(Picture(picture, words))
     rows: list[list[Cell]] = [
@@ -107,21 +107,21 @@ def _what_fits(findings: Findings) -> Block:
             ]
         )
     if not rows:
-        return Paragraph("No trial has run with a known micro-batch.")
+        return Paragraph("No trial ran with a known micro-batch.")
     columns = ["micro-batch", "ran", "ran out of memory", "never launched", "median tokens/s", "largest peak"]
     return without_empty_columns(Table(columns, rows, "what-fits"))
 
 
 def time_section(findings: Findings) -> Section:
-    """Forward, backward, data, optimizer; share of the hardware's rate."""
+    """Time of forward, backward, optimizer and data; share of the hardware's rate."""
     timed = [record for record in findings.records if findings.curves[record.number].step_ms]
     if not timed:
-        return Section("Time", [Paragraph("No trial has reported where its time went.")])
+        return Section("Time", [Paragraph("No trial reported the times of its steps.")])
     blocks: list[Block] = []
     picture = time_plot(findings)
     if picture is not None:
-        blocks.append(Picture(picture, "Where the time of 1,000 tokens goes, in the leading trials."))
-    # One worker alone exchanges nothing: a column of zeros.
+        blocks.append(Picture(picture, "Time for 1,000 tokens by stretch of the step, in the leading trials."))
+    # A single worker exchanges no gradients: its column would be zeros.
     seen = {stretch for r in timed for stretch, ms in findings.curves[r.number].step_ms.items() if ms > 0}
     stretches = [s for s in ("forward", "backward", "optimizer", "data", "exchange") if s in seen]
     rows: list[list[Cell]] = []
@@ -141,12 +141,12 @@ def time_section(findings: Findings) -> Section:
     rated = any(findings.curves[record.number].share_of_matmul_rate is not None for record in timed)
     blocks.append(
         Paragraph(
-            "Milliseconds are means a step over the whole trial. "
+            "Milliseconds are means per step over the whole trial. "
             + (
-                "The rate is that of the model's own floating-point operations, beside that of large matrix products "
-                "measured on the same device."
+                "The matmul rate is the model's floating-point rate over that of large matrix products on the same "
+                "device."
                 if rated
-                else "No trial trained for long enough to set its rate beside that of the hardware."
+                else "No trial trained long enough to measure its share of the hardware's rate."
             )
         )
     )
@@ -154,7 +154,7 @@ def time_section(findings: Findings) -> Section:
 
 
 def noise_section(findings: Findings) -> Section:
-    """Gradient noise scale against the batch."""
+    """Gradient noise scale against the batch size."""
     rows: list[list[Cell]] = []
     for record in findings.records:
         scale = findings.curves[record.number].noise_scale_rows
@@ -163,11 +163,11 @@ def noise_section(findings: Findings) -> Section:
             ratio = number(batch / scale if scale else None, ",.2f")
             rows.append([record.name, number(batch, ",d"), number(scale, ",.1f"), ratio])
     if not rows:
-        return Section("Critical batch size", [Paragraph("No trial has reported a gradient noise scale.")])
+        return Section("Critical batch size", [Paragraph("No trial reported a gradient noise scale.")])
     words = (
-        "The gradient noise scale estimates the critical batch size: well below it a larger batch saves steps at "
-        "little cost in tokens, well above it tokens are wasted (McCandlish et al., arXiv:1812.06162). It grows as the "
-        "loss falls."
+        "The gradient noise scale estimates the critical batch size. Well below it a larger batch saves steps at "
+        "little cost in tokens; well above it a larger batch wastes tokens (McCandlish et al., arXiv:1812.06162). It "
+        "grows as the loss falls."
     )
     swept = findings.sweep.search.get("training.batch_size")
     scales = sorted(s for r in findings.completed if (s := findings.curves[r.number].noise_scale_rows) is not None)
@@ -181,7 +181,7 @@ def noise_section(findings: Findings) -> Section:
 
 
 def outcomes_section(findings: Findings) -> Section:
-    """How every trial ended, with its reason."""
+    """The outcome of every trial, with its reason."""
     if not findings.records:
         return Section("Trials", [Paragraph("No trial has started.")])
     rows: list[list[Cell]] = [
@@ -202,7 +202,7 @@ def outcomes_section(findings: Findings) -> Section:
 
 
 def errors_section(findings: Findings) -> Section:
-    """What went wrong, by kind."""
+    """Trials that failed, diverged, did not fit or were interrupted, by outcome."""
     wrong = (Outcome.FAILED, Outcome.DIVERGED, Outcome.INFEASIBLE, Outcome.INTERRUPTED)
     rows: list[list[Cell]] = [
         [record.name, outcome, settings_in_words(record.settings), Long(record.reason)]
@@ -210,12 +210,12 @@ def errors_section(findings: Findings) -> Section:
         for record in findings.of(outcome)
     ]
     if not rows:
-        return Section("Errors", [Paragraph("None: no trial failed, diverged, ran out of memory or was interrupted.")])
+        return Section("Errors", [Paragraph("No trial failed, diverged, ran out of memory or was interrupted.")])
     return Section("Errors", [Table(["trial", "outcome", "settings", "reason"], rows, "errors")])
 
 
 def waste_section(findings: Findings) -> Section:
-    """Seconds by outcome, what was stopped early, what was never launched."""
+    """Seconds by outcome, tokens saved by early stopping, proposals never launched."""
     total = sum(record.training_s for record in findings.records)
     rows: list[list[Cell]] = []
     for outcome in (*Outcome, None):
@@ -257,16 +257,16 @@ def _waste_in_words(findings: Findings, total: float) -> Iterator[str]:
     if stopped:
         asked = findings.sweep.budget.trial_tokens * len(stopped)
         saved = asked - sum(record.tokens for record in stopped)
-        yield f"Early stopping of {len(stopped)} trials left {saved:,} tokens untrained ({saved / asked:.0%})."
+        yield f"Early stopping ended {len(stopped)} trials and saved {saved:,} of their tokens ({saved / asked:.0%})."
     refused = len(findings.refused)
     if refused:
-        yield f"{refused} proposals were refused before launch and cost no training."
+        yield f"{refused} proposals were refused before launch. They cost no training."
 
 
 def problems_section(findings: Findings) -> Section:
-    """What a reader should distrust."""
+    """Faults that weaken the results."""
     items = list(_problems(findings))
-    return Section("Problems found", [Bullets(items) if items else Paragraph("None that the figures show.")])
+    return Section("Problems found", [Bullets(items) if items else Paragraph("The figures show no problem.")])
 
 
 def _problems(findings: Findings) -> Iterator[str]:
@@ -278,18 +278,23 @@ def _problems(findings: Findings) -> Iterator[str]:
         and r.micro_batch_size_used < r.micro_batch_size_asked
     ]
     if shrunk:
-        yield f"{', '.join(shrunk)} ran with a smaller micro-batch than asked for (the batch or the memory set it)."
+        yield (
+            f"{', '.join(shrunk)} ran with a smaller micro-batch than asked for; the batch size or the memory limited "
+            "it."
+        )
     for record in findings.records:
         if record.prediction_error is not None and abs(record.prediction_error) > 0.1:
             yield (
                 f"{record.name}: memory measured {format_bytes(record.peak_memory_bytes or 0)}, predicted "
-                f"{format_bytes(record.predicted_peak_memory_bytes or 0)}: more than 10 % off."
+                f"{format_bytes(record.predicted_peak_memory_bytes or 0)}. The error is above 10 %."
             )
     not_finite = [r.name for r in findings.records if r.loss is not None and finite_loss(r) is None]
     if not_finite:
-        yield f"{', '.join(not_finite)}: the last holdout loss is not a finite number."
+        yield f"{', '.join(not_finite)}: the last holdout loss is not finite."
     interrupted = [record.name for record in findings.records if record.interruptions]
     if interrupted:
-        yield f"{', '.join(interrupted)} lost their workers on the way and resumed from a checkpoint."
+        yield f"{', '.join(interrupted)} lost their workers and resumed from a checkpoint."
     if findings.manifest is not None and findings.manifest.tokenizer_report.unknown_rate > 0.01:
-        yield f"{findings.manifest.tokenizer_report.unknown_rate:.1%} of the corpus's tokens are the unknown token."
+        yield (
+            f"{findings.manifest.tokenizer_report.unknown_rate:.1%} of the tokens of the corpus are the unknown token."
+        )

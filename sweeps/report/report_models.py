@@ -1,4 +1,4 @@
-"""What a report says of models that were compared: what each is made of, beside what it came to."""
+"""The models of a sweep side by side: shape, size, speed and loss of each."""
 
 from collections.abc import Iterator
 
@@ -14,8 +14,10 @@ _EQUAL_IN = "model.equal_in"
 
 
 def model_blocks(findings: Findings) -> list[Block]:
-    """A table with a line for each trial, best first, and what was made equal compared in words; nothing where all
-    trials train the same model."""
+    """A table with a row per trial, best first, and the feed-forwards of equal size compared in words.
+
+    Empty where all trials train the same model.
+    """
     paths = [path for path in findings.paths if path.startswith("model.")]
     if not paths:
         return []
@@ -40,8 +42,8 @@ def model_blocks(findings: Findings) -> list[Block]:
         "holdout loss",
     ]  # fmt: skip
     words = (
-        "Parameters with the vocabulary's. Operations are those of the forward pass for one token of a full row, "
-        "without the vocabulary head, which all have alike."
+        "Parameters include those of the vocabulary. Operations are those of the forward pass per token of a full row, "
+        "without the vocabulary head, which is the same in all."
     )
     compared = list(_compared(findings))
     return [
@@ -52,7 +54,7 @@ def model_blocks(findings: Findings) -> list[Block]:
 
 
 def _compared(findings: Findings) -> Iterator[str]:
-    """For each measure in which models were made equal, the feed-forwards against the best of them."""
+    """For each measure of equal size, the other feed-forwards against the best one."""
     for measure in dict.fromkeys(findings.setting(record, _EQUAL_IN) for record in findings.records):
         best: dict[str, TrialRecord] = {}
         for record in findings.records:  # best first
@@ -62,11 +64,11 @@ def _compared(findings: Findings) -> Iterator[str]:
             continue
         (first, leader), *others = best.items()
         against = "; ".join(_against(findings, kind, record, leader) for kind, record in others)
-        yield f"Equal in {measure}: {first} ends lowest, at {leader.loss:.4f} nats a token. {against}."
+        yield f"Equal in {measure}: {first} has the lowest loss, {leader.loss:.4f} nats per token. {against}."
 
 
 def _against(findings: Findings, kind: str, record: TrialRecord, leader: TrialRecord) -> str:
-    """One feed-forward beside the best, in loss, size, operations and speed."""
+    """One feed-forward against the best, in loss, size, operations and speed."""
     models = [findings.sweep.run_config(one.settings).model for one in (record, leader)]
     parameters, operations = (measure(models[0]) / measure(models[1]) for measure in (num_parameters, flops_a_token))
     rates = [speed(one) for one in (record, leader)]
@@ -74,5 +76,5 @@ def _against(findings: Findings, kind: str, record: TrialRecord, leader: TrialRe
     loss = (record.loss or 0.0) - (leader.loss or 0.0)
     return (
         f"{kind} {loss:+.4f} nats, {parameters:.2f} times its parameters without the vocabulary, "
-        f"{operations:.2f} times its operations a token{faster}"
+        f"{operations:.2f} times its operations per token{faster}"
     )

@@ -1,4 +1,4 @@
-"""Sections of a report on what came out: ranking, curves, settings, comparison, conclusions, what to try next."""
+"""Sections of a report on the results: ranking, curves, settings, comparison, conclusions, next steps."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ from sweeps.settings.setting_paths import MICRO_BATCH, SEED
 
 _METRICS = {
     "holdout/perplexity": ("perplexity", ",.2f"),
-    "holdout/bits_per_byte": ("bits a byte", ".4f"),
+    "holdout/bits_per_byte": ("bits per byte", ".4f"),
     "holdout/accuracy": ("accuracy", ".4f"),
     "holdout/top10_accuracy": ("top-10", ".4f"),
     "holdout/macro_f1": ("macro F1", ".4f"),
@@ -40,24 +40,26 @@ _METRICS = {
 
 
 _BY_SETTINGS = (
-    " Settings that were trained with several seeds stand together, by the mean of their losses plus one standard "
-    "error of it, so the lowest loss of the table need not come first."
+    " Repeats of one setting are adjacent. The mean loss over their seeds plus one standard error sets their rank, so "
+    "the lowest single loss may rank below the first."
 )
 
 
 def summary_box(findings: Findings) -> list[Block]:
-    """What a reader wants first: the best settings, their loss, where the model is."""
+    """The answer in short: the best settings, their loss, the path of the model."""
     best = findings.best
     facts: list[tuple[str, str]] = []
     if best is None:
-        words = "No trial has completed yet." if _is_open(findings) else "No trial completed: there is no best one."
+        words = (
+            "No trial has completed yet." if _is_open(findings) else "No trial completed, so there is no best trial."
+        )
         blocks: list[Block] = [Paragraph(words)]
     else:
         facts += [("best trial", best.name), ("holdout loss", f"{best.loss:.4f} nats per predicted token")]
         facts += [(short_name(path), format_setting(value)) for path, value in best.settings.items()]
         tied = sum(findings.is_tied_with_best(record) for record in findings.records)
         if tied:
-            facts.append(("ties", f"{tied} more within the noise of the seeds"))
+            facts.append(("ties", f"{tied} more (difference below the noise between seeds)"))
         facts.append(("model", str(findings.summary.get("model") or "not written yet")))
         blocks = []
     facts.append(("trials", _counted(findings)))
@@ -92,18 +94,18 @@ def ranking_section(findings: Findings) -> Section:
         Paragraph(
             "Losses are in nats per predicted token on the same holdout for every trial"
             + (", under the same masks at 15\u00a0%." if findings.sweep.objective.masked_lm else ".")
-            + " Stopped trials stand behind completed ones, by how far they came: their final loss is not known."
-            + (_BY_SETTINGS if findings.repeats else "")
+            + " Stopped trials rank below completed ones, by the last rung that they reached: their final loss is "
+            "unknown." + (_BY_SETTINGS if findings.repeats else "")
         )
     )
     noise = noise_floor(findings.records)
     blocks.append(
         Paragraph(
-            f"Between seeds the loss has a standard deviation of {noise.std_nats:.4f} nats ({noise.degrees} degrees of "
-            f"freedom); two single runs that differ by less than {noise.least_difference(1, 1):.4f} count as ties."
+            f"The standard deviation of the loss between seeds is {noise.std_nats:.4f} nats ({noise.degrees} degrees "
+            "of freedom). Two single trials tie if their losses differ by less than "
+            f"{noise.least_difference(1, 1):.4f}."
             if noise is not None
-            else f"No settings were repeated with other seeds (`{SEED}`), so how far luck moves a loss is not known "
-            "and ties are not marked."
+            else f"No settings were repeated with other seeds (`{SEED}`). The noise is unknown, so ties are not marked."
         )
     )
     return Section("Ranking", blocks)
@@ -131,14 +133,14 @@ def _setting_cell(findings: Findings, record: TrialRecord, path: str) -> Cell:
 
 
 def curves_section(findings: Findings) -> Section:
-    """Loss over tokens, and what the best curve says."""
+    """Loss over tokens, and the best curve in numbers."""
     picture = loss_curves(findings)
     if picture is None:
         return Section("Loss curves", [Paragraph("No trial has reported a loss.")])
     bands = " Grey bands span the seeds of one setting." if findings.repeats else ""
     caption = (
-        "Loss over tokens of training; the leading five in colour, the others grey. The train loss is that of each "
-        f"trial's own task and need not compare between trials; the holdout loss does.{bands}"
+        "Loss over training tokens; the five leading trials in colour, the others grey. Holdout losses compare between "
+        f"trials. Train losses need not: each is of the trial's own objective.{bands}"
     )
     return Section("Loss curves", [Picture(picture, caption), *map(Paragraph, _curve_analysis(findings))])
 
@@ -151,64 +153,69 @@ def _curve_analysis(findings: Findings) -> Iterator[str]:
         return
     middle = len(curve.tokens) // 2
     yield (
-        f"{findings.best.name}, the best: holdout loss {curve.losses[0]:.4f} at {curve.tokens[0]:,.0f} tokens, "
+        f"{findings.best.name} is the best trial: holdout loss {curve.losses[0]:.4f} at {curve.tokens[0]:,.0f} tokens, "
         f"{curve.losses[middle]:.4f} at {curve.tokens[middle]:,.0f}, {curve.losses[-1]:.4f} at {curve.tokens[-1]:,.0f}."
     )
     lowest = curve.losses.argmin()
     if lowest < len(curve.losses) - 1:
         yield (
-            f"It was lowest on the way, {curve.losses[lowest]:.4f} at {curve.tokens[lowest]:,.0f} tokens: training "
-            "longer made it worse on the holdout."
+            f"Its holdout loss was lowest before the end, {curve.losses[lowest]:.4f} at {curve.tokens[lowest]:,.0f} "
+            "tokens: it rises after that."
         )
 
 
 def settings_section(findings: Findings) -> Section:
-    """What each swept setting did to the loss."""
+    """The effect of each swept setting on the loss."""
     picture = parameter_plots(findings)
     if not findings.paths:
-        return Section("Settings", [Paragraph("Nothing was swept.")])
+        return Section("Settings", [Paragraph("No setting was swept.")])
     blocks: list[Block] = []
     if picture is not None:
         caption = (
-            "Holdout loss against each setting. Marks along the top did not fit in memory or diverged, and have no "
-            "loss to show; a trial above the scale stands on its upper edge."
+            "Holdout loss against each setting. Marks along the top are trials without a loss: infeasible or diverged. "
+            "A loss above the scale is drawn on its upper edge."
         )
         blocks.append(Picture(picture, caption))
     modelled = loss_model(findings.sweep, findings.records)
     if modelled is not None:
         surface, progress = modelled
         caption = (
-            f"What is expected of each setting {progress.in_words}, the others as they were in the trials, on average: "
-            f"a Gaussian process of {len(progress.losses)} trials, with a band of one standard deviation. What the "
-            f"settings do not explain has a standard deviation of {surface.noise_nats:.4f} nats."
+            f"Expected loss {progress.in_words} against each setting, averaged over the other settings of the trials. "
+            f"The model is a Gaussian process of {len(progress.losses)} trials; the band is one standard deviation. "
+            f"The noise that the settings do not explain is {surface.noise_nats:.4f} nats (standard deviation)."
         )
         blocks.append(Picture(setting_curves(findings, surface, progress), caption))
     found = importances(findings)
     if isinstance(found, str):
-        blocks.append(Paragraph(f"Importances are left out: {found}"))
+        blocks.append(Paragraph(f"Importances are not computed: {found}"))
     else:
         rows: list[list[Cell]] = [[f"{path}", number(share, ".1%", bar=share)] for path, share in found.shares.items()]
         blocks.append(Table(["setting", "importance"], rows, "importances"))
-        control = " The micro-batch changes nothing that is learnt: its share shows how much is chance."
+        control = " The micro-batch does not change learning, so its share shows the size of chance."
         blocks.append(
             Paragraph(
-                "Importance (PED-ANOVA): how sharply a setting sets the best quarter of the "
-                f"{found.num_trials} trials {found.in_words} apart." + (control if MICRO_BATCH in found.shares else "")
+                "Importance (PED-ANOVA) is how sharply a setting separates the best quarter of the "
+                f"{found.num_trials} trials {found.in_words} from the rest."
+                + (control if MICRO_BATCH in found.shares else "")
             )
         )
     return Section("Settings", [*blocks, *model_blocks(findings)])
 
 
 def comparison_section(findings: Findings) -> Section:
-    """The best trial beside the baseline that the file names, and beside the settings that it starts with."""
+    """The best trial against the baseline that the file names, or against the settings that the file starts with."""
     best = findings.best
     named = findings.summary.get("baseline")
     if best is not None and named is not None:
         return Section("Comparison with the baseline", list(_beside(findings, best, Baseline.model_validate(named))))
     listed = [r for r in findings.completed if r.chosen_by is ChosenBy.START_WITH]
     if best is None or not listed:
-        why = "no trial completed" if best is None else "the file names no settings to start with, or none completed"
-        return Section("Comparison with the baseline", [Paragraph(f"There is none: {why}.")])
+        why = (
+            ("no trial completed")
+            if best is None
+            else "no trial of `start_with` completed, and the file names no baseline"
+        )
+        return Section("Comparison with the baseline", [Paragraph(f"No comparison: {why}.")])
     rows: list[list[Cell]] = []
     best_loss = finite_loss(best)
     assert best_loss is not None
@@ -217,7 +224,7 @@ def comparison_section(findings: Findings) -> Section:
         assert loss is not None
         rows.append([record.name, settings_in_words(record.settings), number(loss), number(best_loss - loss, "+.4f")])
     words = (
-        "The best trial is one of the settings that the file starts with: the search found nothing better."
+        "The best trial has settings of `start_with`: the search found none better."
         if best in listed
         else f"The best trial is {best.name} with {settings_in_words(best.settings)}."
     )
@@ -240,7 +247,7 @@ def _beside(findings: Findings, best: TrialRecord, baseline: Baseline) -> Iterat
         f"The best trial is {abs(difference):.4f} nats per token ({abs(difference) / baseline.loss:.2%}) {word} "
         "the baseline."
         if difference
-        else "The best trial has the loss of the baseline."
+        else "The best trial and the baseline have the same loss."
     )
     yield without_empty_columns(
         Table(["", "run", "holdout loss", "tokens", "tokens/s", "settings"], rows, "comparison")
@@ -248,17 +255,17 @@ def _beside(findings: Findings, best: TrialRecord, baseline: Baseline) -> Iterat
     fingerprint = (findings.summary.get("data") or {}).get("fingerprint")
     if baseline.data_fingerprint != fingerprint:
         yield Paragraph(
-            "The baseline was not evaluated on this prepared corpus: its holdout is of other tokens, and the two "
-            "losses do not compare exactly."
+            "The baseline was evaluated on another prepared corpus. Its holdout has other tokens, so the two losses "
+            "do not compare exactly."
             if baseline.data_fingerprint
-            else "The baseline does not say on which corpus it was evaluated."
+            else "The baseline names no prepared corpus, so its holdout may have other tokens."
         )
 
 
 def next_section(findings: Findings) -> Section:
-    """What to try next."""
+    """Next steps, each with its reason."""
     steps = next_steps(findings)
-    nothing = "Nothing in the figures asks for a change of the sweep."
+    nothing = "The figures suggest no change to the sweep."
     return Section("What to try next", [Bullets(steps) if steps else Paragraph(nothing)])
 
 
@@ -266,7 +273,7 @@ def conclusions_section(findings: Findings) -> Section:
     """The result in sentences."""
     best = findings.best
     if best is None:
-        return Section("Conclusions", [Paragraph("None can be drawn: no trial completed.")])
+        return Section("Conclusions", [Paragraph("No conclusions: no trial completed.")])
     setting = f" with {settings_in_words(best.settings)}" if best.settings else ""
     items = [f"{best.name}{setting} is the best of {len(findings.completed)} completed trials: holdout loss "
              f"{best.metrics[LOSS]:.4f} nats per predicted token."]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Sections of a report on what was done: purpose, settings, command, git, environment, data, timeline."""
+"""Sections of a report on the experiment: purpose, settings, command, git, environment, data, timeline."""
 
 import os
 import platform
@@ -32,9 +32,9 @@ from sweeps.tracking.git_state import git_state
 
 
 def purpose_section(findings: Findings) -> Section:
-    """What the sweep is to find out, in the user's words."""
+    """The question of the sweep, in the user's words."""
     purpose = findings.sweep.purpose.strip()
-    return Section("Purpose", [Paragraph(purpose or "The sweep file states no purpose (its setting `purpose`).")])
+    return Section("Purpose", [Paragraph(purpose or "The sweep file has no `purpose`.")])
 
 
 def setup_section(findings: Findings) -> Section:
@@ -58,7 +58,7 @@ def setup_section(findings: Findings) -> Section:
         trained = "" if run.training.lora is None else f", of which {counts.trainable:,} in adapters are trained"
         facts.append(("parameters", f"{counts.total:,}{trained}{whose}"))
     facts += [("swept", f"`{path}`: {distribution}") for path, distribution in sweep.search.items()]
-    facts += [("tried first", _in_words(settings)) for settings in sweep.start_with]
+    facts += [("starts with", _in_words(settings)) for settings in sweep.start_with]
     stopping = sweep.early_stopping
     facts += [
         ("proposed by", f"{sweep.searcher.method}, seed {sweep.searcher.seed}"),
@@ -66,11 +66,11 @@ def setup_section(findings: Findings) -> Section:
             "stopped early by",
             "nothing"
             if stopping.method == "none"
-            else f"{stopping.method}: the best 1/{stopping.reduction_factor} continue at each rung",
+            else f"{stopping.method}: each rung promotes the best 1/{stopping.reduction_factor}",
         ),
         ("budget", f"{sweep.budget.trials} trials of {sweep.budget.trial_tokens:,} tokens each"),
     ]
-    return Section("Setup", [Facts(facts), Code(dump_sweep(sweep), "Sweep file, every default written out")])
+    return Section("Setup", [Facts(facts), Code(dump_sweep(sweep), "Sweep file with all defaults")])
 
 
 def environment_section(findings: Findings) -> Section:
@@ -92,12 +92,12 @@ def _environment(findings: Findings) -> Iterator[Block]:
         yield Paragraph(f"Git state of the working directory {when}:")
         yield Facts([(str(name), str(value)) for name, value in facts])
     else:
-        yield Paragraph("Git state: the working directory was no git checkout.")
+        yield Paragraph("Git state: none; the working directory was no git checkout.")
     yield Facts([*_machine(findings), *_versions(findings)])
 
 
 def _as_typed(arguments: Sequence[str]) -> str:
-    """The command without the folder of its program, which a shell looks up."""
+    """The command line as a user types it: without the folder of the program."""
     program, *rest = map(str, arguments)
     typed = ["python", "-m", "sweeps"] if Path(program).name == "__main__.py" else [Path(program).name]
     return shlex.join([*typed, *rest])
@@ -110,7 +110,7 @@ def _machine(findings: Findings) -> Iterator[tuple[str, str]]:
         return
     yield "report written on", f"{platform.platform(terse=True)}, {platform.machine()}, {os.cpu_count()} processors"
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    yield "GPUs there", ", ".join(gpus) or "none"
+    yield "GPUs", ", ".join(gpus) or "none"
 
 
 def _versions(findings: Findings) -> Iterator[tuple[str, str]]:
@@ -123,22 +123,22 @@ def _versions(findings: Findings) -> Iterator[tuple[str, str]]:
 
 
 def data_section(findings: Findings) -> Section:
-    """What was read, kept, rejected, and what it became."""
+    """Rows read, kept and rejected; splits, tokenizer and files of the prepared corpus."""
     manifest, data = findings.manifest, findings.summary.get("data") or {}
     if manifest is not None:
         return Section("Data", list(_from_manifest(manifest)))
     if not data:
-        return Section("Data", [Paragraph("Nothing is recorded of the corpus.")])
+        return Section("Data", [Paragraph("The summary has no figures of the corpus.")])
     facts = [(name.replace("_", " "), _shown(value)) for name, value in data.items()]
     return Section(
-        "Data", [Paragraph("The prepared corpus is not there any more; what the summary says:"), Facts(facts)]
+        "Data", [Paragraph("The prepared corpus was deleted. These figures come from the summary."), Facts(facts)]
     )
 
 
 def _from_manifest(manifest: Manifest) -> Iterator[Block]:
     read = max(manifest.rows_read, 1)
     counts = f"{manifest.rows_kept:,} of {manifest.rows_read:,} rows kept, {manifest.rows_rejected:,} rejected"
-    again = f", {manifest.rows_duplicate:,} with a text seen before" if manifest.rows_duplicate else ""
+    again = f", {manifest.rows_duplicate:,} with the text of an earlier row" if manifest.rows_duplicate else ""
     yield Paragraph(f"{counts} ({manifest.rows_rejected / read:.2%}){again}.")
     if manifest.rejects:
         by_count = sorted(manifest.rejects.items(), key=lambda item: -item[1])
@@ -167,7 +167,7 @@ def _from_manifest(manifest: Manifest) -> Iterator[Block]:
     yield Facts(
         [
             ("tokenizer", f"{manifest.tokenizer.kind}, {tokenizer.vocabulary_size:,} entries"),
-            ("bytes a token", f"{tokenizer.bytes_per_token:.2f}"),
+            ("bytes per token", f"{tokenizer.bytes_per_token:.2f}"),
             ("unknown tokens", f"{tokenizer.unknown_rate:.3%}"),
             ("fingerprint", manifest.fingerprint),
         ]
@@ -191,17 +191,17 @@ def _from_manifest(manifest: Manifest) -> Iterator[Block]:
         )
         yield without_empty_columns(files)
     if len(manifest.files) > _MAX_FILES:
-        yield Paragraph(f"And {len(manifest.files) - _MAX_FILES} files more.")
+        yield Paragraph(f"{len(manifest.files) - _MAX_FILES} more files are not listed.")
     if manifest.passed_over:
         names = ", ".join(f"{Path(file.path).name} ({file.why})" for file in manifest.passed_over[:_MAX_FILES])
-        yield Paragraph(f"Passed over: {names}.")
+        yield Paragraph(f"Files not read: {names}.")
 
 
 _MAX_FILES = 20
 
 
 def timeline_section(findings: Findings) -> Section:
-    """When what ran."""
+    """Start and end of the sweep and of each trial."""
     started = sorted(record.started_at for record in findings.records if record.started_at)
     ended = sorted(record.ended_at for record in findings.records if record.ended_at)
     facts = []
@@ -210,12 +210,12 @@ def timeline_section(findings: Findings) -> Section:
     if ended:
         facts.append(("last trial ended", _moment(ended[-1])))
     if findings.summary.get("wall_s") is not None:
-        facts.append(("whole sweep", f"{clock(findings.summary['wall_s'])}, preparation of the corpus not counted"))
+        facts.append(("whole sweep", f"{clock(findings.summary['wall_s'])}, without the preparation of the corpus"))
     facts.append(("training in all trials", clock(sum(record.training_s for record in findings.records))))
     blocks: list[Block] = [Facts(facts)]
     picture = timeline(findings)
     if picture is not None:
-        blocks.append(Picture(picture, "When each trial ran, coloured by how it ended."))
+        blocks.append(Picture(picture, "Start and end of each trial, coloured by outcome."))
     return Section("Timeline", blocks)
 
 

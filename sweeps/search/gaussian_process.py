@@ -1,13 +1,12 @@
-"""Optuna's Gaussian process, told what it would not hear by itself.
+"""Optuna's Gaussian process, fitted to all outcomes.
 
-`optuna.samplers.GPSampler` (5.0) fits its models to completed trials alone: what did not fit in memory, and what was
-stopped at a rung, would be as unknown to it as if nothing had been tried there, and it would ask for the same again. So
-each proposal is made in a study of its own, where all that is known stands as completed trials:
+`optuna.samplers.GPSampler` (5.0) fits its models to completed trials only. It would ignore infeasible and stopped
+trials and propose their settings again. So each proposal comes from a new study with all known trials as complete:
 
-* infeasible: the broken constraint, which has a model of its own, and as its loss the mean, which says nothing;
-* stopped: its loss at the last rung, moved by what completed trials lost from there to their end;
-* diverged: bad, but no further beyond the worst loss than that is from the best, so that differences between good
-  trials stay visible to the model.
+* infeasible: a broken constraint, which has its own model, and the mean loss, which carries no information;
+* stopped: the loss at the last rung, minus the median fall of completed trials from there to their end;
+* diverged: a bad loss, capped at the worst loss plus the spread of losses, so that differences between good trials stay
+  visible to the model.
 """
 
 import math
@@ -22,16 +21,16 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 _REFUSED_IN_A_ROW = 8
-"""Proposals refused one after another before one is drawn at random: each costs a fit of two models."""
+"""Refused proposals in a row after which one is drawn at random: each proposal costs a fit of two models."""
 
 
 class GaussianProcessSampler(optuna.samplers.BaseSampler):
-    """Proposes where the expected improvement is largest among settings that are expected to fit in memory.
+    """Proposes the settings with the largest expected improvement among those expected to fit in memory.
 
     Args:
         space: Dotted path to its distribution.
-        num_random: Trials with a loss before the model is believed.
-        worst_loss: What a diverged trial was told with.
+        num_random: Trials with a loss before the model proposes.
+        worst_loss: Loss that stands for a diverged trial.
     """
 
     def __init__(self, space: dict[str, BaseDistribution], *, seed: int, num_random: int, worst_loss: float) -> None:
@@ -41,19 +40,19 @@ class GaussianProcessSampler(optuna.samplers.BaseSampler):
         self._random = optuna.samplers.RandomSampler(seed=seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The whole space: it is the same for every trial."""
+        """The whole space, the same for every trial."""
         return self._space
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Settings to try next; none, which means at random, where the model has nothing to say."""
+        """Settings to try next; empty, which means at random, before the model proposes."""
         told = [one for one in study.get_trials(deepcopy=False) if one.number != trial.number]
         ended = as_completed(told, worst_loss=self._worst_loss)
         num_losses = sum(one.state is TrialState.COMPLETE for one in told)
         if not search_space or num_losses < self._num_random or _num_refused_last(told) >= _REFUSED_IN_A_ROW:
             return {}
-        # A new model each time: what it proposes is then a matter of the seed and of what was told, and nothing else.
+        # A new model each time: a proposal depends only on the seed and on the told trials.
         inner = optuna.samplers.GPSampler(
             seed=int(self._rng.integers(2**31)), n_startup_trials=1, warn_independent_sampling=False
         )
@@ -70,7 +69,7 @@ class GaussianProcessSampler(optuna.samplers.BaseSampler):
 
 
 def as_completed(told: Sequence[FrozenTrial], *, worst_loss: float) -> list[FrozenTrial]:
-    """All that is known as completed trials, each with a loss and the memory constraint."""
+    """All known trials as completed ones, each with a loss and the memory constraint."""
     finished = [one for one in told if one.state is TrialState.COMPLETE and one.value is not None]
     losses = [one.value for one in finished if one.value is not None and one.value < worst_loss]
     if not losses:
@@ -88,7 +87,7 @@ def as_completed(told: Sequence[FrozenTrial], *, worst_loss: float) -> list[Froz
 
 
 def _expected_end(stopped: FrozenTrial, finished: Sequence[FrozenTrial]) -> float:
-    """A stopped trial's loss, had it continued: what completed trials lost from its last rung on, in the median."""
+    """A stopped trial's expected final loss: its last rung minus the median fall of completed trials from there."""
     rung = max(stopped.intermediate_values)
     falls = [
         one.intermediate_values[rung] - one.value

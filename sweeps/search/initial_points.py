@@ -1,15 +1,14 @@
-"""First points from what is known before the first trial, so that a search does not begin at random.
+"""First points from published results, so that a search does not begin at random.
 
-* Learning rate: the middle of its range at the middle batch size, and with the square root of the batch size from
-  there. Malladi et al., arXiv:2205.10287, derive the square root for Adam; arXiv:2405.14578 finds it to hold below the
-  critical batch size.
-* Masking rate: 30 %. Wettig et al., arXiv:2202.08005, find rates well above 15 % to train better models.
-* beta2: its half-life in tokens stays the same. Marek et al., arXiv:2507.07101.
-* Of batch sizes the smallest comes first: at equal tokens it takes the most steps, and below the critical batch size it
-  is no worse (Marek et al. again).
-* Anything else: what the file says where that lies in the space, else the middle.
+* Learning rate: the middle of its range at the middle batch size, scaled by the square root of the batch size. Malladi
+  et al., arXiv:2205.10287, derive the square root for Adam; arXiv:2405.14578 confirms it below the critical batch size.
+* Masking rate: 30 %. Wettig et al., arXiv:2202.08005, train better models with rates well above 15 %.
+* beta2: a constant half-life in tokens. Marek et al., arXiv:2507.07101.
+* Batch size: the smallest first. At equal tokens it takes the most steps, and below the critical batch size it is no
+  worse (Marek et al. again).
+* Other settings: the value of the file if it lies in the space, else the middle.
 
-Only what is swept is set, and only inside its space.
+A point sets swept settings only, inside their space.
 """
 
 import math
@@ -27,20 +26,20 @@ from sweeps.settings.sweep_config import SweepConfig
 _MASKING_RATE = 0.30
 _MOST_POINTS = 3
 _SHARE_OF_TRIALS = 4
-"""At most one trial in this number starts from knowledge: the search is for what is not known."""
+"""At most one trial in this many is an informed point; the search proposes the others."""
 
 
 @dataclass(frozen=True)
 class InformedPoint:
-    """Settings to try first, and what they rest on."""
+    """Settings to try first, with their reasons."""
 
     settings: dict[str, Any]
     reasons: tuple[str, ...]
-    """In words, with sources."""
+    """Sentences with sources."""
 
 
 def informed_points(sweep: SweepConfig) -> list[InformedPoint]:
-    """First points of a sweep, the smallest batch first; none for a grid, which tries all of its points anyway."""
+    """First points of a sweep, the smallest batch size first; none for a grid, which tries all points anyway."""
     if sweep.searcher.start == "none" or sweep.searcher.method == "grid" or not sweep.search:
         return []
     most = min(_MOST_POINTS, max(1, sweep.budget.trials // _SHARE_OF_TRIALS))
@@ -54,16 +53,17 @@ def informed_points(sweep: SweepConfig) -> list[InformedPoint]:
 
 
 def middle_run(sweep: SweepConfig) -> RunConfig:
-    """A run with settings in the middle of the space, for what depends on how large trials are on the whole.
+    """A run with settings in the middle of the space: a trial of typical size.
 
-    What the file says where that lies in the space; and as it stands where the middle is no valid run.
+    Values of the file take precedence if they lie in the space. If the middle is no valid run, the file's run
+    is returned.
     """
     settings, _ = _settings_at(sweep, middle_batch_size(sweep))
     return sweep.run_config(settings if _is_possible(sweep, settings) else {})
 
 
 def with_smaller_micro_batch(sweep: SweepConfig, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The same point with the next smaller micro-batch of the space, which learns the same; None if there is none."""
+    """The point with the next smaller micro-batch of the space, which learns the same; None if there is none."""
     distribution = sweep.search.get(MICRO_BATCH)
     if distribution is None or distribution.kind != "choice":
         return None
@@ -72,12 +72,12 @@ def with_smaller_micro_batch(sweep: SweepConfig, settings: dict[str, Any]) -> di
 
 
 def middle_batch_size(sweep: SweepConfig) -> int:
-    """The batch size that others are scaled from: the middle of what is swept, else that of the file."""
+    """The reference batch size: the middle of the swept values, else that of the file."""
     return _batch_sizes(sweep)[0]
 
 
 def _batch_sizes(sweep: SweepConfig) -> list[int]:
-    """The middle, the smallest, the largest: in this order they are wanted among the first points."""
+    """The middle, the smallest, the largest: their order of priority among the first points."""
     distribution = sweep.search.get(BATCH)
     if distribution is None:
         return [sweep.training.batch_size]
@@ -125,7 +125,7 @@ def _value(sweep: SweepConfig, path: str, distribution: Distribution, *, batch: 
 
 
 def _middle(distribution: Distribution) -> Any:
-    """The middle of a range on its own scale; of a list the value in the middle, sorted where it can be."""
+    """The middle of a range on its own scale; of a list the middle value, after sorting if all are numbers."""
     values = distribution.grid(1)
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         values = tuple(sorted(values))
@@ -133,7 +133,7 @@ def _middle(distribution: Distribution) -> Any:
 
 
 def _nearest(distribution: Distribution, wanted: float) -> Any:
-    """The value of the space that is nearest, by ratio."""
+    """The nearest value of the space, by ratio."""
     values = list(_numbers(distribution))
     if distribution.kind == "choice":
         return min(values, key=lambda value: abs(math.log(max(value, 1e-12) / wanted)))

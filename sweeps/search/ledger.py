@@ -1,4 +1,4 @@
-"""What Tune says of its trials becomes records, once each, whoever hears it first."""
+"""The ledger turns the events of Tune into trial records; it records each event once."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ from sweeps.records.trial_records import (
 from sweeps.settings.setting_paths import MICRO_BATCH
 
 HOPELESS_AFTER = 3
-"""Trials in a row that break before they train, after which no further one is started."""
+"""Trials in a row that fail before they train, after which no trial starts."""
 
 Listener = Callable[[TrialEvent, TrialRecord, dict[str, float] | None], None]
 """Called with the event, the record, and the report if the event is one."""
@@ -56,16 +56,15 @@ class Ledger:
         """
         Args:
             size_of: Parameters and operations of a run.
-            rungs: At which a report's holdout loss is the one that counts there.
-            run_to_end: Numbers drawn of trials that are trained to the end; of one that does not fit in memory the
-                next one takes the place.
-            remember: Keeps what a trial has shown about memory for later sweeps.
+            rungs: Token counts at which the holdout loss of a report is recorded.
+            run_to_end: Drawn numbers of trials that train to the end; the next trial replaces an infeasible one.
+            remember: Stores the memory observations of a trial for later sweeps.
         """
         self.records = {record.number: record for record in store.load_all()}
         self.refused = store.load_refusals()
         self.widenings = [Widening.model_validate(one) for one in store.load_widenings()]
         self.listeners: list[Listener] = []
-        # What is asked for at each event, and as a rule there is nothing of.
+        # Cached because every event asks for them, and most sweeps have none.
         self._twins = {record.number for record in self.records.values() if record.twin_of is not None}
         self._has_broken = any(map(_broke_at_once, self.records.values()))
         self._store, self._frontier, self._scheduler = store, frontier, scheduler
@@ -77,13 +76,13 @@ class Ledger:
 
     @property
     def twins(self) -> list[TrialRecord]:
-        """Trials that are not trained themselves, by number."""
+        """Trials with the loss of another trial, not trained themselves; by number."""
         return [self.records[number] for number in sorted(self._twins)]
 
     def open(self, settings: dict[str, Any], chosen_by: ChosenBy) -> TrialRecord:
         """A new trial with the next number."""
         number = max(self.records, default=0) + 1
-        # Seeds of one setting are compared at their end, where one that was stopped would have no loss.
+        # Repeats compare at their end, and a stopped one would have no loss there.
         runs_to_end = chosen_by is ChosenBy.REPEAT or self._is_to_run_to_the_end(number)
         record = TrialRecord(number=number, settings=settings, chosen_by=chosen_by, run_to_end=runs_to_end)
         run = self._run_of(record)
@@ -98,11 +97,10 @@ class Ledger:
         return self._keep(record)
 
     def open_twin(self, settings: dict[str, Any], of: TrialRecord, speed: MicroBatchSpeed) -> TrialRecord:
-        """A trial whose settings equal another's but for the micro-batch, which has been measured: its loss is known,
-        or will be when the other one ends.
+        """A trial whose settings differ from another's only in the micro-batch. It takes the loss of the other trial.
 
         Args:
-            speed: Of its micro-batch.
+            speed: Measured speed of its micro-batch.
         """
         record = self.open(settings, of.chosen_by)
         seen = self._run_of(record)
@@ -120,10 +118,10 @@ class Ledger:
         return self.records[record.number]
 
     def start(self, number: int, *, micro_batch_size: int | None) -> TrialRecord:
-        """The trial is handed to Tune.
+        """Record that Tune starts the trial, or promotes it after a pause.
 
         Args:
-            micro_batch_size: Micro-batch that one worker begins with; None: it chooses them itself.
+            micro_batch_size: First micro-batch of one worker; None: the worker chooses it.
         """
         record = self.records[number]
         size = record.micro_batch_size_used or micro_batch_size
@@ -133,9 +131,9 @@ class Ledger:
         return record
 
     def report(self, number: int, report: dict[str, float]) -> None:
-        """A running trial reports."""
+        """Record a report of a running trial."""
         record = self.records[number]
-        # After an interruption a trial comes again by tokens that it has reported; they are equal, and count once.
+        # After an interruption a trial repeats tokens that it has reported; the reports are equal and count once.
         if report["tokens"] <= record.tokens and record.tokens:
             return
         changes: dict[str, Any] = {
@@ -155,13 +153,13 @@ class Ledger:
         record = self._change(number, **{name: value for name, value in changes.items() if value is not None})
         was_predicted = (record.predicted_peak_memory_bytes or 0) > self._frontier.limit_bytes
         if record.out_of_memory_events > events_before and was_predicted:
-            # No neighbour's doing, which only the end tells: the next proposal need not wait for that.
+            # The prediction rules out a neighbour as the cause, so the next proposal need not wait for the trial's end.
             self._learn(record)
         self._store.append_report(record, report)
         self._say(TrialEvent.REPORT, record, report)
 
     def refuse(self, record: TrialRecord, refusal: Refusal) -> None:
-        """A trial that the file asks for ends before it starts."""
+        """Record a trial of `start_with` as infeasible before it starts."""
         record = self._change(
             record.number,
             outcome=Outcome.INFEASIBLE,
@@ -173,7 +171,7 @@ class Ledger:
         self._say(TrialEvent.ENDED, record)
 
     def refuse_proposal(self, settings: dict[str, Any], run: RunConfig, refusal: Refusal) -> None:
-        """What cannot be launched was proposed."""
+        """Record a proposal that memory ruled out."""
         size = run.training.micro_batch_size
         refused = RefusedProposal(
             settings=settings,
@@ -187,11 +185,11 @@ class Ledger:
         self._store.append_refusal(refused)
 
     def cut_off(self, number: int, reason: str) -> None:
-        """A running trial is about to be stopped, for this reason."""
+        """Note the reason before a running trial is stopped."""
         self._scheduler.stopped[number] = reason
 
     def settle(self, number: int, result: dict[str, Any] | None, *, lost: bool = False) -> TrialRecord:
-        """How a trial, or a leg of it, ended, from Tune's last result; the first call decides."""
+        """Record the end of a trial, or its pause at a rung, from Tune's last result; the first call decides."""
         record = self.records[number]
         if record.ended_at:
             return record
@@ -209,7 +207,7 @@ class Ledger:
             changes |= {"outcome": Outcome.STOPPED, "reason": self._scheduler.stopped[number]}
         else:
             reason = (
-                f"the lane's process was lost; {LOG_FILE} has more"
+                f"the process of the lane was lost; see {LOG_FILE}"
                 if lost
                 else "the sweep was interrupted before the trial ended"
             )
@@ -235,7 +233,7 @@ class Ledger:
         return record
 
     def stop_paused(self, number: int, reason: str) -> TrialRecord:
-        """A trial that waits is not promoted any more."""
+        """Record a paused trial as stopped: it will not be promoted."""
         record = self._change(number, outcome=Outcome.STOPPED, reason=reason, paused_at=None, ended_at=now())
         self._learn(record)
         self._say(TrialEvent.ENDED, record)
@@ -243,23 +241,23 @@ class Ledger:
         return record
 
     def _settle_twins(self, record: TrialRecord) -> None:
-        """Twins of a trial that has ended have ended as it has."""
+        """Give the twins of an ended trial its outcome."""
         if not record.ended_at or not record.is_done:
             return
         for twin in [one for one in self.twins if one.twin_of == record.number and not one.ended_at]:
             reason = (
-                f"not trained: {record.name} has the same settings but for the micro-batch, which changes speed and "
-                f"memory only ({twin.micro_batch_size_used} rows measured in a few passes). {record.reason}"
+                f"not trained: {record.name} differs only in the micro-batch, which changes speed and memory only "
+                f"({twin.micro_batch_size_used} rows measured in a few passes). {record.reason}"
             )
             changes = {name: getattr(record, name) for name in ("outcome", "metrics", "best_loss", "rung_losses")}
             twin = self._change(twin.number, **changes, reason=reason, started_at=now(), ended_at=now())
             self._say(TrialEvent.ENDED, twin)
 
     def _pause(self, record: TrialRecord, result: dict[str, Any]) -> TrialRecord:
-        """A trial has come to a rung, and its branch to an end."""
+        """Record the pause of a trial at a rung, with the result of its branch."""
         rung, end = result["paused_at"], result["end"]
         if rung in record.rung_losses:
-            return record  # Heard already.
+            return record  # The pause was recorded before.
         loss = end.metrics[LOSS]
         record = self._change(
             record.number,
@@ -284,16 +282,16 @@ class Ledger:
         return sum(record.outcome is not Outcome.INFEASIBLE for record in drawn) < due
 
     def widen(self, widening: Widening) -> None:
-        """The search space is widened."""
+        """Record a widening of the search space."""
         self.widenings.append(widening)
         self._store.append_widening(widening)
 
     def unfinished(self) -> list[TrialRecord]:
-        """Trials to run first when a sweep resumes, with the same numbers."""
+        """Trials that a resumed sweep runs first, with the same numbers."""
         return [record for record in self.records.values() if not record.is_done and record.twin_of is None]
 
     def is_hopeless(self) -> bool:
-        """Whether the last trials all broke before they trained: the fault is not in their settings."""
+        """Whether the last trials all failed before they trained, so the fault is not in their settings."""
         if not self._has_broken:
             return False
         ended = sorted((r for r in self.records.values() if r.ended_at), key=lambda record: record.ended_at)
@@ -301,17 +299,17 @@ class Ledger:
         return len(last) == HOPELESS_AFTER and all(map(_broke_at_once, last))
 
     def reopen(self, record: TrialRecord) -> TrialRecord:
-        """An interrupted trial is to run again."""
+        """Clear the end of an interrupted trial, so that it runs again."""
         return self._change(record.number, outcome=None, reason="", ended_at="")
 
     def _learn(self, record: TrialRecord) -> None:
-        """What a trial has shown about memory, for the next proposal and for later sweeps."""
+        """Learn the memory observations of a trial, for the next proposal and for later sweeps."""
         learnt = self._frontier.learn_trial(record, self._run_of(record))
         if learnt:
             self._remember(learnt)
 
     def _shrunk(self, record: TrialRecord, report: dict[str, float]) -> dict[str, Any]:
-        """Changes by a report's micro-batch, the only sign of memory run out in a trial that is stopped early."""
+        """Changes by the micro-batch of a report: the only sign of out of memory in a trial that is stopped early."""
         before, now_used = record.micro_batch_size_used, int(report.get("micro_batch_size", 0))
         stage = report.get("stage", 0.0)
         is_of_a_new_stage = stage != self._stages.get(record.number, 0.0)
@@ -348,18 +346,18 @@ def _broke_at_once(record: TrialRecord) -> bool:
 
 
 _PROPERTIES_OF_THE_RUN = ("device", "host")
-"""Kinds of running out that would come again. A node's may be a neighbour's doing, and a suspected one may be none."""
+"""Kinds of out of memory that would recur. A neighbour may cause that of a node, and a suspected one may be none."""
 
 
 def _out_of_memory(end: RunEnd, record: TrialRecord) -> dict[str, Any]:
-    """What a run's end says of the times that memory ran out: their number, and the micro-batches known not to fit."""
+    """The number of times that a run ran out of memory, and the micro-batches known not to fit."""
     survived = end.oom_events
     last = [] if end.oom is None or end.micro_batch_size_used is None else [(end.micro_batch_size_used, end.oom)]
-    # A neighbour's doing says nothing about what fits, though the reports could not tell.
+    # An event that a neighbour caused is no evidence on the run's own fit; reports cannot show the cause.
     others = {one.size for one in survived if one.is_neighbours}
     sizes = [size for size in record.out_of_memory_micro_batches if size not in others]
     sizes += [one.size for one in survived if _is_about_training(one.facts) and not one.is_neighbours]
-    # Whatever ended a run would end it again, be it in an evaluation.
+    # The cause that ended a run would end it again, also in an evaluation.
     sizes += [size for size, facts in last if facts.kind in _PROPERTIES_OF_THE_RUN]
     events = max(record.out_of_memory_events, len(survived)) + len(last)
     found: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""Optuna behind one honest door: what is proposed, and what the sampler is told of each trial's end.
+"""The sampler behind one interface: Optuna proposes settings and learns the outcome of each trial.
 
-The sampler is told the truth (Tune's own OptunaSearch tells an early-stopped trial as complete and an infeasible one as
-failed, which TPE forgets): infeasible is a constraint, diverged is bad, stopped is pruned with its values at the rungs,
-interrupted is nothing at all.
+Tune's own OptunaSearch reports a stopped trial as complete and an infeasible one as failed, which TPE ignores. Here an
+infeasible trial breaks a constraint, a diverged one has a bad loss, a stopped one is pruned with its losses at the
+rungs, and an interrupted one is not reported.
 """
 
 import itertools
@@ -23,16 +23,16 @@ from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
 
 _MODEL_REPEATS = 20
-"""Known settings proposed in a row after which they are drawn at random: where all settings are lists, a model may want
-the same few again and again, and others would never be tried."""
+"""Known settings proposed in a row after which settings are drawn at random: a model over lists may repeat the same few
+and never try the others."""
 
 
 _Told = tuple[dict[str, Any], dict[str, Any]]
-"""Settings, and what Optuna is told of them."""
+"""Settings, and the arguments of `create_trial` for their outcome."""
 
 
 class SettingsSampler:
-    """Proposes settings and learns from records; knows nothing of Tune."""
+    """Proposes settings and learns from records; does not depend on Tune."""
 
     def __init__(
         self,
@@ -44,18 +44,18 @@ class SettingsSampler:
     ) -> None:
         """
         Args:
-            worst_loss: Loss told for a diverged trial, in nats per token: that of a model that knows nothing.
-            known: Trials of an earlier part of the sweep.
-            refused: Its proposals that memory ruled out.
+            worst_loss: Loss of a diverged trial, in nats per token: that of an untrained model.
+            known: Trials from before a resumption.
+            refused: Proposals from before it that memory ruled out.
         """
-        # Its warnings are about packages that would make a proposal faster, on a terminal that shows progress.
+        # Its warnings name packages that speed up proposals; they would break the progress display.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space: dict[str, BaseDistribution] = {
             path: distribution.to_optuna() for path, distribution in sweep.search.items()
         }
         self._worst_loss = worst_loss
         self._file_values = {path: sweep.value_at(path) for path in self._space}
-        # A sweep that resumes must not draw the same random numbers again: it would propose the same settings.
+        # A resumed sweep must not draw the same random numbers again: it would propose the same settings.
         method = _sampler(sweep, self._space, len(known), worst_loss)
         self._storage = _Correctable()
         self._study = optuna.create_study(storage=self._storage, sampler=method, direction="minimize")
@@ -64,21 +64,21 @@ class SettingsSampler:
         self._num_known_in_a_row = 0
         self._asked: dict[int, optuna.Trial] = {}
         self._told: dict[int, list[_Told]] = {}
-        """Trial number to what the study was told of it."""
+        """Trial number to the outcomes that the study was told."""
         self._told_as: dict[int, list[int]] = {}
-        """Trial number to the trials of the study that say so."""
+        """Trial number to the ids of its trials in the study."""
         for record in known:
             self.ended(record)
         for proposal in refused:
             self._tell(self._as_trial(proposal.settings, _infeasible(proposal)))
 
     def keep(self, is_wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Of a grid propose only these settings."""
+        """Keep only the wanted settings of a grid; other methods ignore it."""
         if self._grid is not None:
             self._grid = iter([settings for settings in self._grid if is_wanted(settings)])
 
     def propose(self) -> tuple[dict[str, Any], optuna.Trial | None] | None:
-        """Settings to try next with the handle to answer for them; None when a grid is used up."""
+        """Settings to try next, with the handle for their outcome; None when a grid is used up."""
         if self._grid is not None:
             settings = next(self._grid, None)
             return None if settings is None else (settings, None)
@@ -90,10 +90,10 @@ class SettingsSampler:
         return trial.params, trial
 
     def refused(self, handle: optuna.Trial | None, *, excess: float) -> None:
-        """The proposal does not fit in memory: a constraint broken, no value.
+        """Report a proposal that does not fit in memory: a broken constraint without a loss.
 
         Args:
-            excess: By how much it is broken, above 0: of two that do not fit TPE prefers the one that nearly does.
+            excess: Violation of the constraint, above 0: TPE prefers the smaller of two.
         """
         if handle is not None:
             handle.set_constraint("memory", excess)
@@ -101,25 +101,25 @@ class SettingsSampler:
         self._num_known_in_a_row = 0
 
     def known_already(self, handle: optuna.Trial | None) -> None:
-        """The proposal equals a trial that there is: nothing to learn from it."""
+        """Report a proposal that equals a known trial: the study learns nothing from it."""
         self._num_known_in_a_row += 1
         if handle is not None:
             self._study.tell(handle, state=TrialState.FAIL)
 
     def launched(self, record: TrialRecord, handle: optuna.Trial | None) -> None:
-        """The proposal became a trial."""
+        """Report a proposal that became a trial."""
         self._num_known_in_a_row = 0
         if handle is not None:
             self._asked[record.number] = handle
 
     def ended(self, record: TrialRecord) -> None:
-        """Tell the sampler how a trial ended, or how far one has come that waits.
+        """Report the end of a trial, or the rungs of a paused one.
 
-        Those that it did not propose count as well. What it is told again takes the place of what it was told before.
+        Trials that the sampler did not propose count too. A second report of a trial replaces the first.
         """
         handle = self._asked.pop(record.number, None)
         if handle is not None:
-            # What it is told goes in as a finished trial below; the open one is closed without a trace.
+            # The outcome enters as a finished trial below; FAIL removes the open one from the model.
             self._study.tell(handle, state=TrialState.FAIL)
         told = list(self._as_optuna(record))
         before = self._told.get(record.number)
@@ -132,11 +132,11 @@ class SettingsSampler:
             if told_as is None:
                 ids += self._tell(trial)
             else:
-                # Where there is less to say than before, what was said goes without a trace.
+                # A shorter outcome than before: FAIL removes the earlier one from the model.
                 self._storage.put_right(told_as, trial or create_trial(state=TrialState.FAIL))
 
     def _as_optuna(self, record: TrialRecord) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """What a trial's end says, as settings and what is known of them."""
+        """The outcome of a trial, as settings with arguments of `create_trial`."""
         known: dict[str, Any] = {"constraints": {"memory": _memory_used(record) - 1}}
         match record.outcome:
             case Outcome.COMPLETED if record.loss is not None:
@@ -154,14 +154,15 @@ class SettingsSampler:
         if fitting is None:
             yield record.settings, known
         else:
-            # Two truths: what was asked for does not fit, and the same with fewer rows at once has this loss.
+            # Two outcomes: the micro-batch asked for does not fit, and the smaller one has this loss.
             yield record.settings, _infeasible(record)
             yield record.settings | {MICRO_BATCH: fitting}, known
 
     def _fitting_size(self, record: TrialRecord) -> int | None:
-        """The micro-batch to which a loss belongs that was reached with fewer rows at once than asked for.
+        """The micro-batch of the space for a loss that was reached with a smaller one than asked for.
 
-        The largest in the space that is not above the one used, for a micro-batch changes nothing in what is learnt.
+        It is the largest one up to the one used, because a micro-batch does not change learning. None if the
+        trial did not shrink.
         """
         used = record.micro_batch_size_used
         if not record.out_of_memory_micro_batches or used is None or MICRO_BATCH not in record.settings:
@@ -171,38 +172,38 @@ class SettingsSampler:
         return max((size for size in sizes if isinstance(size, int) and size <= used), default=None)
 
     def _as_trial(self, settings: dict[str, Any], known: dict[str, Any]) -> optuna.trial.FrozenTrial | None:
-        # What `start_with` leaves out has the file's value: without it, a trial would shrink the space of them all.
+        # Settings missing in `start_with` get the file's value: a trial without them would shrink the common space.
         params = {path: settings.get(path, self._file_values[path]) for path in self._space}
-        # A value of `start_with` outside the space: the sampler has no place for it.
+        # The sampler cannot represent a value of `start_with` outside the space.
         if not all(holds(space, params[path]) for path, space in self._space.items()):
             return None
         return create_trial(params=params, distributions=self._space, **known)
 
     def _tell(self, trial: optuna.trial.FrozenTrial | None) -> list[int]:
-        """The trial of the study that says so, if there is anything to say."""
+        """Add a trial to the study; its id, or an empty list for None."""
         return [] if trial is None else [self._storage.create_new_trial(self._study._study_id, template_trial=trial)]
 
 
 class _Correctable(optuna.storages.InMemoryStorage):
-    """What a study was told can be put right: telling all of it to a new one takes longer with each trial."""
+    """A storage whose trials can be replaced: rebuilding the study takes longer with each trial."""
 
     def put_right(self, trial_id: int, trial: optuna.trial.FrozenTrial) -> None:
-        """Have a trial that was told say something else."""
+        """Replace a trial under its id."""
         with self._lock:
             trial.number, trial._trial_id = self._get_trial(trial_id).number, trial_id
             self._set_trial(trial_id, trial)
 
 
 def _infeasible(one: TrialRecord | RefusedProposal) -> dict[str, Any]:
-    """What Optuna is told of settings that do not fit: a constraint broken by as much as the limit is short."""
+    """The outcome of settings that do not fit: a constraint broken by the excess over the limit."""
     predicted, limit = one.predicted_peak_memory_bytes, one.memory_limit_bytes
-    # A little where the prediction was within the limit, and memory ran out all the same.
+    # The smallest excess if the trial ran out of memory although the prediction was within the limit.
     excess = max(predicted / limit - 1, SMALLEST_EXCESS) if predicted and limit else 1.0
     return {"state": TrialState.PRUNED, "constraints": {"memory": excess}}
 
 
 def _memory_used(record: TrialRecord) -> float:
-    """Share of the limit that a trial was predicted to take, below 1, for it fitted; 0 where nothing was predicted."""
+    """Predicted share of the limit of a trial that fitted, so below 1; 0 without a prediction."""
     predicted, limit = record.predicted_peak_memory_bytes, record.memory_limit_bytes
     return min(predicted / limit, 1 - SMALLEST_EXCESS) if predicted and limit else 0.0
 
@@ -211,7 +212,7 @@ def _sampler(
     sweep: SweepConfig, space: dict[str, BaseDistribution], num_known: int, worst_loss: float
 ) -> optuna.samplers.BaseSampler:
     seed = sweep.searcher.seed + num_known
-    # A third of a small budget is enough to start from; Optuna's ten would make a sweep of ten a random one.
+    # A third of a small budget: with Optuna's ten a sweep of ten trials would be random.
     num_random = min(10, max(3, math.ceil(sweep.budget.trials / 3)))
     if sweep.searcher.method == "tpe":
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=num_random)

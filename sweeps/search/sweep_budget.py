@@ -1,4 +1,4 @@
-"""How much of a sweep's budget is used, and whether one more trial may start."""
+"""The used part of a sweep's budget, and whether one more trial may start."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from sweeps.records.trial_records import TrialRecord
 from sweeps.settings.sweep_sections import BudgetConfig
 
 WALL_CLOCK_USED_UP = "budget.wall_clock was used up"
-"""Reason of trials that it ended."""
+"""Reason of the trials that the wall-clock limit stopped."""
 
 _SHARE_FOR_REPEATS = 0.15
-"""Of the wall-clock, kept for repeats where there are to be some."""
+"""Share of the wall-clock reserved for repeats, if the sweep has any."""
 
 MayStart = Literal["yes", "not yet", "no"]
 """Whether the budget lets one more trial start; `not yet`: while others run that may need the rest."""
@@ -20,27 +20,27 @@ MayStart = Literal["yes", "not yet", "no"]
 
 @dataclass(frozen=True)
 class SweepBudget:
-    """The limits of one sweep, and what is known of its use.
+    """The limits of one sweep, and their use so far.
 
-    The sweep ends when any limit is reached. Tokens and operations are never exceeded: a trial starts only if all those
-    that run could take their full tokens besides, so trials in flight always end by themselves. At the end of the
-    wall-clock those in flight are stopped at their next report.
+    The sweep ends when any limit is reached. Tokens and operations are never exceeded: a trial starts only if all
+    running trials can also take their full tokens, so they always reach their end. At the end of the wall-clock running
+    trials stop at their next report.
     """
 
     limits: BudgetConfig
     elapsed_s: Callable[[], float]
-    """Seconds of this and earlier parts of the sweep."""
+    """Seconds of the sweep, summed over resumptions."""
     num_repeats: int = 0
-    """Trials that are kept for repeats after the search."""
+    """Trials reserved for repeats after the search."""
 
     def may_start_trial(self, records: Iterable[TrialRecord], *, num_waiting: int = 0) -> tuple[MayStart, str]:
-        """Whether one more trial of the search may start; if not, which limit is reached, in words.
+        """Whether one more trial of the search may start; if not, the limit that is reached, in words.
 
         Args:
-            num_waiting: Trials that are sure to start later.
+            num_waiting: Trials that will start later in any case.
         """
         known = list(records)
-        # One that does not fit uses up no trial; what it has trained until it ran out is spent.
+        # An infeasible trial does not count as a trial; its tokens and seconds count as spent.
         fitting = [record for record in known if record.outcome is not Outcome.INFEASIBLE]
         searched = sum(not record.is_repeat for record in fitting)
         if searched + num_waiting >= self.limits.trials:
@@ -48,11 +48,11 @@ class SweepBudget:
         return self._may_start(known, kept=max(0, self.num_repeats - (len(fitting) - searched)))
 
     def may_start_repeat(self, records: Iterable[TrialRecord]) -> tuple[MayStart, str]:
-        """The same of a repeat."""
+        """Whether one more repeat may start; if not, the limit that is reached, in words."""
         return self._may_start(list(records), kept=0)
 
     def may_promote(self, records: Iterable[TrialRecord], promoted: TrialRecord) -> bool:
-        """Whether a trial that waits may train to its end besides those that run."""
+        """Whether a paused trial may continue to its end beside the running ones."""
         if not self._counts_work():
             return not self.is_over()
         known = list(records)
@@ -68,26 +68,26 @@ class SweepBudget:
         )
 
     def is_over(self) -> bool:
-        """Whether trials in flight are to stop, for the wall-clock is used up."""
+        """Whether running trials must stop because the wall-clock is used up."""
         return self.limits.wall_clock_s is not None and self.elapsed_s() >= self.limits.wall_clock_s
 
     def tokens(self, records: Iterable[TrialRecord]) -> int:
-        """Trained so far."""
+        """Tokens trained so far."""
         return sum(record.tokens_spent for record in records)
 
     def flops(self, records: Iterable[TrialRecord]) -> float:
-        """Operations of training so far."""
+        """Floating-point operations of training so far."""
         return sum(record.training_flops or 0.0 for record in records if not record.taken_over_from)
 
     def _counts_work(self) -> bool:
-        """Whether what trials have trained decides; else no pass over them is needed."""
+        """Whether tokens or operations are limited; if not, no pass over the records is needed."""
         return self.limits.tokens is not None or self.limits.flops is not None
 
     def _may_start(self, known: list[TrialRecord], *, kept: int) -> tuple[MayStart, str]:
         if not self._counts_work():
             return self._time_left(known, kept=kept) or ("yes", "")
         a_trial = self.limits.trial_tokens
-        # Those that wait are promoted only if the budget allows it; twins are not trained.
+        # Paused trials are promoted only if the budget allows it; twins are not trained.
         running = [r for r in known if not r.ended_at and r.paused_at is None and r.twin_of is None]
         left = {record.number: max(0, a_trial - record.tokens) for record in running}
         dearest = max(((record.flops_per_token or 0.0) for record in known), default=0.0)
@@ -98,7 +98,7 @@ class SweepBudget:
                 self.limits.flops,
                 self.flops(known),
                 sum(left[record.number] * (record.flops_per_token or 0.0) for record in running),
-                # The next one's are not known before it is proposed: as many as the dearest so far.
+                # The operations of the next trial are unknown before its proposal: assume the dearest so far.
                 a_trial * dearest,
             ),
         )
@@ -108,9 +108,9 @@ class SweepBudget:
                 continue
             wanted = one_more * (1 + kept)
             if used + wanted > limit:
-                return "no", f"{used:,.4g} of {limit:,.4g} {name}: one more trial would exceed them"
+                return "no", f"{used:,.4g} of {limit:,.4g} {name} are used; one more trial would exceed the limit"
             if used + committed + wanted > limit:
-                answer = "not yet", f"trials in flight may need the rest of the {name}"
+                answer = "not yet", f"running trials may need the rest of the {name}"
         return self._time_left(known, kept=kept) or answer
 
     def _time_left(self, known: list[TrialRecord], *, kept: int) -> tuple[MayStart, str] | None:
@@ -120,6 +120,6 @@ class SweepBudget:
         left = limit * (1 - _SHARE_FOR_REPEATS * (kept > 0)) - self.elapsed_s()
         fastest = min((r.training_s for r in known if r.outcome is Outcome.COMPLETED and r.training_s), default=0.0)
         if left <= 0 or left < fastest:
-            # It could only be cut off.
+            # The limit would only stop it.
             return "no", f"{max(left, 0):.0f} s of the wall-clock are left, and the fastest trial took {fastest:.0f} s"
         return None

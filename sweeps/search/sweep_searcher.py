@@ -1,4 +1,4 @@
-"""Which trial Tune runs next: trials left over, then those the file lists, then proposals that fit in memory."""
+"""The next trial for Tune: interrupted trials, then those of the file, then proposals that fit in memory."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -27,12 +27,12 @@ from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
 
 MAX_REFUSALS_IN_A_ROW = 200
-"""Proposals refused, or known already, one after another before the rest of the space counts as used up."""
+"""Refused or known proposals in a row after which the space counts as used up."""
 _LISTED = (ChosenBy.START_WITH, ChosenBy.TAKEN_OVER)
 
 
 class SweepSearcher(KeptOutOfPickles, Searcher):
-    """Tune's view of the sampler: trials left over, then those the file lists, then proposals that fit in memory."""
+    """Tune's interface to the search. Order: interrupted trials, those of the file, proposals that fit in memory."""
 
     def __init__(
         self,
@@ -49,11 +49,11 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
     ) -> None:
         """
         Args:
-            largest_micro_batch: Of a run, predicted to need at most that number of bytes.
-            budget: None: the trials of the sweep file, and nothing else, are the limit.
-            promotions: Which trials are promoted at a rung; None where trials do not pause.
-            micro_batches: Their speeds: settings that equal a trial's but for the micro-batch need no training where
-                the speed is known. None: all are trained.
+            largest_micro_batch: Largest micro-batch of a run within a number of bytes, by prediction.
+            budget: None: the number of trials in the sweep file is the only limit.
+            promotions: Rule of promotion from a rung; None: trials do not pause.
+            micro_batches: Known speeds: settings that differ from a trial only in a micro-batch of known speed are not
+                trained. None: all are trained.
         """
         super().__init__(metric=None, mode=None)
         self._sweep, self._ledger, self._frontier = sweep, ledger, frontier
@@ -61,7 +61,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         self._trial_config = trial_config
         self._budget = budget or SweepBudget(sweep.budget, elapsed_s=lambda: 0.0)
         self.ended_by = ""
-        """Which limit ended the search, in words; empty until then."""
+        """The limit that ended the search, in words; empty until then."""
         self._promotions, self._micro_batches = promotions, micro_batches
         known = [
             record
@@ -75,15 +75,15 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         self._beaten_pace = Pace()
         self._numbers: dict[str, int] = {}
         self._left_over = deque(record for record in ledger.unfinished() if record.paused_at is None)
-        # A trial taken over from an earlier sweep stands for the settings that the file lists.
+        # A trial taken over from an earlier sweep counts as its settings in `start_with`.
         listed_before = [r.settings for r in ledger.records.values() if r.chosen_by in _LISTED]
         self._listed = deque(settings for settings in sweep.start_with if settings not in listed_before)
         self._informed = deque(point.settings for point in informed_points(sweep))
-        # A grid is known whole: what does not fit is listed before anything starts.
+        # A grid is known as a whole: its infeasible settings are refused before the first trial.
         self._sampler.keep(self._may_be_launched)
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's config, `FINISHED`, or None: ask again when a running trial has ended."""
+        """The next trial's config, or `FINISHED`, or None: ask again when a running trial ends."""
         is_hopeless = self._ledger.is_hopeless()
         record = None if is_hopeless else self._next_leg()
         if record is None and not is_hopeless and self._is_search_over():
@@ -102,11 +102,11 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         if number is None:
             return
         record = self._ledger.settle(number, result, lost=error)
-        # The same settings with another seed are no new point of the space.
+        # A repeat is no new point of the space.
         if not record.is_repeat:
             self._sampler.ended(record)
             self._note_gain()
-        # It looks through all trials, and changes only how long checkpoints are kept.
+        # Paced: a pass over all trials, and a delay only keeps checkpoints longer.
         if self._promotions is not None and self._beaten_pace.is_due():
             done = self._beaten_pace.start()
             beaten = list(self._promotions.beaten(self._ledger.records.values()))
@@ -115,13 +115,13 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
                 self._sampler.ended(self._ledger.stop_paused(one.number, reason))
         for twin in self._ledger.twins:
             if twin.is_done:
-                self._sampler.ended(twin)  # What it is told already changes nothing.
+                self._sampler.ended(twin)  # A repeated report has no effect.
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing to do: the ledger keeps the losses at rungs."""
+        """Does nothing: the ledger keeps the losses at rungs."""
 
     def is_cut_off(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Whether a trial that reports is to stop, for the wall-clock is used up."""
+        """Whether a reporting trial must stop because the wall-clock is used up."""
         number = self._numbers.get(trial_id)
         if number is None or result.get("done") or not self._budget.is_over():
             return False
@@ -129,10 +129,10 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         return True
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the trial records say everything."""
+        """Does nothing: the trial records hold the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: a new searcher reads the trial records."""
+        """Does nothing: a new searcher reads the trial records."""
 
     def _run_of(self, settings: dict[str, Any]) -> RunConfig:
         return self._sweep.run_config(settings)
@@ -141,7 +141,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         return len(self._numbers)
 
     def _next_leg(self) -> TrialRecord | None:
-        """The trial to start, or to continue."""
+        """The trial to start, resume or promote; None if there is none now."""
         if self._left_over:
             return self._ledger.reopen(self._left_over.popleft())
         return self._promoted(is_closing=False) or self._next_record() or self._promoted(is_closing=True)
@@ -159,7 +159,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         while self._listed and not self._is_in_doubt_beside_another(self._listed[0]):
             settings = self._listed.popleft()
             record = self._ledger.open(settings, ChosenBy.START_WITH)
-            # The user asked for exactly this: only what has been observed may refuse it, never a prediction.
+            # The user asked for these settings: only an observation refuses them, never a prediction.
             refusal = self._frontier.refusal(self._run_of(settings), trust_prediction=False, may_shrink=True)
             if refusal is None:
                 return record
@@ -173,7 +173,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         return all(record.is_repeat for record in running)
 
     def _next_in_a_wider_space(self) -> TrialRecord | None:
-        """A trial of the space widened where the best one lies on its edge, if that is wanted."""
+        """A trial of the widened space if `searcher.extend` is set and the best trial lies on an edge."""
         widenings, records = self._ledger.widenings, list(self._ledger.records.values())
         may_widen = self._sweep.searcher.extend and len(widenings) < MOST_WIDENINGS and not self._numbers
         found = widening(self._sweep, records) if may_widen else None
@@ -191,7 +191,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         return patience is not None and self._num_without_gain >= patience
 
     def _note_gain(self) -> None:
-        """After a trial of the search: is more to be expected than noise?"""
+        """Count trials in a row without an expected gain above the noise."""
         if self._sweep.budget.patience is None:
             return
         gain = expected_gain(self._sweep, list(self._ledger.records.values()))
@@ -199,7 +199,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             self._num_without_gain = 0 if gain.is_worth_a_trial else self._num_without_gain + 1
 
     def _next_repeat(self) -> TrialRecord | None:
-        """A leading trial's settings with another seed, while that may still decide something."""
+        """A repeat of a leading trial while leaders tie; None if none ties or the budget is used up."""
         records = list(self._ledger.records.values())
         repeats = [r for r in records if r.is_repeat and r.outcome is not Outcome.INFEASIBLE]
         may_start, _ = self._budget.may_start_repeat(records)
@@ -214,7 +214,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         num_waiting = len(self._listed) - more_trials
         may_start, why = self._budget.may_start_trial(self._ledger.records.values(), num_waiting=num_waiting)
         if self._has_no_more_gain():
-            may_start, why = "no", f"{self._num_without_gain} trials in a row expected to gain less than the noise"
+            may_start, why = "no", f"{self._num_without_gain} trials in a row with an expected gain below the noise"
         self.ended_by = why if may_start == "no" else ""
         return may_start == "yes"
 
@@ -231,8 +231,8 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         return settings in map(attrgetter("settings"), self._ledger.records.values())
 
     def _is_in_doubt_beside_another(self, settings: dict[str, Any]) -> bool:
-        # One launch against the prediction at a time: the second may be ruled out by what the first one shows. A trial
-        # that has reported has shown it.
+        # One launch against the prediction at a time: the first may rule out the second. A trial with reported
+        # tokens fitted.
         running = [self._ledger.records[number] for number in self._numbers.values()]
         untried = [record.settings for record in running if not record.tokens]
         return any(self._is_in_doubt(other) for other in untried) and self._is_in_doubt(settings)
@@ -262,11 +262,11 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
                 return record
             self._sampler.refused(handle, excess=refusal.excess)
             self._ledger.refuse_proposal(settings, self._run_of(settings), refusal)
-        self.ended_by = f"{MAX_REFUSALS_IN_A_ROW} proposals in a row that are known already or do not fit in memory"
+        self.ended_by = f"{MAX_REFUSALS_IN_A_ROW} proposals in a row were known or did not fit in memory"
         return None
 
     def _is_twin(self, settings: dict[str, Any]) -> bool:
-        """Whether a trial has the same settings but for the micro-batch; then these are a trial without training."""
+        """Whether a trial differs from these settings only in the micro-batch; if so, open a twin of it."""
         if self._micro_batches is None or MICRO_BATCH not in settings:
             return False
         wanted = without_micro_batch(settings)
@@ -294,11 +294,11 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         return refusal is None
 
     def _refusal(self, settings: dict[str, Any]) -> Refusal | None:
-        # A swept micro-batch that does not fit is refused, for another will be proposed; one that is fixed shrinks.
+        # A swept micro-batch that does not fit is refused, because another will be proposed; a fixed one shrinks.
         return self._frontier.refusal(self._run_of(settings), may_shrink=MICRO_BATCH not in self._sweep.search)
 
     def _launched_as(self, record: TrialRecord) -> RunConfig:
-        """The run of a trial; with fewer rows at once than it asks for where those are known to be too many."""
+        """The run of a trial, with a smaller micro-batch if the one asked for is known not to fit."""
         run = self._run_of(record.settings)
         if run.training.on_oom == "stop":
             return run

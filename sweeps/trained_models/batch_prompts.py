@@ -1,4 +1,4 @@
-"""Asking a model many things: the texts of a file, answered into JSON lines, or what somebody types, until ctrl-d."""
+"""Many prompts for one model: the texts of a file, answered as JSON lines, or typed lines until ctrl-d."""
 
 import json
 import sys
@@ -12,24 +12,24 @@ from data_pipeline.schema.rejects import Reject
 from data_pipeline.schema.user_errors import InputFault
 
 Answer = Callable[[str], dict[str, Any]]
-"""A text to what is to be said of it; raises InputFault where it cannot be."""
+"""A text to its answer; raises InputFault if there is none."""
 
 
 def answer_file(
     source: str, target: Path | None, answer: Answer, *, text: str | None, say: Callable[[str], None]
 ) -> int:
-    """A JSON line for every row of a table or lines of plain text: `row` (from 0), `text`, and the answer or `error`.
+    """Write a JSON line for every row of a table or of plain text: `row` (from 0), `text`, and the answer or `error`.
 
-    Every row has a line as soon as it is answered, those that cannot be answered too.
+    Each line is written as soon as its row is answered or fails.
 
     Args:
         source: File, folder or glob.
-        target: File to write, whole or not at all; None: the standard output, as answers come.
-        text: Column of the texts. None: told by its name.
-        say: Told in the end how many rows have an error, if any has.
+        target: File to write, whole or not at all; None: standard output, line by line.
+        text: Column of the texts. None: found by its name.
+        say: Gets the number of rows with an error at the end, if there are any.
 
     Returns:
-        How many rows have one.
+        Number of rows with an error.
     """
     num_errors = 0
     rejects: list[Reject] = []
@@ -51,17 +51,17 @@ def answer_file(
             write({"file": reject.file, "line": reject.line, "error": reject.reason.value})
     num_errors += len(rejects)
     if num_errors:
-        say(f"{num_errors:,} rows have no answer; their lines say why under `error`")
+        say(f"{num_errors:,} rows have no answer; their lines hold the reason under `error`")
     return num_errors
 
 
 def answer_typed(prompt: str, show: Callable[[str], None], *, say: Callable[[str], None]) -> None:
-    """Show the answer to each line that is typed, until the end of input (ctrl-d).
+    """Show the answer to each typed line, until the end of input (ctrl-d).
 
     Args:
-        show: Prints the answer to a text; raises InputFault where there is none, which is said and ends nothing.
+        show: Prints the answer to a text. Its InputFault is printed, and the loop continues.
     """
-    import readline  # noqa: F401  # gives `input` its line editing and history
+    import readline  # noqa: F401  # Gives `input` line editing and history.
 
     while True:
         try:
@@ -78,7 +78,7 @@ def answer_typed(prompt: str, show: Callable[[str], None], *, say: Callable[[str
 
 
 def is_typed() -> bool:
-    """Whether somebody sits at the other end."""
+    """Whether input and output are a terminal."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 

@@ -1,4 +1,4 @@
-"""What a causal LM says: what follows a text, its answer to a question, or its turns in a conversation."""
+"""The output of a causal LM: the continuation of a text, an answer, or the turns of a conversation."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,33 +11,33 @@ from sweeps.trained_models.trained_model import TrainedModel
 
 @dataclass(frozen=True)
 class Speaker:
-    """A model and how it is to speak."""
+    """A model and its settings of generation."""
 
     model: TrainedModel
     sampling: Sampling
     max_new_tokens: int
     seed: int
     system: str | None = None
-    """What it is told before a conversation."""
+    """System turn before a conversation."""
     is_plain: bool = False
-    """Texts are continued as they are, though the model has a chat template."""
+    """Continue texts as they are, even if the model has a chat template."""
 
     def __post_init__(self) -> None:
         if self.system is not None and not self.answers:
             raise InputFault(
-                "--system is a turn of a conversation; it goes with a model that has a chat template, without --plain"
+                "--system is a turn of a conversation; use it with a model that has a chat template, without --plain"
             )
 
     @property
     def answers(self) -> bool:
-        """Whether a text is a question to it, and not the beginning of what it says."""
+        """Whether the model answers a text; if not, it continues the text."""
         return self.model.chat is not None and not self.is_plain
 
     def says(self, text: str, earlier: Sequence[Turn] = ()) -> Iterator[str]:
-        """Its answer to a text, or what follows the text, piece by piece.
+        """The answer to a text, or its continuation, piece by piece.
 
         Args:
-            earlier: Turns before.
+            earlier: Earlier turns of the conversation.
         """
         if not self.answers:
             return self.model.continue_text(
@@ -53,7 +53,7 @@ class Speaker:
 
 
 class Conversation:
-    """Turns of a user and a model, one after another."""
+    """Alternate turns of a user and a model."""
 
     def __init__(self, speaker: Speaker) -> None:
         """
@@ -61,12 +61,12 @@ class Conversation:
             InputFault: The model was not trained on conversations.
         """
         if not speaker.answers:
-            raise InputFault("--chat goes with a model that was trained on conversations (objective: sft), not --plain")
+            raise InputFault("--chat needs a model that was trained on conversations (objective: sft), without --plain")
         self._speaker = speaker
         self._turns: list[Turn] = []
 
     def reply(self, text: str) -> Iterator[str]:
-        """Pieces of the answer to a text, which sees the turns before."""
+        """The answer to a text, given all earlier turns, piece by piece."""
         answer = ""
         for piece in self._speaker.says(text, self._turns):
             answer += piece

@@ -1,4 +1,4 @@
-"""Feature vectors of a table's texts, written to Parquet as they come: memory does not grow with the table."""
+"""Feature vectors of the texts of a table, streamed to Parquet: memory does not grow with the table."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ from sweeps.trained_models.trained_model import TrainedModel
 
 ROW, FEATURES = "row", "features"
 _BATCHES_SORTED_TOGETHER = 16
-"""Texts of like length go through the model together; the texts of this number of batches wait for that."""
+"""Batches whose texts are sorted together by length: rows of a batch then need little padding."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What was written."""
+    """Counts of an embedding, and the width of its vectors."""
 
     num_rows: int
     num_rejected: int
     num_cut: int
-    """Texts longer than the model takes; their vectors are those of their beginnings."""
+    """Texts longer than the model accepts; their vectors cover their beginnings."""
     width: int
 
 
@@ -45,17 +45,17 @@ def embed(
     max_tokens: int | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> Embedded:
-    """Columns `row` (from 0, in the table's order, rejected rows counted), what is kept, `features`; by row groups.
+    """Write columns `row` (from 0, in the table's order, rejected rows counted), the kept ones, and `features`.
 
     Args:
         table: File, folder or glob.
-        keep: Columns that go along, as text.
-        batch_size: Texts that go through the model at once; changes speed and memory alone.
-        max_tokens: Texts are cut to this number. None: to what the model takes.
-        on_rows: Told how many rows are written, now and then.
+        keep: Columns to copy, as text.
+        batch_size: Texts per forward pass; changes speed and memory only.
+        max_tokens: Length that texts are cut to. None: the length that the model accepts.
+        on_rows: Gets the number of rows written so far, after each row group.
 
     Raises:
-        InputFault: A fault in any of these; nothing is left of an unfinished file.
+        InputFault: A fault in an argument or the table; an unfinished file is removed.
     """
     reason = why_not_pooled(trained.model, pooling)
     if reason is not None:
@@ -67,7 +67,9 @@ def embed(
         if name not in columns_of(found):
             raise InputFault(f"{table} {missing_column(name, columns_of(found), option='--keep ')}")
         if name in (ROW, FEATURES):
-            raise InputFault(f"--keep {name}: the output has a column of its own of this name")
+            raise InputFault(
+                f"--keep {name}: the output has its own column of this name; rename the column of the table"
+            )
     rejects: list[Reject] = []
     width = trained.model.tokens.embedding_dim
     schema = pa.schema(

@@ -17,7 +17,7 @@ BEST = "best"
 
 @dataclass(frozen=True)
 class FinishedSweep:
-    """A sweep that left results."""
+    """The results of a sweep."""
 
     folder: Path
     sweep: SweepConfig
@@ -27,31 +27,31 @@ class FinishedSweep:
         """The best trial, or the one of this name.
 
         Raises:
-            ResultsError: There is none, or it has nothing to continue from.
+            ResultsError: The trial does not exist, or has no usable weights.
         """
         if name == BEST:
             best = best_trial(self.records)
             if best is None:
-                raise ResultsError(f"no trial of {self.folder} completed, so there is no best one to continue from")
+                raise ResultsError(f"no trial of {self.folder} completed, so there is no best trial; resume the sweep")
             return best
         found = next((record for record in self.records if record.name == name), None)
         if found is None or found.outcome in (Outcome.INFEASIBLE, Outcome.FAILED, Outcome.DIVERGED, None):
-            what = "no such trial" if found is None else f"only one that ended as {found.outcome or 'nothing yet'}"
+            what = "no such trial" if found is None else f"no weights of it ({found.outcome or 'not ended'})"
             usable = [one.name for one in self.records if one.outcome in (Outcome.COMPLETED, Outcome.STOPPED)]
-            others = ", ".join(usable) or "none to continue from"
+            others = ", ".join(usable) or "no trial with weights"
             raise ResultsError(f"--from {name}: {self.folder} has {what}; it has {others}")
         return found
 
     def folder_of(self, record: TrialRecord) -> Path:
-        """Where a trial's checkpoints are."""
+        """The folder of a trial, with its checkpoints."""
         return TrialStore(self.folder / "trials").folder_of(record)
 
 
 def finished_sweep(folder: Path) -> FinishedSweep:
-    """What lies in a results folder.
+    """The sweep in a results folder.
 
     Raises:
-        ResultsError: Nothing of a sweep does.
+        ResultsError: The folder holds no sweep.
     """
     if not (folder / "sweep.yaml").is_file():
         raise ResultsError(f"{folder} is no results folder of a sweep: it has no sweep.yaml. Give results/<name>-<id>.")
@@ -65,11 +65,11 @@ def find_finished(
     """The newest finished sweep or training of a name and size, or the one in the folder that the name is.
 
     Args:
-        what_for: The setting that asks, for the message.
-        is_needed: Whether nothing can be done without it.
+        what_for: Setting that names the sweep, for the message.
+        is_needed: Whether the setting cannot be left out.
 
     Raises:
-        ResultsError: There is none; says what to run first.
+        ResultsError: No such sweep; the message names the command to run first.
     """
     if (Path(name) / "sweep.yaml").is_file():
         return finished_sweep(Path(name))
@@ -78,10 +78,10 @@ def find_finished(
             found = finished_sweep(folder)
             if found.sweep.size == size:
                 return found
-    without = "or leave it out (pretune train ... --from file trains with the file's own settings)"
-    others = "or name another one or its folder" if is_needed else f"name another one or its folder, {without}"
+    without = "or leave the setting out (pretune train ... --from file trains with the file's own settings)"
+    others = "or name another sweep or its folder" if is_needed else f"name another sweep or its folder, {without}"
     raise ResultsError(
-        f"{what_for}: {results_folder} holds no finished sweep or training called {name} of size {size}. Run that "
+        f"{what_for}: {results_folder} holds no finished sweep or training called {name} of size {size}. Run it "
         f"first, {others}."
     )
 
@@ -89,22 +89,22 @@ def find_finished(
 def folder_of_model(
     name: str, size: str, results_folder: Path, *, is_needed: bool = False
 ) -> tuple[Path, SweepConfig | None]:
-    """Where the model that `start.weights_of` names lies, and the sweep that it came of, if it is one's.
+    """Folder of the model that `start.weights_of` names, and its sweep; None for a folder of transformers or a trial.
 
     Args:
-        is_needed: Whether nothing can be done without it.
+        is_needed: Whether the setting cannot be left out.
 
     Raises:
-        ResultsError: There is none; says what to do first.
+        ResultsError: No such model; the message names the remedy.
     """
     path = Path(name).expanduser()
     if (path / "config.json").is_file() or (path / "trial.json").is_file():
         return path, None
     if path.is_dir() and not (path / "sweep.yaml").is_file():
-        model_folder(path)  # says what it lacks
+        model_folder(path)  # Raises with the missing parts.
     found = find_finished(
         name, size=size, results_folder=results_folder, what_for="start.weights_of", is_needed=is_needed
     )
     best = found.folder / "best"
-    # A model that transformers has no class for is in no best/; its trial has the weights.
+    # best/ is missing for a model without a class in transformers; its trial has the weights.
     return (best if (best / "config.json").is_file() else found.folder_of(found.trial(BEST))), found.sweep

@@ -1,4 +1,4 @@
-"""What a model's folder gives to a training that begins with it: shape, tokenizer, weights, and whether they fit."""
+"""A model folder as the start of a training: shape, tokenizer and weights, with checks that they fit."""
 
 import json
 from dataclasses import dataclass
@@ -24,33 +24,33 @@ TOKENIZER_FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model on disk, its weights not read yet."""
+    """A model on disk; its weights are not read."""
 
     weights: Path
-    """What `training.initial_weights` takes."""
+    """Value for `training.initial_weights`."""
     model: ModelConfig
     tokenizer: Path
     """Its tokenizer.json."""
     run: RunConfig | None = None
-    """What was trained, where it is a trial's."""
+    """The run of a trial; None for a folder of transformers."""
 
 
 def model_folder(path: Path) -> ModelFolder:
     """The model in a folder of transformers, such as a sweep's best/, or in the folder of a trial.
 
     Raises:
-        ResultsError: There is none, or tokenizer and weights do not belong together; says what is wrong.
+        ResultsError: The folder holds no model, or its tokenizer does not fit its weights.
     """
     if (path / "trial.json").is_file():
         found = trial_folder(path)
         if found.run is not None and found.run.training.lora is not None:
             raise ResultsError(
-                f"{path} has kept adapters, and no whole model; give best/ of its sweep, or make the trial a model of "
-                "its own with pretune export"
+                f"{path} holds adapters, not a whole model; give best/ of its sweep, or write the whole model with "
+                "pretune export"
             )
         return found
     if is_adapter(path):
-        raise ResultsError(f"{path} holds an adapter, and no whole model; make it one with pretune export")
+        raise ResultsError(f"{path} holds an adapter, not a whole model; write the whole model with pretune export")
     if not (path / "config.json").is_file():
         raise ResultsError(
             f"{path} holds no model (config.json); give a model's folder: a sweep's best/, one of its trials, or one "
@@ -61,7 +61,7 @@ def model_folder(path: Path) -> ModelFolder:
         theirs = read_config(path)
     except KeyError as cause:
         raise ResultsError(
-            f"{path / 'config.json'} does not say {cause}; it is not a config of transformers"
+            f"{path / 'config.json'} lacks {cause}; give a model folder of Hugging Face transformers"
         ) from cause
     except ValueError as cause:
         raise ResultsError(f"the model in {path} cannot be used: {cause}") from cause
@@ -74,10 +74,10 @@ def model_folder(path: Path) -> ModelFolder:
 
 
 def tokenizer_faults(path: Path, vocabulary_size: int, theirs: dict[str, Any]) -> list[str]:
-    """Why a tokenizer does not fit weights, in words.
+    """Faults in the fit of a tokenizer to weights, as sentences.
 
     Args:
-        vocabulary_size: Rows of the weights' vocabulary. More than the tokenizer has ids is padding.
+        vocabulary_size: Vocabulary rows of the weights. Rows beyond the ids of the tokenizer are padding.
         theirs: config.json, for the ids of special tokens.
     """
     try:
@@ -87,15 +87,15 @@ def tokenizer_faults(path: Path, vocabulary_size: int, theirs: dict[str, Any]) -
     faults = []
     if vocabulary.size > vocabulary_size:
         faults.append(
-            f"its tokenizer has ids up to {vocabulary.size - 1:,} and its weights {vocabulary_size:,} rows; put the "
-            "tokenizer.json there that the model was trained with"
+            f"its tokenizer has ids up to {vocabulary.size - 1:,} and its weights {vocabulary_size:,} rows; add the "
+            "tokenizer.json that the model was trained with"
         )
     said = theirs.get("eos_token_id")
     ends = said if isinstance(said, list) else [said]
     if said is not None and vocabulary.eos_id not in ends:
         faults.append(
-            f"its config.json ends a text with id {said} and its tokenizer with {vocabulary.eos_id}; one of the two is "
-            "another model's"
+            f"its config.json ends a text with id {said} and its tokenizer with {vocabulary.eos_id}; use the files of "
+            "one model"
         )
     return faults
 
@@ -104,7 +104,7 @@ def trial_folder(path: Path) -> ModelFolder:
     """The model of a trial, from its newest checkpoint.
 
     Raises:
-        ResultsError: It has kept none, or its prepared corpus, where its tokenizer lies, is gone.
+        ResultsError: The trial has no checkpoint, or its prepared corpus with the tokenizer was deleted.
     """
     record = TrialRecord.model_validate_json((path / "trial.json").read_text(encoding="utf-8"))
     sweep_folder = path.absolute().parents[1]
@@ -118,7 +118,7 @@ def trial_folder(path: Path) -> ModelFolder:
 
 
 def prepared_of(sweep_folder: Path) -> Path | None:
-    """The corpus that a sweep was trained on; None where that is not known, or it is gone."""
+    """The prepared corpus of a sweep; None if it is unknown or deleted."""
     summary = sweep_folder / "summary.json"
     if not summary.is_file():
         return None
@@ -127,14 +127,14 @@ def prepared_of(sweep_folder: Path) -> Path | None:
 
 
 _OF_THE_ROWS = ("sequence_length", "max_sequence_length", "dropout")
-"""Settings of a model that its weights leave free."""
+"""Model settings that the weights do not fix."""
 
 
 def merged_shape(said: ModelConfig, folder: ModelFolder) -> tuple[ModelConfig, list[str]]:
-    """The folder's shape with the rows that a file asks for, and each setting that contradicts the folder.
+    """The folder's shape with the row settings of a file, and each setting that contradicts the folder.
 
     Args:
-        said: What the file says; settings that it leaves out are the folder's.
+        said: The model of the file; the folder sets what the file leaves out.
     """
     there = folder.model
     resolved = there.model_copy(
@@ -164,10 +164,10 @@ def merged_shape(said: ModelConfig, folder: ModelFolder) -> tuple[ModelConfig, l
 
 
 def check_tokenizer(path: Path, folder: ModelFolder) -> None:
-    """See that a tokenizer gives every text the ids that the folder's own gives.
+    """Check that a tokenizer gives every text the same ids as the folder's own.
 
     Raises:
-        InputFault: It does not.
+        InputFault: The ids differ.
     """
     try:
         named = load_tokenizer(path)
@@ -176,7 +176,7 @@ def check_tokenizer(path: Path, folder: ModelFolder) -> None:
     own = load_tokenizer(folder.tokenizer)
     if named.to_str() != own.to_str() and named.get_vocab(True) != own.get_vocab(True):
         raise InputFault(
-            f"tokenizer.path={path}: it has {vocabulary_of(named).size:,} ids and the tokenizer of {folder.weights} "
-            f"{vocabulary_of(own).size:,}, or other ones, so its tokens would mean nothing to the weights; leave "
-            "tokenizer out, and the model's own is used"
+            f"tokenizer.path={path}: its {vocabulary_of(named).size:,} ids differ from the {vocabulary_of(own).size:,} "
+            f"of the tokenizer of {folder.weights}, so the weights would not match its tokens; leave tokenizer out to "
+            "use the model's own"
         )

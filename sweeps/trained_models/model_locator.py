@@ -1,4 +1,4 @@
-"""Where a model is, by what a user calls it: a folder, a run of MLflow, or a version in its model registry."""
+"""Locates a model by its name: a folder, a run of MLflow, or a version in the model registry."""
 
 import json
 import os
@@ -18,30 +18,30 @@ _SUMMARY = "summary.json"
 
 @dataclass(frozen=True)
 class LocatedModel:
-    """Where a model is, and the corpus that it comes of."""
+    """Folder of a model, and its prepared corpus."""
 
     folder: Path
     prepared: Path | None = None
-    """The prepared corpus that MLflow names; None for a folder, which says it itself, and where it is not here."""
+    """The prepared corpus that MLflow names; None if it is not on this machine, or for a folder."""
 
 
 def is_of_mlflow(name: str) -> bool:
-    """Whether a model is called by its address in MLflow."""
+    """Whether a name is an address in MLflow."""
     return name.startswith((_RUNS, _MODELS))
 
 
 @contextmanager
 def model_at(name: str, results_folder: Path) -> Iterator[LocatedModel]:
-    """A local folder with the model of `name`, there for as long as the block runs.
+    """A local folder with the model of `name`; it exists while the block runs.
 
     Args:
-        name: A folder; the name of a sweep or training, whose newest results with a model are taken; `runs:/<run id>`
-            of a sweep or of its best trial; `models:/<name>`, the newest version, `models:/<name>/<version>` or
+        name: A folder; the name of a sweep or training, for its newest results with a model; `runs:/<run id>` of a
+            sweep or of its best trial; `models:/<name>`, the newest version, `models:/<name>/<version>` or
             `models:/<name>@<alias>`.
-        results_folder: Beside whose results the MLflow store lies, unless MLFLOW_TRACKING_URI names a server.
+        results_folder: The folder with the MLflow store, unless MLFLOW_TRACKING_URI names a server.
 
     Raises:
-        ResultsError: MLflow has no such model, or does not answer.
+        ResultsError: MLflow lacks the model, or does not answer.
     """
     if not is_of_mlflow(name):
         yield LocatedModel(_named(name, results_folder) or Path(name))
@@ -51,7 +51,7 @@ def model_at(name: str, results_folder: Path) -> Iterator[LocatedModel]:
 
 
 def _named(name: str, results_folder: Path) -> Path | None:
-    """The newest results of a sweep or training of this name with a model; None where there are none, or of a path."""
+    """The newest results with a model of a sweep or training of this name; None without any, or for a path."""
     if Path(name).exists() or Path(name).name != name:
         return None
     with_model = (
@@ -96,11 +96,11 @@ class _Source:
     source: str
     """Address of the artifact."""
     run_id: str
-    """Of the sweep."""
+    """Run of the sweep."""
 
 
 def _prepared(client, run_id: str, results_folder: Path, scratch: str) -> Path | None:  # type: ignore[no-untyped-def]
-    """The corpus of a sweep's run: where it was prepared, or among these results."""
+    """The prepared corpus of a sweep's run, at its original path or among these results; None if it is not here."""
     if not any(one.path == _SUMMARY for one in client.list_artifacts(run_id)):
         return None
     summary = Path(client.download_artifacts(run_id, _SUMMARY, scratch))
@@ -123,7 +123,7 @@ def _in_run(client, name: str) -> _Source:  # type: ignore[no-untyped-def]  # ML
         best = sweep.data.tags.get("pretune.best_trial")
         if best != run.info.run_name:
             known = f"; the best is {best}, runs:/{parent}" if best else ""
-            raise ResultsError(f"{name} is {run.info.run_name}, and only the best trial keeps its model{known}")
+            raise ResultsError(f"{name} is {run.info.run_name}; only the best trial keeps its model{known}")
         run = sweep
     return _Source(f"{str(run.info.artifact_uri).rstrip('/')}/{path or ARTIFACT}", run.info.run_id)
 

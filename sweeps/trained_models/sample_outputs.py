@@ -1,4 +1,4 @@
-"""What the winning model makes of texts it never trained on, each with its loss: restored masks, or continuations."""
+"""Samples of the winning model on holdout rows, each with its loss: restored masks, or continuations."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,10 +24,10 @@ _VISIBLE = str.maketrans({"\n": "⏎", " ": "␣", "\t": "⇥"})
 
 
 class Sample(Settings):
-    """One row of the holdout and what a model makes of it."""
+    """One row of the holdout and the output of a model for it."""
 
     text: str
-    """The row as it is; masked LM: hidden tokens stand in ⟦brackets⟧. Causal LM: the part given as prompt."""
+    """Masked LM: the row with its masked tokens in ⟦brackets⟧. Causal LM: the part given as prompt."""
     made: str
     """Masked LM: the row with the model's likeliest tokens in the brackets. Causal LM: the greedy continuation."""
     loss_nats_per_token: float
@@ -36,7 +36,7 @@ class Sample(Settings):
 
 @torch.no_grad()
 def draw_samples(model: LanguageModel, data: PreparedCorpus, *, count: int = 4) -> list[Sample]:
-    """The first rows of the holdout, under the masks of evaluation, so that every run is asked the same.
+    """Samples of the first holdout rows, under the masks of evaluation, so that runs compare.
 
     Args:
         model: In fp32, on the processor.
@@ -70,7 +70,7 @@ def _sample(model: LanguageModel, batch: Batch, tokenizer: Tokenizer, data: Prep
 
 
 def _prompt_length(batch: Batch, num_tokens: int) -> int:
-    """Half the row, or, where a conversation begins it, all before its first answer."""
+    """Half the row; of a conversation, the part before its first answer."""
     first = int(batch.positions_P[0]) + 1
     if first > 1:
         return first
@@ -82,14 +82,14 @@ def _by_position(positions_P: Tensor, tokens_P: Tensor) -> dict[int, int]:
 
 
 def with_brackets(tokenizer: Tokenizer, row: Sequence[int], in_brackets: Mapping[int, int]) -> str:
-    """The row's text with other tokens in brackets at some positions."""
+    """The text of a row, with the tokens of `in_brackets` at their positions in brackets."""
     pieces = [_decoded(tokenizer, [in_brackets.get(position, token)]) for position, token in enumerate(row)]
     for position in (position for position in in_brackets if position < len(row)):
         word = pieces[position].strip()
-        # A token may be nothing but white space, which has to be seen to be read.
+        # A token may be white space only; a symbol makes it visible.
         parts = pieces[position].partition(word) if word else ("", pieces[position].translate(_VISIBLE), "")
         pieces[position] = f"{parts[0]}⟦{parts[1]}⟧{parts[2]}"
-    # Byte-level tokens carry their own spaces; words stand apart.
+    # Byte-level tokens carry their own spaces; word tokens need one between them.
     carries_spaces = _decoded(tokenizer, row[:3]) == "".join(_decoded(tokenizer, [token]) for token in row[:3])
     return ("" if carries_spaces else " ").join(pieces)
 

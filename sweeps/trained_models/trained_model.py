@@ -1,4 +1,4 @@
-"""A trained model, by where it lies: a sweep's results folder, one of its trials, a folder of transformers."""
+"""A trained model from a sweep's results folder, a trial, a folder of transformers or an adapter."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ _ROWS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model and the tokenizer that its texts go through."""
+    """A model with its tokenizer."""
 
     model: LanguageModel
     config: ModelConfig
@@ -43,22 +43,22 @@ class TrainedModel:
     tokenizer_path: Path
     vocabulary: Vocabulary
     prepared: Path | None
-    """The corpus that it was trained on; None where that is not known."""
+    """The prepared corpus of its training; None if it is unknown."""
     chat: ChatTemplate | None = None
-    """How it was told conversations; None: it was not."""
+    """Chat template of its training; None: it was not trained on conversations."""
     classes: tuple[str, ...] = ()
-    """What a classifier tells apart; empty for language models."""
+    """Classes of a classifier; empty for language models."""
 
     def fill(self, text: str, *, num_candidates: int) -> list[list[tuple[str, float]]]:
-        """For each mask of a text its likeliest fillings, as (text, probability).
+        """The likeliest fillings of each mask of a text, as (text, probability).
 
         Raises:
-            InputFault: A model that continues texts, or a text without a mask.
+            InputFault: The model is a causal LM or a classifier, or the text has no mask or too many tokens.
         """
         self._check_is_language_model()
         mask_id = self.vocabulary.mask_id
         if isinstance(self.model, LlamaDecoder) or mask_id is None:
-            raise InputFault("this model continues texts and fills no masks; use pretune generate")
+            raise InputFault("this model is a causal LM and fills no masks; use pretune generate")
         mask = str(self.tokenizer.id_to_token(mask_id))
         if mask not in text:
             raise InputFault(f"the text has no {mask}: write it where a token is missing, as in 'the {mask} is red'")
@@ -71,13 +71,13 @@ class TrainedModel:
         return [[self._in_words(filling) for filling in fillings] for fillings in found]
 
     def continue_text(self, prompt: str, *, max_new_tokens: int, sampling: Sampling, seed: int) -> Iterator[str]:
-        """What follows a text, piece by piece, as soon as it is there.
+        """The continuation of a text, piece by piece.
 
         Raises:
-            InputFault: A model that fills masks.
+            InputFault: The model is a masked LM.
         """
         if not isinstance(self.model, LlamaDecoder):
-            raise InputFault("this model fills masks and continues no texts; use pretune fill-mask")
+            raise InputFault("this model is a masked LM and continues no texts; use pretune fill-mask")
         tokens = [self.vocabulary.bos_id, *self._encode(prompt)]
         return self._told(
             stream(
@@ -91,10 +91,10 @@ class TrainedModel:
         )
 
     def answer(self, turns: Sequence[Turn], *, max_new_tokens: int, sampling: Sampling, seed: int) -> Iterator[str]:
-        """What the assistant says after these turns, piece by piece, up to its end mark.
+        """The assistant's answer to these turns, piece by piece, up to its end mark.
 
         Raises:
-            InputFault: A model that was not trained on conversations, or turns that its template cannot write.
+            InputFault: The model was not trained on conversations, or its template refuses the turns.
         """
         if self.chat is None or not isinstance(self.model, LlamaDecoder):
             raise InputFault("this model has no chat template, so it continues texts; train it with objective: sft")
@@ -113,28 +113,25 @@ class TrainedModel:
         for token in tokens:
             new.append(token)
             text = self.tokenizer.decode(new)
-            # A character of several tokens is there with the last of them.
+            # A character of several tokens decodes only with the last of them.
             if not text.endswith("\ufffd"):
                 yield text[len(said) :]
                 said = text
         yield self.tokenizer.decode(new)[len(said) :]
 
     def evaluate(self, corpus: Path | None, *, work_folder: Path, all_tokens: bool = False) -> dict[str, float]:
-        """Metrics on the holdout that it was swept on, or on all of a corpus, under the masks of every evaluation.
+        """Metrics on the holdout of its training, or on a whole corpus, under the masks of every evaluation.
 
         Args:
-            work_folder: Where the corpus is prepared; of no use afterwards.
-            all_tokens: Also the accuracy over all tokens, masked or not.
+            work_folder: Scratch folder for the prepared corpus.
+            all_tokens: Add the accuracy over all tokens, masked or not.
 
         Raises:
-            InputFault: No corpus given, and none known; or one that cannot be read.
+            InputFault: No corpus is given and none is known, or the corpus cannot be read.
         """
         self._check_is_language_model()
         if corpus is None and self.prepared is None:
-            raise InputFault(
-                "which corpus? That which this model was trained on is not known, or not here any more: "
-                "give --corpus FILE"
-            )
+            raise InputFault("the corpus of this model is unknown, or was deleted: give --corpus FILE")
         data = open_prepared(self.prepared) if corpus is None and self.prepared else self._prepare(corpus, work_folder)
         workers = Workers()
         metrics = evaluate(
@@ -143,20 +140,20 @@ class TrainedModel:
             workers,
             micro_batch_size=_ROWS_AT_ONCE,
             precision=choose_precision("fp32", workers.device),
-            all_tokens=all_tokens and not self.config.is_causal,  # causal LM predicts all tokens anyway
+            all_tokens=all_tokens and not self.config.is_causal,  # A causal LM predicts all tokens anyway.
         )
         if isinstance(metrics, OomFacts):
-            raise InputFault(f"this machine has not enough memory to evaluate the model: {metrics.message}")
+            raise InputFault(f"evaluation ran out of memory on this machine: {metrics.message}")
         return metrics
 
     def export(self, target: Path) -> None:
-        """Write it as a folder that Hugging Face transformers loads.
+        """Write the model as a folder that Hugging Face transformers loads.
 
         Raises:
-            InputFault: The folder is there already, or transformers has no such model.
+            InputFault: The folder exists, or transformers has no such model.
         """
         if target.exists():
-            raise InputFault(f"{target} is there already; name a folder that is not")
+            raise InputFault(f"{target} exists; name a new folder")
         foreign = why_not_exportable(self.config)
         if foreign is not None:
             raise InputFault(foreign)
@@ -177,8 +174,8 @@ class TrainedModel:
     def _check_is_language_model(self) -> None:
         if self.classes:
             raise InputFault(
-                f"this model tells {len(self.classes)} classes of texts apart and predicts no tokens: its figures are "
-                "in the metrics.json beside it; pipeline('text-classification') of transformers applies it"
+                f"this model classifies texts into {len(self.classes)} classes and predicts no tokens; its metrics are "
+                "in metrics.json beside it; use pipeline('text-classification') of transformers"
             )
 
     def _prepare(self, corpus: Path | None, work_folder: Path) -> PreparedCorpus:
@@ -204,13 +201,13 @@ class TrainedModel:
 
 
 def load_trained(path: Path, *, prepared: Path | None = None) -> TrainedModel:
-    """The model in a folder, in fp32 and evaluation mode, on the processor.
+    """The model in a folder, in fp32 and evaluation mode, on the CPU.
 
     Args:
-        prepared: The corpus that it was trained on, where the folder does not say it itself.
+        prepared: The prepared corpus of its training, for a folder that does not name it.
 
     Raises:
-        InputFault: Nothing there is a trained model; what is missing is said.
+        InputFault: The folder holds no trained model; the message names the missing part.
     """
     if (path / "trial.json").is_file():
         return _of_trial(path)
@@ -237,7 +234,7 @@ def load_trained(path: Path, *, prepared: Path | None = None) -> TrainedModel:
 
 
 def _of_adapter(path: Path) -> TrainedModel:
-    """A model with an adapter laid over it."""
+    """The base model with the adapter applied."""
     try:
         loaded, base = import_adapted(path)
         tokenizer = load_tokenizer(base / "tokenizer.json")
@@ -256,8 +253,8 @@ def _of_trial(path: Path) -> TrainedModel:
     assert found.run is not None
     try:
         model = whole_model(found.run, vocabulary, found.weights)
-    except (OSError, ValueError) as cause:  # of adapters: the base is gone, or another one
-        raise ResultsError(f"the model of {path.name} cannot be put together: {cause}") from cause
+    except (OSError, ValueError) as cause:  # Of adapters: the base was deleted or replaced.
+        raise ResultsError(f"the model of {path.name} cannot be loaded: {cause}") from cause
     prepared = prepared_of(path.absolute().parents[1])
     source = None if prepared is None else open_prepared(prepared).manifest.chat_template
     chat = None if source is None else chat_with_marks(source, tokenizer)

@@ -1,4 +1,4 @@
-"""The winning trial's model, as a folder that Hugging Face transformers loads."""
+"""Export of the winning trial's model as a folder that Hugging Face transformers loads."""
 
 import shutil
 from dataclasses import dataclass
@@ -16,23 +16,23 @@ from sweeps.trained_models.sample_outputs import Sample, draw_samples
 
 @dataclass(frozen=True)
 class Winner:
-    """What became of the winning trial's weights."""
+    """The exported model of the winning trial, with samples."""
 
     model: str
-    """Where the model lies, or why it could not be written, in words."""
+    """Folder of the model, or a sentence with the reason why it was not written."""
     samples: tuple[Sample, ...] = ()
-    """What it makes of rows of the holdout."""
+    """Its outputs on holdout rows."""
 
 
 ADAPTER = "best-adapter"
-"""Folder beside the winner's model, of a sweep of adapters: those alone, as PEFT reads them."""
+"""Folder beside the winner's model with its adapters only, in the format of PEFT."""
 
 NOT_YET = Winner("")
-"""While a sweep runs."""
+"""Used while a sweep runs."""
 
 
 def export_winner(run: RunConfig, data: PreparedCorpus, trial_folder: Path, best: Path) -> Winner:
-    """Write the weights that a trial ended with to `best`, replaced whole, and try the model."""
+    """Write the final weights of a trial to `best`, replaced whole, and draw samples."""
     checkpoint = newest_checkpoint(trial_folder)
     if checkpoint is None:
         return Winner(f"no checkpoint in {trial_folder}")
@@ -53,7 +53,7 @@ def export_winner(run: RunConfig, data: PreparedCorpus, trial_folder: Path, best
 
 
 def _export_adapter(run: RunConfig, data: PreparedCorpus, checkpoint: Path, target: Path) -> None:
-    """The adapters alone, for PEFT, where it could load what they belong to."""
+    """Write the adapters for PEFT, if their base is a folder of transformers."""
     lora, base = run.training.lora, run.training.initial_weights
     assert lora is not None
     if base is None or not (Path(base) / "config.json").is_file():
@@ -62,7 +62,7 @@ def _export_adapter(run: RunConfig, data: PreparedCorpus, checkpoint: Path, targ
     shutil.rmtree(partial, ignore_errors=True)
     save_adapter(adapted_model(run, data.vocabulary, checkpoint), run.model, lora, Path(base), partial)
     if data.manifest.chat_template is not None:
-        # The base's own files know nothing of the conversations that the adapters have learnt.
+        # The base lacks the chat template that the adapters were trained with.
         (partial / TEMPLATE_FILE).write_text(data.manifest.chat_template, encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)

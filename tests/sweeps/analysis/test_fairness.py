@@ -63,7 +63,7 @@ def test_a_decay_with_early_stopping_is_warned_of_and_with_none_it_is_fair() -> 
 def test_schedules_that_come_down_at_different_times_are_refused_with_early_stopping() -> None:
     search = {"training.schedule": {"choice": ["wsd", "cosine"]}}
     found = [remark for _, remark in remarks_on(search, "early_stopping.method=asha")]
-    with pytest.raises(UnfairSweepError, match=r"do not compare\. Say early_stopping: \{method: none\}"):
+    with pytest.raises(UnfairSweepError, match=r"do not compare\. Set early_stopping: \{method: none\}"):
         refuse_unfair(found)
     assert remarks_on(search, "early_stopping.method=none") == []
 

@@ -88,7 +88,8 @@ def test_divergence_above_all_that_was_stable_names_the_bound(tmp_path: Path) ->
 
 def test_divergence_among_stable_trials_asks_for_a_safer_sweep(tmp_path: Path) -> None:
     wild = trial(9, outcome=Outcome.DIVERGED, settings={RATE: 2e-3})
-    assert "where others were stable" in said(findings_of(tmp_path, [*rates((5e-3, 4.0)), wild]), "1 trial diverged")
+    sentence = said(findings_of(tmp_path, [*rates((5e-3, 4.0)), wild]), "1 trial diverged")
+    assert "where other trials were stable" in sentence
 
 
 def test_many_infeasible_ask_for_memory_or_a_smaller_micro_batch(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_many_infeasible_ask_for_memory_or_a_smaller_micro_batch(tmp_path: Path)
     store.append_refusal(RefusedProposal(settings={}, verdict=MemoryVerdict.REFUSED, reason="x"))
     out = trial(3, outcome=Outcome.INFEASIBLE, memory_limit_bytes=2**30)
     sentence = said(findings_of(tmp_path, [*rates((1e-3, 4.0), (2e-3, 4.1)), out]), "do not fit")
-    assert "2 of 4 settings" in sentence
+    assert "2 of 4 trials and proposals" in sentence
     assert "memory of 1.00 GiB" in sentence
     assert "training.micro_batch_size: auto" in sentence
     assert "training.activation_checkpointing: true" in sentence
@@ -109,7 +110,7 @@ def test_few_infeasible_are_not_worth_a_sentence(tmp_path: Path) -> None:
 
 def test_without_repeats_a_tie_cannot_be_excluded(tmp_path: Path) -> None:
     findings = findings_of(tmp_path, rates((1e-3, 4.0), (2e-3, 4.002)))
-    assert "0.0020 nats (0.05%) apart" in said(findings, "cannot be excluded")
+    assert "0.0020 nats (0.05%) apart" in said(findings, "They may tie")
 
 
 def test_loss_still_falling_at_the_end_asks_for_more_tokens(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_loss_still_falling_at_the_end_asks_for_more_tokens(tmp_path: Path) -> N
     best = trial(1, 4.0)
     for tokens, loss in ((25.0, 6.0), (50.0, 5.0), (75.0, 4.3), (100.0, 4.0)):
         store.append_report(best, {"tokens": tokens, LOSS: loss})
-    assert "fell by 0.3000 nats" in said(findings_of(tmp_path, [best]), "not trained out")
+    assert "fell by 0.3000 nats" in said(findings_of(tmp_path, [best]), "is still falling")
 
 
 def test_flat_loss_asks_for_no_more_tokens(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_flat_loss_asks_for_no_more_tokens(tmp_path: Path) -> None:
     best = trial(1, 4.0)
     for tokens, loss in ((25.0, 6.0), (50.0, 5.0), (75.0, 4.01), (100.0, 4.0)):
         store.append_report(best, {"tokens": tokens, LOSS: loss})
-    assert not said(findings_of(tmp_path, [best]), "not trained out")
+    assert not said(findings_of(tmp_path, [best]), "is still falling")
 
 
 @pytest.mark.parametrize(("scale", "words"), [(10.0, "a smaller batch"), (1000.0, "larger batch")])
@@ -159,7 +160,7 @@ def test_importances_are_left_out_with_fewer_than_six_completed(tmp_path: Path) 
     search = {RATE: {"log_uniform": [1e-4, 1e-2]}, BATCH: {"choice": [32, 64]}}
     records = [trial(n, 4.0 + n, settings={RATE: 1e-3, BATCH: 32}) for n in range(5)]
     assert importances(findings_of(tmp_path, records, search)) == (
-        "it takes 6 trials with comparable losses inside the search space, and there are 5."
+        "only 5 trials have comparable losses inside the search space; 6 are needed."
     )
 
 

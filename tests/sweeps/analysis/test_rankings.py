@@ -52,7 +52,7 @@ def test_a_faster_trial_may_be_best_at_equal_time_and_a_better_one_at_equal_toke
     assert first == {"tokens": 1, "training time": 2, "operations": 1}
     (warning,) = disagreement(findings, budgets)
     assert "At equal training time" in warning
-    assert "trial-0002 is best, at equal tokens trial-0001" in warning
+    assert "trial-0002 beats trial-0001, the best at equal tokens" in warning
 
 
 def test_rankings_that_agree_are_not_warned_of(tmp_path: Path) -> None:
@@ -126,5 +126,5 @@ def test_a_first_place_that_changes_within_the_noise_is_not_called_the_same(tmp_
     noisy = gather(tmp_path, findings.sweep, [*findings.records, *seeds], {"status": "finished"})
     assert disagreement(noisy, equal_budgets(noisy)) == []
     text = str(budgets_section(noisy))
-    assert "their losses differ by no more than luck may" in text
+    assert "the differences in loss are below the noise" in text
     assert "is the same" not in text

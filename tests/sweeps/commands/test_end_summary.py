@@ -51,7 +51,7 @@ def test_a_winner_on_the_edge_of_the_space_is_said_with_a_value_beyond(tmp_path:
 def test_rankings_that_disagree_are_said(tmp_path: Path) -> None:
     lines = last_words(tmp_path, rates=(1e-3, 3e-3, 5e-4, 2e-4), seconds=(400.0, 100.0, 100.0, 100.0))
     (ranking,) = [line for line in lines if line.startswith("ranking  ")]
-    assert "trial-0002 is best, at equal tokens trial-0001" in ranking
+    assert "trial-0002 beats trial-0001, the best at equal tokens" in ranking
 
 
 def test_a_winner_against_which_nothing_speaks_is_given_without_a_warning(tmp_path: Path) -> None:

@@ -92,7 +92,9 @@ def test_rank_of_adapters_is_told_apart_from_the_rank_of_a_trial() -> None:
 
 def test_an_adapter_is_no_base_for_another(base: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputFault, match="holds an adapter, and no whole model; make it one with pretune export"):
+    with pytest.raises(
+        InputFault, match="holds an adapter, not a whole model; write the whole model with pretune export"
+    ):
         beginning_with_weights(asked(tmp_path), tmp_path)
 
 

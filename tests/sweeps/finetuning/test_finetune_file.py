@@ -143,7 +143,7 @@ def test_a_fault_of_the_model_and_one_of_the_rows_are_told_together(folder: Path
     both = run(file, "--set", "start.weights_of=nobody", "--set", "corpus.label=animl", *results)
     assert both.exit_code == 2
     assert "start.weights_of:" in both.output
-    assert "called nobody of size laptop. Run that first" in both.output
+    assert "called nobody of size laptop. Run it first" in both.output
     assert "did you mean corpus.label: animal?" in both.output
     one_class = tmp_path / "one.csv"
     rows = (folder / "sightings.csv").read_text().splitlines()

@@ -145,7 +145,7 @@ def test_an_out_of_memory_lowers_the_capacity_below_it_for_every_shape(frontier:
     assert refusal is not None
     assert refusal.verdict == "refused by prediction"
     assert refusal.reason == (
-        "micro-batch 8 needs 80.00 MiB (predicted) of 100.00 MiB; trial-0001 ran out at a predicted 80.00 MiB"
+        "micro-batch 8 needs 80.00 MiB (predicted) of 100.00 MiB; trial-0001 ran out of memory at a predicted 80.00 MiB"
     )
     assert frontier.refusal(run(7, width=64)) is None
 

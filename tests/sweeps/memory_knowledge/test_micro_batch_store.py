@@ -105,7 +105,7 @@ def test_twin_is_not_trained_and_has_the_loss_of_the_other_with_its_own_speed(tm
         assert speed.rows_per_s is not None
         assert twin.tokens_per_s == pytest.approx(speed.rows_per_s * SWEEP.model.sequence_length)
         assert twin.peak_memory_bytes == speed.peak_bytes
-        assert twin.reason.startswith(f"not trained: {original.name} has the same settings but for the micro-batch")
+        assert twin.reason.startswith(f"not trained: {original.name} differs only in the micro-batch")
     assert TrialStore(tmp_path / "trials").load_all() == [records[number] for number in sorted(records)]
 
 

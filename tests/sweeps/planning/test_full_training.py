@@ -124,7 +124,7 @@ def test_a_results_folder_is_trained_for_as_long_as_asked(results: Path) -> None
 FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no length": ("FOLDER", {}, "--tokens is missing: the trials of tiny-01234567 had 30,000 tokens"),
     "no such trial": ("FILE", {"chosen": "trial-0009"}, "has no such trial; it has trial-0001, trial-0002, trial-0004"),
-    "an infeasible trial": ("FILE", {"chosen": "trial-0003"}, "has only one that ended as INFEASIBLE; it has"),
+    "an infeasible trial": ("FILE", {"chosen": "trial-0003"}, "has no weights of it (INFEASIBLE); it has"),
     "no folder of a sweep": ("EMPTY", {}, "is no results folder of a sweep: it has no sweep.yaml"),
 }
 

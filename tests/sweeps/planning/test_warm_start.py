@@ -98,7 +98,7 @@ def test_a_named_tokenizer_must_give_the_ids_of_the_models_own(folder: Path, tmp
     kind = "tokenizer.kind=file"
     assert begun(folder, kind, f"tokenizer.path={tmp_path / 'same.json'}").model.layers == 2
     train_tokenizer(TokenizerConfig(vocabulary=264, min_frequency=1), TEXTS).save(str(tmp_path / "other.json"))
-    with pytest.raises(InputFault, match=r"its tokens would mean nothing to the weights; leave tokenizer out"):
+    with pytest.raises(InputFault, match=r"so the weights would not match its tokens; leave tokenizer out"):
         begun(folder, kind, f"tokenizer.path={tmp_path / 'other.json'}")
 
 
@@ -194,6 +194,6 @@ def test_a_folder_that_lacks_a_file_is_refused_with_its_name(
 
 def test_a_name_that_nothing_has_says_what_to_run(folder: Path) -> None:
     with pytest.raises(
-        InputFault, match=r"holds no finished sweep or training called earlier of size laptop\. Run that"
+        InputFault, match=r"holds no finished sweep or training called earlier of size laptop\. Run it first"
     ):
         begun(Path("earlier"))

@@ -263,7 +263,7 @@ def test_calibration_of_the_page_is_that_of_the_summary(reported: Path, page: Pa
 
 
 def test_frontier_says_what_was_learnt_and_what_else_moves_it(page: Page) -> None:
-    assert "(trial-0014 ran at a predicted 1.65 GiB) is predicted" in page.text
+    assert "exceeds 1.65 GiB (trial-0014 ran at a predicted 1.65 GiB)" in page.text
 
 
 def test_refused_proposals_are_counted_by_verdict(page: Page) -> None:
@@ -299,7 +299,7 @@ def test_words_of_users_are_never_markup(tmp_path: Path) -> None:
 
 def test_no_trial_at_all_makes_a_report(tmp_path: Path) -> None:
     text = report_of(tmp_path, [], status=SweepStatus.INTERRUPTED)
-    assert "No trial completed: there is no best one." in text
+    assert "No trial completed, so there is no best trial." in text
     assert "No trial has started." in text
 
 
@@ -309,22 +309,22 @@ def test_sweep_that_has_only_begun_says_what_is_not_known_yet(tmp_path: Path) ->
     assert "pretune sweep, running" in text
     assert "No trial has completed yet." in text
     assert "The command was not recorded." in text
-    assert "Nothing is recorded of the corpus." in text
+    assert "The summary has no figures of the corpus." in text
 
 
 def test_sweep_in_which_nothing_fits_makes_a_report(tmp_path: Path) -> None:
     store = TrialStore(tmp_path / "trials")
     records = [record for record in example_records(store, num_trials=17) if record.outcome is Outcome.INFEASIBLE]
     text = report_of(tmp_path, records)
-    assert "No trial completed: which settings train well is not known yet." in text
-    assert f"{len(records)} of {len(records)} settings that were asked for or proposed do not fit" in text
+    assert "No trial completed, so no settings can be recommended." in text
+    assert f"{len(records)} of {len(records)} trials and proposals do not fit" in text
 
 
 def test_one_trial_without_swept_settings_makes_a_report(tmp_path: Path) -> None:
     store = TrialStore(tmp_path / "trials")
     record = example_records(store, num_trials=1)[0].model_copy(update={"settings": {}, "chosen_by": ChosenBy.SEARCH})
     text = report_of(tmp_path, [record], search={}, start_with=[])
-    assert "Nothing was swept." in text
+    assert "No setting was swept." in text
     assert "trial-0001 is the best of 1 completed trials" in (tmp_path / "EXPERIMENT.md").read_text()
 
 
@@ -333,7 +333,7 @@ def test_loss_that_is_no_number_is_shown_and_never_best(tmp_path: Path) -> None:
     records = [r for r in example_records(store, num_trials=5) if r.outcome is Outcome.COMPLETED]
     broken = records[0].model_copy(update={"number": 99, "metrics": {LOSS: math.nan, "holdout/accuracy": math.inf}})
     text = report_of(tmp_path, [broken, *records])
-    assert "trial-0099: the last holdout loss is not a finite number." in text
+    assert "trial-0099: the last holdout loss is not finite." in text
     best = min(records, key=lambda record: record.metrics[LOSS])
     assert f"best trial{best.name}holdout loss{best.loss:.4f}" in text.replace("\n", "")
 
@@ -367,7 +367,7 @@ def test_ties_are_marked_where_seeds_were_repeated(tmp_path: Path) -> None:
     search = {"training.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "training.seed": {"choice": [0, 1]}}
     # Two pairs 0.02 apart: variance 2 * 2 * 0.01^2 over 2 degrees of freedom, so 0.0141 nats; means 0.03 apart.
     text = report_of(tmp_path, records, search=search)
-    assert "a standard deviation of 0.0141 nats" in text
+    assert "The standard deviation of the loss between seeds is 0.0141 nats" in text
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     tied = [row["trial"] for row in page.tables["ranking"] if row["tie"]]
     assert tied == ["trial-0004", "trial-0003"]
@@ -426,7 +426,7 @@ def test_models_that_differ_stand_side_by_side_with_their_sizes(tmp_path: Path) 
     assert max(sizes) / min(sizes) < 1.1
     assert rows[2]["layers"] > rows[0]["layers"], "a model without feed-forward has more layers instead"
     words = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Equal in parameters: geglu ends lowest, at 5.0000 nats a token. moe +0.5000 nats" in words
+    assert "Equal in parameters: geglu has the lowest loss, 5.0000 nats per token. moe +0.5000 nats" in words
     assert "none +1.0000 nats" in words
 
 

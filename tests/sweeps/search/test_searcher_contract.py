@@ -298,4 +298,4 @@ def test_a_search_ends_when_less_is_to_be_gained_than_noise(tmp_path: Path) -> N
 
     driven = DrivenSweep(tmp_path, sweep_with("random", "budget.patience=3", trials=60))
     assert 6 <= len(driven.run(end)) < 60
-    assert "less than the noise" in driven.searcher.ended_by
+    assert "an expected gain below the noise" in driven.searcher.ended_by

@@ -25,7 +25,7 @@ def test_tokens_of_branches_and_of_trials_that_ran_out_of_memory_are_spent() -> 
     assert budget(tokens=ALL + 30_000).may_start_trial(SPENT)[0] == "yes"
     assert budget(tokens=ALL + 29_999).may_start_trial(SPENT) == (
         "no",
-        f"{ALL:,.4g} of {ALL + 29_999:,.4g} tokens: one more trial would exceed them",
+        f"{ALL:,.4g} of {ALL + 29_999:,.4g} tokens are used; one more trial would exceed the limit",
     )
 
 

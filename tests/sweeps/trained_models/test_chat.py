@@ -131,7 +131,7 @@ def test_evaluation_of_conversations_counts_answers_alone(talker: Path) -> None:
 
 def test_what_does_not_go_together_is_told(talker: Path, tmp_path: Path) -> None:
     without = exported(tmp_path, "decoder")
-    assert "--chat goes with a model that was trained on conversations" in run(
+    assert "--chat needs a model that was trained on conversations" in run(
         "generate", without, "--chat", typed="hi\n", fails=True
     )
     assert "--system is a turn of a conversation" in run("generate", without, "x", "--system", "y", fails=True)
@@ -146,4 +146,4 @@ def test_a_chat_is_refused_on_a_terminal_too_where_the_model_has_no_template(tmp
         command, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, text=True, timeout=HANGS_AFTER_S
     )
     assert done.returncode == 2
-    assert "--chat goes with a model that was trained on conversations" in " ".join(done.stderr.split())
+    assert "--chat needs a model that was trained on conversations" in " ".join(done.stderr.split())

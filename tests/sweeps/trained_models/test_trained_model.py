@@ -95,7 +95,7 @@ def test_exported_copy_has_the_same_weights(tmp_path: Path, decoder: Path) -> No
     run("export", decoder, tmp_path / "copy")
     ours, theirs = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (tmp_path / "copy", decoder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert "is there already" in run("export", decoder, tmp_path / "copy", fails=True)
+    assert "exists; name a new folder" in run("export", decoder, tmp_path / "copy", fails=True)
 
 
 def test_command_for_the_other_kind_of_model_is_named(encoder: Path, decoder: Path) -> None:
