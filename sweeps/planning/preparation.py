@@ -17,7 +17,6 @@ from data_pipeline.reading.parcel_tasks import ParcelWork, for_each_parcel
 from data_pipeline.schema.manifest import FileReport, Manifest, PassedOver
 from data_pipeline.schema.settings import format_bytes
 from data_pipeline.tokens.token_blocks import PreparedCorpus
-from sweeps.lanes.ray_session import connect
 from sweeps.settings.sweep_config import SweepConfig
 
 _SHOWN_FILES = 30
@@ -67,6 +66,9 @@ def _done_in_words(progress: PrepareProgress) -> str:
 
 def _on_ray(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
     # Connect only here: Ray takes seconds to start, and an existing corpus does not need it.
+    # It imports Ray. A corpus that is prepared already, and a plan, do without it.
+    from sweeps.lanes.ray_session import connect
+
     connect()
     return for_each_parcel(corpus, work)
 
