@@ -130,14 +130,14 @@ def _limit_parameter_losses(axes: Axes, findings: Findings) -> float:
 
 
 def _draw_parameter(axes: Axes, findings: Findings, path: str, top: float) -> None:
-    place = SettingAxis(axes, findings, path)
+    positions = SettingAxis(axes, findings, path)
     for outcome, filled in ((Outcome.COMPLETED, True), (Outcome.STOPPED, False)):
         trials = [record for record in findings.of(outcome) if finite_loss(record) is not None]
         if not trials:
             continue
         color = COLORS[outcome.lower()]
         axes.scatter(
-            [place.of(record) for record in trials],
+            [positions.of(record) for record in trials],
             [min(finite_loss(record) or 0.0, top) for record in trials],
             s=26,
             facecolors=color if filled else "none",
@@ -147,12 +147,12 @@ def _draw_parameter(axes: Axes, findings: Findings, path: str, top: float) -> No
             label=str(outcome).lower() if filled else "stopped (loss at its last rung)",
         )
     if findings.best is not None:
-        spot = (place.of(findings.best), finite_loss(findings.best) or 0.0)
+        spot = (positions.of(findings.best), finite_loss(findings.best) or 0.0)
         axes.scatter(
             [spot[0]], [spot[1]], s=95, facecolors="none", edgecolors=COLORS["plot-1"], linewidths=1.6, label="best"
         )
     for outcome in (Outcome.INFEASIBLE, Outcome.DIVERGED):
-        spots = [place.of(record) for record in findings.of(outcome)]
+        spots = [positions.of(record) for record in findings.of(outcome)]
         if not findings.of(outcome):
             continue
         marker = "x" if outcome is Outcome.INFEASIBLE else "^"

@@ -27,7 +27,7 @@ from sweeps.early_stopping.rungs import expected_tokens
 from sweeps.lanes.lane_planning import AutoLanes, LanePlan, device_kind, plan_lanes, worker_memory_bytes
 from sweeps.memory_knowledge.measurement_store import KeptMeasurements, OfShape
 from sweeps.memory_knowledge.memory_observations import file_of_device
-from sweeps.planning.sweep_plan import place_of_trials
+from sweeps.planning.sweep_plan import worker_setup_of
 from sweeps.search.initial_points import middle_run
 from sweeps.settings.sweep_config import SweepConfig
 
@@ -85,8 +85,8 @@ def auto_lanes(
     run = middle_run(sweep)
 
     def needed_bytes(rows: int) -> int:
-        place = place_of_trials(sweep, alone)
-        return predict_memory(run, vocabulary_size, micro_batch_size=rows, setup=place).peak_bytes
+        setup = worker_setup_of(sweep, alone)
+        return predict_memory(run, vocabulary_size, micro_batch_size=rows, setup=setup).peak_bytes
 
     least = needed_bytes(1)
     ways = [way for way in all_ways if least <= _memory_of(sweep, alone, way)] or all_ways[:1]

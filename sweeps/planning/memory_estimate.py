@@ -81,13 +81,13 @@ class Estimate:
 def estimate_of(plan: SweepPlan, name: str) -> Estimate:
     """Memory by part, the largest micro-batch with and without activation checkpointing, and changes that help."""
     run = plan.sweep.run_config()
-    place = plan.place
+    setup = plan.worker_setup
     largest = {
         checkpointing: largest_micro_batch(
             run.with_overrides({"training.activation_checkpointing": checkpointing}),
             plan.vocabulary_size,
             memory_bytes=plan.memory_bytes,
-            setup=place,
+            setup=setup,
         )
         for checkpointing in (False, True)
     }
@@ -96,12 +96,12 @@ def estimate_of(plan: SweepPlan, name: str) -> Estimate:
     if micro_batch == "auto":
         micro_batch = automatic_micro_batch(
             batch_size=run.training.batch_size,
-            num_workers=place.num_workers,
+            num_workers=setup.num_workers,
             sequence_length=run.model.sequence_length,
             largest_feasible=largest[run.training.activation_checkpointing],
         )
-    prediction = predict_memory(run, plan.vocabulary_size, micro_batch_size=micro_batch, setup=place)
-    rows, workers = place.rows_of(run), place.num_workers
+    prediction = predict_memory(run, plan.vocabulary_size, micro_batch_size=micro_batch, setup=setup)
+    rows, workers = setup.rows_of(run), setup.num_workers
     rows_in_words = f"of {rows} row{'s' if rows > 1 else ''} a step" + (
         f" on each of {workers} workers" if workers > 1 else ""
     )
@@ -118,7 +118,7 @@ def estimate_of(plan: SweepPlan, name: str) -> Estimate:
         advice=(
             _made_for(plan, name),
             f"largest micro-batch: {largest[False]}, with activation checkpointing {largest[True]} ({rows_in_words})",
-            how_to_fit(exact, plan.vocabulary_size, memory_bytes=plan.memory_bytes, setup=place),
+            how_to_fit(exact, plan.vocabulary_size, memory_bytes=plan.memory_bytes, setup=setup),
         ),
     )
 
@@ -140,7 +140,7 @@ def print_estimate(found: Estimate, console: Console) -> None:
 
 def _made_for(plan: SweepPlan, name: str) -> str:
     """The device and precision of the prediction, and its unmeasured parts."""
-    device_type = plan.place.device_type
+    device_type = plan.worker_setup.device_type
     precision = predicted_precision(plan.sweep.run_config(), device_type)
     if device_type == "cpu":
         return f"predicted for training on processors in {precision}; --device predicts for a GPU"

@@ -58,7 +58,9 @@ class SweepPlan:
     def _predict(self, run: RunConfig) -> int:
         micro_batch = micro_batch_of(run, self.lanes.workers)
         assert micro_batch is not None, "an automatic size is made a number first"
-        return predict_memory(run, self.vocabulary_size, micro_batch_size=micro_batch, setup=self.place).peak_bytes
+        return predict_memory(
+            run, self.vocabulary_size, micro_batch_size=micro_batch, setup=self.worker_setup
+        ).peak_bytes
 
     def largest_micro_batch(self, run: RunConfig, memory_bytes: int | None = None) -> int:
         """The largest micro-batch that fits, at most one worker's rows of a batch; 0 if not even one row fits.
@@ -67,16 +69,16 @@ class SweepPlan:
             memory_bytes: Memory to fit into. None: the memory of one worker.
         """
         memory = self.memory_bytes if memory_bytes is None else memory_bytes
-        return largest_micro_batch(run, self.vocabulary_size, memory_bytes=memory, setup=self.place)
+        return largest_micro_batch(run, self.vocabulary_size, memory_bytes=memory, setup=self.worker_setup)
 
     def how_to_fit(self, run: RunConfig) -> str:
         """The memory that a run needs, and the changes that make it fit, as text."""
-        return how_to_fit(run, self.vocabulary_size, memory_bytes=self.memory_bytes, setup=self.place)
+        return how_to_fit(run, self.vocabulary_size, memory_bytes=self.memory_bytes, setup=self.worker_setup)
 
     @property
-    def place(self) -> WorkerSetup:
+    def worker_setup(self) -> WorkerSetup:
         """Workers, device and rows of its trials, for the memory prediction."""
-        return place_of_trials(self.sweep, self.lanes)
+        return worker_setup_of(self.sweep, self.lanes)
 
     def frontier(self, *, rows_filled: int = 100, source: str = "") -> MemoryFrontier:
         """A memory frontier for this machine, based on the prediction alone.
@@ -85,12 +87,12 @@ class SweepPlan:
             rows_filled: Percentage of the corpus's rows that holds tokens.
             source: Name of the sweep's folder.
         """
-        place = ", ".join(f"{name} {value}" for name, value in asdict(self.place).items())
+        setup = ", ".join(f"{name} {value}" for name, value in asdict(self.worker_setup).items())
         return MemoryFrontier(
             limit_bytes=self.memory_bytes,
             num_workers=self.lanes.workers,
             predict=self._predict,
-            surroundings=f"vocabulary {self.vocabulary_size}, {place}",
+            surroundings=f"vocabulary {self.vocabulary_size}, {setup}",
             rows_filled=rows_filled,
             # On a CPU the limit counts exactly the predicted tensors; on CUDA the allocator's share is unmeasured.
             first_margin=FIRST_MARGIN_ON_CUDA if self.lanes.use_gpu else 0.0,
@@ -98,7 +100,7 @@ class SweepPlan:
         )
 
 
-def place_of_trials(sweep: SweepConfig, lanes: LanePlan) -> WorkerSetup:
+def worker_setup_of(sweep: SweepConfig, lanes: LanePlan) -> WorkerSetup:
     """Workers, device and rows of a sweep's trials on these lanes, for the memory prediction."""
     return WorkerSetup(
         num_workers=lanes.workers,

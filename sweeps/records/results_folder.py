@@ -61,7 +61,7 @@ def folder_name(sweep: SweepConfig, identity: str) -> str:
 def ended_sweeps(results_folder: Path, name: str) -> list[tuple[Path, dict[str, Any]]]:
     """Folders of the sweeps and trainings of this name that wrote a summary, each with it, newest first.
 
-    A summary that cannot be read is left out: what is wrong with it is said where its sweep is opened.
+    An unreadable summary is left out; opening its sweep names the fault.
     """
     if Path(name).name != name:
         return []

@@ -57,7 +57,7 @@ def budgets_section(findings: Findings) -> Section:
         rows.append(row)
     columns = ["trial", "settings"]
     for budget in budgets:
-        columns += [f"place at {in_words(budget)}", "loss there"]
+        columns += [f"rank at {in_words(budget)}", "loss there"]
     missing = [axis for axis in AXES if axis not in {budget.axis for budget in budgets}]
     warned = disagreement(findings, budgets)
     blocks: list[Block] = [Bullets(warned)] if warned else []

@@ -125,7 +125,7 @@ class BudgetConfig(Settings):
     @property
     def trial_tokens(self) -> int:
         """`tokens_per_trial` of a resolved sweep, in which it is always known (sweeps/planning/resolved_sweep.py)."""
-        assert self.tokens_per_trial is not None, "the tokens of epochs or stages have not been counted"
+        assert self.tokens_per_trial is not None, "the tokens of epochs or stages are not counted yet"
         return self.tokens_per_trial
 
     @property

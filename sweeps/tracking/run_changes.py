@@ -1,4 +1,4 @@
-"""What runs of MLflow are to get, and whoever brings it to a store."""
+"""Changes of MLflow runs, and the writers that bring them to a store."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,27 +9,27 @@ from mlflow.entities import DatasetInput, Metric
 
 @dataclass
 class RunChange:
-    """What one run is to get."""
+    """A change of one run."""
 
     run_id: str | None
-    """None: it is to be made; set as soon as it is."""
+    """None: create the run; set as soon as it exists."""
     name: str = ""
-    """Of a run that is to be made, as is what follows up to its data sets."""
+    """Name of a new run."""
     started_ms: int | None = None
-    """Since 1970; None: now."""
+    """Start of a new run, in milliseconds since 1970. None: now."""
     datasets: Sequence[DatasetInput] = ()
-    """What it reads, where that is not known of it."""
+    """Data sets that the run reads and the store does not know yet."""
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Sequence[Metric] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     status: str | None = None
-    """MLflow's word for it; None: it stays."""
+    """New status in MLflow's terms. None: unchanged."""
     ended_ms: int | None = None
-    """Since 1970, of a status that ends it."""
+    """End of the run, in milliseconds since 1970, with a final status."""
 
 
 class RunWriter(Protocol):
-    """Brings changes of runs to a store."""
+    """Writes changes of runs to a store."""
 
     def write(self, changes: Sequence[RunChange]) -> None:
-        """All of them. After an exception some may be there; writing them again changes nothing about those."""
+        """Write all changes. After an exception some may be written; writing them again has no effect."""

@@ -1,8 +1,8 @@
-"""Changes of many MLflow runs in one transaction of a SQLite file, in the tables as MLflow's own classes describe them.
+"""Writes changes of many MLflow runs in one transaction of a SQLite file, into the tables of MLflow's own classes.
 
-Of a SQLite file every request to MLflow would be three or four transactions that read back what is known here, each
-with its own wait for the disk. The names imported here are MLflow's own affair: `run_writer` imports this file only for
-a version whose tables are known, and does without it where the names have moved.
+On a SQLite file each request to MLflow is three or four transactions that read back known values and wait for the disk.
+The names imported here are internals of MLflow: `run_writer` imports this file only for a version whose tables are
+verified by tests, and sends requests where the names moved.
 """
 
 import uuid
@@ -35,24 +35,24 @@ _MAX_TAG_CHARACTERS = 8000
 
 
 class WritesTables:
-    """All runs in one transaction of a SQLite file, nothing read back."""
+    """Writes all runs in one transaction of a SQLite file, without reading back."""
 
     def __init__(self, client: MlflowClient, store: SqlAlchemyStore, experiment_id: str) -> None:
         self._client, self._store, self._experiment_id = client, store, experiment_id
         self._artifacts = str(client.get_experiment(experiment_id).artifact_location)
         self._datasets: dict[tuple[str, str], str] = {}
-        """Name and digest to the id of a data set that is there."""
+        """Id of each stored data set, by name and digest."""
 
     @classmethod
     def of(cls, client: MlflowClient, experiment_id: str) -> Self | None:
-        """A writer to the client's store; None where that is no SQLite file."""
+        """A writer to the client's store; None if the store is no SQLite file."""
         store = client._tracking_client.store
         if isinstance(store, SqlAlchemyStore) and store.db_type == "sqlite":
             return cls(client, store, experiment_id)
         return None
 
     def write(self, changes: Sequence[RunChange]) -> None:
-        """All or nothing, but for data sets of runs that are there without them, which none is that is made here."""
+        """Write all changes or none, except data sets of existing runs without any; this class creates no such runs."""
         new = [(uuid.uuid4().hex, change) for change in changes if change.run_id is None]
         known = [(change.run_id, change) for change in changes if change.run_id is not None]
         for run_id, change in known:
@@ -80,7 +80,7 @@ class WritesTables:
             change.run_id = run_id
 
     def _run(self, run_id: str, change: RunChange) -> dict[str, Any]:
-        """As `SqlAlchemyStore.create_run` makes it."""
+        """Row of a run, as `SqlAlchemyStore.create_run` writes it."""
         return {
             "run_uuid": run_id,
             "name": change.name,
@@ -114,7 +114,7 @@ class WritesTables:
     def _inputs(
         self, run_id: str, datasets: Sequence[DatasetInput]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Rows that say what a run reads, and those of their tags."""
+        """Rows that connect a run with its data sets, and the rows of their tags."""
         inputs, tags = [], []
         for dataset in datasets:
             input_id = uuid.uuid4().hex
@@ -124,7 +124,7 @@ class WritesTables:
         return inputs, tags
 
     def _id_of(self, one: DatasetInput) -> str:
-        """Of a data set that another run, its sweep's, reads already."""
+        """Id of a data set that the run of the sweep reads already."""
         key = (one.dataset.name, one.dataset.digest)
         if key not in self._datasets:
             wanted: Any = select(SqlDataset.dataset_uuid).where(
@@ -147,12 +147,12 @@ def _params(run_id: str, change: RunChange) -> Iterable[dict[str, Any]]:
 
 
 def _latest(metrics: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each run and metric the last: by step, time and value, as MLflow has it."""
+    """The latest value of each metric of each run, by step, time and value, as MLflow defines it."""
     latest: dict[tuple[str, str], dict[str, Any]] = {}
     for row in metrics:
-        place = (row["run_uuid"], row["key"])
-        if place not in latest or _age(row) > _age(latest[place]):
-            latest[place] = row
+        metric = (row["run_uuid"], row["key"])
+        if metric not in latest or _age(row) > _age(latest[metric]):
+            latest[metric] = row
     return list(latest.values())
 
 

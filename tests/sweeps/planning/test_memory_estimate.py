@@ -81,7 +81,7 @@ def test_an_automatic_micro_batch_is_shown_as_a_run_would_choose_it(precision: s
 def test_a_gpu_by_name_is_predicted_as_a_gpu_without_its_context() -> None:
     for name in ("RTX 4090", "nvidia geforce rtx 4090"):
         plan, shown = memory_of(planned(), memory=None, device=name)
-        assert (shown, plan.place.device_type) == ("RTX 4090", "cuda")
+        assert (shown, plan.worker_setup.device_type) == ("RTX 4090", "cuda")
         assert 23 * 2**30 < plan.memory_bytes < 24 * 2**30
 
 
