@@ -1,4 +1,4 @@
-"""Every use of another package's private names is listed with a contract, and stands in one folder a package."""
+"""Every use of another package's private names is listed with a contract, in one folder a package."""
 
 import ast
 import re

@@ -28,7 +28,7 @@ READMES = {
 }
 FIRST_PAGE = READMES["README.md"]
 LARGEST_FIRST_PAGE_BYTES = 8192
-"""Two screens. What does not fit stands in the README of the folder that it is about."""
+"""Two screens. Everything else is in the README of its folder."""
 
 CODE_FOLDERS = sorted({path.parent.relative_to(ROOT).as_posix() for path in FILES} - set(PACKAGES))
 FILE_MAP = re.compile(r"^## Files\n+```\n(.*?)^```", re.MULTILINE | re.DOTALL)

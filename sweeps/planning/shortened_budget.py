@@ -66,10 +66,9 @@ def with_shortened_trials(
         f"{sweep.early_stopping!r}, {sweep.resources!r}"
     )
     found = kept.read().get(shape)
-    if found is None and cluster is None:
-        return sweep, f"at most {asked:,} tokens a trial; the sweep first measures the speed of this machine"
     if found is None:
-        assert cluster is not None
+        if cluster is None:
+            return sweep, f"at most {asked:,} tokens a trial; the sweep first measures the speed of this machine"
         measured = _tokens_per_s(sweep, run, cluster(), vocabulary_size=vocabulary_size, results_folder=results_folder)
         # A machine too busy for the measurement also trains slowly.
         rate = measured or 1 / (_SLOW_S_A_TOKEN + training_flops_a_token(run, vocabulary_size) / _SLOW_FLOPS)

@@ -52,7 +52,7 @@ _STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class SendsAtOnce:
-    """An outbox without a thread: keys are sent by whoever asks for it."""
+    """An outbox without a thread: the caller sends the keys."""
 
     def __init__(self, tracking: Tracking) -> None:
         self._tracking = tracking

@@ -225,7 +225,7 @@ def running(results: Path) -> list[TrialRecord]:
 
 def wait_for(log: Path, pattern: str, process: "subprocess.Popen[bytes]") -> None:
     def is_there() -> bool:
-        # Ended first: what it has printed by then is all.
+        # Ended first, so its output is complete.
         has_ended = process.poll() is not None
         is_printed = re.search(pattern, log.read_text()) is not None
         assert is_printed or not has_ended, log.read_text()

@@ -1,4 +1,4 @@
-"""What stands in a results folder before a sweep is opened."""
+"""Content of a results folder before a sweep is opened."""
 
 import os
 from pathlib import Path
