@@ -305,8 +305,12 @@ print(prepared.folder)
 """
 
 
-def start(corpus: Path, folder: Path, *, stands_at: int = 0) -> subprocess.Popen[str]:
-    """A preparation that stands still when this number of parcels is done, until it reads a line or is killed."""
+def start(corpus: Path, folder: Path, *, stands_at: int = -1) -> subprocess.Popen[str]:
+    """A preparation that stands still when this number of parcels is done, until it reads a line or is killed.
+
+    The default stands still never. At 0, one of two preparations would hold the lock and wait for input that the test
+    sends only after the other.
+    """
     arguments = [sys.executable, "-c", PREPARE, str(corpus), str(folder), str(stands_at)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
