@@ -28,7 +28,7 @@ from core.step.optimizer import build_optimizer
 from core.step.optimizer_step import OptimizerStep, StepResult
 from core.step.step_profile import StepProfile
 from core.step.step_stretches import Stretch
-from core.torch_internals.fake_tensors import all_fake
+from core.torch_internals.fake_tensors import all_fake, device_query
 from core.torch_internals.operator_watch import TorchDispatchMode, storage_key
 from data_pipeline.tokens.batches import Batch, BatchSource, Shard
 
@@ -285,6 +285,8 @@ class _TrueStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is device_query:
+            return args[0].device
         output = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.native_layer_norm.default:
             normed, mean, inverse_std = output

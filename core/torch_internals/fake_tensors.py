@@ -2,9 +2,13 @@
 
 from contextlib import AbstractContextManager
 
+import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-__all__ = ["FakeTensor", "all_fake"]
+__all__ = ["FakeTensor", "all_fake", "device_query"]
+
+device_query = torch.ops.prim.device.default
+"""The operator by which C++ asks for the device of a fake tensor; `tensor.device` answers the same at once."""
 
 
 def all_fake() -> AbstractContextManager[object]:

@@ -38,6 +38,18 @@ def fakes_have_shapes_and_no_memory() -> None:
     assert not isinstance(torch.empty(1), FakeTensor)
 
 
+def fakes_answer_for_their_device_as_the_operator_does() -> None:
+    from core.torch_internals.fake_tensors import all_fake, device_query
+
+    asked = []
+    with all_fake(), seeing() as mode:
+        layer = torch.nn.Linear(2, 3)
+        layer(torch.empty(1, 2)).sum().backward()
+        asked = [device_query(parameter) for parameter in layer.parameters()]
+        assert asked == [parameter.device for parameter in layer.parameters()]
+    assert device_query in mode.seen[: -len(asked)], "C++ asks in another way: the shortcut in our modes is dead"
+
+
 def sparse_tensors_have_two_parts() -> None:
     from core.torch_internals.operator_watch import sparse_parts
 
@@ -111,6 +123,7 @@ CONTRACTS: dict[str, Callable[[], object]] = {
     "torch._subclasses.fake_tensor.FakeTensor": fakes_have_shapes_and_no_memory,
     "torch._subclasses.fake_tensor.FakeTensorMode": fakes_have_shapes_and_no_memory,
     "torch.ops.aten._grouped_mm": grouped_products_are_that_operator,
+    "torch.ops.prim.device": fakes_answer_for_their_device_as_the_operator_does,
     "torch.utils._python_dispatch.TorchDispatchMode": modes_see_operators_and_the_last_one_in_is_innermost,
     "torch.utils._python_dispatch._get_current_dispatch_mode": modes_see_operators_and_the_last_one_in_is_innermost,
     "torch.utils._pytree.tree_leaves": leaves_of_nested_containers_come_in_order,
