@@ -9,6 +9,9 @@ import torch
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
+_LIMITS_WITHOUT_BF16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"})
+"""Values of ONEDNN_MAX_CPU_ISA below AVX512_CORE_BF16 and AVX2_VNNI_2; every higher one includes bf16."""
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -66,5 +69,4 @@ def _onednn_may_use_bf16() -> bool:
 
     Without them oneDNN converts bf16 products to fp32, which is slower than fp32 alone.
     """
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    return limit in ("", "ALL", "DEFAULT") or "BF16" in limit or "AMX" in limit
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in _LIMITS_WITHOUT_BF16

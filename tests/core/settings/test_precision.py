@@ -27,7 +27,15 @@ def test_auto_is_bf16_exactly_where_the_processor_multiplies_bf16(monkeypatch: p
     ("limit", "leaves_bf16"),
     [
         *(("SSE41", False), ("AVX2", False), ("avx2", False), ("AVX512_CORE", False), ("AVX512_CORE_VNNI", False)),
-        *(("AVX512_CORE_BF16", True), ("AVX512_CORE_AMX", True), ("ALL", True), ("DEFAULT", True), ("", True)),
+        *(
+            ("AVX512_CORE_BF16", True),
+            ("AVX512_CORE_FP16", True),
+            ("AVX512_CORE_AMX", True),
+            ("AVX10_1_512", True),
+            ("ALL", True),
+            ("DEFAULT", True),
+            ("", True),
+        ),
     ],
 )
 def test_auto_is_fp32_where_onednn_is_told_to_leave_bf16_instructions_alone(
