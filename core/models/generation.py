@@ -54,40 +54,6 @@ class Filling:
 GREEDY = Sampling()
 
 
-def generate(
-    model: LlamaDecoder,
-    prompt: Sequence[int],
-    *,
-    max_new_tokens: int,
-    end_ids: Sequence[int] = (),
-    sampling: Sampling = GREEDY,
-    seed: int = 0,
-    uses_cache: bool = True,
-) -> list[int]:
-    """The new tokens that follow `prompt`, without the prompt.
-
-    Generation stops after `max_new_tokens` tokens or after a token in `end_ids`, which is included. If the text exceeds
-    the positions of the model, generation continues from the last half of the maximum length.
-
-    Args:
-        seed: Seed of the sampling.
-        uses_cache: Keep keys and values between tokens; the result is the same without.
-
-    Raises:
-        ValueError: The prompt is empty, or max_new_tokens is below 1.
-    """
-    tokens = stream(
-        model,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        end_ids=end_ids,
-        sampling=sampling,
-        seed=seed,
-        uses_cache=uses_cache,
-    )
-    return list(tokens)
-
-
 def stream(
     model: LlamaDecoder,
     prompt: Sequence[int],
@@ -98,10 +64,17 @@ def stream(
     seed: int = 0,
     uses_cache: bool = True,
 ) -> Iterator[int]:
-    """The tokens of `generate`, one by one as they are generated.
+    """The new tokens that follow `prompt`, without the prompt, one by one as they are generated.
+
+    Generation stops after `max_new_tokens` tokens or after a token in `end_ids`, which is included. If the text exceeds
+    the positions of the model, generation continues from the last half of the maximum length.
+
+    Args:
+        seed: Seed of the sampling.
+        uses_cache: Keep keys and values between tokens; the result is the same without.
 
     Raises:
-        ValueError: As `generate`, at the call.
+        ValueError: At the call: the prompt is empty, or max_new_tokens is below 1.
     """
     if not prompt:
         raise ValueError("the prompt has no token; give at least the token that begins a text")

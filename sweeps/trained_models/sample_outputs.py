@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.models.decoder import LlamaDecoder
-from core.models.generation import generate
+from core.models.generation import stream
 from core.models.language_model import LanguageModel
 from core.step.evaluation import holdout_source
 from core.step.objectives import predicted_hidden
@@ -59,7 +59,7 @@ def _sample(model: LanguageModel, batch: Batch, tokenizer: Tokenizer, data: Prep
     row = batch.inputs_BT.view(-1)[: batch.num_tokens].tolist()
     if isinstance(model, LlamaDecoder):
         prompt = row[: _prompt_length(batch, len(row))]
-        new = generate(model, prompt, max_new_tokens=_MAX_NEW_TOKENS, end_ids=(data.vocabulary.eos_id,))
+        new = list(stream(model, prompt, max_new_tokens=_MAX_NEW_TOKENS, end_ids=(data.vocabulary.eos_id,)))
         return Sample(text=_decoded(tokenizer, prompt), made=_decoded(tokenizer, new), loss_nats_per_token=loss)
     hidden, guessed = (_by_position(batch.positions_P, tokens_P) for tokens_P in (batch.labels_P, logits_PV.argmax(-1)))
     return Sample(

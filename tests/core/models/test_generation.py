@@ -1,5 +1,7 @@
 """Generation makes new tokens, always; the cache changes nothing; masks are filled by likelihood."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from torch import Tensor
 from core.layers.transformer_parts import KeyValueCache
 from core.models.decoder import LlamaDecoder
 from core.models.encoder import ModernEncoder, RobertaEncoder
-from core.models.generation import Filling, Sampling, choose_token, fill_mask, generate, token_probabilities
+from core.models.generation import Filling, Sampling, choose_token, fill_mask, stream, token_probabilities
 from core.models.model_factory import build_model
 from core.settings.model_config import ModelConfig
 
@@ -26,6 +28,11 @@ def decoder(**settings: object) -> LlamaDecoder:
         for parameter in model.parameters():
             parameter.mul_(4.0)  # Far from the flat distribution of a fresh model, so that choices differ.
     return model
+
+
+def generate(model: LlamaDecoder, prompt: list[int], **asked: Any) -> list[int]:
+    """All tokens of a stream."""
+    return list(stream(model, prompt, **asked))
 
 
 @pytest.mark.parametrize("uses_cache", [True, False])
