@@ -48,8 +48,10 @@ def check_writable(results_folder: Path) -> None:
 
 def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
     """Hash of all that determines a sweep: the resolved file and the data. An equal identity resumes the sweep."""
+    # Notes are sentences for people; another wording is not another training.
+    silent = sweep.model_copy(update={"start": sweep.start and sweep.start.model_copy(update={"notes": ()})})
     # A resolved file never sets shorten_to. Excluding the field keeps the identities of earlier results valid.
-    canonical = json.dumps(sweep.model_dump(mode="json", exclude={"budget": {"shorten_to"}}), sort_keys=True)
+    canonical = json.dumps(silent.model_dump(mode="json", exclude={"budget": {"shorten_to"}}), sort_keys=True)
     return hashlib.sha256(f"{canonical}\n{data_fingerprint}".encode()).hexdigest()
 
 

@@ -33,3 +33,15 @@ def test_a_shipped_file_resolves_to_the_same_bytes_and_identity_as_before(
         sweep = sweep.model_copy(update={"budget": sweep.budget.model_copy(update=counted)})
     assert hashlib.sha256(dump_sweep(sweep).encode()).hexdigest().startswith(file_sha256)
     assert sweep_identity(sweep, "x").startswith(identity)
+
+
+def test_the_wording_of_notes_does_not_make_another_training() -> None:
+    sweep = load_sweep_file(CONFIGS / "chinese-sft-train.yaml", ["size=laptop"])
+    assert sweep.start is not None
+    noted = [
+        sweep.model_copy(update={"start": sweep.start.model_copy(update={"notes": notes})})
+        for notes in ((), ("learning rate 0.001, scaled",), ("the learning rate is 0.001",))
+    ]
+    assert len({sweep_identity(one, "x") for one in noted}) == 1
+    other = sweep.model_copy(update={"start": sweep.start.model_copy(update={"weights_of": "another"})})
+    assert sweep_identity(other, "x") != sweep_identity(sweep, "x")
