@@ -18,8 +18,10 @@ from sweeps.records.trial_records import TrialStore
 
 pytestmark = pytest.mark.ray
 
-WRITES_NOTHING = ("pretune new", "pretune plan", "pretune estimate", "pretune prepare my-sweep.yaml --check")
-"""Beginnings of commands that need no results and leave none: they run side by side."""
+IN_ORDER = ("pretune prepare my-sweep.yaml", "pretune sweep")
+"""Beginnings of commands after which others find their results."""
+NEEDS_NO_RESULTS = ("pretune new", "pretune explain", "pretune plan", "pretune estimate", "pretune prepare")
+"""Beginnings of commands that run before the sweep; all others run after it."""
 
 
 class Folder:
@@ -65,10 +67,16 @@ class Folder:
 def printed(folder: Folder) -> dict[str, str]:
     """Output of each command of the READMEs."""
     commands = commands_to_run()
-    apart = [command for command in commands if command.startswith(WRITES_NOTHING)]
+    alone = [command for command in commands if command.startswith(IN_ORDER) and "--check" not in command]
+    before = [one for one in commands if one.startswith(NEEDS_NO_RESULTS) and one not in alone]
+    after = [one for one in commands if one not in alone and one not in before]
+    assert alone
+    assert before
+    assert after
     with ThreadPoolExecutor(os.cpu_count()) as side_by_side:
-        done = dict(zip(apart, side_by_side.map(folder.run, apart), strict=True))
-    return done | {command: folder.run(command) for command in commands if command not in apart}
+        done = dict(zip(before, side_by_side.map(folder.run, before), strict=True))
+        done |= {command: folder.run(command) for command in alone}
+        return done | dict(zip(after, side_by_side.map(folder.run, after), strict=True))
 
 
 @pytest.fixture(scope="module")

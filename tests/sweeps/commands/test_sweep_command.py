@@ -2,35 +2,27 @@
 
 import csv
 import json
-import os
 import re
 import shutil
-import signal
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 import transformers
 from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
-from command import press_ctrl_c, processes_marked, read_until, run, start
+from command import run
 from core.distributed.workers import Workers
-from core.model_files.checkpoint import MODEL_FILE, newest_checkpoint, restore_weights, trunk_checkpoint
-from core.models.model_factory import build_model
+from core.model_files.checkpoint import trunk_checkpoint
 from core.training.training_run import run_training
 from data_pipeline.tokens.token_blocks import open_prepared
+from finished_results import check_winner, child_runs, summary_of, sweep_folder
 from finished_sweep import TinySweep
-from patience import COMMAND_HANGS_AFTER_S, HANGS_AFTER_S, wait_until
-from sweep_examples import TINY
 from sweeps.commands.cli import app
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import MAP_FILE
 from sweeps.records.trial_records import LOSS, TrialStore
 from sweeps.settings.sweep_file import load_sweep_file
-from sweeps.tracking.mlflow_store import EXPERIMENT
 from sweeps.tracking.run_contents import FINAL_LOSS
 
 pytestmark = pytest.mark.ray
@@ -38,47 +30,11 @@ pytestmark = pytest.mark.ray
 CHATTER = re.compile(r"pid=\d+|\.py:\d+ -- |Ray instance|RayTrainWorker")
 """How Ray and its workers speak."""
 
-CAUSAL = """\
-name: causal
-corpus: {builtin: python-docs, holdout: 5%}
-tokenizer: {kind: byte-bpe, vocabulary: 1000, special_tokens: minimind}
-model: {family: decoder, layers: 1, width: 32, heads: 2, kv_heads: 1, sequence_length: 32}
-objective: causal_lm
-training: {batch_size: 16, micro_batch_size: 8}
-search:
-  training.learning_rate: {choice: [1e-3, 3e-3]}
-searcher: {method: grid}
-early_stopping: {method: none}
-budget: {trials: 2, tokens_per_trial: 200k}
-resources: {workers_per_trial: 2}
-"""
-
 
 @pytest.fixture(scope="module")
 def results(tiny_sweep: TinySweep) -> Path:
     """One results folder for all sweeps of this module, so that the corpus is prepared once."""
     return tiny_sweep.results
-
-
-def sweep_folder(results: Path, name: str) -> Path:
-    (folder,) = results.glob(f"{name}-*")
-    return folder
-
-
-def summary_of(results: Path, name: str) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads((sweep_folder(results, name) / "summary.json").read_text())
-    return summary
-
-
-def child_runs(results: Path, name: str) -> list[Any]:
-    client = MlflowClient(f"sqlite:///{results / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    parents = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
-    assert len(parents) == 1
-    return list(
-        client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parents[0].info.run_id}'")
-    )
 
 
 @pytest.fixture(scope="module")
@@ -326,126 +282,3 @@ def in_process(*arguments: object) -> tuple[int, str]:
     """Exit code and output of a command that starts nothing."""
     done = CliRunner().invoke(app, list(map(str, arguments)))
     return done.exit_code, done.output
-
-
-def check_winner(folder: Path, expected: type[Any]) -> None:
-    """best/ loads with transformers as it is, and computes what the trial's own checkpoint computes."""
-    summary = json.loads((folder / "summary.json").read_text())
-    sweep = load_sweep_file(folder / "sweep.yaml")
-    data = open_prepared(Path(summary["data"]["folder"]))
-    config = sweep.run_config().model
-    ours = build_model(config, data.vocabulary.size, pad_id=data.vocabulary.pad_id).eval()
-    checkpoint = newest_checkpoint(folder / "trials" / summary["best"]["trial"])
-    assert checkpoint is not None
-    restore_weights(checkpoint / MODEL_FILE, ours)
-    auto = transformers.AutoModelForCausalLM if config.is_causal else transformers.AutoModelForMaskedLM
-    theirs = auto.from_pretrained(folder / "best").eval()
-    assert type(theirs) is expected
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "best")
-    ids = tokenizer("The list of names is sorted in place.", return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        # Different order of the same fp32 operations.
-        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
-
-
-def test_a_sweep_survives_the_loss_of_a_worker_and_of_a_lanes_own_process_and_the_winning_decoder_loads(
-    results: Path,
-) -> None:
-    file = results / "causal.yaml"
-    file.write_text(CAUSAL)
-    mark = f"causal-{time.time_ns()}"
-    process = start("sweep", file, "--results", results, mark=mark)
-    read_until(process, "trial-0001   1")  # Its first evaluation.
-    workers = [worker for worker in processes_marked(mark) if "RayTrainWorker" in " ".join(worker.cmdline())]
-    assert len(workers) == 2, [worker.cmdline() for worker in processes_marked(mark)]
-    workers[1].send_signal(signal.SIGKILL)
-    read_until(process, "trial-0002   1")
-    # With it goes the process of Train that asked for the processors: they must come back, or nothing trains again.
-    lanes = [one for one in processes_marked(mark) if "Trainable" in " ".join(one.cmdline())]
-    assert len(lanes) == 1, [one.cmdline() for one in processes_marked(mark)]
-    lanes[0].send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=COMMAND_HANGS_AFTER_S)
-    assert process.returncode == 0, output
-    trials = TrialStore(sweep_folder(results, "causal") / "trials")
-    records = trials.load_all()
-    assert (trials.folder / "trial-0002" / "log.txt").read_text().count("starts: ") == 2
-    assert [record.outcome for record in records] == [Outcome.COMPLETED, Outcome.COMPLETED]
-    assert [record.interruptions for record in records] == [1, 0]
-    check_winner(sweep_folder(results, "causal"), transformers.LlamaForCausalLM)
-
-
-def test_ctrl_c_ends_in_seconds_leaves_no_process_and_the_same_command_resumes_killed_or_not(results: Path) -> None:
-    file = results / "cut.yaml"
-    text = TINY.replace("name: tiny", "name: cut").replace("trials: 6", "trials: 5")
-    # Two lanes at most: on many processors all five trials would end with the first.
-    file.write_text(f"{text}resources: {{concurrent_trials: {min(2, os.cpu_count() or 1)}}}\n")
-    mark, started_at = f"cut-{time.time_ns()}", time.monotonic()
-    process = start("sweep", file, "--results", results, mark=mark)
-    read_until(process, "COMPLETED")
-    pressed_at = time.monotonic()
-    press_ctrl_c(process)
-    output, _ = process.communicate(timeout=HANGS_AFTER_S)
-    # Sooner than it has come to its first result, on any machine.
-    assert time.monotonic() - pressed_at < pressed_at - started_at
-    assert process.returncode == 130, output
-    assert f"resume   pretune sweep {file}" in output
-    assert "Traceback" not in output
-    assert [left.cmdline() for left in processes_marked(mark)] == []
-    assert summary_of(results, "cut")["status"] == "interrupted"
-    assert "pretune sweep, interrupted." in (sweep_folder(results, "cut") / "report.html").read_text()
-    # Killed as it goes on, with a new trial or one that had started; what is left is no trouble for the one after it.
-    killed = start("sweep", file, "--results", results, mark=mark)
-    read_until(killed, "trial-")
-    killed.kill()
-    killed.communicate()
-    check_that_it_resumes(results, file)
-    assert [left.cmdline() for left in processes_marked(mark)] == []
-
-
-@pytest.mark.slow
-def test_killed_driver_leaves_its_results_and_the_same_command_resumes_without_duplicates(results: Path) -> None:
-    file = results / "killed.yaml"
-    file.write_text(TINY.replace("name: tiny", "name: killed").replace("trials: 6", "trials: 5"))
-    mark = f"killed-{time.time_ns()}"
-    process = start("sweep", file, "--results", results, mark=mark)
-    read_until(process, "COMPLETED")
-    wait_until(lambda: any(results.glob("killed-*/report.html")), "no report was written")
-    process.kill()
-    process.communicate()
-    assert summary_of(results, "killed")["status"] == "running"
-    assert (sweep_folder(results, "killed") / "trials.csv").is_file()
-    # Ray notices that its driver is gone, and takes all of its own with it.
-    wait_until(lambda: not processes_marked(mark), lambda: f"{[left.cmdline() for left in processes_marked(mark)]}")
-    check_that_it_resumes(results, file)
-
-
-def check_that_it_resumes(results: Path, file: Path) -> None:
-    """The same command ends a broken off sweep of five trials: what was finished is kept, no run stands twice."""
-    trials = TrialStore(sweep_folder(results, file.stem) / "trials")
-    before = {record.number: record for record in trials.load_all()}
-    finished = {number: record for number, record in before.items() if record.is_done}
-    assert finished
-    code, output = run("sweep", file, "--results", results)
-    assert code == 0, output
-    after = {record.number: record for record in trials.load_all()}
-    assert len(after) == 5
-    assert {number: after[number] for number in finished} == finished
-    assert {number: after[number].settings for number in before} == {n: r.settings for n, r in before.items()}
-    assert summary_of(results, file.stem)["status"] == "finished"
-    assert sorted(one.info.run_name for one in child_runs(results, file.stem)) == [
-        after[number].name for number in sorted(after)
-    ]
-
-
-def test_a_sweep_that_runs_already_is_refused_with_the_others_pid(results: Path) -> None:
-    file = results / "twice.yaml"
-    file.write_text(TINY.replace("name: tiny", "name: twice").replace("30k", "3M"))
-    first = start("sweep", file, "--results", results)
-    try:
-        read_until(first, "starts")
-        code, output = run("sweep", file, "--results", results)
-        assert code == 2
-        assert f"this sweep is running already (pid {first.pid} on " in output
-    finally:
-        press_ctrl_c(first)
-        first.communicate(timeout=HANGS_AFTER_S)
