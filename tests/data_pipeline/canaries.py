@@ -15,10 +15,10 @@ class Canary:
     """Unpickled, it creates `fired`."""
 
     def __init__(self, fired: Path) -> None:
-        self._fired = fired
+        self.fired = fired
 
     def __reduce__(self) -> tuple[type[open], tuple[str, str]]:  # type: ignore[valid-type]
-        return open, (str(self._fired), "w")
+        return open, (str(self.fired), "w")
 
     def pickled(self) -> bytes:
         """The pickle."""
@@ -57,8 +57,8 @@ def places(fired: Path, name: str = OF_RAY) -> dict[str, tuple[pa.Field, pa.Arra
     }
 
 
-def parquet_with(path: Path, field: pa.Field, array: pa.Array) -> Path:
-    """A Parquet file with a column of texts and this one."""
-    schema = pa.schema([pa.field("text", pa.string()), field])
+def parquet_with(path: Path, field: pa.Field, array: pa.Array, *, beside: str = "text") -> Path:
+    """A Parquet file with this column beside one of texts."""
+    schema = pa.schema([pa.field(beside, pa.string()), field])
     pq.write_table(pa.Table.from_arrays([pa.array(TEXTS), array], schema=schema), path)
     return path
