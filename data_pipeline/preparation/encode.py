@@ -19,7 +19,7 @@ from data_pipeline.preparation.survey import ParcelRows, hash_texts, is_below, r
 from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.pieces import Piece
 from data_pipeline.schema.whole_files import write_whole
-from data_pipeline.tokens.token_blocks import block_bytes
+from data_pipeline.tokens.arrow_files import arrow_bytes
 from data_pipeline.tokens.tokenizer import Vocabulary, vocabulary_of
 
 _CHARACTERS_AT_ONCE = 1 << 16
@@ -69,7 +69,7 @@ class EncodeWork:
             )
             result[split] = facts | {"content_hash": str(int(hashes[chosen].sum(dtype=np.uint64)))}
             if batch.num_rows:
-                blobs[f"{split}-{name}.arrow"] = block_bytes(batch)
+                blobs[f"{split}-{name}.arrow"] = arrow_bytes(batch)
         result |= {"started_at": started_at, "stopped_at": time.time()}
         if self.folder is None or done is None:
             return result | {"blobs": blobs}

@@ -17,8 +17,11 @@ from data_pipeline.reading.pieces import Piece
 from data_pipeline.reading.row_readers import ReadRows, read_piece
 from data_pipeline.schema.manifest import FileReport
 from data_pipeline.schema.rejects import Reason, Reject
+from data_pipeline.tokens.arrow_files import arrow_bytes, map_arrow
 
 _HASH_RANGE = 2**64
+_SAMPLE = pa.schema({"first": pa.uint64(), "second": pa.uint64(), "text": pa.large_string()})
+"""A record per text: both halves of its hash, and the text."""
 
 
 def hash_texts(texts: list[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
@@ -191,34 +194,30 @@ def sampled_texts(paths: Iterable[Path], *, threshold: int, drop_duplicates: boo
 
     Args:
         threshold: From `holdout_threshold`; texts below it are held out.
+
+    Raises:
+        DamagedBlockError: A file is no sample.
     """
     seen: set[tuple[int, int]] = set()
     for path in paths:
-        with pa.memory_map(str(path)) as source:
-            for batch in pa.ipc.open_stream(source):
-                first, second = batch.column("first").to_numpy(), batch.column("second").to_numpy()
-                for index, text in enumerate(batch.column("text").to_pylist()):
-                    if int(first[index]) < threshold:
-                        continue
-                    if drop_duplicates:
-                        key = (int(first[index]), int(second[index]))
-                        if key in seen:
-                            continue
-                        seen.add(key)
-                    yield text
+        batch = map_arrow(path, _SAMPLE)
+        first, second = batch.column("first").to_numpy(), batch.column("second").to_numpy()
+        for index, text in enumerate(batch.column("text").to_pylist()):
+            if int(first[index]) < threshold:
+                continue
+            if drop_duplicates:
+                key = (int(first[index]), int(second[index]))
+                if key in seen:
+                    continue
+                seen.add(key)
+            yield text
 
 
 def _sample(texts: list[str], hashes: NDArray[np.uint64], share: float) -> bytes:
     chosen = np.flatnonzero(hashes[:, 1] <= np.uint64(min(round(share * _HASH_RANGE), _HASH_RANGE - 1)))
-    batch = pa.record_batch(
-        {
-            "first": hashes[chosen, 0],
-            "second": hashes[chosen, 1],
-            "text": pa.array([texts[index] for index in chosen.tolist()], pa.large_string()),
-        }
-    )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    columns = [
+        pa.array(hashes[chosen, 0]),
+        pa.array(hashes[chosen, 1]),
+        pa.array([texts[index] for index in chosen.tolist()], pa.large_string()),
+    ]
+    return arrow_bytes(pa.record_batch(columns, _SAMPLE))

@@ -23,7 +23,8 @@ from data_pipeline.schema.manifest import BlockReport, SplitName, SplitReport, S
 from data_pipeline.schema.prepare_progress import OnProgress, PhaseCounter
 from data_pipeline.schema.rejects import Reject, check_files, check_rejects
 from data_pipeline.schema.whole_files import write_whole
-from data_pipeline.tokens.token_blocks import block_bytes, read_block, report_block
+from data_pipeline.tokens.arrow_files import arrow_bytes
+from data_pipeline.tokens.token_blocks import read_block, report_block
 from data_pipeline.tokens.tokenizer import load_tokenizer, longest_token, train_tokenizer, vocabulary_of
 
 SPLITS: tuple[SplitName, ...] = ("train", "holdout")
@@ -258,7 +259,7 @@ def _merged_blocks(work: Path, split: SplitName) -> Iterator[BlockReport]:
         # Keep the parts until the work folder is removed: an interrupted run merges them again.
         merged = work / f"{split}-{number:05d}.arrow"
         table = pa.Table.from_batches([read_block(path) for path in paths]).combine_chunks()
-        write_whole(merged, block_bytes(table.to_batches()[0]))
+        write_whole(merged, arrow_bytes(table.to_batches()[0]))
         yield report_block(merged)
 
 

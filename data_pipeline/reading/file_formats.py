@@ -23,6 +23,7 @@ from data_pipeline.reading.encodings import (
     configured_encoding,
     detect_encoding,
 )
+from data_pipeline.reading.parquet_files import ExtensionTypeError, open_parquet
 from data_pipeline.schema.corpus_config import CorpusConfig
 
 Format = Literal["jsonl", "json", "csv", "txt", "parquet"]
@@ -339,11 +340,12 @@ def _is_prose(cells: list[str]) -> bool:
 
 def _parquet_facts(path: str, compression: Compression | None, corpus: CorpusConfig) -> dict[str, Any]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
         with open_seekable(path, compression) as stream:
-            schema = pq.read_schema(stream)
+            schema = open_parquet(stream).schema_arrow
+    except ExtensionTypeError as cause:
+        return {"refused": str(cause)}
     except (OSError, EOFError, pa.ArrowException) as cause:
         return {"refused": f"it begins like Parquet, but cannot be read: {cause}; download or write it again"}
     columns = tuple(schema.names)

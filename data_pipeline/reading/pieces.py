@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from data_pipeline.reading.corpus_files import decompress, open_bytes, open_seekable
 from data_pipeline.reading.csv_records import end_of_last_record
 from data_pipeline.reading.encodings import WIDE_ENCODINGS
 from data_pipeline.reading.file_formats import FileKind
-from data_pipeline.schema.corpus_config import CorpusConfig
+from data_pipeline.reading.parquet_files import ExtensionTypeError, open_parquet
+from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.rejects import Reason
 
 _READ_BYTES = 1 << 20
@@ -55,6 +54,7 @@ def pieces_of(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes: i
 
     Raises:
         OSError, EOFError: The file cannot be read, although it could when it was examined.
+        CorpusError: The file has an Arrow extension type, although it had none when it was examined.
     """
     if kind.refused is not None:
         return
@@ -224,7 +224,11 @@ def _parquet_pieces(kind: FileKind, *, file: int, piece_bytes: int) -> Iterator[
     columns = list(kind.columns) if kind.has_dialogues else list(dict.fromkeys((kind.text_column, *kind.kept_columns)))
     num_rows = 1
     with open_seekable(kind.path, kind.compression) as stream:
-        for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024, columns=columns):
+        try:
+            parquet = open_parquet(stream)
+        except ExtensionTypeError as cause:
+            raise CorpusError(f"{kind.path}: {cause}") from cause
+        for batch in parquet.iter_batches(batch_size=1024, columns=columns):
             rows = [json.dumps(row, ensure_ascii=True, default=str).encode() for row in batch.to_pylist()]
             for start, stop in pairwise(_cuts([len(row) for row in rows], piece_bytes)):
                 lines = list(range(num_rows + start, num_rows + stop))

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, computed_field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.schema.user_errors import InputFault
 
 # Part of every fingerprint: raise it when the same settings begin to give other tokens, rows or files.
 FORMAT_VERSION = 2
@@ -54,7 +55,7 @@ class PassedOver(Record):
 class BlockReport(Record):
     """One Arrow file of token blocks."""
 
-    name: str
+    name: str = Field(pattern=r"^[a-z0-9-]+\.arrow$")
     """File name, relative to the folder of the manifest."""
     num_documents: int
     num_tokens: int
@@ -181,14 +182,14 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a prepared folder.
 
     Raises:
-        ValueError: manifest.json is missing, of another format version, or malformed.
+        InputFault: manifest.json is missing, of another format version, or malformed.
     """
     path = folder / "manifest.json"
     if not path.is_file():
-        raise ValueError(f"{folder} is not a prepared corpus: it has no manifest.json; prepare the corpus first")
+        raise InputFault(f"{folder} is not a prepared corpus: it has no manifest.json; prepare the corpus first")
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValueError as cause:
-        raise ValueError(
+        raise InputFault(
             f"{path} cannot be read as a manifest of format {FORMAT_VERSION}; prepare again. {cause}"
         ) from cause

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from data_pipeline.schema.corpus_config import PackingConfig
 from data_pipeline.schema.manifest import RowReport, SplitName, SplitReport
 from data_pipeline.schema.whole_files import write_whole
+from data_pipeline.tokens.arrow_files import arrow_bytes
 from data_pipeline.tokens.packing import (
     ConversationPieces,
     RowTable,
@@ -17,7 +18,7 @@ from data_pipeline.tokens.packing import (
     num_packed_rows,
     one_document_rows,
 )
-from data_pipeline.tokens.token_blocks import block_bytes, read_block, report_block
+from data_pipeline.tokens.token_blocks import read_block, report_block
 
 
 def make_rows(
@@ -61,7 +62,7 @@ def _one_per_row(folder: Path, name: SplitName, split: SplitReport, packing: Pac
     )
     path = folder / f"rows-{name}.arrow"
     columns = {"start": table.starts, "length": table.lengths, "is_cut": table.is_cut.astype(np.uint8)}
-    write_whole(path, block_bytes(pa.record_batch({key: pa.array(column) for key, column in columns.items()})))
+    write_whole(path, arrow_bytes(pa.record_batch({key: pa.array(column) for key, column in columns.items()})))
     num_tokens = int(table.lengths.sum())
     return RowReport(
         num_rows=table.num_rows,
@@ -103,7 +104,7 @@ def _conversations(
         "lengths": pa.ListArray.from_arrays(offsets, pa.array(lengths[order].astype(np.int32))),
     }
     path = folder / f"rows-{name}.arrow"
-    write_whole(path, block_bytes(pa.record_batch(columns)))
+    write_whole(path, arrow_bytes(pa.record_batch(columns)))
     num_tokens = int(lengths.sum())
     return RowReport(
         num_rows=num_rows,

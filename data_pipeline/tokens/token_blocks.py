@@ -18,8 +18,27 @@ from numpy.typing import NDArray
 
 from data_pipeline.schema.manifest import BlockReport, Manifest, SplitName, read_manifest
 from data_pipeline.schema.whole_files import hash_file, write_whole
+from data_pipeline.tokens.arrow_files import DamagedBlockError, map_arrow
 from data_pipeline.tokens.packing import RowTable, packed_rows
 from data_pipeline.tokens.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
+
+ONE_DOCUMENT_ROWS = pa.schema({"start": pa.int64(), "length": pa.int32(), "is_cut": pa.uint8()})
+"""A record per row: its slice of the stream. One document a row, or a part of one."""
+CONVERSATION_ROWS = pa.schema({"starts": pa.list_(pa.int64()), "lengths": pa.list_(pa.int32())})
+"""A record per row: several slices of the stream, in order."""
+
+
+def block_schema(dtype: Any, *, has_targets: bool) -> pa.Schema:
+    """The schema of all blocks of a corpus: a record per document.
+
+    Args:
+        dtype: NumPy's uint16 or uint32.
+    """
+    columns = {"tokens": pa.list_(pa.from_numpy_dtype(dtype)), "text_bytes": pa.int32()}
+    return pa.schema(columns | ({"is_target": pa.list_(pa.uint8())} if has_targets else {}))
+
+
+_BLOCKS = [block_schema(dtype, has_targets=targets) for dtype in (np.uint16, np.uint32) for targets in (False, True)]
 
 
 @dataclass(frozen=True)
@@ -159,7 +178,8 @@ class TokenBlocks:
     def _row_table(self) -> pa.RecordBatch:
         if self._table is None:
             assert self._rows.row_table is not None
-            self._table = _map_arrow(self._folder / self._rows.row_table.name)
+            schema = CONVERSATION_ROWS if self._packing.rows == "conversations" else ONE_DOCUMENT_ROWS
+            self._table = map_arrow(self._folder / self._rows.row_table.name, schema)
         return self._table
 
     def _pieces(self, start: int, length: int) -> list[tuple[int, "_MappedBlock", int, int]]:
@@ -178,7 +198,8 @@ class TokenBlocks:
 
     def _block(self, number: int) -> "_MappedBlock":
         if number not in self._mapped:
-            self._mapped[number] = _MappedBlock.open(self._folder / self._report.blocks[number].name)
+            schema = block_schema(self._dtype, has_targets=self._has_targets)
+            self._mapped[number] = _MappedBlock.open(self._folder, self._report.blocks[number], schema)
         return self._mapped[number]
 
 
@@ -195,17 +216,13 @@ class PreparedCorpus:
     fingerprint: str
 
 
-class DamagedBlockError(ValueError):
-    """A file of a prepared corpus is missing, truncated or altered."""
-
-
 def open_prepared(folder: Path) -> PreparedCorpus:
     """The corpus in a prepared folder, after verifying every file. Needs no Ray.
 
     Verified files are recorded by size and modification time, so a second opening costs one `stat` per file.
 
     Raises:
-        ValueError: The folder holds no prepared corpus.
+        InputFault: The folder holds no prepared corpus.
         DamagedBlockError: A file is missing or altered; the message names it.
     """
     manifest = read_manifest(folder)
@@ -255,18 +272,9 @@ def verify_files(folder: Path, reports: Sequence[BlockReport]) -> None:
             write_whole(stamp_path, json.dumps(seen).encode())
 
 
-def block_bytes(batch: pa.RecordBatch) -> bytes:
-    """One record batch as the bytes of an Arrow file."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
 def report_block(path: Path) -> BlockReport:
     """Counts, size and hash of an Arrow file."""
-    batch = _map_arrow(path)
+    batch = map_arrow(path, *_BLOCKS, ONE_DOCUMENT_ROWS, CONVERSATION_ROWS)
     has_tokens = "tokens" in batch.schema.names
     return BlockReport(
         name=path.name,
@@ -278,8 +286,12 @@ def report_block(path: Path) -> BlockReport:
 
 
 def read_block(path: Path) -> pa.RecordBatch:
-    """The record batch of an Arrow file, memory-mapped."""
-    return _map_arrow(path)
+    """The documents of a block, memory-mapped.
+
+    Raises:
+        DamagedBlockError: The file is no block.
+    """
+    return map_arrow(path, *_BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -289,10 +301,16 @@ class _MappedBlock:
     is_target: NDArray[np.uint8] | None
 
     @classmethod
-    def open(cls, path: Path) -> "_MappedBlock":
-        batch = _map_arrow(path)
+    def open(cls, folder: Path, report: BlockReport, schema: pa.Schema) -> "_MappedBlock":
+        batch = map_arrow(folder / report.name, schema)
         tokens = batch.column("tokens")
         is_target = _flat(batch.column("is_target").values) if "is_target" in batch.schema.names else None
+        lengths = {len(tokens.values), report.num_tokens, report.num_tokens if is_target is None else len(is_target)}
+        if len(lengths) > 1:
+            raise DamagedBlockError(
+                f"{folder / report.name} has {len(tokens.values):,} tokens and should have {report.num_tokens:,}; "
+                f"delete {folder} and prepare again"
+            )
         return cls(_flat(tokens.values), _flat(tokens.offsets), is_target)
 
     def document_starts(self, begin: int, end: int) -> NDArray[np.int64]:
@@ -300,12 +318,6 @@ class _MappedBlock:
         first, stop = np.searchsorted(self.offsets[:-1], [begin, end])
         starts: NDArray[np.int64] = self.offsets[first:stop].astype(np.int64) - begin
         return starts
-
-
-def _map_arrow(path: Path) -> pa.RecordBatch:
-    # np.memmap closes its file after mapping; pa.memory_map would keep a descriptor for each of thousands of blocks.
-    mapped = pa.py_buffer(np.memmap(path, np.uint8, mode="r"))
-    return pa.ipc.open_file(pa.BufferReader(mapped)).get_batch(0)
 
 
 def _flat(column: Any) -> NDArray[Any]:

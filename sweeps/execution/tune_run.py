@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -132,10 +133,12 @@ class SweepRun:
 
     def train(self) -> None:
         """Run trials with Tune until the searcher proposes no more."""
-        with old_objects_left_alone():
-            self._tuner().fit()
+        # Tune reads pickles of its state back: a trial's error, and all trials if it has run none. They must not lie in
+        # the results folder, where others can write. Lanes run on this node, so no other node needs to see them.
+        with TemporaryDirectory(prefix="pretune-tune-", ignore_cleanup_errors=True) as state, old_objects_left_alone():
+            self._tuner(Path(state)).fit()
 
-    def _tuner(self) -> tune.Tuner:
+    def _tuner(self, state: Path) -> tune.Tuner:
         return tune.Tuner(
             # Lanes reserve their CPUs through Train; Tune needs a request that is always satisfied.
             # The lane actors run on the driver's node, so losing another node costs a trial only its workers.
@@ -153,7 +156,7 @@ class SweepRun:
             run_config=tune.RunConfig(
                 name=f"tune-{os.getpid()}",
                 stop=self._searcher.is_cut_off,
-                storage_path=str(self.folder.ray_state),
+                storage_path=str(state),
                 callbacks=[LedgerCallback(self.ledger, self._learn_speeds), FreesDeadLanes(), RemembersNoTrials()],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=_MAX_LOST_LANES),

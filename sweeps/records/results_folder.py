@@ -104,7 +104,7 @@ class SweepFolder:
 
     @property
     def ray_state(self) -> Path:
-        """Folder for the state of Tune and Train; pretune never reads it."""
+        """Folder for the state of Ray Train, which holds no pickle; pretune never reads it."""
         return self.path / ".ray"
 
     def create(self) -> None:

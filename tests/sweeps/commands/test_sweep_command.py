@@ -43,6 +43,13 @@ def tiny(tiny_sweep: TinySweep) -> tuple[Path, str]:
     return tiny_sweep.file, tiny_sweep.output
 
 
+def test_a_results_folder_holds_no_pickle(results: Path, tiny: tuple[Path, str]) -> None:
+    """Ray reads its state back; from a folder that others can write to, it would run their code."""
+    files = [path for path in results.rglob("*") if path.is_file()]
+    assert any(".ray" in path.parts for path in files), "Ray keeps no state here any more"
+    assert [path for path in files if path.suffix == ".pkl" or b"CLOUDPICKLE" in path.read_bytes()] == []
+
+
 def test_trials_csv_summary_and_mlflow_agree_on_the_ranking(results: Path, tiny: tuple[Path, str]) -> None:
     summary = summary_of(results, "tiny")
     with (sweep_folder(results, "tiny") / "trials.csv").open(newline="") as file:
