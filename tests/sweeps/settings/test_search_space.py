@@ -28,9 +28,7 @@ VALUES = (
 def accepted_by_optuna(distribution: Distribution, value: Any) -> bool:
     """Optuna's own public check: it refuses a trial whose value lies outside its distribution."""
     try:
-        create_trial(
-            state=TrialState.FAIL, params={"": value}, distributions={"": optuna_distribution(distribution)}
-        )
+        create_trial(state=TrialState.FAIL, params={"": value}, distributions={"": optuna_distribution(distribution)})
     except (TypeError, ValueError, OverflowError):
         return False
     return True
