@@ -24,8 +24,6 @@ from core.memory_prediction.memory_trace import Part, RunShape
 from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.whole_files import write_atomically
 
-PredictedPart = Part | Literal["workspaces", "allocator"]
-
 _FORMAT_VERSION = 1
 _MOST_KEPT = 2000
 """Newest predictions kept, about half a megabyte."""
@@ -42,11 +40,11 @@ class MemoryPrediction:
     """Predicted peak of one worker's tensors during training."""
 
     peak_bytes: int
-    parts: dict[PredictedPart, int]
+    parts: dict[str, int]
     """Bytes of each part at the peak, largest first; their sum is the peak. On CUDA, `allocator` is the fragmentation
     of the caching allocator."""
 
-    def share(self, part: PredictedPart) -> float:
+    def share(self, part: str) -> float:
         """Share of one part of the peak, in [0, 1]."""
         return self.parts.get(part, 0) / self.peak_bytes
 
@@ -84,7 +82,8 @@ class KeptPredictions:
         except ValidationError:
             self._speak("has an invalid entry; it is predicted again and replaced")
             return None
-        return MemoryPrediction(entry.peak_bytes, dict(sorted(entry.parts.items(), key=lambda part: -part[1])))
+        parts: dict[str, int] = {**entry.parts}
+        return MemoryPrediction(entry.peak_bytes, dict(sorted(parts.items(), key=lambda part: -part[1])))
 
     def _with(self, key: str, prediction: MemoryPrediction) -> MemoryPrediction:
         """The prediction, after adding it to the file."""
@@ -130,7 +129,7 @@ class _Entry(Settings):
     """A prediction in the file."""
 
     peak_bytes: Annotated[int, Field(strict=True, ge=1, lt=2**63)]
-    parts: dict[PredictedPart, Annotated[int, Field(strict=True, ge=0)]]
+    parts: dict[Part | Literal["workspaces", "allocator"], Annotated[int, Field(strict=True, ge=0)]]
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:

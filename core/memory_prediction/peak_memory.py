@@ -15,7 +15,7 @@ import torch
 
 from core.memory_prediction.caching_allocator import smallest_capacity_bytes
 from core.memory_prediction.feasible_sizes import Feasible, Stretch
-from core.memory_prediction.kept_predictions import MemoryPrediction, PredictedPart, kept_or_traced
+from core.memory_prediction.kept_predictions import MemoryPrediction, kept_or_traced
 from core.memory_prediction.memory_trace import RunShape, trace_steps
 from core.models.language_model import LanguageModel
 from core.models.model_factory import build_model, without_values
@@ -164,8 +164,7 @@ def predicted_precision(run: RunConfig, device_type: DeviceType) -> Literal["fp3
 def _traced(shape: RunShape) -> MemoryPrediction:
     trace = trace_steps(shape)
     live_bytes, parts = trace.peak()
-    peak_bytes = live_bytes
-    named: dict[PredictedPart, int] = {**parts}
+    peak_bytes, named = live_bytes, {str(part): num_bytes for part, num_bytes in parts.items()}
     if shape.device_type == "cuda":
         peak_bytes = smallest_capacity_bytes(trace.events) + _CUBLAS_WORKSPACES_BYTES
         named["workspaces"] = _CUBLAS_WORKSPACES_BYTES
