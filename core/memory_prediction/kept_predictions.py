@@ -82,8 +82,8 @@ class KeptPredictions:
         except ValidationError:
             self._speak("has an invalid entry; it is predicted again and replaced")
             return None
-        parts: dict[str, int] = {**entry.parts}
-        return MemoryPrediction(entry.peak_bytes, dict(sorted(parts.items(), key=lambda part: -part[1])))
+        parts = sorted(entry.parts.items(), key=lambda part: -part[1])
+        return MemoryPrediction(entry.peak_bytes, {str(part): num_bytes for part, num_bytes in parts})
 
     def _with(self, key: str, prediction: MemoryPrediction) -> MemoryPrediction:
         """The prediction, after adding it to the file."""
@@ -185,9 +185,9 @@ def _process() -> dict[str, Any]:
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "onednn": bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled),
         "attention": [
-            torch.backends.cuda.flash_sdp_enabled(),
-            torch.backends.cuda.mem_efficient_sdp_enabled(),
-            torch.backends.cuda.math_sdp_enabled(),
+            torch.backends.cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
+            torch.backends.cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
+            torch.backends.cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
         ],
         "numbers": str(torch.get_default_dtype()),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
