@@ -183,7 +183,7 @@ def _process() -> dict[str, Any]:
     return {
         "processor": platform.machine(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
-        "onednn": bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled),
+        "onednn": bool(torch.backends.mkldnn.enabled),
         "attention": [
             torch.backends.cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
             torch.backends.cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
