@@ -64,6 +64,7 @@ class KeptPredictions:
         """Content of the file, each entry unchecked; None before it is read."""
         self._checked: dict[RunShape, MemoryPrediction] = {}
         self._has_spoken = False
+        self._can_write = True
 
     def prediction(self, shape: RunShape, trace: Callable[[RunShape], MemoryPrediction]) -> MemoryPrediction:
         """The kept prediction of a shape, else a new one by `trace`, which is kept."""
@@ -87,6 +88,8 @@ class KeptPredictions:
 
     def _with(self, key: str, prediction: MemoryPrediction) -> MemoryPrediction:
         """The prediction, after adding it to the file."""
+        if not self._can_write:
+            return prediction
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self._file.with_suffix(".lock"), timeout=_LOCK_TIMEOUT_S):
@@ -98,6 +101,7 @@ class KeptPredictions:
                 file = {"format_version": _FORMAT_VERSION, "predictions": self._entries}
                 write_atomically(self._file, json.dumps(file) + "\n")
         except OSError as error:
+            self._can_write = False  # Waiting for a lock that another process holds would cost more than traces.
             self._speak(f"cannot be written ({error.strerror or error}); the next command predicts again")
         return prediction
 
