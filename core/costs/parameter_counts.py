@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-
 from core.models.lora import add_lora
-from core.models.model_factory import build_model
+from core.models.model_factory import build_model, without_values
 from core.settings.model_config import ModelConfig
 from core.settings.run_config import RunConfig
 from core.settings.training_config import LoraConfig
@@ -27,7 +25,7 @@ def parameter_counts(run: RunConfig, vocabulary_size: int) -> ParameterCounts:
 
 @lru_cache(maxsize=256)
 def _counts(model: ModelConfig, vocabulary_size: int, lora: LoraConfig | None) -> ParameterCounts:
-    with torch.device("meta"):
+    with without_values():
         built = build_model(model, vocabulary_size)
         if lora is not None:
             add_lora(built, model, lora)

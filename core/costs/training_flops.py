@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core.models.lora import add_lora
 from core.models.model_factory import build_model
+from core.models.size_matching import flops_a_token
 from core.settings.model_config import ModelConfig
 from core.settings.run_config import RunConfig
 from core.settings.training_config import LoraConfig
@@ -21,6 +22,15 @@ def training_flops_a_token(run: RunConfig, vocabulary_size: int) -> float:
     """
     body, head = _flops(run.model, vocabulary_size, run.training.lora)
     return body + head * (run.objective.masking_rate or 1.0)
+
+
+def rough_training_flops_a_token(run: RunConfig, vocabulary_size: int) -> float:
+    """The same by formula, for estimates: at once, and for dense models within a factor of two.
+
+    Adapters count as if all matrices were trained.
+    """
+    head = 2.0 * vocabulary_size * run.model.width * (run.objective.masking_rate or 1.0)
+    return 3.0 * (flops_a_token(run.model) + head)
 
 
 @lru_cache(maxsize=64)

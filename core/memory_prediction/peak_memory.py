@@ -15,9 +15,10 @@ import torch
 
 from core.memory_prediction.caching_allocator import smallest_capacity_bytes
 from core.memory_prediction.feasible_sizes import Feasible, Stretch
+from core.memory_prediction.kept_predictions import MemoryPrediction, kept_or_traced
 from core.memory_prediction.memory_trace import RunShape, trace_steps
 from core.models.language_model import LanguageModel
-from core.models.model_factory import build_model
+from core.models.model_factory import build_model, without_values
 from core.settings.model_config import ModelConfig
 from core.settings.precision import choose_precision
 from core.settings.run_config import RunConfig
@@ -31,20 +32,6 @@ DeviceType = Literal["cpu", "cuda"]
 _CUBLAS_WORKSPACES_BYTES = 2 * 8_519_680
 """cuBLAS keeps one workspace for the forward thread and one for the backward thread (`:4096:2:16:8`, its default
 before Hopper). On Hopper each has 32 MiB, less than a thousandth of the device."""
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPrediction:
-    """Predicted peak of one worker's tensors during training."""
-
-    peak_bytes: int
-    parts: dict[str, int]
-    """Bytes of each part at the peak, largest first; their sum is the peak. On CUDA, `allocator` is the fragmentation
-    of the caching allocator."""
-
-    def share(self, part: str) -> float:
-        """Share of one part of the peak, in [0, 1]."""
-        return self.parts.get(part, 0) / self.peak_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +54,8 @@ SINGLE_CPU_WORKER = WorkerSetup()
 def predict_memory(
     run: RunConfig, vocabulary_size: int, *, micro_batch_size: int, setup: WorkerSetup = SINGLE_CPU_WORKER
 ) -> MemoryPrediction:
-    """Predicted peak memory of one worker of a run. A new shape takes about a second; results are cached.
+    """Predicted peak memory of one worker of a run. A new shape takes about a second; results are cached, and
+    kept inside `predictions_kept_in`.
 
     Rows are assumed to be full. With padding or special tokens, which are never masked, fewer positions are predicted.
 
@@ -94,7 +82,7 @@ def predict_memory(
         has_document_ids=setup.has_document_ids,
         device_type=setup.device_type,
     )
-    return _predict(shape)
+    return kept_or_traced(shape, _traced)
 
 
 def largest_micro_batch(
@@ -173,7 +161,7 @@ def predicted_precision(run: RunConfig, device_type: DeviceType) -> Literal["fp3
 
 
 @lru_cache(maxsize=4096)
-def _predict(shape: RunShape) -> MemoryPrediction:
+def _traced(shape: RunShape) -> MemoryPrediction:
     trace = trace_steps(shape)
     live_bytes, parts = trace.peak()
     peak_bytes, named = live_bytes, {str(part): num_bytes for part, num_bytes in parts.items()}
@@ -236,5 +224,5 @@ def _num_chunks(model: LanguageModel, num_rows: int, *, row_length: int, predict
 def _model_without_memory(
     config: ModelConfig, vocabulary_size: int, num_classes: int | None, *, is_frozen: bool
 ) -> LanguageModel:
-    with torch.device("meta"):
+    with without_values():
         return build_model(config, vocabulary_size, num_classes=num_classes).requires_grad_(not is_frozen)

@@ -23,7 +23,7 @@ from core.model_files.huggingface_config import (
 )
 from core.models.huggingface_names import ARCHITECTURES, form_of, from_huggingface, to_huggingface
 from core.models.language_model import LanguageModel
-from core.models.model_factory import build_model
+from core.models.model_factory import build_model, without_values
 from core.settings.model_config import ModelConfig
 from data_pipeline.tokens.chat_template import SETTINGS_FILE, TEMPLATE_FILE, chat_with_marks
 from data_pipeline.tokens.tokenizer import Vocabulary
@@ -113,10 +113,10 @@ def import_huggingface(folder: Path, *, weights: dict[str, Tensor] | None = None
     config = our_config(theirs, folder)
     pad_id = theirs.get("pad_token_id")
     pad_id = 1 if pad_id is None else pad_id
-    # The weights are replaced below; the meta device avoids initializing them.
     classes = classes_of(theirs)
     num_classes = len(classes) if classes else None
-    with torch.device("meta"):
+    # The weights are replaced below.
+    with without_values():
         model = build_model(config, theirs["vocab_size"], pad_id=pad_id, num_classes=num_classes)
     theirs_by_name = read_weights(folder) if weights is None else weights
     state = from_huggingface(theirs_by_name, config, is_classifier=bool(classes))

@@ -11,7 +11,7 @@ from core.layers.low_rank import LowRankLinear, Part
 from core.layers.transformer_parts import Attention, Linear
 from core.models.huggingface_names import Form, form_of
 from core.models.language_model import LanguageModel
-from core.models.model_factory import build_model
+from core.models.model_factory import build_model, without_values
 from core.settings.model_config import ModelConfig
 from core.settings.training_config import LoraConfig
 
@@ -95,7 +95,7 @@ def merge_lora(model: LanguageModel) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, LowRankLinear):
                 rows, columns = child.weight.shape
-                with torch.device("meta"):
+                with without_values():
                     linear = Linear(columns, rows, bias=child.bias is not None)
                 linear.weight = nn.Parameter(child.merged_weight())
                 if child.bias is not None:
@@ -130,7 +130,7 @@ def _chosen_names(config: ModelConfig, lora: LoraConfig) -> set[str]:
 @lru_cache(maxsize=64)
 def _matrix_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """(rows, columns) of all adaptable matrices, by name; all layers are equal."""
-    with torch.device("meta"):
+    with without_values():
         model = build_model(config.model_copy(update={"layers": 1, "equal_in": None}), vocabulary_size=8)
     return {
         part.name: (part.last_row - part.first_row, getattr(owner, attribute).weight.shape[1])

@@ -1,4 +1,12 @@
-"""Build a model from its settings."""
+"""Build a model from its settings, with random weights or without values."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from core.models.classifier import build_classifier
 from core.models.decoder import LlamaDecoder
@@ -27,3 +35,30 @@ def build_model(
     if config.form == "roberta":
         return RobertaEncoder(config, vocabulary_size, pad_id=pad_id)
     return ModernEncoder(config, vocabulary_size, pad_id=pad_id)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Context in which modules have shapes alone: they are on the meta device, and no initial values are drawn."""
+    # On the meta device torch draws by a decomposition that imports its compiler, which takes a second.
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
+_DRAWS: frozenset[Callable[..., Any]] = frozenset(
+    {
+        *(function for name, function in vars(nn.init).items() if name.endswith("_") and callable(function)),
+        Tensor.normal_,
+    }
+)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _DRAWS:
+            tensor: Tensor = args[0] if args else kwargs["tensor"]
+            return tensor
+        return func(*args, **kwargs)

@@ -8,10 +8,8 @@ entries of a memory, or, without any of these, the number of layers.
 from collections.abc import Callable
 from functools import lru_cache
 
-import torch
-
 from core.layers.feed_forward import feed_forward_kind, inner_width
-from core.models.model_factory import build_model
+from core.models.model_factory import build_model, without_values
 from core.settings.model_config import ModelConfig
 
 _WIDTH_STEP = 8
@@ -50,7 +48,7 @@ def equalized(config: ModelConfig) -> ModelConfig:
 
 def num_parameters(config: ModelConfig) -> int:
     """Number of parameters without those of the vocabulary."""
-    with torch.device("meta"):
+    with without_values():
         model = build_model(config, vocabulary_size=8)
     return model.num_parameters() - 8 * config.width
 

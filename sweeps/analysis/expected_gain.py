@@ -7,7 +7,7 @@ from sweeps.analysis.comparable_losses import EqualProgress, equal_progress
 from sweeps.analysis.loss_surface import LossSurface, fit_surface
 from sweeps.analysis.noise_floor import noise_floor
 from sweeps.records.trial_records import TrialRecord
-from sweeps.settings.search_space import SearchSpace, holds
+from sweeps.settings.search_space import SearchSpace
 from sweeps.settings.setting_paths import MICRO_BATCH, SEED
 from sweeps.settings.sweep_config import SweepConfig
 
@@ -57,7 +57,7 @@ def loss_model(sweep: SweepConfig, records: Sequence[TrialRecord]) -> tuple[Loss
     settings, losses = [], []
     for record, loss in zip(found.records, found.losses, strict=True):
         values = {path: record.settings.get(path, sweep.value_at(path)) for path in space}
-        if all(holds(space[path].to_optuna(), value) for path, value in values.items()):
+        if all(space[path].holds(value) for path, value in values.items()):
             settings.append(values)
             losses.append(loss)
     # The noise is known at the end of training; at a rung it may differ.

@@ -8,7 +8,7 @@ from optuna.trial import create_trial
 
 from sweeps.analysis.comparable_losses import equal_progress
 from sweeps.analysis.sweep_findings import Findings
-from sweeps.settings.search_space import holds
+from sweeps.settings.optuna_space import optuna_space
 
 MIN_TRIALS = 6
 """Trials below which the shares are chance."""
@@ -33,7 +33,8 @@ def importances(findings: Findings) -> Importances | str:
     # Imports scikit-learn, which takes longer than writing the rest of a report.
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    space = {path: distribution.to_optuna() for path, distribution in findings.sweep.search.items()}
+    searched = findings.sweep.search
+    space = optuna_space(searched)
     if len(space) < 2:
         return "fewer than two settings were swept."
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -41,7 +42,7 @@ def importances(findings: Findings) -> Importances | str:
     progress = equal_progress(findings.records)
     for record, loss in zip(progress.records, progress.losses, strict=True):
         params = {path: record.settings[path] for path in space if path in record.settings}
-        if len(params) == len(space) and all(holds(space[path], params[path]) for path in space):
+        if len(params) == len(space) and all(searched[path].holds(params[path]) for path in space):
             study.add_trial(create_trial(params=params, distributions=space, value=loss))
     if len(study.trials) < MIN_TRIALS:
         count = len(study.trials)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from scipy.special import stdtrit
-
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialRecord
 from sweeps.settings.setting_paths import SEED
@@ -62,6 +60,9 @@ class NoiseFloor:
 
     @cached_property
     def _quantile(self) -> float:
+        # scipy takes longer to import than most commands that rank trials, and only repeats need it.
+        from scipy.special import stdtrit
+
         return float(stdtrit(self.degrees, 0.5 + _CONFIDENCE / 2))
 
 

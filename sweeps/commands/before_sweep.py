@@ -44,18 +44,19 @@ def plan(file: File, overrides: Set = None, results: Results = None, as_json: As
     from sweeps.planning.auto_lanes import auto_lanes
     from sweeps.planning.plan_output import plan_as_json, print_plan
     from sweeps.planning.resolved_sweep import ExpectedSweep
-    from sweeps.planning.sweep_plan import plan_sweep
+    from sweeps.planning.sweep_plan import plan_sweep, predictions_kept
 
     folder = results_folder(results)
     expected = ExpectedSweep(asked, folder)
     sweep, _ = expected.whole(cluster=None)
     vocabulary_size = expected.vocabulary_size
-    auto = auto_lanes(sweep, cluster=this_machine(), vocabulary_size=vocabulary_size, results_folder=folder)
-    planned = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto)
-    if as_json:
-        print_json(plan_as_json(planned))
-    else:
-        print_plan(planned, terminal())
+    with predictions_kept(folder, say=_say_beside):
+        auto = auto_lanes(sweep, cluster=this_machine(), vocabulary_size=vocabulary_size, results_folder=folder)
+        planned = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto)
+        if as_json:
+            print_json(plan_as_json(planned))
+        else:
+            print_plan(planned, terminal())
 
 
 @explains_faults
@@ -72,15 +73,17 @@ def estimate(
 
     from sweeps.planning.memory_estimate import estimate_of, memory_of, print_estimate
     from sweeps.planning.resolved_sweep import ExpectedSweep
-    from sweeps.planning.sweep_plan import plan_sweep
+    from sweeps.planning.sweep_plan import plan_sweep, predictions_kept
     from sweeps.settings.sweep_file import load_sweep_file
 
     # Memory does not depend on the length of a training: no tokens are counted.
-    expected = ExpectedSweep(load_sweep_file(file, overrides or ()), results_folder(results))
-    planned, name = memory_of(
-        plan_sweep(expected.begun, vocabulary_size=expected.vocabulary_size), memory=memory, device=device
-    )
-    found = estimate_of(planned, name)
+    folder = results_folder(results)
+    expected = ExpectedSweep(load_sweep_file(file, overrides or ()), folder)
+    with predictions_kept(folder, say=_say_beside):
+        planned, name = memory_of(
+            plan_sweep(expected.begun, vocabulary_size=expected.vocabulary_size), memory=memory, device=device
+        )
+        found = estimate_of(planned, name)
     if as_json:
         print_json(asdict(found))
     else:
@@ -126,3 +129,8 @@ def prepare(
         print_json(data_figures(data))
     else:
         print_preparation(data, console)
+
+
+def _say_beside(words: str) -> None:
+    """Print a line on stderr: a script reads stdout."""
+    Console(stderr=True).print(f"memory   {words}", markup=False, highlight=False, soft_wrap=True)

@@ -19,7 +19,6 @@ from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import SweepFolder, folder_name, sweep_identity
 from sweeps.records.trial_records import ChosenBy, TrialRecord, TrialStore
-from sweeps.settings.search_space import holds
 from sweeps.settings.settings_faults import SettingsFileError
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
@@ -127,7 +126,7 @@ def _settings_in(now: SweepConfig, before: SweepConfig, record: TrialRecord) -> 
     run = before.run_config(record.settings)
     settings = {path: value_at(run, path) for path in now.search}
     for path, distribution in now.search.items():
-        if not holds(distribution.to_optuna(), settings[path]):
+        if not distribution.holds(settings[path]):
             return None  # Also `auto`, or nothing at all, where the space has numbers.
     return settings if _learnt_by(now.run_config(settings)) == _learnt_by(run) else None
 

@@ -30,7 +30,7 @@ from sweeps.planning.auto_lanes import auto_lanes
 from sweeps.planning.preparation import corpus_in_words
 from sweeps.planning.resolved_sweep import PreparedSweep
 from sweeps.planning.stage_preparation import stages_in_words
-from sweeps.planning.sweep_plan import plan_sweep
+from sweeps.planning.sweep_plan import plan_sweep, predictions_kept
 from sweeps.planning.warm_start import notes_of, refuse_settings_of
 from sweeps.records.remote_results import ResultsAtUri
 from sweeps.records.results_folder import SweepFolder, sweep_identity
@@ -116,7 +116,11 @@ def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kep
             model_uri=tracking.model_uri,
         )
     folder.create()
-    with folder.locked(say), at_uri.following(folder.path, data.folder) if at_uri else nullcontext():
+    with (
+        folder.locked(say),
+        at_uri.following(folder.path, data.folder) if at_uri else nullcontext(),
+        predictions_kept(results_folder, say=lambda words: say(f"memory   {words}")),
+    ):
         begin(folder, sweep, data.fingerprint, TrialStore(folder.trials), say=say)
         return _run(sweep, resolved, folder, tracking, console, earlier, say, at_uri)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from core.costs.lane_benchmark import Way, measure_side_by_side
-from core.costs.training_flops import training_flops_a_token
+from core.costs.training_flops import rough_training_flops_a_token
 from core.memory.host_memory import host_memory_share
 from core.memory_prediction.automatic_micro_batch import automatic_micro_batch
 from core.memory_prediction.peak_memory import predict_memory
@@ -184,7 +184,7 @@ def expected_sweep_tokens(sweep: SweepConfig) -> float:
 def _expected_s(sweep: SweepConfig, run: RunConfig, vocabulary_size: int, *, device_type: str) -> float:
     """Estimated seconds of training in the sweep on one machine, as a lower limit."""
     tokens = expected_sweep_tokens(sweep)
-    by_operations = tokens * training_flops_a_token(run, vocabulary_size) / _ROUGH_FLOPS[device_type]
+    by_operations = tokens * rough_training_flops_a_token(run, vocabulary_size) / _ROUGH_FLOPS[device_type]
     return by_operations if device_type == "cuda" else max(by_operations, tokens / _ROUGH_TOKENS_PER_S)
 
 

@@ -1,13 +1,16 @@
 """The plan of a sweep before it starts: lanes, rungs, tokens, and predicted memory."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from core.memory.host_memory import memory_share_bytes
+from core.memory_prediction.kept_predictions import predictions_kept_in
 from core.memory_prediction.peak_memory import WorkerSetup, how_to_fit, largest_micro_batch, predict_memory
 from core.settings.run_config import RunConfig
 from data_pipeline.schema.settings import format_bytes
@@ -107,6 +110,15 @@ def worker_setup_of(sweep: SweepConfig, lanes: LanePlan) -> WorkerSetup:
         device_type="cuda" if lanes.use_gpu else "cpu",
         has_document_ids=sweep.packing.confines_attention,
     )
+
+
+def predictions_kept(results_folder: Path, *, say: Callable[[str], None]) -> AbstractContextManager[None]:
+    """Context in which memory predictions are shared by all commands on a results folder.
+
+    Args:
+        say: Receives a line if they cannot be kept.
+    """
+    return predictions_kept_in(results_folder / "memory" / "predictions.json", say=say)
 
 
 def plan_sweep(

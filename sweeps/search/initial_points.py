@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.settings.run_config import RunConfig
-from sweeps.settings.search_space import Distribution, holds
+from sweeps.settings.search_space import Distribution
 from sweeps.settings.setting_paths import BATCH, MICRO_BATCH, half_life_tokens
 from sweeps.settings.sweep_config import SweepConfig
 
@@ -107,7 +107,7 @@ def _value(sweep: SweepConfig, path: str, distribution: Distribution, *, batch: 
         case "objective.masked_lm.masking_rate":
             return _nearest(distribution, _MASKING_RATE), "masking rate: 30 % (arXiv:2202.08005)"
         case "training.beta2":
-            known = sweep.training.beta2 if holds(distribution.to_optuna(), sweep.training.beta2) else None
+            known = sweep.training.beta2 if distribution.holds(sweep.training.beta2) else None
             beta2 = _middle(distribution) if known is None else known
             tokens = half_life_tokens(
                 beta2, batch_size=middle_batch_size(sweep), sequence_length=sweep.model.sequence_length
@@ -121,7 +121,7 @@ def _value(sweep: SweepConfig, path: str, distribution: Distribution, *, batch: 
             return max(sizes, default=min(distribution.grid(3), key=str)), ""
         case _:
             said = sweep.value_at(path)
-            return (said if holds(distribution.to_optuna(), said) else _middle(distribution)), ""
+            return (said if distribution.holds(said) else _middle(distribution)), ""
 
 
 def _middle(distribution: Distribution) -> Any:

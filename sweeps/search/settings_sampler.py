@@ -18,7 +18,8 @@ from sweeps.memory_knowledge.memory_frontier import SMALLEST_EXCESS
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import RefusedProposal, TrialRecord
 from sweeps.search.gaussian_process import GaussianProcessSampler
-from sweeps.settings.search_space import SearchSpace, holds
+from sweeps.settings.optuna_space import optuna_space
+from sweeps.settings.search_space import SearchSpace
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
 
@@ -50,9 +51,8 @@ class SettingsSampler:
         """
         # Its warnings name packages that speed up proposals; they would break the progress display.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._space: dict[str, BaseDistribution] = {
-            path: distribution.to_optuna() for path, distribution in sweep.search.items()
-        }
+        self._search = sweep.search
+        self._space = optuna_space(sweep.search)
         self._worst_loss = worst_loss
         self._file_values = {path: sweep.value_at(path) for path in self._space}
         # A resumed sweep must not draw the same random numbers again: it would propose the same settings.
@@ -175,7 +175,7 @@ class SettingsSampler:
         # Settings missing in `start_with` get the file's value: a trial without them would shrink the common space.
         params = {path: settings.get(path, self._file_values[path]) for path in self._space}
         # The sampler cannot represent a value of `start_with` outside the space.
-        if not all(holds(space, params[path]) for path, space in self._space.items()):
+        if not all(swept.holds(params[path]) for path, swept in self._search.items()):
             return None
         return create_trial(params=params, distributions=self._space, **known)
 

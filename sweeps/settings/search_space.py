@@ -4,8 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, Self
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState, create_trial
 from pydantic import Field, ValidationError, model_validator
 
 from data_pipeline.schema.settings import Settings
@@ -63,17 +61,13 @@ class Distribution(Settings):
         except ValidationError:
             return ()  # The check of the whole file has said so already, with the location.
 
-    def to_optuna(self) -> BaseDistribution:
-        """The same distribution as an Optuna object."""
-        match self.kind:
-            case "choice":
-                return CategoricalDistribution(self.extremes())
-            case "uniform" | "log_uniform":
-                low, high = self.extremes()
-                return FloatDistribution(low, high, log=self.kind == "log_uniform")
-            case _:
-                low, high = self.extremes()
-                return IntDistribution(low, high, log=self.kind == "log_int_uniform")
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one of these; False for values of another type, `auto` among numbers for one."""
+        if self.kind == "choice":
+            return value in self.extremes()
+        low, high = self.extremes()
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and low <= value <= high and ("int" not in self.kind or value == int(value))
 
     def grid(self, points: int) -> tuple[Any, ...]:
         """`points` values, evenly spaced on the scale of the range; all values of a choice."""
@@ -118,13 +112,3 @@ def short_name(path: str) -> str:
 def settings_in_words(settings: Mapping[str, Any]) -> str:
     """`learning_rate 0.0005, batch_size 64`."""
     return ", ".join(f"{short_name(path)} {format_setting(value)}" for path, value in settings.items())
-
-
-def holds(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a value lies inside a distribution."""
-    try:
-        # Optuna's own public check: a trial whose value lies outside its distribution is refused.
-        create_trial(state=TrialState.FAIL, params={"": value}, distributions={"": distribution})
-    except (TypeError, ValueError):
-        return False  # Outside, or of another type than the space's values, `auto` among numbers for one.
-    return True

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from core.costs.training_flops import training_flops_a_token
+from core.costs.training_flops import rough_training_flops_a_token, training_flops_a_token
 from core.models.model_factory import build_model
 from core.settings.model_config import ModelConfig
 from core.settings.objective_config import ObjectiveConfig
@@ -41,3 +41,11 @@ def test_operations_equal_those_counted_in_a_run(shape: dict[str, Any], objectiv
     )
     in_a_run = model_flops_a_token(build_model(config, VOCABULARY), batch, Precision("fp32", "cpu"))
     assert training_flops_a_token(run, VOCABULARY) == pytest.approx(in_a_run)
+
+
+@pytest.mark.parametrize("lora", [None, {}])
+@pytest.mark.parametrize("shape", [{}, {"form": "modern"}, {"family": "decoder"}, {"feed_forward": "none"}])
+def test_the_rough_count_of_dense_models_is_within_a_factor_of_two(shape: dict[str, Any], lora: Any) -> None:
+    objective = {"causal_lm": {}} if "family" in shape else {"masked_lm": {}}
+    run = RunConfig.model_validate({"model": shape, "objective": objective, "training": {"lora": lora}})
+    assert 0.5 < rough_training_flops_a_token(run, 4096) / training_flops_a_token(run, 4096) < 2

@@ -209,9 +209,9 @@ def test_a_device_needs_more_than_its_tensors_but_not_twice():
 def test_settings_that_change_no_shape_cost_no_trace():
     predict_memory(a_run(dropout=0.1), VOCABULARY_SIZE, micro_batch_size=8)
     other = a_run(dropout=0.3).with_overrides({"training.learning_rate": 1e-3, "training.seed": 5})
-    traced = memory_model._predict.cache_info().misses
+    traced = memory_model._traced.cache_info().misses
     predict_memory(other, VOCABULARY_SIZE, micro_batch_size=8)
-    assert memory_model._predict.cache_info().misses == traced
+    assert memory_model._traced.cache_info().misses == traced
 
 
 def test_predicting_leaves_the_random_state_and_the_autocast_state_alone():

@@ -82,17 +82,31 @@ def test_help_and_a_mistake_in_a_path_load_no_heavy_library(arguments: list[str]
     assert done.returncode in (0, 2)
 
 
-def test_a_plan_is_made_where_ray_cannot_be_imported(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['ray'] = None\n")
+def printed_without(libraries: Iterable[str], *arguments: str, folder: Path) -> str:
+    """Output of a command on the quickstart, in a process where these libraries cannot be imported."""
+    refusal = f"import sys\nsys.modules.update(dict.fromkeys({list(libraries)!r}))\n"
+    (folder / "sitecustomize.py").write_text(refusal)
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "sweeps", "plan", "sweeps/configs/quickstart.yaml", "--results", str(tmp_path)),
-            *("--set", "model.width=24", "--set", "model.layers=1"),
+            *(sys.executable, "-m", "sweeps", *arguments, "sweeps/configs/quickstart.yaml"),
+            *("--results", str(folder / "results"), "--set", "model.width=24", "--set", "model.layers=1"),
         ],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "What fits" in done.stdout
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("command", "told"), [("plan", "What fits"), ("estimate", "largest micro-batch")])
+def test_a_plan_needs_no_search_nor_statistics_and_a_second_one_no_trace(
+    command: str, told: str, tmp_path: Path
+) -> None:
+    # scipy and Optuna are for sweeps; torch's compiler belongs to fake tensors, on which memory is predicted.
+    first = printed_without(["ray", "scipy", "optuna"], command, folder=tmp_path)
+    assert told in first
+    assert printed_without(["ray", "scipy", "optuna", "torch._dynamo"], command, folder=tmp_path) == first

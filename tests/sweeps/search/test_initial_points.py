@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from sweep_examples import tiny_sweep
 from sweeps.search.initial_points import informed_points
-from sweeps.settings.search_space import holds
 from sweeps.settings.setting_paths import half_life_tokens
 from sweeps.settings.sweep_config import SweepConfig
 
@@ -77,7 +76,7 @@ def test_points_lie_inside_the_space_and_are_distinct(low: float, factor: float,
     points = [point.settings for point in informed_points(sweep)]
     assert 1 <= len(points) == len({str(point) for point in points}) <= 3
     for point in points:
-        assert all(holds(space.to_optuna(), point[path]) for path, space in sweep.search.items())
+        assert all(space.holds(point[path]) for path, space in sweep.search.items())
         sweep.run_config(point)
 
 
