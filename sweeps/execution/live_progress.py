@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_pipeline.schema.settings import clock, format_bytes
+from data_pipeline.schema.terminal_text import echo, visible
 from sweeps.analysis.result_tables import ranked
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_events import TrialEvent
@@ -79,8 +80,7 @@ class Progress:
         if self._console.is_terminal:
             self._console.print(line, soft_wrap=True)
         else:  # Plain text: rich takes a hundred times as long for the same output.
-            self._console.file.write(f"{line.plain}\n")
-            self._console.file.flush()
+            echo(line.plain, file=self._console.file)
 
     def _line(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> Text | None:
         line = Text(record.name)
@@ -90,7 +90,7 @@ class Progress:
         if event is TrialEvent.PROMOTED:
             return line.append("  promoted    resumes from the checkpoint before the cooldown", style="dim")
         if event is TrialEvent.STARTED:
-            return line.append(f"  starts      {settings_in_words(record.settings)}", style="dim")
+            return line.append(f"  starts      {visible(settings_in_words(record.settings))}", style="dim")
         if event is TrialEvent.REPORT and report is not None and LOSS in report:
             done = report["tokens"] / self._tokens_per_trial
             return line.append(f"  {min(done, 1):4.0%}        holdout loss {report[LOSS]:.4f}", style="dim")
@@ -100,7 +100,7 @@ class Progress:
             reason = record.last_reason_line
             if outcome is Outcome.COMPLETED:
                 reason = f"holdout loss {record.loss:.4f}   {settings_in_words(record.settings)}"
-            return line.append(f" {reason}")
+            return line.append(f" {visible(reason)}")
         return None
 
     def _draw(self) -> Group:
