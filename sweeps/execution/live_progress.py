@@ -90,7 +90,7 @@ class Progress:
         if event is TrialEvent.PROMOTED:
             return line.append("  promoted    resumes from the checkpoint before the cooldown", style="dim")
         if event is TrialEvent.STARTED:
-            return line.append(f"  starts      {visible(settings_in_words(record.settings))}", style="dim")
+            return line.append(f"  starts      {settings_in_words(record.settings)}", style="dim")
         if event is TrialEvent.REPORT and report is not None and LOSS in report:
             done = report["tokens"] / self._tokens_per_trial
             return line.append(f"  {min(done, 1):4.0%}        holdout loss {report[LOSS]:.4f}", style="dim")
