@@ -1,6 +1,5 @@
 """The results of a sweep as files for scripts: trials.csv and summary.json."""
 
-import csv
 import io
 import json
 import math
@@ -14,6 +13,7 @@ from typing import Any
 
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.analysis.noise_floor import Standing, seed_groups, standings, verdict
+from sweeps.records.csv_tables import write_csv
 from sweeps.records.outcomes import Outcome
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import MemoryVerdict, RefusedProposal, TrialRecord
@@ -140,9 +140,7 @@ def write_trials_csv(path: Path, records: Sequence[TrialRecord]) -> None:
     # A trial without metrics has fewer columns: the longest row sets the order.
     columns = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    write_csv(text, columns, ([row.get(name) for name in columns] for row in rows))
     write_atomically(path, text.getvalue())
 
 

@@ -1,11 +1,13 @@
 """Commands after a sweep: report, MLflow pages, evaluation and use of its models."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from data_pipeline.schema.terminal_text import echo
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.command_frame import AsJson, Results, explains_faults, print_json, results_folder, terminal
 
@@ -164,8 +166,8 @@ def generate(
 
         def show(text: str, said: Callable[[str], Iterator[str]] = pieces) -> None:
             for piece in said(text):
-                typer.echo(piece, nl=False)
-            typer.echo()
+                echo(piece, end="")
+            echo("")
 
         if chat and (prompt is not None or source is not None or as_json):
             raise InputFault("--chat reads the conversation from stdin; remove the prompt, --input and --json")
@@ -188,7 +190,7 @@ def generate(
 
 def _aside(words: str) -> None:
     """Print to stderr: a program may read the answers on stdout."""
-    typer.echo(words, err=True)
+    echo(words, file=sys.stderr)
 
 
 def _one_of(text: str | None, source: str) -> None:

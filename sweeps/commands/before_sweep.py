@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from data_pipeline.schema.terminal_text import echo
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.command_frame import (
     AsJson,
@@ -17,6 +17,7 @@ from sweeps.commands.command_frame import (
     results_folder,
     terminal,
 )
+from sweeps.commands.terminal import Terminal
 
 
 @explains_faults
@@ -28,9 +29,8 @@ def new(
     """Write a first sweep file for a corpus and this machine."""
     from sweeps.planning.new_sweep import write_new_sweep
 
-    console = terminal()
-    console.print(write_new_sweep(corpus, output, is_causal=causal), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"next     pretune plan {output}", highlight=False, soft_wrap=True)
+    echo(write_new_sweep(corpus, output, is_causal=causal))
+    terminal().print(f"next     pretune plan {output}", highlight=False, soft_wrap=True)
 
 
 @explains_faults
@@ -124,7 +124,7 @@ def prepare(
     folder = results_folder(results)
     log_libraries_in(folder)
     # A script reads stdout, so progress goes to stderr.
-    data = PreparedSweep(config, folder, Console(stderr=True) if as_json else console).data
+    data = PreparedSweep(config, folder, Terminal(stderr=True) if as_json else console).data
     if as_json:
         print_json(data_figures(data))
     else:

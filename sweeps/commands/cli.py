@@ -3,8 +3,12 @@
 Each command imports its dependencies when it runs, so `pretune --help` answers at once.
 """
 
+import sys
+import traceback
+
 import typer
 
+from data_pipeline.schema.terminal_text import echo
 from sweeps.commands import after_sweep, before_sweep, downstream, explain, training_commands
 
 _BEFORE, _SWEEP, _AFTER = "Before a sweep", "The sweep", "After a sweep"
@@ -38,4 +42,9 @@ app.command(rich_help_panel=_AFTER)(after_sweep.export)
 
 def main() -> None:
     """Entry point of `pretune`."""
-    app()
+    try:
+        app()
+    except Exception:
+        # A fault of ours: the message of its error may hold text from a file as well.
+        echo(traceback.format_exc(), end="", file=sys.stderr)
+        sys.exit(1)

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 from urllib.parse import unquote, urlparse
 
 import typer
-from rich.console import Console
 
+from data_pipeline.schema.terminal_text import echo, json_line
 from data_pipeline.schema.user_errors import InputFault
+from sweeps.commands.terminal import Terminal
 
 EXIT_FAULT = 2
 """An input is invalid; nothing was started."""
@@ -54,18 +55,26 @@ def explains_faults(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except InputFault as fault:
-            Console(stderr=True).print(f"pretune: {fault}", style="red", markup=False, highlight=False, soft_wrap=True)
+            _print_fault(fault)
             raise typer.Exit(EXIT_FAULT) from None
         except KeyboardInterrupt:
-            Console(stderr=True).print("pretune: interrupted")
+            Terminal(stderr=True).print("pretune: interrupted")
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
     return explained
 
 
-def terminal() -> Console:
+def _print_fault(fault: InputFault) -> None:
+    """Print a fault in red. Its later lines are indented: a name with a line feed cannot forge a line of ours."""
+    first, *rest = str(fault).split("\n")
+    console = Terminal(stderr=True)
+    for line in (f"pretune: {first}", *(line if line.startswith("  ") else f"  {line}" for line in rest)):
+        console.print(line, style="red", highlight=False, soft_wrap=True)
+
+
+def terminal() -> Terminal:
     """Console for a command's output. Piped output is wide and does not wrap, so that lines can be searched."""
-    return Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
+    return Terminal() if sys.stdout.isatty() else Terminal(width=_PIPED_WIDTH)
 
 
 def let_ray_speak(verbose: bool) -> None:
@@ -76,9 +85,7 @@ def let_ray_speak(verbose: bool) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
-    import json
-
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    echo(json_line(value))
 
 
 def results_location(given: str | None) -> tuple[Path, str | None]:

@@ -8,6 +8,7 @@ import typer
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.after_sweep import ModelName
 from sweeps.commands.command_frame import AsJson, Results, Set, explains_faults, print_json, results_folder, terminal
+from sweeps.commands.terminal import Terminal
 
 Rows = Annotated[
     str, typer.Argument(help="Rows as CSV, TSV, JSONL or Parquet: file, folder or glob.", show_default=False)
@@ -87,8 +88,6 @@ def finetune(
     """
     import io
 
-    from rich.console import Console
-
     from data_pipeline.schema.settings import parse_bytes
     from sweeps.finetuning.finetune_command import carry_out
     from sweeps.finetuning.finetune_report import print_figures
@@ -129,7 +128,7 @@ def finetune(
             memory_bytes=memory_bytes,
         )
         request = FinetuneRequest(settings=settings, weights_of=file_or_model, table=table)
-    console = Console(file=io.StringIO()) if as_json else terminal()
+    console = Terminal(file=io.StringIO()) if as_json else terminal()
     figures, folder = carry_out(request, results_folder=results_folder(results), target=out, console=console)
     if as_json:
         print_json(figures)

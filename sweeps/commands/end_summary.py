@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from data_pipeline.schema.settings import clock
 from sweeps.analysis.next_steps import best_on_an_edge
@@ -60,15 +60,14 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     if best is not None:
         winner = next(record for record in end.records if record.name == best["trial"])
         loss = best["holdout_loss_nats_per_token"]
-        console.print(f"[bold green]best[/bold green]     {winner.name}, holdout loss {loss:.4f} nats per token")
+        console.print(Text("best    ", "bold green"), f"{winner.name}, holdout loss {loss:.4f} nats per token")
         for path, value in winner.settings.items():
-            console.print(f"           {path}: {escape(format_setting(value))}", highlight=False)
+            console.print(f"           {path}: {format_setting(value)}", highlight=False)
     found = verdict(end.records)
     if found is not None:
-        console.print(f"[bold]margin[/bold]   {escape(winner_in_words(found))}", highlight=False, soft_wrap=True)
+        console.print(Text("margin  ", "bold"), winner_in_words(found), highlight=False, soft_wrap=True)
     for label, warning in _warnings(end):
-        # Pad before colouring: style marks would count as characters.
-        console.print(f"[yellow]{label:<8}[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
+        console.print(Text(f"{label:<8}", "yellow"), warning, highlight=False, soft_wrap=True)
     folder = _short(end.folder.path)
     facts = [("model", _short(Path(end.summary["model"])) if best is not None else end.summary["model"])]
     facts += [
@@ -86,7 +85,7 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     if end.status is not SweepStatus.FINISHED:
         facts += [("resume", command)]
     for label, text in facts:
-        console.print(f"{label:<8} {escape(str(text))}", highlight=False, soft_wrap=True)
+        console.print(f"{label:<8} {text}", highlight=False, soft_wrap=True)
 
 
 def _warnings(end: SweepEnd) -> Iterator[tuple[str, str]]:
@@ -104,13 +103,13 @@ def _print_others(end: SweepEnd, console: Console) -> None:
     for record in ranked(end.records):
         if record.loss is None:
             outcome = record.outcome or Outcome.INTERRUPTED
-            text = f"{record.name}  [{STYLES[outcome]}]{outcome}[/]  {escape(record.last_reason_line)}"
-            console.print(text, highlight=False, soft_wrap=True)
+            words = (f"{record.name} ", Text(f"{outcome} ", STYLES[outcome]), record.last_reason_line)
+            console.print(*words, highlight=False, soft_wrap=True)
     refused = end.summary["refused_before_launch"]
     for proposal in refused[:_REFUSALS_SHOWN]:
-        what = escape(f"{proposal['reason']} ({settings_in_words(proposal['settings'])})")
-        text = f"proposal    [yellow]{proposal['verdict']}[/]: {what}"
-        console.print(text, highlight=False, soft_wrap=True)
+        verdict = Text(f"{proposal['verdict']}:", "yellow")
+        reason = f"{proposal['reason']} ({settings_in_words(proposal['settings'])})"
+        console.print("proposal   ", verdict, reason, highlight=False, soft_wrap=True)
     if len(refused) > _REFUSALS_SHOWN:
         console.print(f"            and {len(refused) - _REFUSALS_SHOWN} more proposals; summary.json lists them")
 

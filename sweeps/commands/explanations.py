@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
+from data_pipeline.schema.terminal_text import echo
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.finetuning.finetune_config import SWEEPABLE, FinetuneConfig
 from sweeps.settings.field_docs import ANY_SETTING, FieldDoc, field_docs
@@ -34,7 +35,7 @@ def print_sections(console: Console) -> None:
             if "." not in doc.path:
                 entry = f"  {doc.path:<16}{first_sentence(doc.text)}"
                 words = textwrap.fill(entry, min(console.width, _WIDEST), subsequent_indent=" " * 18)
-                console.print(words, markup=False, highlight=False, soft_wrap=True)
+                echo(words, file=console.file)
         console.print()
     console.print("A section or setting in full: pretune explain training, pretune explain training.beta2")
 
@@ -58,7 +59,7 @@ def print_key(key: str, console: Console) -> None:
             paragraphs.append(f"In a {kind} (pretune finetune):")
         for doc in docs:
             paragraphs.append(f"{doc.path}: {'; '.join(_facts(doc, kind))}\n{_indented(doc.text, console.width)}")
-    console.print("\n\n".join(paragraphs), markup=False, highlight=False, soft_wrap=True)
+    echo("\n\n".join(paragraphs), file=console.file)
 
 
 def _kinds() -> dict[str, list[FieldDoc]]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_pipeline.schema.settings import clock, format_bytes
+from data_pipeline.schema.terminal_text import echo, visible
 from sweeps.analysis.result_tables import ranked
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_events import TrialEvent
@@ -79,8 +80,7 @@ class Progress:
         if self._console.is_terminal:
             self._console.print(line, soft_wrap=True)
         else:  # Plain text: rich takes a hundred times as long for the same output.
-            self._console.file.write(f"{line.plain}\n")
-            self._console.file.flush()
+            echo(line.plain, file=self._console.file)
 
     def _line(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> Text | None:
         line = Text(record.name)
@@ -100,7 +100,7 @@ class Progress:
             reason = record.last_reason_line
             if outcome is Outcome.COMPLETED:
                 reason = f"holdout loss {record.loss:.4f}   {settings_in_words(record.settings)}"
-            return line.append(f" {reason}")
+            return line.append(f" {visible(reason)}")
         return None
 
     def _draw(self) -> Group:

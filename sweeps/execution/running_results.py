@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.schema.terminal_text import visible
 from sweeps.analysis.result_tables import write_summary, write_trials_csv
 from sweeps.records.throttle import Pace
 from sweeps.records.trial_events import TrialEvent
@@ -56,8 +57,8 @@ class RunningResults:
             write_report(self._folder, self._sweep, records, summary)
         except Exception as error:  # Not fatal: the end of the sweep writes them again.
             warnings.warn(
-                f"cannot write the intermediate results to {self._folder}: {error!r}. The sweep continues and writes "
-                "them again at its end.",
+                f"cannot write the intermediate results to {visible(str(self._folder))}: {error!r}. The sweep "
+                "continues and writes them again at its end.",
                 stacklevel=1,
             )
         done()

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullLocator
 
 from data_pipeline.schema.settings import format_bytes
+from data_pipeline.schema.terminal_text import visible
 
 # Matplotlib accepts no CSS variables: these colours are placeholders until the SVG is written.
 _VARIABLES = {
@@ -92,7 +93,8 @@ def to_svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element: the ids of its parts start with `name`, the colours are the page's."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
+    # XML has no control characters, and a name may have some.
+    svg = visible(buffer.getvalue(), keep="\n\t")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", svg)

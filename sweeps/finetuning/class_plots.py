@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from data_pipeline.schema.terminal_text import visible
 from sweeps.figures.plot_style import COLORS, PAGE_WIDTH, SERIES, new_figure, page_style, to_svg
 from sweeps.finetuning.classifier_results import ClassifierRun
 
@@ -87,4 +88,5 @@ def _commonest_first(confusions: NDArray[np.int64], names: Sequence[str]) -> tup
 
 
 def _short(name: str) -> str:
+    name = visible(name)
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"

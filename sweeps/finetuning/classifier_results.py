@@ -1,8 +1,7 @@
 """Results of a fine-tuning: its runs, the chosen ones, and the result files."""
 
-import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from data_pipeline.preparation.labelled_rows import LabelledTexts
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.finetuning.class_metrics import ClassMetrics
 from sweeps.finetuning.finetune_settings import FinetuneSettings
+from sweeps.records.csv_tables import write_csv
 
 Start = Literal["pretrained", "from scratch"]
 
@@ -134,16 +134,19 @@ def write_files(end: FinetuneResult) -> dict[str, Any]:
 
 def write_predictions(end: FinetuneResult) -> None:
     """Write predictions.csv: every held-out row with its label, its prediction, and both probabilities."""
-    probabilities = end.pretrained.probabilities.numpy()
+    columns = ["file", "line", "label", "predicted", "probability", "probability_of_label"]
+    with (end.folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+        write_csv(file, columns, _predictions(end), line_end="\r\n")
+
+
+def _predictions(end: FinetuneResult) -> Iterator[list[Any]]:
     names = end.found.classes
     number = {name: index for index, name in enumerate(names)}
-    with (end.folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "line", "label", "predicted", "probability", "probability_of_label"])
-        for shares, index in zip(probabilities, np.flatnonzero(end.is_held_out).tolist(), strict=True):
-            label, taken_for = end.found.labels[index], int(shares.argmax())
-            row = [end.found.files[index], end.found.lines[index], label, names[taken_for]]
-            writer.writerow([*row, f"{shares[taken_for]:.6f}", f"{shares[number[label]]:.6f}"])
+    held_out = np.flatnonzero(end.is_held_out).tolist()
+    for shares, index in zip(end.pretrained.probabilities.numpy(), held_out, strict=True):
+        label, taken_for = end.found.labels[index], int(shares.argmax())
+        row = [end.found.files[index], end.found.lines[index], label, names[taken_for]]
+        yield [*row, f"{shares[taken_for]:.6f}", f"{shares[number[label]]:.6f}"]
 
 
 def best_of(runs: Sequence[ClassifierRun], start: Start) -> ClassifierRun | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+import yaml
 
 from core.settings.model_config import ModelConfig
 from core.step.step_profile import matmul_flops_per_s
@@ -102,7 +103,7 @@ def sweep_text(path: str, facts: CorpusFacts, *, is_causal: bool, flops_per_s: f
     holdout = "5%" if facts.num_bytes < 10**7 else "2%" if facts.num_bytes < 10**8 else "1%"
     kind = f"kind: words, vocabulary: {vocabulary}" if facts.is_hex else f"kind: byte-bpe, vocabulary: {vocabulary}"
     special = ", special_tokens: minimind" if is_causal and not facts.is_hex else ""
-    column = f", text: {facts.text_column}" if facts.text_column else ""
+    column = f", text: {_quoted(facts.text_column)}" if facts.text_column else ""
     masking = "" if is_causal else "  objective.masked_lm.masking_rate: {uniform: [0.15, 0.45]}\n"
     return f"""\
 # {facts.num_rows:,} rows, {format_bytes(facts.num_bytes)} of text: {", ".join(facts.forms)}; \
@@ -188,5 +189,8 @@ def _name_of(path: str) -> str:
     return stem[:40] or "sweep"
 
 
-def _quoted(path: str) -> str:
-    return "'" + path.replace("'", "''") + "'" if re.search(r"[\s,{}\[\]#:*&!|>'\"%@`]", path) else path
+def _quoted(text: str) -> str:
+    """A name from outside as a YAML string: it adds no settings, and reads back as the same string."""
+    if re.fullmatch(r"[\w.+/~-]+", text) and yaml.safe_load(f"[{text}]") == [text]:
+        return text
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf).rstrip("\n")

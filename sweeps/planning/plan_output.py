@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from data_pipeline.schema.settings import format_bytes
+from data_pipeline.schema.terminal_text import echo
 from sweeps.analysis.fairness import RemarkVerdict, remarks
 from sweeps.early_stopping.rungs import rule_in_words
 from sweeps.planning.sweep_plan import SweepPlan
@@ -24,14 +25,14 @@ _STYLES = {RemarkVerdict.FAIR: "green", RemarkVerdict.WARNING: "yellow", RemarkV
 def print_plan(plan: SweepPlan, console: Console) -> None:
     """Print the plan: resolved settings, trials, tokens, predicted memory."""
     sweep = plan.sweep
-    console.print("[bold]Settings[/bold], every default written out")
-    console.print(escape(dump_sweep(sweep)), highlight=False)
-    console.print("[bold]What will be done[/bold]")
+    console.print(Text("Settings", "bold"), ", every default written out", sep="")
+    echo(dump_sweep(sweep), file=console.file)
+    console.print("What will be done", style="bold")
     for label, text in _facts(plan):
-        console.print(f"  {label:<14}{escape(text)}", highlight=False, soft_wrap=True)
+        console.print(f"  {label:<14}{text}", highlight=False, soft_wrap=True)
     console.print()
     _print_comparisons(plan, console)
-    console.print(f"[bold]What fits[/bold] in {format_bytes(plan.memory_bytes)} of one worker (predicted)")
+    console.print(Text("What fits", "bold"), f"in {format_bytes(plan.memory_bytes)} of one worker (predicted)")
     console.print(_memory_table(plan))
 
 
@@ -66,12 +67,10 @@ def _print_comparisons(plan: SweepPlan, console: Console) -> None:
     found = remarks(plan.sweep, rungs=plan.rungs)
     if not found:
         return
-    console.print("[bold]Comparisons[/bold]")
+    console.print("Comparisons", style="bold")
     for remark in found:
-        style = _STYLES[remark.verdict]
-        console.print(
-            f"  [{style}]{remark.verdict:<14}[/{style}]{escape(str(remark))}", highlight=False, soft_wrap=True
-        )
+        verdict = Text(f"  {remark.verdict:<14}", _STYLES[remark.verdict])
+        console.print(verdict, str(remark), sep="", highlight=False, soft_wrap=True)
     console.print()
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -148,7 +147,7 @@ def print_preparation(data: PreparedCorpus, console: Console) -> None:
         "blocks": str(data.folder),
     }
     for label, text in facts.items():
-        console.print(f"{label:<12} {escape(text)}", highlight=False, soft_wrap=True)
+        console.print(f"{label:<12} {text}", highlight=False, soft_wrap=True)
 
 
 def print_check(report: CheckReport, console: Console) -> None:
@@ -156,9 +155,7 @@ def print_check(report: CheckReport, console: Console) -> None:
     _print_files(report.files, report.passed_over, report.rejects, report.documents, console)
     for reject in report.first_rejects:
         location = Path(reject["file"]).name + (f":{reject['line']}" if reject["line"] else "")
-        console.print(
-            f"  {escape(location)}  {reject['reason']}  {escape(reject['excerpt'])}", highlight=False, soft_wrap=True
-        )
+        console.print(f"  {location}  {reject['reason']}  {reject['excerpt']}", highlight=False, soft_wrap=True)
     console.print(
         f"{report.rows_kept:,} of {report.rows_read:,} rows would be kept, {report.num_text_bytes:,} bytes of text, "
         f"{report.num_held_out:,} of the rows held out; nothing was written",
@@ -182,7 +179,7 @@ def _print_files(
     for file in files[:_SHOWN_FILES]:
         kind = file.format if file.compression is None else f"{file.format}, {file.compression}"
         text = documents if file.format == "txt" else file.text_column or ""
-        table.add_row(escape(Path(file.path).name), kind, file.encoding or "", escape(text), *_counts([file]))
+        table.add_row(Path(file.path).name, kind, file.encoding or "", text, *_counts([file]))
     if len(files) > _SHOWN_FILES:
         others = files[_SHOWN_FILES:]
         table.add_row(f"and {len(others):,} more", "", "", "", *_counts(others))
@@ -194,7 +191,7 @@ def _print_files(
         rows = "row" if count == 1 else "rows"
         console.print(f"rejected     {count:,} {rows}, {count / rows_read:.1%}: {reason}", highlight=False)
     for one in passed_over[:_SHOWN_FILES]:
-        console.print(f"passed over  {escape(Path(one.path).name)}: {one.why}", highlight=False, soft_wrap=True)
+        console.print(f"passed over  {Path(one.path).name}: {one.why}", highlight=False, soft_wrap=True)
     if len(passed_over) > _SHOWN_FILES:
         console.print(f"passed over  {len(passed_over) - _SHOWN_FILES:,} more, in manifest.json", highlight=False)
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from data_pipeline.schema.terminal_text import echo, visible
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.records.orphan_processes import driver_mark, end_leftovers
 
@@ -127,7 +128,7 @@ def _beat(descriptor: int, path: Path, me: Holder, ends: threading.Event, beat_s
         if holder is not None and not me.is_same_process(holder):
             # This process was suspended so long that another one declared it dead and took over. Further writes would
             # disturb that one, so this process kills itself, which loses no finished work.
-            print(f"pretune: {holder} has taken over this sweep; this process ends", file=sys.stderr, flush=True)
+            echo(f"pretune: {visible(str(holder))} has taken over this sweep; this process ends", file=sys.stderr)
             os.kill(os.getpid(), signal.SIGKILL)
         beat += 1
         _write(descriptor, replace(me, beat=beat))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from data_pipeline.schema.dotted_paths import flattened
@@ -71,9 +70,9 @@ def print_comparison(found: SweepComparison, console: Console) -> None:
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column(title)
         for name in found.names:
-            table.add_column(escape(name), justify="right", overflow="fold")
+            table.add_column(name, justify="right", overflow="fold")
         for name, values in rows.items():
-            table.add_row(name, *(escape(_shown(name, value)) for value in values))
+            table.add_row(name, *(_shown(name, value) for value in values))
         console.print(table)
         console.print()
     if found.not_comparable:

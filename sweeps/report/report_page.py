@@ -8,16 +8,21 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from data_pipeline.schema.terminal_text import visible
 from sweeps.report.report_blocks import Block, Cell, Section
 
 _PACKAGE = "sweeps.report"
 
 
 def html_page(*, title: str, subtitle: str, summary: Sequence[Block], sections: Sequence[Section]) -> str:
-    """The whole page as text. The template escapes every text; only `Picture.svg` enters as it is."""
+    """The whole page as text. The template escapes every text; only `Picture.svg` enters as it is.
+
+    Control characters are shown as escapes, and the page's own policy forbids scripts and loads in any case.
+    """
     # A style sheet in the page, not beside it: one file can be mailed, and opens from disk.
     style = Markup(files(_PACKAGE).joinpath("report_page.css").read_text(encoding="utf-8"))
-    return _template().render(title=title, subtitle=subtitle, summary=summary, sections=sections, style=style)
+    page = _template().render(title=title, subtitle=subtitle, summary=summary, sections=sections, style=style)
+    return visible(page, keep="\n\t")
 
 
 @cache

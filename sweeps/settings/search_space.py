@@ -7,6 +7,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from data_pipeline.schema.settings import Settings
+from data_pipeline.schema.terminal_text import visible
 
 
 class Distribution(Settings):
@@ -96,8 +97,8 @@ SearchSpace = Mapping[str, Distribution]
 
 
 def format_setting(value: Any) -> str:
-    """A setting's value as shown in tables."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    """A setting's value as shown in tables and figures."""
+    return f"{value:.3g}" if isinstance(value, float) else visible(str(value))
 
 
 def short_name(path: str) -> str:

@@ -1,6 +1,5 @@
 """Many prompts for one model: the texts of a file, answered as JSON lines, or typed lines until ctrl-d."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from typing import IO, Any
 
 from data_pipeline.reading.table_rows import open_table, table_rows
 from data_pipeline.schema.rejects import Reject
+from data_pipeline.schema.terminal_text import echo, json_line
 from data_pipeline.schema.user_errors import InputFault
 
 Answer = Callable[[str], dict[str, Any]]
@@ -37,8 +37,7 @@ def answer_file(
     with _written(target) as file:
 
         def write(entry: dict[str, Any]) -> None:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            file.flush()
+            echo(json_line(entry), file=file)
 
         for row in table_rows(table, on_reject=rejects.append):
             entry: dict[str, Any] = {"row": row.number, "text": row.text}
@@ -83,9 +82,10 @@ def is_typed() -> bool:
 
 
 @contextmanager
-def _written(target: Path | None) -> Iterator[IO[str]]:
+def _written(target: Path | None) -> Iterator[IO[str] | None]:
+    """The file to write; None for standard output."""
     if target is None:
-        yield sys.stdout
+        yield None
         return
     partial = target.with_name(f".{target.name}.partial")
     try:

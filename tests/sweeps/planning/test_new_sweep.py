@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,21 @@ def test_faster_machine_gets_a_larger_model_on_the_same_corpus() -> None:
     assert laptop.width < cluster.width
 
 
-@pytest.mark.parametrize("path", ["my data/a: b.csv", "it's [1].jsonl", "s3://bucket/texts/*.jsonl.gz"])
+@pytest.mark.parametrize(
+    "path", ["my data/a: b.csv", "it's [1].jsonl", "s3://bucket/texts/*.jsonl.gz", "a\n\x1b[1m\x85\u202eb.csv"]
+)
 def test_awkward_paths_come_back_as_they_were(path: str) -> None:
     read = written(PROSE, path=path).corpus.path
     assert read == (path if "://" in path else str(Path(path).absolute()))
+
+
+@pytest.mark.parametrize(
+    "column", ["a, max_rejected: 100%", "b}\nresources: {memory: 1KiB", "\x1b[1m", "123", "no", "文"]
+)
+def test_the_name_of_a_column_adds_no_settings(column: str) -> None:
+    found = written(replace(PROSE, text_column=column))
+    assert found.corpus == written(PROSE).corpus.model_copy(update={"text": column})
+    assert found.resources == written(PROSE).resources
 
 
 def test_written_file_names_the_column_and_plans(tmp_path: Path) -> None:
