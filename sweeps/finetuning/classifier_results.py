@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.preparation.labelled_rows import LabelledTexts
+from data_pipeline.schema.own_files import fresh
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.finetuning.class_metrics import ClassMetrics
 from sweeps.finetuning.finetune_settings import FinetuneSettings
@@ -137,7 +138,7 @@ def write_predictions(end: FinetuneResult) -> None:
     probabilities = end.pretrained.probabilities.numpy()
     names = end.found.classes
     number = {name: index for index, name in enumerate(names)}
-    with (end.folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+    with open(end.folder / "predictions.csv", "w", newline="", encoding="utf-8", opener=fresh) as file:
         writer = csv.writer(file)
         writer.writerow(["file", "line", "label", "predicted", "probability", "probability_of_label"])
         for shares, index in zip(probabilities, np.flatnonzero(end.is_held_out).tolist(), strict=True):

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from pyarrow import NativeFile
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
+from data_pipeline.schema.own_files import fresh
 from data_pipeline.schema.user_errors import first_line
 
 PUSH_EVERY_S = 5.0
@@ -67,7 +68,10 @@ class Mirror:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".fetching-{target.name}")
-            with self._store.open_input_stream(f"{self._root}/{name}") as stream, partial.open("wb") as file:
+            with (
+                self._store.open_input_stream(f"{self._root}/{name}") as stream,
+                open(partial, "wb", opener=fresh) as file,
+            ):
                 while piece := stream.read(_PIECE_BYTES):
                     file.write(piece)
             partial.replace(target)

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.schema.own_files import fresh, make_folder
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.sweep_lock import hold
@@ -35,9 +36,9 @@ def check_writable(results_folder: Path) -> None:
         ResultsError: It is not writable.
     """
     try:
-        results_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(results_folder)
         probe = results_folder / f".probe-{os.getpid()}"
-        probe.touch()
+        open(probe, "wb", opener=fresh).close()
         probe.unlink()
     except OSError as error:
         raise ResultsError(

@@ -1,0 +1,113 @@
+"""The process that renders chat templates: started at the first template that is not ours, then used again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.schema.user_errors import InputFault
+from data_pipeline.tokens.template_rendering import MEMORY_BYTES, RESULT_CHARACTERS, SECONDS
+
+_START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from data_pipeline.tokens.template_rendering import serve; serve()"
+)
+_EXCEEDED = {
+    "time": f"more than {SECONDS} s of processor time",
+    "memory": f"more than {MEMORY_BYTES >> 20} MiB of memory",
+    "length": f"more than {RESULT_CHARACTERS:,} characters",
+}
+
+
+class TemplateError(ValueError):
+    """A template refuses a conversation."""
+
+
+class InvalidTemplateError(TemplateError):
+    """A source is not valid Jinja."""
+
+
+class TemplateFault(InputFault):
+    """A template asked for more time, memory or text than a conversation needs."""
+
+
+def render(
+    source: str,
+    messages: Sequence[Mapping[str, str]],
+    renderings: Sequence[tuple[int, bool]],
+    variables: Mapping[str, str],
+) -> list[str]:
+    """Texts that a template makes of a conversation.
+
+    Args:
+        renderings: For each text the number of messages, and whether the prompt for the next answer follows.
+
+    Raises:
+        TemplateError: The template refuses the conversation.
+        InvalidTemplateError: The source is not valid Jinja.
+        TemplateFault: It asked for too much.
+    """
+    request = {"source": source, "messages": messages, "renderings": renderings, "variables": variables}
+    answer = _process.ask(request)
+    if "invalid" in answer:
+        raise InvalidTemplateError(answer["invalid"])
+    if "refused" in answer:
+        raise TemplateError(answer["refused"])
+    if "exceeded" in answer:
+        raise TemplateFault(
+            f"the chat template asks for {_EXCEEDED[answer['exceeded']]} to write one conversation; it is in "
+            "chat_template.jinja, or chat_template in tokenizer_config.json, beside tokenizer.json: repair it, or "
+            "remove it to use the default template"
+        )
+    texts: list[str] = answer["texts"]
+    return texts
+
+
+class _TemplateProcess:
+    """One process at a time; a new one after the kernel has ended the last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: subprocess.Popen[bytes] | None = None
+        self._started_by = 0
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            process = self._started()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            except BrokenPipeError:
+                line = b""
+            if line.endswith(b"\n"):
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+            self._running = None
+            # The kernel ends it at the limit of processor time. A failure outside of the rendering is one of memory.
+            return {"exceeded": "time" if process.wait() == -signal.SIGXCPU else "memory"}
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        # A forked process must not share the pipes of its parent.
+        if self._running is None or self._started_by != os.getpid():
+            root = str(Path(__file__).parents[2])
+            self._running = subprocess.Popen(
+                # -P: a module of the current folder must not take the place of one of ours.
+                [sys.executable, "-P", "-c", _START, root],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                # Ctrl-C is for the command; this process ends with its input.
+                start_new_session=True,
+            )
+            self._started_by = os.getpid()
+        return self._running
+
+
+_process = _TemplateProcess()

@@ -1,0 +1,101 @@
+"""Renders chat templates in a process of its own, which `template_process.py` starts and its own limits end.
+
+A template comes with a model or a tokenizer, maybe a stranger's. Jinja's sandbox keeps it from everything but text, and
+one expression of it can still ask for any amount of memory or time. The limits are those of the kernel.
+"""
+
+import json
+import math
+import re
+import resource
+import sys
+import time
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+SECONDS = 2
+"""Processor time that one conversation may take, and a second more for each megabyte of it."""
+MEMORY_BYTES = 256 << 20
+"""Memory that one conversation may take, and 32 times its own size more."""
+RESULT_CHARACTERS = 1 << 20
+"""Most characters of the result, and 16 times the size of the conversation more."""
+
+_GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
+
+
+def serve() -> None:
+    """Answer requests, a line of JSON each, until the input ends.
+
+    A request has the template's `source`, the `variables` of the rendering, the `messages`, and `renderings`: for each,
+    how many messages, and whether the prompt for the next answer follows. The answer has the `texts`, or a reason under
+    `invalid` (the source), `refused` (the conversation) or `exceeded` (a limit).
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin.buffer:
+        _limit(len(line))
+        try:
+            answer = _answer(json.loads(line), most=RESULT_CHARACTERS + 16 * len(line))
+        except MemoryError:
+            answer = {"exceeded": "memory"}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _limit(num_bytes: int) -> None:
+    """Set the limits for a request of this size. Beyond them the kernel refuses memory, or ends the process."""
+    seconds = math.ceil(time.process_time()) + SECONDS + (num_bytes >> 20)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+    with suppress(FileNotFoundError):  # macOS has neither /proc nor this limit.
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY_BYTES + 32 * num_bytes, resource.RLIM_INFINITY))
+
+
+def _answer(request: dict[str, Any], *, most: int) -> dict[str, Any]:
+    try:
+        template = _compiled(request["source"])
+    except MemoryError:
+        raise
+    except Exception as error:  # A template can raise anything.
+        return {"invalid": _in_words(error)}
+    texts = []
+    try:
+        for stop, is_prompt in request["renderings"]:
+            messages = request["messages"][:stop]
+            texts.append(template.render(messages=messages, add_generation_prompt=is_prompt, **request["variables"]))
+            if len(texts[-1]) > most:
+                return {"exceeded": "length"}
+    except MemoryError:
+        raise
+    except Exception as error:
+        return {"refused": _in_words(error)}
+    return {"texts": texts}
+
+
+def _in_words(error: Exception) -> str:
+    is_said = isinstance(error, jinja2.exceptions.TemplateError)
+    return str(error) if is_said else f"{type(error).__name__}: {error}"
+
+
+@lru_cache(maxsize=4)
+def _compiled(source: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    # Only transformers defines this tag; replace it by an `if true`.
+    plain = _GENERATION.sub(lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", source)
+    return environment.from_string(plain)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.exceptions.TemplateRuntimeError(message)
