@@ -49,8 +49,10 @@ def check_writable(results_folder: Path) -> None:
 
 def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
     """Hash of all that determines a sweep: the resolved file and the data. An equal identity resumes the sweep."""
-    # A resolved file never sets shorten_to. Excluding the field keeps the identities of earlier results valid.
-    canonical = json.dumps(sweep.model_dump(mode="json", exclude={"budget": {"shorten_to"}}), sort_keys=True)
+    # Excluding fields that are newer than the first results keeps those valid. A resolved file never sets shorten_to,
+    # and the files that follow_links adds are part of the data's fingerprint.
+    newer = {"budget": {"shorten_to"}, "corpus": {"follow_links"}}
+    canonical = json.dumps(sweep.model_dump(mode="json", exclude=newer), sort_keys=True)
     return hashlib.sha256(f"{canonical}\n{data_fingerprint}".encode()).hexdigest()
 
 

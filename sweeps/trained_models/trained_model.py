@@ -24,7 +24,8 @@ from data_pipeline.reading.parcel_tasks import for_each_parcel_here
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.schema.own_files import fresh_folder
 from data_pipeline.schema.user_errors import InputFault
-from data_pipeline.tokens.chat_template import ChatTemplate, TemplateError, Turn, chat_with_marks, source_in
+from data_pipeline.tokens.chat_template import ChatTemplate, Turn, chat_with_marks, source_in
+from data_pipeline.tokens.template_process import TemplateError
 from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
 from data_pipeline.tokens.tokenizer import Vocabulary, load_tokenizer, panics_explained, vocabulary_of
 from sweeps.records.results_folder import ResultsError

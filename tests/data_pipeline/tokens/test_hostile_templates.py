@@ -9,8 +9,8 @@ import pytest
 from preparing import letter_tokenizer
 
 from data_pipeline.schema.rejects import Reason
-from data_pipeline.tokens.chat_template import OURS, ChatTemplate, Dialogue, TemplateFault, source_in, template_beside
-from data_pipeline.tokens.template_process import TemplateError, render
+from data_pipeline.tokens.chat_template import OURS, ChatTemplate, Dialogue, source_in, template_beside
+from data_pipeline.tokens.template_process import TemplateError, TemplateFault, render
 
 _TURNS = [("user", "How are you?"), ("assistant", "Well.")]
 _CHATML = (
@@ -40,7 +40,7 @@ def test_a_template_that_asks_for_gigabytes_is_refused_with_its_place(tmp_path: 
     "source",
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 7 ** 7 ** 7 ** 7 }}",
+        "{{ 9 ** (9 ** 9) }}",
     ],
 )
 def test_a_template_without_end_is_ended_and_the_next_one_is_rendered(source: str) -> None:
@@ -56,7 +56,7 @@ def test_a_template_that_writes_a_book_for_a_word_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["{{ " + "(" * 5000 + ")" * 5000 + " }}", "{% if %}", "{{ ''.__class__.__mro__[1].__subclasses__()", "{% raw %}"],
+    ["{{ " + "(" * 5000 + ")" * 5000 + " }}", "{% if %}", "{{ ''.__class__.__mro__[1].__subclasses__()"],
 )
 def test_a_source_that_is_no_template_is_refused_with_its_place(tmp_path: Path, source: str) -> None:
     (tmp_path / "chat_template.jinja").write_text(source)
@@ -81,7 +81,7 @@ def test_a_conversation_that_a_template_fails_on_is_rejected(source: str) -> Non
 def test_a_template_that_grows_with_the_rows_alone_ends_the_reading_of_the_corpus() -> None:
     source = "{% if messages | length > 1 %}{{ 'x' * 10**9 }}{% endif %}"
     assert ChatTemplate(source=source).prompt(_TURNS[:1]) == ""
-    with pytest.raises(TemplateFault, match="beside tokenizer.json: repair it, or remove it"):
+    with pytest.raises(TemplateFault, match=r"beside tokenizer\.json: repair it, or remove it"):
         ChatTemplate(source=source).dialogue(_TURNS)
 
 
@@ -138,5 +138,5 @@ def test_settings_of_a_tokenizer_that_are_no_object_or_nested_endlessly_give_an_
 
 
 def test_a_refusal_of_a_template_is_said_in_its_words() -> None:
-    with pytest.raises(TemplateError, match="^Roles must alternate$"):
+    with pytest.raises(TemplateError, match=r"^Roles must alternate$"):
         ChatTemplate(source="{{ raise_exception('Roles must alternate') }}").prompt(_TURNS[:1])

@@ -74,6 +74,20 @@ def test_a_download_replaces_a_planted_link(tmp_path: Path) -> None:
     assert thesis.read_text() == "years of work"
 
 
+def test_links_in_a_results_folder_are_named_and_not_uploaded(tmp_path: Path) -> None:
+    here, there, said = tmp_path / "here", tmp_path / "there", list[str]()
+    here.mkdir()
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key").write_text("secret")
+    (here / "trials.csv").write_text("1")
+    (here / "stolen.csv").symlink_to(tmp_path / "private" / "key")
+    (here / "stolen").symlink_to(tmp_path / "private")
+    with Mirror(here, there.as_uri()).following(say=said.append):
+        pass
+    assert [path.name for path in there.rglob("*") if path.is_file()] == ["trials.csv"]
+    assert said == [f"2 links in {here} are not followed and not uploaded: stolen, stolen.csv"]
+
+
 def test_folders_below_the_home_folder_are_made_for_the_user_alone_and_shared_ones_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
