@@ -36,14 +36,9 @@ def test_a_template_that_asks_for_gigabytes_is_refused_with_its_place(tmp_path: 
         source_in(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 9 ** (9 ** 9) }}",
-    ],
-)
-def test_a_template_without_end_is_ended_and_the_next_one_is_rendered(source: str) -> None:
+def test_a_template_without_end_is_ended_and_the_next_one_is_rendered() -> None:
+    # One operation of C, during which Python could handle no signal.
+    source = "{{ 9 ** (9 ** 9) }}"
     with pytest.raises(TemplateFault, match="asks for more than 2 s of processor time"):
         ChatTemplate(source=source).prompt(_TURNS[:1])
     assert ChatTemplate(source="{{ messages[0]['content'] }}").prompt(_TURNS[:1]) == "How are you?"
