@@ -71,7 +71,7 @@ class ChatTemplate:
         if self.source == OURS:
             return self._by_ours(turns)
         try:
-            return self._by_prefixes(turns)
+            return self._rendered(turns)
         except TemplateError:
             return Reason.NOT_OF_TEMPLATE
 
@@ -83,7 +83,7 @@ class ChatTemplate:
         """
         if self.source == OURS:
             return f"{self._by_ours(turns).text}\n{self.begin}assistant\n"
-        return self._rendered(turns, [(len(turns), True)])[0]
+        return self._rendered(turns, is_prompt=True).text
 
     def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Ids of the tokens that end an answer: the tokenizer's end token, and the template's own end mark."""
@@ -107,27 +107,9 @@ class ChatTemplate:
                 spans.append((start, len(text)))
         return Dialogue(text, spans)
 
-    def _by_prefixes(self, turns: Sequence[Turn]) -> Dialogue:
-        """Find each answer as the difference between the rendered prompt and the rendered turn, without end spaces.
-
-        Raises:
-            TemplateError: Later turns change the text of an earlier one.
-        """
-        answers = [number for number, (role, _) in enumerate(turns) if role == "assistant"]
-        beside = [one for number in answers for one in ((number, True), (number + 1, False))]
-        whole, *parts = self._rendered(turns, [(len(turns), False), *beside])
-        spans = []
-        for number, before, after in zip(answers, parts[::2], parts[1::2], strict=True):
-            if not (whole.startswith(after) and after.startswith(before)):
-                raise TemplateError(
-                    f"the chat template changes turn {number} when more turns follow, so answers cannot be located"
-                )
-            spans.append((len(before), len(after.rstrip())))
-        return Dialogue(whole, spans)
-
-    def _rendered(self, turns: Sequence[Turn], renderings: Sequence[tuple[int, bool]]) -> list[str]:
-        messages = [{"role": role, "content": content} for role, content in turns]
-        return render(self.source, messages, renderings, {"bos_token": self.begin, "eos_token": self.end})
+    def _rendered(self, turns: Sequence[Turn], *, is_prompt: bool = False) -> Dialogue:
+        variables = {"bos_token": self.begin, "eos_token": self.end}
+        return Dialogue(*render(self.source, turns, variables, is_prompt=is_prompt))
 
 
 OUR_CHAT = ChatTemplate()

@@ -36,22 +36,22 @@ class TemplateFault(InputFault):
 
 
 def render(
-    source: str,
-    messages: Sequence[Mapping[str, str]],
-    renderings: Sequence[tuple[int, bool]],
-    variables: Mapping[str, str],
-) -> list[str]:
-    """Texts that a template makes of a conversation.
+    source: str, turns: Sequence[tuple[str, str]], variables: Mapping[str, str], *, is_prompt: bool
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text that a template makes of a conversation, and the (start, stop) of its answers in it.
+
+    An answer is the difference between the conversation up to its prompt and up to its end, without spaces at the end.
 
     Args:
-        renderings: For each text the number of messages, and whether the prompt for the next answer follows.
+        turns: Role and content of each.
+        is_prompt: True: the text goes on to where the next answer begins, and the answers are not located.
 
     Raises:
-        TemplateError: The template refuses the conversation.
+        TemplateError: The template refuses the conversation, or changes the text of a turn when others follow.
         InvalidTemplateError: The source is not valid Jinja.
         TemplateFault: It asked for too much.
     """
-    request = {"source": source, "messages": messages, "renderings": renderings, "variables": variables}
+    request = {"source": source, "turns": turns, "variables": variables, "is_prompt": is_prompt}
     answer = _process.ask(request)
     if "invalid" in answer:
         raise InvalidTemplateError(answer["invalid"])
@@ -63,8 +63,7 @@ def render(
             "chat_template.jinja, or chat_template in tokenizer_config.json, beside tokenizer.json: repair it, or "
             "remove it to use the default template"
         )
-    texts: list[str] = answer["texts"]
-    return texts
+    return answer["text"], [(start, stop) for start, stop in answer.get("spans", ())]
 
 
 class _TemplateProcess:

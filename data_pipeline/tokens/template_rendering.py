@@ -10,7 +10,6 @@ import re
 import resource
 import sys
 import time
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,14 @@ _GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 def serve() -> None:
     """Answer requests, a line of JSON each, until the input ends.
 
-    A request has the template's `source`, the `variables` of the rendering, the `messages`, and `renderings`: for each,
-    how many messages, and whether the prompt for the next answer follows. The answer has the `texts`, or a reason under
-    `invalid` (the source), `refused` (the conversation) or `exceeded` (a limit).
+    A request has the template's `source`, its `variables`, the `turns` (role and content), and `is_prompt`: whether the
+    prompt for the next answer follows. The answer has the `text` and, unless it is a prompt, the `spans` of its
+    answers; or a reason under `invalid` (the source), `refused` (the conversation) or `exceeded` (a limit).
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    own_bytes = _address_space()
     for line in sys.stdin.buffer:
-        _limit(len(line))
+        _limit(own_bytes, len(line))
         try:
             answer = _answer(json.loads(line), most=RESULT_CHARACTERS + 16 * len(line))
         except MemoryError:
@@ -46,13 +46,20 @@ def serve() -> None:
         sys.stdout.flush()
 
 
-def _limit(num_bytes: int) -> None:
+def _address_space() -> int | None:
+    """Bytes of this process without a request; None on macOS, which has neither /proc nor a limit of memory."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except FileNotFoundError:
+        return None
+
+
+def _limit(own_bytes: int | None, num_bytes: int) -> None:
     """Set the limits for a request of this size. Beyond them the kernel refuses memory, or ends the process."""
     seconds = math.ceil(time.process_time()) + SECONDS + (num_bytes >> 20)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
-    with suppress(FileNotFoundError):  # macOS has neither /proc nor this limit.
-        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY_BYTES + 32 * num_bytes, resource.RLIM_INFINITY))
+    if own_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (own_bytes + MEMORY_BYTES + 32 * num_bytes, resource.RLIM_INFINITY))
 
 
 def _answer(request: dict[str, Any], *, most: int) -> dict[str, Any]:
@@ -62,18 +69,37 @@ def _answer(request: dict[str, Any], *, most: int) -> dict[str, Any]:
         raise
     except Exception as error:  # A template can raise anything.
         return {"invalid": _in_words(error)}
-    texts = []
+
+    def rendered(stop: int, *, is_prompt: bool) -> str:
+        text = template.render(messages=messages[:stop], add_generation_prompt=is_prompt, **request["variables"])
+        if len(text) > most:
+            raise _TooLongError
+        return text
+
+    messages = [{"role": role, "content": content} for role, content in request["turns"]]
     try:
-        for stop, is_prompt in request["renderings"]:
-            messages = request["messages"][:stop]
-            texts.append(template.render(messages=messages, add_generation_prompt=is_prompt, **request["variables"]))
-            if len(texts[-1]) > most:
-                return {"exceeded": "length"}
+        whole = rendered(len(messages), is_prompt=request["is_prompt"])
+        if request["is_prompt"]:
+            return {"text": whole}
+        spans = []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before, after = rendered(number, is_prompt=True), rendered(number + 1, is_prompt=False)
+            if not (whole.startswith(after) and after.startswith(before)):
+                return {"refused": f"it changes turn {number} when more turns follow, so answers cannot be located"}
+            spans.append((len(before), len(after.rstrip())))
+    except _TooLongError:
+        return {"exceeded": "length"}
     except MemoryError:
         raise
     except Exception as error:
         return {"refused": _in_words(error)}
-    return {"texts": texts}
+    return {"text": whole, "spans": spans}
+
+
+class _TooLongError(Exception):
+    """A text is longer than any conversation of this size needs."""
 
 
 def _in_words(error: Exception) -> str:

@@ -89,18 +89,14 @@ def test_a_long_conversation_is_written_whole() -> None:
 
 def test_texts_pass_to_the_process_and_back_unchanged() -> None:
     strange = "\ud800 \u2028 \r\n \x00 {{ 1 }} \U0001f600"
-    assert render("{{ messages[0].content }}", [{"content": strange}], [(1, False)], {}) == [strange]
+    assert render("{{ messages[0].content }}", [("user", strange)], {}, is_prompt=True) == (strange, [])
 
 
 def test_our_own_template_gives_in_python_what_jinja_gives() -> None:
     turns = [("system", " Be brief. "), *_TURNS, ("user", "Good?"), ("assistant", " Yes.\n")]
-    messages = [{"role": role, "content": content} for role, content in turns]
     variables = {"bos_token": "<s>", "eos_token": "</s>"}
-    whole, prompt = render(OURS, messages, [(5, False), (4, True)], variables)
-    ours = ChatTemplate().dialogue(turns)
-    assert isinstance(ours, Dialogue)
-    assert ours.text == whole
-    assert ChatTemplate().prompt(turns[:4]) == prompt
+    assert ChatTemplate().dialogue(turns) == Dialogue(*render(OURS, turns, variables, is_prompt=False))
+    assert ChatTemplate().prompt(turns[:4]) == render(OURS, turns[:4], variables, is_prompt=True)[0]
 
 
 def test_one_process_renders_all_conversations_and_none_is_started_for_our_own_template() -> None:
