@@ -9,6 +9,8 @@ import logging
 import os
 import shutil
 import stat
+import tempfile
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -71,6 +73,27 @@ def make_folder(path: Path) -> None:
     if private in path.absolute().parents:
         private.mkdir(mode=0o700, exist_ok=True)
     path.mkdir(parents=True, exist_ok=True)
+
+
+def private_temp_folder(name: str, *, longest: int) -> Path:
+    """A folder for temporary files that the user alone can open, the same at every call.
+
+    It lies in $TMPDIR, or in /tmp where its path would be too long.
+
+    Args:
+        longest: Most characters of its path.
+    """
+    for parent in (tempfile.gettempdir(), "/tmp"):
+        path = Path(parent) / f"{name}-{os.getuid()}"
+        if len(str(path)) <= longest:
+            break
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and found.st_mode & 0o077 == 0:
+        return path
+    # Somebody else was first.
+    return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=path.parent))
 
 
 def own_lock(path: Path) -> FileLock:

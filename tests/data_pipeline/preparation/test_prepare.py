@@ -91,7 +91,7 @@ def test_a_hostile_template_or_tokenizer_ends_the_tasks_of_ray_with_an_error_of_
     tokenizer = TokenizerConfig(kind="file", path=str(path))
     letter_tokenizer().save(str(path))
     (tmp_path / "chat_template.jinja").write_text("{% if messages | length > 1 %}{{ 'x' * 10**9 }}{% endif %}")
-    with pytest.raises(TemplateFault, match="^the chat template asks for more than"):
+    with pytest.raises(TemplateFault, match=r"^the chat template asks for more than"):
         prepare(corpus, tokenizer, ROWS, prepared_folder=tmp_path / "prepared")
     (tmp_path / "chat_template.jinja").unlink()
     regex = {"type": "Split", "pattern": {"Regex": "(a|a)*$"}, "behavior": "Isolated", "invert": False}

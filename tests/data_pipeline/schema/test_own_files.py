@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.schema.own_files import OwnLog, PlantedFileError, clear, fresh, fresh_folder, no_link, own_lock
+from data_pipeline.schema.own_files import (
+    OwnLog,
+    PlantedFileError,
+    clear,
+    fresh,
+    fresh_folder,
+    no_link,
+    own_lock,
+    private_temp_folder,
+)
 from data_pipeline.schema.whole_files import write_atomically, write_whole
 
 
@@ -86,3 +95,28 @@ def test_a_fresh_folder_replaces_a_link_to_a_folder_and_leaves_its_files(tmp_pat
     assert thesis.exists()
     clear(tmp_path / ".best-partial")
     assert not (tmp_path / ".best-partial").exists()
+
+
+def test_a_private_folder_for_temporary_files_is_the_users_own_and_the_same_at_every_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = private_temp_folder("ray", longest=200)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert folder == private_temp_folder("ray", longest=200)
+    assert private_temp_folder("ray", longest=len(str(tmp_path))).parent == Path("/tmp")
+
+
+def test_a_folder_for_temporary_files_that_somebody_else_made_first_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "theirs").mkdir(mode=0o777)
+    planted = tmp_path / f"ray-{os.getuid()}"
+    planted.symlink_to(tmp_path / "theirs")
+    first = private_temp_folder("ray", longest=200)
+    planted.unlink()
+    planted.mkdir(mode=0o755)
+    second = private_temp_folder("ray", longest=200)
+    assert planted not in (first, second)
+    assert {folder.stat().st_mode & 0o777 for folder in (first, second)} == {0o700}
