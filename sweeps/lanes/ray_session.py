@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray.job_config import JobConfig
 
 from data_pipeline.schema.own_files import OwnLog, private_temp_folder
 from sweeps.records.orphan_processes import MARK, driver_mark
@@ -39,6 +40,8 @@ def _start_on_this_machine(output: dict[str, Any]) -> None:
     if "RAY_TMPDIR" not in os.environ:
         # Ray opens its own folder to everybody, so it lies in one that is closed.
         here["_temp_dir"] = str(private_temp_folder("ray", longest=_TEMP_CHARACTERS) / "r")
+    if Path.cwd() != Path(__file__).parents[2]:
+        here["job_config"] = _WithoutCurrentFolder()
     # Ray's switch for macOS and Windows, where firewalls ask about other addresses. It is read by `init` alone.
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -46,6 +49,16 @@ def _start_on_this_machine(output: dict[str, Any]) -> None:
         ray.init(**here, **output)
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+class _WithoutCurrentFolder(JobConfig):
+    """Workers import no modules of the current folder, which Ray would prefer to those of Python and its packages.
+
+    The folder may come from a stranger, and any file name of the standard library in it would run.
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True  # Ray adds the current folder unless workers run in a copy of it.
 
 
 def connect_while_importing(*modules: str) -> None:

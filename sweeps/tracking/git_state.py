@@ -11,11 +11,14 @@ from pathlib import Path
 _MAX_FILES = 20
 
 _NO_COMMANDS = {
-    "core.fsmonitor": "false",
-    "core.hooksPath": os.devnull,
-    "log.showSignature": "false",
-    # A folder may hold a bare repository under any name; only a `.git` is looked at.
-    "safe.bareRepository": "explicit",
+    f"{section}.{name}": value
+    for section, name, value in (
+        ("core", "fsmonitor", "false"),
+        ("core", "hooksPath", os.devnull),
+        ("log", "showSignature", "false"),
+        # A folder may hold a bare repository under any name; only a `.git` is looked at.
+        ("safe", "bareRepository", "explicit"),
+    )
 }
 
 

@@ -402,7 +402,8 @@ def test_corpus_read_once_and_broken_off_keeps_its_rejects_when_it_goes_on(tmp_p
 
 @pytest.mark.ray
 def test_two_preparations_at_once_make_it_once(tmp_path: Path, four_parcels: Path) -> None:
-    both = [start(four_parcels, tmp_path / "prepared") for _ in range(2)]
+    # Neither stands still: the other one, which waits for it, may be asked for its answer first.
+    both = [start(four_parcels, tmp_path / "prepared", stands_at=-1) for _ in range(2)]
     answers = [process.communicate(timeout=HANGS_AFTER_S)[0].splitlines()[-1] for process in both]
     assert answers[0] == answers[1]
     assert [process.returncode for process in both] == [0, 0]

@@ -114,7 +114,7 @@ AUTOSCALING = (
     "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator.get_or_create_autoscaling_coordinator"
 )
 CONTRACTS: dict[str, Callable[[], object]] = {
-    "ray._private.ray_constants.ENABLE_RAY_CLUSTER": puts_ray_on_the_machine_itself,
+    "ray._private.ray_constants": puts_ray_on_the_machine_itself,
     "ray._private.state.state": is_the_state_of_this_process,
     "ray._private.state.GlobalState._connect_and_get_accessor": lambda: takes(
         "ray._private.state.GlobalState._connect_and_get_accessor", "self"
@@ -125,6 +125,9 @@ CONTRACTS: dict[str, Callable[[], object]] = {
     "ray.core.generated.gcs_pb2.PlacementGroupTableData": has_the_fields_of_a_placement_group,
     AUTOSCALING: lambda: takes(AUTOSCALING),
     "ray.data._internal.progress": warns_under_its_own_name,
+    "ray.job_config.JobConfig._runtime_env_has_working_dir": lambda: takes(
+        "ray.job_config.JobConfig._runtime_env_has_working_dir", "self"
+    ),
     "ray.train.v2._internal.exceptions.WorkerHealthCheckFailedError": lambda: is_an_exception_with_that_name(
         "ray.train.v2._internal.exceptions.WorkerHealthCheckFailedError"
     ),
