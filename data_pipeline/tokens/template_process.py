@@ -89,8 +89,10 @@ class _TemplateProcess:
                 answer: dict[str, Any] = json.loads(line)
                 return answer
             self._running = None
-            # The kernel ends it at the limit of processor time. A failure outside of the rendering is one of memory.
-            return {"exceeded": "time" if process.wait() == -signal.SIGXCPU else "memory"}
+            status = process.wait()
+            assert status < 0, f"the process that renders chat templates failed with exit code {status}"
+            # The kernel ends it at the limit of processor time, and where a stack grows too large.
+            return {"exceeded": "time" if status == -signal.SIGXCPU else "memory"}
 
     def _started(self) -> "subprocess.Popen[bytes]":
         # A forked process must not share the pipes of its parent.

@@ -18,7 +18,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS = 2
-"""Processor time that one conversation may take, and a second more for each megabyte of it."""
+"""Processor time that one conversation may take, and a second more for each megabyte or twenty turns of it."""
 MEMORY_BYTES = 256 << 20
 """Memory that one conversation may take, and 32 times its own size more."""
 RESULT_CHARACTERS = 1 << 20
@@ -34,14 +34,20 @@ def serve() -> None:
     prompt for the next answer follows. The answer has the `text` and, unless it is a prompt, the `spans` of its
     answers; or a reason under `invalid` (the source), `refused` (the conversation) or `exceeded` (a limit).
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_CORE, 0)
     own_bytes = _address_space()
     for line in sys.stdin.buffer:
-        _limit(own_bytes, len(line))
+        request = json.loads(line)
+        seconds = SECONDS + (len(line) >> 20) + len(request["turns"]) // 20
+        # Beyond these the kernel refuses memory, or ends the process.
+        _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + seconds)
+        _limit(resource.RLIMIT_AS, own_bytes and own_bytes + MEMORY_BYTES + 32 * len(line))
         try:
-            answer = _answer(json.loads(line), most=RESULT_CHARACTERS + 16 * len(line))
+            answer = _answer(request, most=RESULT_CHARACTERS + 16 * len(line))
         except MemoryError:
             answer = {"exceeded": "memory"}
+        # The next request is read before its size is known.
+        _limit(resource.RLIMIT_AS, None)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
@@ -54,12 +60,12 @@ def _address_space() -> int | None:
         return None
 
 
-def _limit(own_bytes: int | None, num_bytes: int) -> None:
-    """Set the limits for a request of this size. Beyond them the kernel refuses memory, or ends the process."""
-    seconds = math.ceil(time.process_time()) + SECONDS + (num_bytes >> 20)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
-    if own_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (own_bytes + MEMORY_BYTES + 32 * num_bytes, resource.RLIM_INFINITY))
+def _limit(kind: int, value: int | None) -> None:
+    """Set a limit of this process, at most to what the system allows; None: to that."""
+    allowed = resource.getrlimit(kind)[1]
+    if value is None or (allowed != resource.RLIM_INFINITY and value > allowed):
+        value = allowed
+    resource.setrlimit(kind, (value, allowed))
 
 
 def _answer(request: dict[str, Any], *, most: int) -> dict[str, Any]:
@@ -104,7 +110,7 @@ class _TooLongError(Exception):
 
 def _in_words(error: Exception) -> str:
     is_said = isinstance(error, jinja2.exceptions.TemplateError)
-    return str(error) if is_said else f"{type(error).__name__}: {error}"
+    return (str(error) if is_said else f"{type(error).__name__}: {error}")[:300]
 
 
 @lru_cache(maxsize=4)

@@ -87,6 +87,13 @@ def test_a_long_conversation_is_written_whole() -> None:
     assert content in found.text
 
 
+def test_a_conversation_of_many_turns_is_written_whole() -> None:
+    turns = _TURNS * 150
+    found = ChatTemplate(source=_CHATML).dialogue(turns)
+    assert isinstance(found, Dialogue)
+    assert [found.text[start:stop] for start, stop in found.target_spans] == ["Well.<|im_end|>"] * 150
+
+
 def test_texts_pass_to_the_process_and_back_unchanged() -> None:
     strange = "\ud800 \u2028 \r\n \x00 {{ 1 }} \U0001f600"
     assert render("{{ messages[0].content }}", [("user", strange)], {}, is_prompt=True) == (strange, [])

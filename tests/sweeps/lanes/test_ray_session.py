@@ -24,7 +24,8 @@ module = ray.get(ray.remote(lambda: __import__("colorsys").__file__).remote())
 processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
 listening = [c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
 folder = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[3]
-print(json.dumps({"module": module, "addresses": listening, "mode": folder.stat().st_mode & 0o777, "folder": str(folder)}))
+mode = folder.stat().st_mode & 0o777
+print(json.dumps({"module": module, "addresses": listening, "mode": mode, "folder": str(folder)}))
 """
 
 
