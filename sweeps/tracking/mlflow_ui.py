@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -60,10 +60,8 @@ def serve_ui(results_folder: Path, *, host: str, port: int, console: Console, as
     _check_port(host, port)
     artifacts = (results_folder.absolute() / "mlartifacts").as_uri()
     address = f"http://{host}:{port}"
-    with (
-        login() if asks_login else nullcontext({}) as environment,
-        _server(uri, artifacts, environment, host=host, port=port) as server,
-    ):
+    door: AbstractContextManager[dict[str, str]] = login() if asks_login else nullcontext({})
+    with door as environment, _server(uri, artifacts, environment, host=host, port=port) as server:
         _wait_until_up(server, address)
         _print_addresses(address, MlflowClient(uri), console)
         if is_open_to_others(host) and not asks_login:
