@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from data_pipeline.schema.own_files import fresh_folder, own_lock
+from data_pipeline.schema.own_files import fresh_folder, make_folder, own_lock
 from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
 
 _PIECE_BYTES = 64 << 20
@@ -44,7 +44,7 @@ def open_on_this_node(folder: Path, server: Any) -> PreparedCorpus:
         DamagedBlockError: A file is missing or altered, also by an incomplete copy.
     """
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         with own_lock(folder.parent / f".lock-copy-{folder.name}"):
             if not folder.is_dir():
                 _fetch(folder, server)
@@ -56,7 +56,8 @@ class _FileServer:
         self._folder = folder
 
     def sizes(self) -> dict[str, int]:
-        return {path.name: path.stat().st_size for path in self._folder.iterdir() if path.name != "verified.json"}
+        files = (path for path in self._folder.iterdir() if path.name != "verified.json" and not path.is_symlink())
+        return {path.name: path.stat().st_size for path in files}
 
     def read(self, name: str, start: int) -> bytes:
         with (self._folder / name).open("rb") as file:

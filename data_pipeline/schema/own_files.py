@@ -70,7 +70,7 @@ def fresh_folder(path: Path) -> Path:
 def make_folder(path: Path) -> None:
     """Make a folder with its parents, unless it exists; `~/pretune` is made for its user alone."""
     private = Path.home() / "pretune"
-    if private in path.absolute().parents:
+    if private in (path.absolute(), *path.absolute().parents):
         private.mkdir(mode=0o700, exist_ok=True)
     path.mkdir(parents=True, exist_ok=True)
 
