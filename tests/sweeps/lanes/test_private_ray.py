@@ -125,9 +125,6 @@ CONTRACTS: dict[str, Callable[[], object]] = {
     "ray.core.generated.gcs_pb2.PlacementGroupTableData": has_the_fields_of_a_placement_group,
     AUTOSCALING: lambda: takes(AUTOSCALING),
     "ray.data._internal.progress": warns_under_its_own_name,
-    "ray.job_config.JobConfig._runtime_env_has_working_dir": lambda: takes(
-        "ray.job_config.JobConfig._runtime_env_has_working_dir", "self"
-    ),
     "ray.train.v2._internal.exceptions.WorkerHealthCheckFailedError": lambda: is_an_exception_with_that_name(
         "ray.train.v2._internal.exceptions.WorkerHealthCheckFailedError"
     ),
