@@ -12,7 +12,6 @@ from data_pipeline.tokens.tokenizer import Vocabulary
 
 _MODEL_TYPES = {"roberta": "roberta", "modern": "modernbert", "llama": "llama"}
 
-
 _MOST_LAYERS = 1000
 """Each layer takes memory before its weights are read, and a config.json may name any number."""
 
@@ -167,8 +166,9 @@ def our_config(theirs: dict[str, Any], folder: Path) -> ModelConfig:
         "has a rope_theta": (form == "roberta" or bool(ropes), (True,)),
     }
     faults = [f"{name}={has!r} instead of {wants[0]!r}" for name, (has, wants) in foreign.items() if has not in wants]
-    if theirs["num_hidden_layers"] > _MOST_LAYERS:
-        faults.append(f"num_hidden_layers={theirs['num_hidden_layers']} instead of at most {_MOST_LAYERS}")
+    layers = theirs["num_hidden_layers"]
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        faults.append(f"num_hidden_layers={layers} instead of at most {_MOST_LAYERS}")
     if faults:
         raise ValueError(
             f"pretune does not support the model in {folder}: {'; '.join(faults)}; give a model without these features"
@@ -178,7 +178,7 @@ def our_config(theirs: dict[str, Any], folder: Path) -> ModelConfig:
     return ModelConfig(
         family="decoder" if form == "llama" else "encoder",
         form="modern" if form == "modern" else "roberta",
-        layers=theirs["num_hidden_layers"],
+        layers=layers,
         width=width,
         heads=heads,
         kv_heads=theirs.get("num_key_value_heads") if form == "llama" else None,

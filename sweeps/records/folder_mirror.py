@@ -134,7 +134,7 @@ class Mirror:
                         said.update(new)
                         say(f"{len(new)} links in {self.folder} are not followed and not uploaded: {', '.join(new)}")
                     also()
-                except OSError as error:
+                except (OSError, PlantedFileError) as error:
                     if not is_away or is_last:
                         say(f"cannot upload results to {self.uri} ({first_line(error)}); they are in {self.folder}")
                     is_away = True

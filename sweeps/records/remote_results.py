@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core.model_files.checkpoint import newest_checkpoint
-from data_pipeline.schema.own_files import clear
+from data_pipeline.schema.own_files import clear, no_link
 from data_pipeline.schema.user_errors import InputFault, first_line
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.folder_mirror import Mirror
@@ -139,4 +139,8 @@ def _part(content: bytes | None) -> int:
 
 
 def _read(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
+    try:
+        with open(path, "rb", opener=no_link) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
