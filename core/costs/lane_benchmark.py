@@ -92,7 +92,7 @@ def _processes(count: int, timeout_s: float) -> Iterator[list[subprocess.Popen[s
     environment.pop("OMP_NUM_THREADS", None)
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "core.costs.lane_benchmark_worker"],
+            [sys.executable, "-P", "-m", "core.costs.lane_benchmark_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from filelock import FileLock
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from core.memory_prediction.memory_trace import Part, RunShape
+from data_pipeline.schema.own_files import own_lock
 from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.whole_files import write_atomically
 
@@ -92,7 +92,7 @@ class KeptPredictions:
             return prediction
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._file.with_suffix(".lock"), timeout=_LOCK_TIMEOUT_S):
+            with own_lock(self._file.with_suffix(".lock")).acquire(timeout=_LOCK_TIMEOUT_S):
                 # Other processes add to the same file.
                 entries = self._read()
                 entries.pop(key, None)

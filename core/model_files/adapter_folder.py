@@ -23,6 +23,7 @@ from core.models.language_model import LanguageModel
 from core.models.lora import adapted_matrices, part_names
 from core.settings.model_config import ModelConfig
 from core.settings.training_config import LoraConfig
+from data_pipeline.schema.json_files import read_json
 
 CONFIG_FILE = "adapter_config.json"
 _WEIGHTS_FILE = "adapter_model.safetensors"
@@ -121,7 +122,7 @@ class _Adapter:
 
 
 def _read(folder: Path) -> _Adapter:
-    settings: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    settings: dict[str, Any] = read_json(folder / CONFIG_FILE)
     foreign = [
         f"{name}={settings.get(name)!r}" for name, allowed in _MUST_BE.items() if settings.get(name) not in allowed
     ]

@@ -25,6 +25,7 @@ from core.models.huggingface_names import ARCHITECTURES, form_of, from_huggingfa
 from core.models.language_model import LanguageModel
 from core.models.model_factory import build_model, without_values
 from core.settings.model_config import ModelConfig
+from data_pipeline.schema.json_files import read_json
 from data_pipeline.tokens.chat_template import SETTINGS_FILE, TEMPLATE_FILE, chat_with_marks
 from data_pipeline.tokens.tokenizer import Vocabulary
 
@@ -159,7 +160,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS_FILE]
     # transformers splits large models into several files, which the index lists. Use base names only: a foreign index
     # must not point outside the folder.
-    index = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
+    index = read_json(folder / _INDEX_FILE)
     return [folder / name for name in sorted({Path(name).name for name in index["weight_map"].values()})]
 
 

@@ -1,6 +1,5 @@
 """Convert ModelConfig to and from transformers' config.json."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,13 @@ from typing import Any
 from core.layers.feed_forward import feed_forward_kind, inner_width
 from core.models.huggingface_names import ARCHITECTURES, CLASSIFIERS, form_of
 from core.settings.model_config import ModelConfig
+from data_pipeline.schema.json_files import read_json
 from data_pipeline.tokens.tokenizer import Vocabulary
 
 _MODEL_TYPES = {"roberta": "roberta", "modern": "modernbert", "llama": "llama"}
 
+_MOST_LAYERS = 1000
+"""Each layer takes memory before its weights are read, and a config.json may name any number."""
 
 OUR_ACTIVATION = {"geglu": "gelu", "swiglu": "silu"}
 
@@ -23,7 +25,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: The file is missing or not a JSON object.
     """
     try:
-        theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        theirs = read_json(folder / "config.json")
     except (OSError, ValueError) as cause:
         raise ValueError(
             f"{folder} has no readable config.json: {cause}; give a folder written by save_pretrained"
@@ -164,6 +166,9 @@ def our_config(theirs: dict[str, Any], folder: Path) -> ModelConfig:
         "has a rope_theta": (form == "roberta" or bool(ropes), (True,)),
     }
     faults = [f"{name}={has!r} instead of {wants[0]!r}" for name, (has, wants) in foreign.items() if has not in wants]
+    layers = theirs["num_hidden_layers"]
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        faults.append(f"num_hidden_layers={layers} instead of at most {_MOST_LAYERS}")
     if faults:
         raise ValueError(
             f"pretune does not support the model in {folder}: {'; '.join(faults)}; give a model without these features"
@@ -173,7 +178,7 @@ def our_config(theirs: dict[str, Any], folder: Path) -> ModelConfig:
     return ModelConfig(
         family="decoder" if form == "llama" else "encoder",
         form="modern" if form == "modern" else "roberta",
-        layers=theirs["num_hidden_layers"],
+        layers=layers,
         width=width,
         heads=heads,
         kv_heads=theirs.get("num_key_value_heads") if form == "llama" else None,

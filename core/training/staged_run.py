@@ -6,7 +6,6 @@ subfolders until the following stage is done.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from core.training.progress_report import Report
 from core.training.run_checks import Beginning
 from core.training.run_end import RunEnd
 from core.training.training_run import run_training
+from data_pipeline.schema.whole_files import write_whole
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 
 _DONE_FILE = "stages.json"
@@ -147,10 +147,6 @@ def _read_totals(folder: Path, workers: Workers) -> list[StageTotals]:
 def _write_totals(folder: Path, totals: Sequence[StageTotals], workers: Workers) -> None:
     if not workers.is_first:
         return
-    partial = folder / f".{_DONE_FILE}"
-    partial.write_text(json.dumps([asdict(total) for total in totals]))
-    with partial.open() as file:
-        os.fsync(file.fileno())
-    partial.replace(folder / _DONE_FILE)
+    write_whole(folder / _DONE_FILE, json.dumps([asdict(total) for total in totals]).encode())
     if len(totals) > 1:
         shutil.rmtree(_folder_of(folder, len(totals) - 2), ignore_errors=True)

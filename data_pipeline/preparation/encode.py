@@ -20,7 +20,7 @@ from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.pieces import Piece
 from data_pipeline.schema.whole_files import write_whole
 from data_pipeline.tokens.arrow_files import arrow_bytes
-from data_pipeline.tokens.tokenizer import Vocabulary, vocabulary_of
+from data_pipeline.tokens.tokenizer import Vocabulary, panics_explained, vocabulary_of
 
 _CHARACTERS_AT_ONCE = 1 << 16
 """The encodings of this many characters fit in a core's cache: an eighth faster than eight times as many."""
@@ -190,11 +190,13 @@ def _portions(texts: list[str]) -> Iterator[tuple[int, int]]:
 def _encode(
     texts: list[str], spans: list[list[tuple[int, int]]] | None, tokenizer: Tokenizer
 ) -> tuple[list[list[int]], list[NDArray[np.bool_]] | None]:
-    if spans is None:
-        return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)], None
-    # encode_batch_fast gives no offsets, which the spans in characters need.
+    with panics_explained():
+        if spans is None:
+            return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)], None
+        # encode_batch_fast gives no offsets, which the spans in characters need.
+        encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
     ids, is_target = [], []
-    for found, wanted in zip(tokenizer.encode_batch(texts, add_special_tokens=False), spans, strict=True):
+    for found, wanted in zip(encoded, spans, strict=True):
         starts = np.array([start for start, _ in found.offsets], np.int64)
         inside = np.zeros(len(starts), np.bool_)
         for start, stop in wanted:

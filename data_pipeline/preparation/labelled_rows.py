@@ -17,7 +17,7 @@ from data_pipeline.reading.table_rows import ON_THE_COMMAND_LINE, SettingNames, 
 from data_pipeline.schema.corpus_config import CorpusError
 from data_pipeline.schema.rejects import Reason, Reject, excerpt_of
 from data_pipeline.tokens.token_blocks import PreparedCorpus, Rows, TokenBlocks
-from data_pipeline.tokens.tokenizer import Vocabulary
+from data_pipeline.tokens.tokenizer import Vocabulary, panics_explained
 
 _TEXTS_AT_ONCE = 1000
 _SHOWN = 5
@@ -233,7 +233,8 @@ def encode_texts(texts: Iterable[str], tokenizer: Tokenizer, vocabulary: Vocabul
 
     def add() -> None:
         nonlocal num_cut
-        ids = [found.ids for found in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+        with panics_explained():
+            ids = [found.ids for found in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
         framed = frame(ids, vocabulary, token_dtype(vocabulary.size))
         for row in np.split(framed.tokens, np.cumsum(framed.lengths)[:-1]):
             if len(row) > longest:

@@ -1,13 +1,12 @@
 """Prepared corpora on clusters without a shared disk: check visibility, and copy a corpus to other nodes."""
 
-import shutil
 import uuid
 from pathlib import Path
 from typing import Any
 
 import ray
-from filelock import FileLock
 
+from data_pipeline.schema.own_files import fresh_folder, make_folder, own_lock
 from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
 
 _PIECE_BYTES = 64 << 20
@@ -45,8 +44,8 @@ def open_on_this_node(folder: Path, server: Any) -> PreparedCorpus:
         DamagedBlockError: A file is missing or altered, also by an incomplete copy.
     """
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".lock-copy-{folder.name}"):
+        make_folder(folder.parent)
+        with own_lock(folder.parent / f".lock-copy-{folder.name}"):
             if not folder.is_dir():
                 _fetch(folder, server)
     return open_prepared(folder)
@@ -57,7 +56,8 @@ class _FileServer:
         self._folder = folder
 
     def sizes(self) -> dict[str, int]:
-        return {path.name: path.stat().st_size for path in self._folder.iterdir() if path.name != "verified.json"}
+        files = (path for path in self._folder.iterdir() if path.name != "verified.json" and not path.is_symlink())
+        return {path.name: path.stat().st_size for path in files}
 
     def read(self, name: str, start: int) -> bytes:
         with (self._folder / name).open("rb") as file:
@@ -66,9 +66,7 @@ class _FileServer:
 
 
 def _fetch(folder: Path, server: Any) -> None:
-    partial = folder.parent / f".copy-{folder.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial = fresh_folder(folder.parent / f".copy-{folder.name}")
     for name, size in ray.get(server.sizes.remote()).items():
         with (partial / name).open("wb") as file:
             for start in range(0, size, _PIECE_BYTES):

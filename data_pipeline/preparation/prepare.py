@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from data_pipeline.preparation.fingerprint import library_versions, row_fingerprint, stream_fingerprint
 from data_pipeline.preparation.token_stream import make_stream
@@ -19,6 +19,7 @@ from data_pipeline.reading.file_inspection import examine_files
 from data_pipeline.reading.parcel_tasks import RunParcels, for_each_parcel
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError, PackingConfig, TokenizerConfig
 from data_pipeline.schema.manifest import FORMAT_VERSION, Manifest, PassedOver, StreamReport
+from data_pipeline.schema.own_files import fresh_folder, make_folder, own_lock
 from data_pipeline.schema.prepare_progress import OnProgress, PhaseCounter, PrepareProgress
 from data_pipeline.schema.rejects import check_files, check_rejects
 from data_pipeline.schema.whole_files import write_whole
@@ -62,7 +63,7 @@ def prepare(
     report = on_progress or (lambda _: None)
     prepared_folder = prepared_folder.expanduser().absolute()
     try:
-        prepared_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(prepared_folder)
     except OSError as cause:
         raise CorpusError(
             f"the folder for prepared corpora, {prepared_folder}, cannot be created: {cause}; choose a writable path"
@@ -134,9 +135,7 @@ def _make(
         if made_before
         else _stream(corpus, tokenizer, work, report, run)
     )
-    partial = folder.parent / f".new-{folder.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial = fresh_folder(folder.parent / f".new-{folder.name}")
     blocks = [block.name for split in documents.splits.values() for block in split.blocks]
     for name in (*blocks, "tokenizer.json", "rejects.jsonl"):
         _link(source / name, partial / name)
@@ -190,7 +189,7 @@ def _link(source: Path, target: Path) -> None:
 @contextmanager
 def _only_one(path: Path, report: OnProgress) -> Iterator[None]:
     """Hold an exclusive file lock; the kernel releases it when the process ends for any reason."""
-    lock, started_at = FileLock(path), time.monotonic()
+    lock, started_at = own_lock(path), time.monotonic()
     while not lock.is_locked:
         try:
             lock.acquire(timeout=_WAIT_S)

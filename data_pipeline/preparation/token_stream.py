@@ -20,6 +20,7 @@ from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.parcel_tasks import RunParcels, for_each_parcel
 from data_pipeline.schema.corpus_config import CorpusError, TokenizerConfig
 from data_pipeline.schema.manifest import BlockReport, SplitName, SplitReport, StreamReport, TokenizerReport
+from data_pipeline.schema.own_files import fresh
 from data_pipeline.schema.prepare_progress import OnProgress, PhaseCounter
 from data_pipeline.schema.rejects import Reject, check_files, check_rejects
 from data_pipeline.schema.whole_files import write_whole
@@ -103,14 +104,15 @@ def _survey(corpus: Corpus, config: TokenizerConfig, work: Path, report: OnProgr
     for result in run(corpus, judge):
         survey.add(result)
         for kind, data in result["blobs"].items():
-            (work / f"{result['name']}.{kind}").write_bytes(data)
+            with open(work / f"{result['name']}.{kind}", "wb", opener=fresh) as file:
+                file.write(data)
         counter.add(result["num_bytes"])
     return survey
 
 
 def _write_rejects(work: Path, refused: list[Reject]) -> None:
     """Write the rejects of all parcels into one file, refused files first."""
-    with (work / "rejects.jsonl").open("wb") as file:
+    with open(work / "rejects.jsonl", "wb", opener=fresh) as file:
         for reject in refused:
             file.write(json.dumps(reject.as_json(), ensure_ascii=False).encode() + b"\n")
         # Keep these files until the work folder is removed: an interrupted run reads them again.

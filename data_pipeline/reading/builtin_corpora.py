@@ -10,6 +10,8 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+from data_pipeline.schema.whole_files import write_whole
+
 # Tests and vendored packages repeat each other; the remaining docstrings are prose.
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_vendor", "lib2to3"}
 _SHORTEST_DOCSTRING = 40
@@ -36,9 +38,7 @@ def builtin_bytes(name: str) -> bytes:
     data = ("\n".join(rows) + "\n").encode("utf-8", "replace")
     with suppress(OSError):  # Without a writable home the corpus is collected again next time.
         cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{os.getpid()}.partial")
-        partial.write_bytes(data)
-        partial.replace(cache)
+        write_whole(cache, data)
     return data
 
 

@@ -4,6 +4,7 @@ import bz2
 import difflib
 import gzip
 import io
+import os
 import platform
 import shutil
 import tempfile
@@ -50,6 +51,8 @@ _PASSED_OVER = (
     ("Thumbs.db", "a marker of another program"),
 )
 
+_A_LINK = "a link that leaves the folder; corpus.follow_links: true reads it"
+
 
 class ByteReader(Protocol):
     """A stream of bytes."""
@@ -90,7 +93,7 @@ def find_files(corpus: CorpusConfig) -> FoundFiles:
     files: dict[str, FoundFile] = {}
     passed_over: dict[str, PassedOver] = {}
     for path in named:
-        for found in _expand(path):
+        for found in _expand(path, follow_links=corpus.follow_links):
             if isinstance(found, FoundFile):
                 files[found.path] = found
             else:
@@ -196,13 +199,11 @@ class _Zstd:
                 return data
 
 
-def _expand(path: str) -> Iterator[FoundFile | PassedOver]:
+def _expand(path: str, *, follow_links: bool) -> Iterator[FoundFile | PassedOver]:
     filesystem, inner = _filesystem(path)
     try:
         if filesystem.isdir(inner):
-            for name, info in sorted(filesystem.find(inner, detail=True).items()):
-                why = _why_passed_over(name[len(inner) :].strip("/"), int(info["size"] or 0))
-                yield PassedOver(path=_full(filesystem, name), why=why) if why else _found(filesystem, name, info)
+            yield from _files_below(filesystem, inner, inner, set() if follow_links else None)
             return
         if filesystem.exists(inner):
             yield _found(filesystem, inner, filesystem.info(inner))
@@ -213,12 +214,42 @@ def _expand(path: str) -> Iterator[FoundFile | PassedOver]:
     if not matches:
         raise CorpusError(f"corpus.path={path} does not exist{_nearest(filesystem, inner)}")
     for name, info in matches:
-        if info["type"] != "file":
+        if info["type"] != "file" and not info.get("islink"):
+            continue
+        if info.get("islink") and not (follow_links and filesystem.isfile(name)):
+            yield PassedOver(path=_full(filesystem, name), why="a link to a folder" if follow_links else _A_LINK)
             continue
         # A pattern such as README*.txt names these files on purpose.
         is_asked_for = _why_passed_over(inner.rsplit("/", 1)[-1], 1) is not None
         why = None if is_asked_for else _why_passed_over(name.rsplit("/", 1)[-1], int(info["size"] or 0))
         yield PassedOver(path=_full(filesystem, name), why=why) if why else _found(filesystem, name, info)
+
+
+def _files_below(filesystem: Any, folder: str, top: str, seen: set[str] | None) -> Iterator[FoundFile | PassedOver]:
+    """Files of a folder.
+
+    Args:
+        top: The folder of the corpus, from whose name on hidden files are passed over.
+        seen: Real paths of the folders that links led to. None: links that leave `top` are not followed.
+    """
+    for name, info in sorted(filesystem.find(folder, detail=True).items()):
+        why = _why_passed_over(name[len(top) :].strip("/"), int(info["size"] or 0))
+        if why is None and info.get("islink"):
+            target = os.path.realpath(name)
+            if not _is_inside(target, top) and seen is None:
+                why = _A_LINK
+            elif os.path.isdir(target):
+                # The folders that hold the link are read already, and those inside are read under their own names.
+                if seen is not None and target not in seen and not (_is_inside(target, top) or _is_inside(top, target)):
+                    seen.add(target)
+                    yield from _files_below(filesystem, name, top, seen)
+                    continue
+                why = "a link to a folder that is read itself"
+        yield PassedOver(path=_full(filesystem, name), why=why) if why else _found(filesystem, name, info)
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _filesystem(path: str) -> tuple[Any, str]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.pieces import Piece, describe, pieces_of, rebuild
+from data_pipeline.schema.user_errors import InputFault
 
 _PARCELS_OF_A_UNIT = 16
 
@@ -64,10 +65,28 @@ def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]
             )
             .map_batches(do, batch_size=1, batch_format="pyarrow", num_cpus=1)
         )
-        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            assert isinstance(batch, pa.Table)
-            for row in batch.to_pylist():
-                yield json.loads(row["result"]) | {"blobs": {blob["name"]: blob["data"] for blob in row["blobs"]}}
+        batches = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        with _own_faults():
+            for batch in batches:
+                assert isinstance(batch, pa.Table)
+                for row in batch.to_pylist():
+                    yield json.loads(row["result"]) | {"blobs": {blob["name"]: blob["data"] for blob in row["blobs"]}}
+
+
+@contextmanager
+def _own_faults() -> Iterator[None]:
+    """Raise a fault of the input that ended a task as it is; Ray hands it over inside errors of its own."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        inner: BaseException = error
+        while (deeper := getattr(inner, "cause", None) or inner.__cause__) is not None:
+            inner = deeper
+        if not isinstance(inner, InputFault):
+            raise
+        raise inner from error
 
 
 @contextmanager

@@ -23,6 +23,10 @@ class CorpusConfig(Settings):
     builtin: Literal["python-docs"] | None = None
     """A corpus that needs no file, instead of path. python-docs: the English prose that every CPython carries."""
 
+    follow_links: bool = False
+    """true: links in a folder or glob are followed, also to files and folders outside of it. false: only links of a
+    folder to files inside it are read, and others are passed over and named. A file that path names itself is read."""
+
     text: str | None = None
     """Column or key that holds the text. null: the column called text, or the only one that can hold it."""
 

@@ -4,6 +4,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from data_pipeline.schema.own_files import fresh
+
 
 def hash_file(path: Path) -> str:
     """BLAKE2b hash (128 bits) of a file's bytes, in hexadecimal."""
@@ -17,7 +19,7 @@ def hash_file(path: Path) -> str:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file atomically and durably (fsync), also when several processes write it at once."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with open(partial, "wb", opener=fresh) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -28,6 +30,6 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace a text file atomically, without fsync."""
     # Runs several times per trial; pathlib objects would cost more time than the write.
     partial = f"{path.parent}/.{path.name}.{os.getpid()}"
-    with open(partial, "w", encoding="utf-8") as file:
+    with open(partial, "w", encoding="utf-8", opener=fresh) as file:
         file.write(text)
     os.replace(partial, path)

@@ -4,19 +4,16 @@ A template is a Jinja source, as in `chat_template.jinja`. The default is MiniMi
 feed, the content, `</s>`; a line feed separates turns. A model with its own template keeps that template.
 """
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from data_pipeline.schema.json_files import read_json, read_text
 from data_pipeline.schema.rejects import Reason
+from data_pipeline.tokens.template_process import InvalidTemplateError, TemplateError, TemplateFault, render
 from data_pipeline.tokens.tokenizer import vocabulary_of
 
 Turn = tuple[str, str]
@@ -42,11 +39,6 @@ OURS = """\
 {{- '\\n' + bos_token + 'assistant\\n' -}}
 {%- endif -%}
 """
-_GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
-
-
-class TemplateError(ValueError):
-    """A template refuses a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +71,7 @@ class ChatTemplate:
         if self.source == OURS:
             return self._by_ours(turns)
         try:
-            return self._by_prefixes(turns)
+            return self._rendered(turns)
         except TemplateError:
             return Reason.NOT_OF_TEMPLATE
 
@@ -89,7 +81,9 @@ class ChatTemplate:
         Raises:
             TemplateError: The template refuses these turns.
         """
-        return self._rendered(turns, is_prompt=True)
+        if self.source == OURS:
+            return f"{self._by_ours(turns).text}\n{self.begin}assistant\n"
+        return self._rendered(turns, is_prompt=True).text
 
     def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Ids of the tokens that end an answer: the tokenizer's end token, and the template's own end mark."""
@@ -113,37 +107,9 @@ class ChatTemplate:
                 spans.append((start, len(text)))
         return Dialogue(text, spans)
 
-    def _by_prefixes(self, turns: Sequence[Turn]) -> Dialogue:
-        """Find each answer as the difference between the rendered prompt and the rendered turn, without end spaces.
-
-        Raises:
-            TemplateError: Later turns change the text of an earlier one.
-        """
-        whole = self._rendered(turns)
-        spans = []
-        for number, (role, _) in enumerate(turns):
-            if role != "assistant":
-                continue
-            before, after = self._rendered(turns[:number], is_prompt=True), self._rendered(turns[: number + 1])
-            if not (whole.startswith(after) and after.startswith(before)):
-                raise TemplateError(
-                    f"the chat template changes turn {number} when more turns follow, so answers cannot be located"
-                )
-            spans.append((len(before), len(after.rstrip())))
-        return Dialogue(whole, spans)
-
-    def _rendered(self, turns: Sequence[Turn], *, is_prompt: bool = False) -> str:
-        messages = [{"role": role, "content": content} for role, content in turns]
-        try:
-            return _compiled(self.source).render(
-                messages=messages, bos_token=self.begin, eos_token=self.end, add_generation_prompt=is_prompt
-            )
-        except TemplateError:
-            raise
-        except jinja2.exceptions.TemplateError as cause:
-            raise TemplateError(str(cause)) from cause
-        except (TypeError, ValueError, KeyError, IndexError) as cause:
-            raise TemplateError(f"{type(cause).__name__}: {cause}") from cause
+    def _rendered(self, turns: Sequence[Turn], *, is_prompt: bool = False) -> Dialogue:
+        variables = {"bos_token": self.begin, "eos_token": self.end}
+        return Dialogue(*render(self.source, turns, variables, is_prompt=is_prompt))
 
 
 OUR_CHAT = ChatTemplate()
@@ -170,43 +136,30 @@ def source_in(folder: Path) -> str | None:
     """Jinja source of the template in a transformers folder; None if it has none.
 
     Raises:
-        ValueError: The source is not valid Jinja.
+        ValueError: The source is not valid Jinja, or asks for too much memory or time.
     """
     source: Any = None
     if (folder / TEMPLATE_FILE).is_file():
-        source = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+        source = read_text(folder / TEMPLATE_FILE)
     elif (folder / SETTINGS_FILE).is_file():
-        source = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")).get("chat_template")
+        settings = read_json(folder / SETTINGS_FILE)
+        source = settings.get("chat_template") if isinstance(settings, dict) else None
     if isinstance(source, list):
         # Several named templates, for tool use for example.
-        source = next((one.get("template") for one in source if one.get("name") == "default"), None)
+        named = [one for one in source if isinstance(one, dict)]
+        source = next((one.get("template") for one in named if one.get("name") == "default"), None)
     if not isinstance(source, str):
         return None
-    try:
-        _compiled(source)
-    except jinja2.exceptions.TemplateError as cause:
-        raise ValueError(
-            f"the chat template in {folder} is not valid Jinja: {cause}; repair or remove {TEMPLATE_FILE}"
-        ) from cause
+    if source != OURS:
+        try:
+            # A first conversation shows here, with the place, a template that asks for too much.
+            ChatTemplate(source=source).prompt([("user", "x")])
+        except InvalidTemplateError as cause:
+            raise ValueError(
+                f"the chat template in {folder} is not valid Jinja: {cause}; repair or remove {TEMPLATE_FILE}"
+            ) from cause
+        except TemplateFault as cause:
+            raise TemplateFault(f"{folder}: {cause}") from cause
+        except TemplateError:
+            pass  # It wants other turns.
     return source
-
-
-@lru_cache(maxsize=4)
-def _compiled(source: str) -> jinja2.Template:
-    # A template is foreign code; in the sandbox it can only produce text.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    # Only transformers defines this tag; replace it by an `if true`.
-    plain = _GENERATION.sub(lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", source)
-    return environment.from_string(plain)
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)

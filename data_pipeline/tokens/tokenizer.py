@@ -6,12 +6,14 @@ tokenizers library.
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_pipeline.schema.corpus_config import TokenizerConfig
+from data_pipeline.schema.user_errors import InputFault, first_line
 
 # The order gives the ids 0, 1, 2 .. of published checkpoints of systems C and D.
 SPECIAL_TOKENS = {
@@ -28,6 +30,15 @@ _MASK = ("<mask>", "[MASK]", "<|mask|>")
 _HEX_WORD = re.compile(r"[0-9a-f]{4}")
 _NUM_HEX_WORDS = 16**4
 _MOSTLY = 0.99
+
+_MOST_BYTES = 256 << 20
+"""Largest tokenizer.json that is read; those of published models have up to 35 MB."""
+_NUM_SPARE_IDS = 65_536
+"""Ids that may be unused, beside as many as are used: published models leave some free for later tokens."""
+
+
+class TokenizerFault(InputFault):
+    """A tokenizer.json makes the tokenizers library fail."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +80,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     if not path.is_file():
         raise ValueError(f"tokenizer {path} does not exist")
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{path} is larger than {_MOST_BYTES >> 20} MiB, which no tokenizer.json needs")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        with panics_explained(str(path)):
+            tokenizer = Tokenizer.from_file(str(path))
+    except TokenizerFault:
+        raise
     except Exception as cause:  # The library raises bare Exception.
         raise ValueError(f"{path} is not a tokenizer.json of the tokenizers library: {cause}") from cause
     tokenizer.no_padding()
@@ -78,11 +94,31 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
+@contextmanager
+def panics_explained(place: str = "tokenizer.json") -> Iterator[None]:
+    """Turn a panic of the tokenizers library in the block into an error of input.
+
+    Panics pass every `except Exception`. A regular expression that gives up on a text is one, for example.
+
+    Raises:
+        TokenizerFault: The library panicked.
+    """
+    try:
+        yield
+    except BaseException as panic:
+        if type(panic).__name__ != "PanicException":
+            raise
+        raise TokenizerFault(
+            f"{place} makes the tokenizers library fail ({first_line(panic)}); repair its normalizer, pre_tokenizer or "
+            "post_processor, or use another tokenizer"
+        ) from panic
+
+
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """Size and special ids of a tokenizer.
 
     Raises:
-        ValueError: The tokenizer has no end-of-text token under any usual name.
+        ValueError: The tokenizer has no end-of-text token under any usual name, or its ids have huge gaps.
     """
     ids = tokenizer.get_vocab(with_added_tokens=True)
     special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
@@ -91,12 +127,18 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     def first(names: tuple[str, ...]) -> int | None:
         return next((named[name] for name in names if name in named), None)
 
+    size = max(ids.values(), default=-1) + 1
+    if size > 2 * len(ids) + _NUM_SPARE_IDS:
+        raise ValueError(
+            f"the tokenizer has {len(ids):,} tokens, and its largest id is {size - 1:,}: a model would need {size:,} "
+            "rows, nearly all unused; number the tokens of tokenizer.json without such gaps"
+        )
     eos, unk, pad = first(_EOS), first(_UNK), first(_PAD)
     if eos is None:
         raise ValueError(f"the tokenizer has no token that ends a text; it needs one of {', '.join(_EOS)}")
     bos = first(_BOS)
     return Vocabulary(
-        size=max(ids.values()) + 1,
+        size=size,
         pad_id=pad if pad is not None else unk if unk is not None else eos,
         unk_id=unk,
         # As in GPT-2, one token both ends a text and begins the next.

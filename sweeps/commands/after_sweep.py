@@ -249,8 +249,15 @@ def ui(
     host: Annotated[
         str, typer.Option(help="Address to listen on. The default accepts local requests only.")
     ] = "127.0.0.1",
+    login: Annotated[
+        bool,
+        typer.Option(
+            "--login",
+            help="Ask visitors for the name admin and a password: $MLFLOW_AUTH_ADMIN_PASSWORD, or type it.",
+        ),
+    ] = False,
 ) -> None:
     """Serve the MLflow pages of all sweeps."""
     from sweeps.tracking.mlflow_ui import serve_ui
 
-    serve_ui(results_folder(results), host=host, port=port, console=terminal())
+    serve_ui(results_folder(results), host=host, port=port, console=terminal(), asks_login=login)

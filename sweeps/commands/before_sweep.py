@@ -1,5 +1,6 @@
 """Commands before a sweep: write a sweep file, show the plan and the memory, prepare the corpus."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -133,4 +134,4 @@ def prepare(
 
 def _say_beside(words: str) -> None:
     """Print a line on stderr: a script reads stdout."""
-    Console(stderr=True).print(f"memory   {words}", markup=False, highlight=False, soft_wrap=True)
+    echo(f"memory   {words}", file=sys.stderr)

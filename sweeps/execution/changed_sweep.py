@@ -174,10 +174,17 @@ def _with_a_winner(records: Sequence[TrialRecord], trials: Path) -> list[TrialRe
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a trial's folder without its record. Weights are hard-linked: existing ones are never modified."""
-    shutil.copytree(
-        source, target, copy_function=_link, dirs_exist_ok=True, ignore=shutil.ignore_patterns("trial.json", ".*")
-    )
+    """Copy a trial's folder without its record and without links, which somebody else has put there.
+
+    Weights are hard-linked: existing ones are never modified.
+    """
+    shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True, ignore=_left_out)
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    return {
+        name for name in names if name == "trial.json" or name.startswith(".") or (Path(folder) / name).is_symlink()
+    }
 
 
 def _link(source: str, target: str) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.preparation.labelled_rows import LabelledTexts
+from data_pipeline.schema.own_files import fresh
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.finetuning.class_metrics import ClassMetrics
 from sweeps.finetuning.finetune_settings import FinetuneSettings
@@ -135,7 +136,7 @@ def write_files(end: FinetuneResult) -> dict[str, Any]:
 def write_predictions(end: FinetuneResult) -> None:
     """Write predictions.csv: every held-out row with its label, its prediction, and both probabilities."""
     columns = ["file", "line", "label", "predicted", "probability", "probability_of_label"]
-    with (end.folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+    with open(end.folder / "predictions.csv", "w", newline="", encoding="utf-8", opener=fresh) as file:
         write_csv(file, columns, _predictions(end), line_end="\r\n")
 
 

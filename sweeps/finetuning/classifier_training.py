@@ -39,7 +39,9 @@ from data_pipeline.preparation.labelled_rows import (
 )
 from data_pipeline.preparation.survey import hash_texts
 from data_pipeline.reading.table_rows import ON_THE_COMMAND_LINE, SettingNames, open_table
+from data_pipeline.schema.own_files import clear, fresh_folder, no_link
 from data_pipeline.schema.user_errors import InputFault
+from data_pipeline.schema.whole_files import write_atomically
 from data_pipeline.tokens.batches import BatchSource
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.finetuning.class_metrics import always_the_commonest, measure
@@ -167,8 +169,7 @@ def train_classifiers(plan: FinetunePlan, console: Console) -> FinetuneResult:
     Raises:
         InputFault: No run completed.
     """
-    start = plan.folder / "start"
-    start.mkdir(exist_ok=True)
+    start = fresh_folder(plan.folder / "start")
     save_file(
         {name: tensor.contiguous() for name, tensor in model_tensors(plan.trained.model).items()}, start / MODEL_FILE
     )
@@ -239,7 +240,7 @@ def _claim(folder: Path, identity: str) -> None:
         )
     if not mark.is_file() and any(folder.iterdir()):
         raise InputFault(f"--out {folder}: exists already and contains other files; name a new folder")
-    mark.write_text(identity, encoding="utf-8")
+    write_atomically(mark, identity)
 
 
 def _runs_of(plan: FinetunePlan, start: Path) -> Iterator[tuple[ClassifierRun, RunConfig]]:
@@ -281,7 +282,7 @@ def _train(
     reports = folder / "reports.jsonl"
 
     def report(values: dict[str, float]) -> bool:
-        with reports.open("a", encoding="utf-8") as file:
+        with open(reports, "a", encoding="utf-8", opener=no_link) as file:
             file.write(json.dumps(values) + "\n")
         if _LOSS in values:
             console.print(
@@ -350,8 +351,7 @@ def _keep(classifier: Classifier, config: RunConfig, plan: FinetunePlan) -> str:
     if foreign is not None:
         return f"{foreign} Its weights are in {plan.folder / 'runs'}."
     target = plan.folder / MODEL_FOLDER
-    partial = plan.folder / ".best-partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = fresh_folder(plan.folder / ".best-partial")
     export_huggingface(
         classifier.cpu(),
         config.model,
@@ -360,6 +360,6 @@ def _keep(classifier: Classifier, config: RunConfig, plan: FinetunePlan) -> str:
         partial,
         classes=plan.found.classes,
     )
-    shutil.rmtree(target, ignore_errors=True)
+    clear(target)
     partial.rename(target)
     return str(target)

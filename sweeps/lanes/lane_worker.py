@@ -27,6 +27,7 @@ from core.training.run_end import RunEnd
 from core.training.staged_run import Stage, run_stages
 from core.training.training_run import run_training
 from data_pipeline.preparation.node_copies import open_on_this_node
+from data_pipeline.schema.own_files import OwnLog
 from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
 from sweeps.lanes.mailbox import Assignment, EndMessage, ErrorMessage, Message, ReportMessage, SpeedsMessage, Standing
 from sweeps.lanes.system_metrics import SystemMetrics
@@ -183,7 +184,7 @@ def _log(assignment: Assignment) -> logging.Logger:
     """Logger of the trial's own log file, opened once."""
     logger = logging.getLogger(f"pretune.{assignment.trial_folder}")
     if not logger.handlers:
-        handler = logging.FileHandler(Path(assignment.trial_folder) / "log.txt", encoding="utf-8")
+        handler = OwnLog(Path(assignment.trial_folder) / "log.txt", encoding="utf-8")
         formatter = logging.Formatter("%(asctime)sZ %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
         formatter.converter = time.gmtime
         handler.setFormatter(formatter)

@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
+from ray.job_config import JobConfig
 
+from data_pipeline.schema.own_files import OwnLog, private_temp_folder
 from sweeps.records.orphan_processes import MARK, driver_mark
 from sweeps.records.results_folder import LOG_FILE, check_writable
+
+_TEMP_CHARACTERS = 40
+"""Longest path of Ray's folder: sockets below it have 65 characters more, of the 107 that the kernel allows."""
 
 
 def connect() -> None:
@@ -21,8 +27,38 @@ def connect() -> None:
     if ray.is_initialized():
         return
     _set_environment()
+    output: dict[str, Any] = {"log_to_driver": is_verbose(), "logging_level": _logging_level()}
+    if _has_cluster():
+        ray.init(**output)
+    else:
+        _start_on_this_machine(output)
+
+
+def _start_on_this_machine(output: dict[str, Any]) -> None:
+    """Start Ray for this user alone: on the addresses of the machine itself, with its files in a private folder."""
     here: dict[str, Any] = {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False}
-    ray.init(**({} if _has_cluster() else here), log_to_driver=is_verbose(), logging_level=_logging_level())
+    if "RAY_TMPDIR" not in os.environ:
+        # Ray opens its own folder to everybody, so it lies in one that is closed.
+        here["_temp_dir"] = str(private_temp_folder("ray", longest=_TEMP_CHARACTERS) / "r")
+    if Path.cwd() != Path(__file__).parents[2]:
+        here["job_config"] = _WithoutCurrentFolder()
+    # Ray's switch for macOS and Windows, where firewalls ask about other addresses. It is read by `init` alone.
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(**here, **output)
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+class _WithoutCurrentFolder(JobConfig):
+    """Workers import no modules of the current folder, which Ray would prefer to those of Python and its packages.
+
+    The folder may come from a stranger, and any file name of the standard library in it would run.
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True  # Ray adds the current folder unless workers run in a copy of it.
 
 
 def connect_while_importing(*modules: str) -> None:
@@ -90,7 +126,7 @@ def log_libraries_in(results_folder: Path) -> None:
     check_writable(results_folder)
     if is_verbose():
         return
-    handler = logging.FileHandler(results_folder / LOG_FILE, encoding="utf-8", delay=True)
+    handler = OwnLog(results_folder / LOG_FILE, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     for name in ("ray", "ray.data", "py.warnings"):

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from filelock import FileLock
 from pydantic import ValidationError
 
+from data_pipeline.schema.own_files import own_lock
 from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.memory_knowledge.memory_observations import MemoryStoreError
@@ -58,7 +58,7 @@ class KeptMeasurements(Generic[Entry]):
     def add(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         """Add entries to the file; all entries of the file."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._file.with_suffix(".lock")):
+        with own_lock(self._file.with_suffix(".lock")):
             # Concurrent sweeps add to the same file.
             known = self.read() | dict(entries)
             kept = [entry.model_dump(mode="json") for entry in known.values()]

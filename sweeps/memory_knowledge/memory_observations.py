@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from pydantic import ValidationError
 
+from data_pipeline.schema.own_files import own_lock
 from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.schema.whole_files import write_atomically
@@ -146,7 +146,7 @@ class MemoryStore:
             MemoryStoreError: The file is damaged.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock")):
+        with own_lock(self.path.with_suffix(".lock")):
             known = self._read()
             known[torch_version] = without_repetitions([*known.get(torch_version, []), *observations])[-_MOST_KEPT:]
             write_atomically(self.path, self._as_text(known))

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from pyarrow import NativeFile
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
+from data_pipeline.schema.own_files import PlantedFileError, fresh, no_link
 from data_pipeline.schema.user_errors import first_line
 
 PUSH_EVERY_S = 5.0
@@ -39,6 +40,7 @@ class Mirror:
         self._leave_out = tuple(leave_out)
         self._store, self._root = FileSystem.from_uri(self.uri)
         self._sent: dict[str, tuple[int, int]] = {}
+        self._links: set[str] = set()
         self._lock = threading.Lock()
 
     def below(self, name: str, *, leave_out: Iterable[str] = ()) -> "Mirror":
@@ -67,7 +69,10 @@ class Mirror:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".fetching-{target.name}")
-            with self._store.open_input_stream(f"{self._root}/{name}") as stream, partial.open("wb") as file:
+            with (
+                self._store.open_input_stream(f"{self._root}/{name}") as stream,
+                open(partial, "wb", opener=fresh) as file,
+            ):
                 while piece := stream.read(_PIECE_BYTES):
                     file.write(piece)
             partial.replace(target)
@@ -77,7 +82,7 @@ class Mirror:
     def push(self) -> None:
         """Upload the changes since the last push, weights before the records that refer to them.
 
-        Afterwards delete the uploaded files that no longer exist here.
+        Afterwards delete the uploaded files that no longer exist here. Links are never followed.
 
         Raises:
             OSError: The store does not answer, or refuses the request.
@@ -117,6 +122,7 @@ class Mirror:
         """
         ends = threading.Event()
         is_away = False
+        said = set[str]()
 
         def follow() -> None:
             nonlocal is_away
@@ -124,8 +130,11 @@ class Mirror:
                 is_last = ends.wait(every_s)
                 try:
                     self.push()
+                    if new := sorted(self._links - said):
+                        said.update(new)
+                        say(f"{len(new)} links in {self.folder} are not followed and not uploaded: {', '.join(new)}")
                     also()
-                except OSError as error:
+                except (OSError, PlantedFileError) as error:
                     if not is_away or is_last:
                         say(f"cannot upload results to {self.uri} ({first_line(error)}); they are in {self.folder}")
                     is_away = True
@@ -146,7 +155,12 @@ class Mirror:
         """Files to mirror: name below the folder, time of change and size."""
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder)
-            if self._stays(name.parts) or not path.is_file():
+            if self._stays(name.parts):
+                continue
+            if path.is_symlink():
+                # pretune makes none, and one from somebody else can point at any file of the user.
+                self._links.add(name.as_posix())
+            if path.is_symlink() or not path.is_file():
                 continue
             try:
                 stat = path.stat()
@@ -164,16 +178,17 @@ class Mirror:
 
     def _content(self, name: str) -> bytes | None:
         try:
-            return (self.folder / name).read_bytes()
-        except FileNotFoundError:
+            with open(self.folder / name, "rb", opener=no_link) as file:
+                return file.read()
+        except (FileNotFoundError, PlantedFileError):
             return None
 
     def _send(self, name: str, state: tuple[int, int]) -> None:
         try:
-            with (self.folder / name).open("rb") as file, self._output(name) as stream:
+            with open(self.folder / name, "rb", opener=no_link) as file, self._output(name) as stream:
                 while piece := file.read(_PIECE_BYTES):
                     stream.write(piece)
-        except FileNotFoundError:
+        except (FileNotFoundError, PlantedFileError):
             return
         self._sent[name] = state
 

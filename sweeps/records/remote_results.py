@@ -2,13 +2,13 @@
 
 import json
 import re
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from core.model_files.checkpoint import newest_checkpoint
+from data_pipeline.schema.own_files import clear, no_link
 from data_pipeline.schema.user_errors import InputFault, first_line
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.folder_mirror import Mirror
@@ -55,6 +55,8 @@ class ResultsAtUri:
     def fetch_prepared(self, folder: Path) -> None:
         """Download a corpus prepared on another node; the folder appears only when complete."""
         partial = folder.with_name(f".fetching-{folder.name}")
+        if partial.is_symlink():
+            clear(partial)
         if Mirror(partial, f"{self.uri}/prepared/{folder.name}").pull():
             # Opening the corpus verifies its content.
             partial.rename(folder)
@@ -72,7 +74,7 @@ class ResultsAtUri:
         here, there = _part(_read(sweep_folder / PART_FILE)), _part(mirror.read(PART_FILE))
         if there > here:
             partial = sweep_folder.with_name(f".fetching-{sweep_folder.name}")
-            shutil.rmtree(partial, ignore_errors=True)
+            clear(partial)
             num_files = Mirror(partial, mirror.uri, leave_out=(_PULSE,)).pull()
             if sweep_folder.exists():
                 sweep_folder.rename(sweep_folder.with_name(f".superseded-{here}-{sweep_folder.name}"))
@@ -137,4 +139,8 @@ def _part(content: bytes | None) -> int:
 
 
 def _read(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
+    try:
+        with open(path, "rb", opener=no_link) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None

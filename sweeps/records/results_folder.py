@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.schema.own_files import fresh, make_folder
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.sweep_lock import hold
@@ -35,9 +36,9 @@ def check_writable(results_folder: Path) -> None:
         ResultsError: It is not writable.
     """
     try:
-        results_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(results_folder)
         probe = results_folder / f".probe-{os.getpid()}"
-        probe.touch()
+        open(probe, "wb", opener=fresh).close()
         probe.unlink()
     except OSError as error:
         raise ResultsError(
@@ -50,8 +51,10 @@ def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
     """Hash of all that determines a sweep: the resolved file and the data. An equal identity resumes the sweep."""
     # Notes are sentences for people; another wording is not another training.
     silent = sweep.model_copy(update={"start": sweep.start and sweep.start.model_copy(update={"notes": ()})})
-    # A resolved file never sets shorten_to. Excluding the field keeps the identities of earlier results valid.
-    canonical = json.dumps(silent.model_dump(mode="json", exclude={"budget": {"shorten_to"}}), sort_keys=True)
+    # Excluding fields that are newer than the first results keeps those valid. A resolved file never sets shorten_to,
+    # and the files that follow_links adds are part of the data's fingerprint.
+    newer = {"budget": {"shorten_to"}, "corpus": {"follow_links"}}
+    canonical = json.dumps(silent.model_dump(mode="json", exclude=newer), sort_keys=True)
     return hashlib.sha256(f"{canonical}\n{data_fingerprint}".encode()).hexdigest()
 
 

@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from data_pipeline.schema.own_files import PlantedFileError, no_link
 from data_pipeline.schema.terminal_text import echo, visible
 from data_pipeline.schema.user_errors import InputFault
-from sweeps.records.orphan_processes import driver_mark, end_leftovers
+from sweeps.records.orphan_processes import driver_mark, end_leftovers, seal
 
 BEAT_S = 5.0
 """Seconds between two beats of the pulse."""
@@ -44,7 +45,7 @@ class Holder:
     pid: int
     host: str
     mark: str
-    """From `driver_mark`: distinguishes processes with the same pid."""
+    """From `seal`: distinguishes processes with the same pid."""
     beat: int = 0
 
     def __str__(self) -> str:
@@ -66,15 +67,16 @@ def hold(
 
     Raises:
         SweepRunsAlreadyError: A live process holds the lock; the message names it.
+        PlantedFileError: The lock is a link, a pipe or a device.
     """
-    me = Holder(os.getpid(), socket.gethostname(), driver_mark())
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0) as file:
+    me = Holder(os.getpid(), socket.gethostname(), seal(driver_mark(), path.parent))
+    with os.fdopen(no_link(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0) as file:
         is_told_by_kernel = _lock(file.fileno(), path)
         before = _read(path)
         if before is not None and not (is_told_by_kernel and before.host == me.host):
             see_that_it_is_dead(before, lambda: _read(path), say=say, silence_s=silence_s)
         if before is not None and before.host == me.host and before.mark != me.mark:
-            end_leftovers(before.mark)
+            end_leftovers(before.mark, path.parent)
         _write(file.fileno(), me)
         ends = threading.Event()
         pulse = threading.Thread(target=_beat, args=(file.fileno(), path, me, ends, beat_s), name="pulse", daemon=True)
@@ -137,16 +139,20 @@ def _beat(descriptor: int, path: Path, me: Holder, ends: threading.Event, beat_s
 def holder_in(content: bytes | None) -> Holder | None:
     """The holder of a sweep, from the content of its lock file; None if the lock is free."""
     try:
-        return Holder(**json.loads(content or b""))
-    except (ValueError, TypeError):
+        holder = Holder(**json.loads((content or b"")[:_RECORD_BYTES]))
+    except (ValueError, TypeError, RecursionError):
         return None
+    said = (holder.pid, holder.host, holder.mark, holder.beat)
+    # Others may be able to write the file.
+    return holder if [type(value) for value in said] == [int, str, str, int] else None
 
 
 def _read(path: Path) -> Holder | None:
     # Open anew each time: only then a network file system asks its server for the current content.
     try:
-        return holder_in(path.read_bytes())
-    except OSError:
+        with open(path, "rb", opener=no_link) as file:
+            return holder_in(file.read(_RECORD_BYTES))
+    except (OSError, PlantedFileError):
         return None
 
 

@@ -8,10 +8,11 @@ import json
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TextIO
 
 from pydantic import Field
 
+from data_pipeline.schema.own_files import no_link
 from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.outcomes import Outcome
@@ -209,12 +210,12 @@ class TrialStore:
 
     def append_report(self, record: TrialRecord, report: dict[str, float]) -> None:
         """Append one report of the running trial."""
-        with (self.folder_of(record) / "reports.jsonl").open("a", encoding="utf-8") as file:
+        with _appended(self.folder_of(record) / "reports.jsonl") as file:
             file.write(json.dumps(report) + "\n")
 
     def append_refusal(self, refused: "RefusedProposal") -> None:
         """Append one proposal that was never launched."""
-        with (self.folder / "refused.jsonl").open("a", encoding="utf-8") as file:
+        with _appended(self.folder / "refused.jsonl") as file:
             file.write(refused.model_dump_json() + "\n")
 
     def load_refusals(self) -> list["RefusedProposal"]:
@@ -226,7 +227,7 @@ class TrialStore:
 
     def append_widening(self, widening: Settings) -> None:
         """Append one widening of the search space."""
-        with (self.folder / "widened.jsonl").open("a", encoding="utf-8") as file:
+        with _appended(self.folder / "widened.jsonl") as file:
             file.write(widening.model_dump_json(exclude_none=True) + "\n")
 
     def load_widenings(self) -> list[Any]:
@@ -244,6 +245,10 @@ class TrialStore:
             if report["tokens"] > last_tokens:
                 last_tokens = report["tokens"]
                 yield report
+
+
+def _appended(path: Path) -> TextIO:
+    return open(path, "a", encoding="utf-8", opener=no_link)
 
 
 def _json_lines(path: Path) -> Iterator[Any]:

@@ -37,6 +37,9 @@ def dump_sweep(sweep: SweepConfig) -> str:
         plain["model"] = sweep.model.model_dump(mode="json", exclude_unset=True)
         if "tokenizer" not in sweep.model_fields_set:
             del plain["tokenizer"]
+    if not sweep.corpus.follow_links:
+        # Younger than the first results; resolved files keep their bytes.
+        del plain["corpus"]["follow_links"]
     for name in ("start_with", "stages"):
         if not plain[name]:
             del plain[name]

@@ -11,6 +11,7 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from data_pipeline.schema.own_files import own_lock, refuse_link
 from data_pipeline.schema.user_errors import InputFault, first_line
 
 EXPERIMENT = "pretune"
@@ -76,6 +77,8 @@ class MlflowStore:
         """Turn MLflow's errors in the block into a TrackingError with a remedy."""
         try:
             yield
+        except InputFault:
+            raise
         except (MlflowException, OSError, ValueError) as error:
             raise TrackingError(
                 f"{self.name} cannot be used: {_in_words(error)}. Start that server, or "
@@ -103,6 +106,7 @@ class MlflowStore:
 
 def _make_whole(file: Path) -> None:
     """Create the SQLite file with all tables, or not at all: a process killed here leaves no half-made file."""
+    refuse_link(file)
     if file.exists():
         return
     partial = file.with_name(f".new-{file.name}")
@@ -114,7 +118,7 @@ def _make_whole(file: Path) -> None:
 
 def _one_at_a_time(results_folder: Path) -> FileLock:
     # MLflow creates the tables of a new SQLite file without a lock: two sweeps starting together would conflict.
-    return FileLock(results_folder / ".mlflow.lock")
+    return own_lock(results_folder / ".mlflow.lock")
 
 
 @contextmanager

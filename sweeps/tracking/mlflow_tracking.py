@@ -261,7 +261,7 @@ class Tracking:
             self._client.set_tag(self._parent_id, "pretune.best_trial", best.name)
         self._client.log_batch(self._parent_id, metrics=as_metrics(_memory_figures(end), step=0, at_ms=now_ms()))
         for name in ("sweep.yaml", "trials.csv", "summary.json", "report.html", "EXPERIMENT.md", MAP_FILE):
-            if (end.folder / name).exists():
+            if (end.folder / name).exists() and not (end.folder / name).is_symlink():
                 self._client.log_artifact(self._parent_id, str(end.folder / name))
         if best is not None and (end.folder / "best").exists():
             self._log_model(end, best)

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from sweeps.records.results_folder import ResultsError
 from sweeps.records.trial_records import LOSS
 from sweeps.tracking.mlflow_store import EXPERIMENT, store_uri, without_password
 from sweeps.tracking.run_contents import FINAL_LOSS
+from sweeps.tracking.ui_login import is_open_to_others, login
 
 _START_S = 120.0
 """Maximum seconds until the server answers; a free machine needs only some."""
@@ -36,14 +37,22 @@ _MAX_COMPARED = 30
 """Maximum number of runs on the compare page; browsers limit the length of its address."""
 
 
-def serve_ui(results_folder: Path, *, host: str, port: int, console: Console) -> None:
+def serve_ui(results_folder: Path, *, host: str, port: int, console: Console, asks_login: bool = False) -> None:
     """Serve the UI until Ctrl-C. A tracking server already has a UI: print its addresses and return.
 
+    Args:
+        asks_login: Visitors need a name and a password; see `login`.
+
     Raises:
-        ResultsError: The results folder has no runs, or the port is in use.
+        ResultsError: The results folder has no runs, the port is in use, or the login lacks something.
     """
     uri = store_uri(results_folder)
     if uri.startswith("http"):
+        if asks_login:
+            raise ResultsError(
+                "--login: MLFLOW_TRACKING_URI names a server, which serves its own pages; set the login there, or "
+                "unset MLFLOW_TRACKING_URI"
+            )
         _print_addresses(without_password(uri).rstrip("/"), MlflowClient(uri), console)
         return
     if not (results_folder / "mlflow.db").exists() or _experiment_id(MlflowClient(uri)) is None:
@@ -51,9 +60,18 @@ def serve_ui(results_folder: Path, *, host: str, port: int, console: Console) ->
     _check_port(host, port)
     artifacts = (results_folder.absolute() / "mlartifacts").as_uri()
     address = f"http://{host}:{port}"
-    with _server(uri, artifacts, host=host, port=port) as server:
+    door: AbstractContextManager[dict[str, str]] = login() if asks_login else nullcontext({})
+    with door as environment, _server(uri, artifacts, environment, host=host, port=port) as server:
         _wait_until_up(server, address)
         _print_addresses(address, MlflowClient(uri), console)
+        if is_open_to_others(host) and not asks_login:
+            console.print(
+                f"warning: whoever reaches port {port} of this machine can read, change and delete all runs without a "
+                "password. Add --login to ask for one.",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
         console.print("(Ctrl-C ends the server)", highlight=False)
         server.wait()
 
@@ -159,18 +177,24 @@ def _compare_page(address: str, experiment: str, trials: Sequence[Any]) -> str:
 
 
 @contextmanager
-def _server(uri: str, artifacts: str, *, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+def _server(
+    uri: str, artifacts: str, login_environment: dict[str, str], *, host: str, port: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--default-artifact-root", artifacts, "--host", host, "--port", str(port), "--workers", "1"]
+    if login_environment:
+        command += ["--app-name", "basic-auth"]
     # Job execution would start seven more processes; the server's log has one line per request.
     quiet = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONWARNINGS": "ignore",
+        # As -P, for the processes that the server starts: the current folder may hold a stranger's modules.
+        "PYTHONSAFEPATH": "1",
     }
     server = subprocess.Popen(
         [*command, "--uvicorn-opts", "--log-level warning"],
-        env=os.environ | quiet,
+        env=os.environ | quiet | login_environment,
         # Own process group: Ctrl-C reaches only this process, which then ends the whole group.
         start_new_session=True,
     )

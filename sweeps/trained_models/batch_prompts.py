@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_pipeline.reading.table_rows import open_table, table_rows
+from data_pipeline.schema.own_files import fresh
 from data_pipeline.schema.rejects import Reject
 from data_pipeline.schema.terminal_text import echo, json_line
 from data_pipeline.schema.user_errors import InputFault
@@ -89,7 +90,7 @@ def _written(target: Path | None) -> Iterator[IO[str] | None]:
         return
     partial = target.with_name(f".{target.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with open(partial, "w", encoding="utf-8", opener=fresh) as file:
             yield file
         partial.replace(target)
     except OSError as error:

@@ -13,6 +13,7 @@ import torch
 from core.models.text_features import Pooling, features, why_not_pooled
 from data_pipeline.preparation.labelled_rows import encode_texts
 from data_pipeline.reading.table_rows import TableRow, columns_of, missing_column, open_table, table_rows
+from data_pipeline.schema.own_files import clear
 from data_pipeline.schema.rejects import Reject
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.trained_models.trained_model import TrainedModel
@@ -78,6 +79,7 @@ def embed(
     partial = target.with_name(f".{target.name}.partial")
     num_rows = num_cut = 0
     try:
+        clear(partial)
         with pq.ParquetWriter(partial, schema) as writer:
             rows = table_rows(found, keep, on_reject=rejects.append)
             while stretch := list(islice(rows, batch_size * _BATCHES_SORTED_TOGETHER)):

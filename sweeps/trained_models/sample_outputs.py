@@ -15,7 +15,7 @@ from core.step.objectives import predicted_hidden
 from data_pipeline.schema.settings import Settings
 from data_pipeline.tokens.batches import Batch
 from data_pipeline.tokens.token_blocks import PreparedCorpus
-from data_pipeline.tokens.tokenizer import load_tokenizer
+from data_pipeline.tokens.tokenizer import load_tokenizer, panics_explained
 
 _MAX_TOKENS = 64
 """Tokens of a row that are shown; the loss is that of the whole row."""
@@ -95,5 +95,5 @@ def with_brackets(tokenizer: Tokenizer, row: Sequence[int], in_brackets: Mapping
 
 
 def _decoded(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    text: str = tokenizer.decode(list(tokens), skip_special_tokens=False)
-    return text
+    with panics_explained():
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=False))

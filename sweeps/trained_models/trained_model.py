@@ -1,6 +1,5 @@
 """A trained model from a sweep's results folder, a trial, a folder of transformers or an adapter."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +22,12 @@ from data_pipeline.reading.corpus_files import find_files
 from data_pipeline.reading.file_inspection import examine_files
 from data_pipeline.reading.parcel_tasks import for_each_parcel_here
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.schema.own_files import fresh_folder
 from data_pipeline.schema.user_errors import InputFault
-from data_pipeline.tokens.chat_template import ChatTemplate, TemplateError, Turn, chat_with_marks, source_in
+from data_pipeline.tokens.chat_template import ChatTemplate, Turn, chat_with_marks, source_in
+from data_pipeline.tokens.template_process import TemplateError
 from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
-from data_pipeline.tokens.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
+from data_pipeline.tokens.tokenizer import Vocabulary, load_tokenizer, panics_explained, vocabulary_of
 from sweeps.records.results_folder import ResultsError
 from sweeps.trained_models.model_folder import prepared_of, trial_folder
 
@@ -112,12 +113,12 @@ class TrainedModel:
         said = ""
         for token in tokens:
             new.append(token)
-            text = self.tokenizer.decode(new)
+            text = self._decode(new)
             # A character of several tokens decodes only with the last of them.
             if not text.endswith("\ufffd"):
                 yield text[len(said) :]
                 said = text
-        yield self.tokenizer.decode(new)[len(said) :]
+        yield self._decode(new)[len(said) :]
 
     def evaluate(self, corpus: Path | None, *, work_folder: Path, all_tokens: bool = False) -> dict[str, float]:
         """Metrics on the holdout of its training, or on a whole corpus, under the masks of every evaluation.
@@ -157,8 +158,7 @@ class TrainedModel:
         foreign = why_not_exportable(self.config)
         if foreign is not None:
             raise InputFault(foreign)
-        partial = target.with_name(f".{target.name}-partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = fresh_folder(target.with_name(f".{target.name}-partial"))
         template = None if self.chat is None else self.chat.source
         export_huggingface(
             self.model,
@@ -193,11 +193,16 @@ class TrainedModel:
         return replace(data, holdout=data.train)
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        with panics_explained(str(self.tokenizer_path)):
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def _decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        with panics_explained(str(self.tokenizer_path)):
+            return str(self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens))
+
     def _in_words(self, filling: Filling) -> tuple[str, float]:
-        return self.tokenizer.decode([filling.token], skip_special_tokens=False), filling.probability
+        return self._decode([filling.token], skip_special_tokens=False), filling.probability
 
 
 def load_trained(path: Path, *, prepared: Path | None = None) -> TrainedModel:
@@ -222,10 +227,10 @@ def load_trained(path: Path, *, prepared: Path | None = None) -> TrainedModel:
     try:
         loaded = import_huggingface(folder)
         tokenizer = load_tokenizer(folder / "tokenizer.json")
+        vocabulary = vocabulary_of(tokenizer)
         source = source_in(folder)
     except (OSError, ValueError) as cause:
         raise ResultsError(f"the model in {folder} cannot be loaded: {cause}") from cause
-    vocabulary = vocabulary_of(tokenizer)
     prepared = prepared_of(path) if folder != path else prepared
     chat = None if source is None else chat_with_marks(source, tokenizer)
     return TrainedModel(
@@ -238,10 +243,10 @@ def _of_adapter(path: Path) -> TrainedModel:
     try:
         loaded, base = import_adapted(path)
         tokenizer = load_tokenizer(base / "tokenizer.json")
+        vocabulary = vocabulary_of(tokenizer)
         source = source_in(path) or source_in(base)
     except (OSError, ValueError) as cause:
         raise ResultsError(str(cause)) from cause
-    vocabulary = vocabulary_of(tokenizer)
     chat = None if source is None else chat_with_marks(source, tokenizer)
     return TrainedModel(loaded.model, loaded.config, tokenizer, base / "tokenizer.json", vocabulary, None, chat)
 

@@ -9,6 +9,7 @@ from core.model_files.checkpoint import newest_checkpoint
 from core.model_files.huggingface import export_huggingface, why_not_exportable
 from core.model_files.initial_weights import adapted_model, whole_model
 from core.settings.run_config import RunConfig
+from data_pipeline.schema.own_files import clear, fresh_folder
 from data_pipeline.tokens.chat_template import TEMPLATE_FILE
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.trained_models.sample_outputs import Sample, draw_samples
@@ -41,11 +42,10 @@ def export_winner(run: RunConfig, data: PreparedCorpus, trial_folder: Path, best
     foreign = why_not_exportable(run.model)
     if foreign is not None:
         return Winner(f"{foreign} Its weights are in {checkpoint}.", samples)
-    partial = best.with_name(".best-partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = fresh_folder(best.with_name(".best-partial"))
     template = data.manifest.chat_template
     export_huggingface(model, run.model, data.tokenizer_path, data.vocabulary, partial, chat_template=template)
-    shutil.rmtree(best, ignore_errors=True)
+    clear(best)
     partial.rename(best)
     if run.training.lora is not None:
         _export_adapter(run, data, checkpoint, best.with_name(ADAPTER))
@@ -58,13 +58,12 @@ def _export_adapter(run: RunConfig, data: PreparedCorpus, checkpoint: Path, targ
     assert lora is not None
     if base is None or not (Path(base) / "config.json").is_file():
         return
-    partial = target.with_name(f".{target.name}-partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = fresh_folder(target.with_name(f".{target.name}-partial"))
     save_adapter(adapted_model(run, data.vocabulary, checkpoint), run.model, lora, Path(base), partial)
     if data.manifest.chat_template is not None:
         # The base lacks the chat template that the adapters were trained with.
         (partial / TEMPLATE_FILE).write_text(data.manifest.chat_template, encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
+    clear(target)
     partial.rename(target)
 
 

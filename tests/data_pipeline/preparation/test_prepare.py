@@ -23,8 +23,9 @@ from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.parcel_tasks import ParcelWork, for_each_parcel_here
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.schema.manifest import read_manifest
+from data_pipeline.tokens.template_process import TemplateFault
 from data_pipeline.tokens.token_blocks import PreparedCorpus
-from data_pipeline.tokens.tokenizer import load_tokenizer
+from data_pipeline.tokens.tokenizer import TokenizerFault, load_tokenizer
 from patience import HANGS_AFTER_S
 
 HEX = TokenizerConfig(kind="words", vocabulary=65_541)
@@ -79,6 +80,24 @@ def test_ray_on_two_cores_makes_the_blocks_that_one_process_makes(
     assert figures(by_ray) == figures(alone)
     assert by_ray.manifest.splits == alone.manifest.splits
     assert all(np.array_equal(one, two) for one, two in zip(all_tokens(by_ray), all_tokens(alone), strict=True))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("two_cores")
+def test_a_hostile_template_or_tokenizer_ends_the_tasks_of_ray_with_an_error_of_input(tmp_path: Path) -> None:
+    row = {"instruction": "a" * 30 + "!", "output": "b"}
+    corpus = CorpusConfig(path=str(written(tmp_path, json.dumps(row) + "\n", "rows.jsonl")))
+    path = tmp_path / "tokenizer.json"
+    tokenizer = TokenizerConfig(kind="file", path=str(path))
+    letter_tokenizer().save(str(path))
+    (tmp_path / "chat_template.jinja").write_text("{% if messages | length > 1 %}{{ 'x' * 10**9 }}{% endif %}")
+    with pytest.raises(TemplateFault, match=r"^the chat template asks for more than"):
+        prepare(corpus, tokenizer, ROWS, prepared_folder=tmp_path / "prepared")
+    (tmp_path / "chat_template.jinja").unlink()
+    regex = {"type": "Split", "pattern": {"Regex": "(a|a)*$"}, "behavior": "Isolated", "invert": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pre_tokenizer": regex}))
+    with pytest.raises(TokenizerFault, match=r"^tokenizer\.json makes the tokenizers library fail"):
+        prepare(corpus, tokenizer, ROWS, prepared_folder=tmp_path / "prepared")
 
 
 @pytest.mark.ray
@@ -387,7 +406,8 @@ def test_corpus_read_once_and_broken_off_keeps_its_rejects_when_it_goes_on(tmp_p
 
 @pytest.mark.ray
 def test_two_preparations_at_once_make_it_once(tmp_path: Path, four_parcels: Path) -> None:
-    both = [start(four_parcels, tmp_path / "prepared") for _ in range(2)]
+    # Neither stands still: the other one, which waits for it, may be asked for its answer first.
+    both = [start(four_parcels, tmp_path / "prepared", stands_at=-1) for _ in range(2)]
     answers = [process.communicate(timeout=HANGS_AFTER_S)[0].splitlines()[-1] for process in both]
     assert answers[0] == answers[1]
     assert [process.returncode for process in both] == [0, 0]

@@ -43,6 +43,49 @@ def test_glob_passes_over_what_a_folder_would(folder: Path) -> None:
     assert found(str(folder / "README*")) == ["README.md"]
 
 
+@pytest.fixture
+def linked(folder: Path) -> Path:
+    """A corpus with links to a file inside, to a file and a folder outside, and to itself."""
+    corpus = folder / "linked"
+    written(folder, json_lines("private"), "outside/diary.jsonl")
+    for name in ("a.jsonl", "sub/b.jsonl"):
+        written(corpus, json_lines(name), name)
+    links = {"again.jsonl": "a.jsonl", "x.jsonl": "../outside/diary.jsonl", "y": "../outside", "z": ".", "zsub": "sub"}
+    for name, target in links.items():
+        (corpus / name).symlink_to(target)
+    return corpus
+
+
+def test_links_that_leave_a_folder_are_passed_over_by_name_and_links_inside_it_are_read(linked: Path) -> None:
+    files = find_files(CorpusConfig(path=str(linked)))
+    assert [Path(file.path).name for file in files.files] == ["a.jsonl", "again.jsonl", "b.jsonl"]
+    leaves = "a link that leaves the folder; corpus.follow_links: true reads it"
+    itself = "a link to a folder that is read itself"
+    assert {Path(item.path).name: item.why for item in files.passed_over} == {
+        "x.jsonl": leaves,
+        "y": leaves,
+        "z": itself,
+        "zsub": itself,
+    }
+
+
+def test_follow_links_reads_files_and_folders_outside_once_and_ends_in_circles(linked: Path) -> None:
+    (linked.parent / "outside" / "back").symlink_to(linked)
+    (linked.parent / "outside" / "round").symlink_to(".")
+    files = find_files(CorpusConfig(path=str(linked), follow_links=True))
+    names = [str(Path(file.path).relative_to(linked)) for file in files.files]
+    assert names == ["a.jsonl", "again.jsonl", "sub/b.jsonl", "x.jsonl", "y/diary.jsonl"]
+
+
+def test_a_glob_reads_links_only_with_follow_links_and_a_link_that_path_names_is_always_read(linked: Path) -> None:
+    assert found(str(linked / "*.jsonl")) == ["a.jsonl"]
+    followed = find_files(CorpusConfig(path=str(linked / "*.jsonl"), follow_links=True))
+    assert [Path(file.path).name for file in followed.files] == ["a.jsonl", "again.jsonl", "x.jsonl"]
+    assert found(str(linked / "x.jsonl")) == ["x.jsonl"]
+    whole = find_files(CorpusConfig(path=str(linked / "y")))
+    assert [Path(file.path).name for file in whole.files] == ["diary.jsonl"]
+
+
 def test_file_uri_is_the_file(folder: Path) -> None:
     assert read(folder / "a.jsonl").texts == ["a.jsonl"]
     assert found(f"file://{folder}/a.jsonl") == ["a.jsonl"]

@@ -8,7 +8,7 @@ import pytest
 
 from core.model_files.checkpoint import MODEL_FILE
 from sweep_examples import record, tiny_sweep
-from sweeps.execution.changed_sweep import CHANGES_FILE, begin, changes
+from sweeps.execution.changed_sweep import CHANGES_FILE, _copy, begin, changes
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import SweepFolder, sweep_identity
 from sweeps.records.trial_records import LOSS, ChosenBy, TrialRecord, TrialStore
@@ -212,3 +212,14 @@ def test_a_training_is_taken_over_only_where_its_stages_are_the_same(
     text = STAGED.replace("length: 16", f"length: {first_length}") + "purpose: Another file, and the same training.\n"
     taken, _ = begun(tmp_path, resolve_sweep(read_yaml(text), source="staged.yaml"))
     assert len(taken) == num_taken_over
+
+
+def test_a_link_that_somebody_put_into_a_trials_folder_is_not_copied_to_the_next_sweep(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("secret")
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "step-10").mkdir(parents=True)
+    (old / "log.txt").write_text("starts")
+    (old / "stolen.txt").symlink_to(tmp_path / "key")
+    (old / "step-10" / "stolen.json").symlink_to(tmp_path / "key")
+    _copy(old, new)
+    assert sorted(path.name for path in new.rglob("*")) == ["log.txt", "step-10"]

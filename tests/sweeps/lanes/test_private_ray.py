@@ -27,6 +27,16 @@ def is_the_state_of_this_process() -> None:
     assert isinstance(resolved("ray._private.state.state"), resolved("ray._private.state.GlobalState"))
 
 
+def puts_ray_on_the_machine_itself() -> None:
+    constants, services = (importlib.import_module(f"ray._private.{name}") for name in ("ray_constants", "services"))
+    assert constants.ENABLE_RAY_CLUSTER is True
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        assert services.get_node_ip_address() == "127.0.0.1"
+    finally:
+        constants.ENABLE_RAY_CLUSTER = True
+
+
 def has_the_fields_of_a_placement_group() -> None:
     table = resolved("ray.core.generated.gcs_pb2.PlacementGroupTableData")
     group = table(placement_group_id=b"p", creator_actor_id=b"a", creator_job_id=b"j", creator_actor_dead=True)
@@ -104,6 +114,7 @@ AUTOSCALING = (
     "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator.get_or_create_autoscaling_coordinator"
 )
 CONTRACTS: dict[str, Callable[[], object]] = {
+    "ray._private.ray_constants": puts_ray_on_the_machine_itself,
     "ray._private.state.state": is_the_state_of_this_process,
     "ray._private.state.GlobalState._connect_and_get_accessor": lambda: takes(
         "ray._private.state.GlobalState._connect_and_get_accessor", "self"

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -75,6 +75,41 @@ def test_a_process_killed_on_this_host_holds_nothing_and_nobody_waits_for_it(tmp
 
 def test_processes_that_a_killed_driver_left_behind_are_gone_when_the_next_one_holds(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
+    with _driver_with_a_worker(lock) as (driver, left):
+        driver.kill()
+        driver.wait()
+        assert left.is_running()
+        with hold(lock, say=no_word):
+            # Killed, and without memory of its own; the kernel may still have it in its list for an instant.
+            wait_until(lambda: not left.is_running() or left.status() == psutil.STATUS_ZOMBIE, "it was not killed")
+
+
+def test_a_planted_holder_ends_no_process_of_another_sweep(tmp_path: Path) -> None:
+    # Both sweeps are the user's own; somebody copies the lock of the one that runs into the folder of the other.
+    mine, other = tmp_path / "mine" / ".lock", tmp_path / "other" / ".lock"
+    for lock in (mine, other):
+        lock.parent.mkdir()
+    with _driver_with_a_worker(mine) as (driver, worker):
+        other.write_bytes(mine.read_bytes())
+        with hold(other, say=no_word):
+            assert worker.is_running()
+        # A lock that was replaced is free for the kernel, but its driver lives.
+        copied = mine.read_bytes()
+        mine.unlink()
+        mine.write_bytes(copied)
+        with hold(mine, say=no_word):
+            assert worker.status() != psutil.STATUS_ZOMBIE
+        # Whatever is written there, only processes with a mark are looked at.
+        for planted in (b"[" * 600, b'{"pid": 1, "host": [], "mark": {}}', b"\0" * 600):
+            other.write_bytes(planted)
+            with hold(other, say=no_word):
+                assert worker.status() != psutil.STATUS_ZOMBIE
+        assert driver.poll() in (None, -signal.SIGKILL)  # Its own pulse ends a driver whose lock was taken over.
+
+
+@contextmanager
+def _driver_with_a_worker(lock: Path) -> Iterator[tuple["subprocess.Popen[str]", psutil.Process]]:
+    """A process that holds the lock, and a process that it has started."""
     script = _HOLDER.replace("import sys,", "import os, subprocess, sys,").replace(
         'print("holds"',
         'from sweeps.records.orphan_processes import driver_mark; os.environ["PRETUNE_DRIVER"] = driver_mark();'
@@ -89,14 +124,14 @@ def test_processes_that_a_killed_driver_left_behind_are_gone_when_the_next_one_h
         text=True,
     )
     assert driver.stdout is not None
-    left = psutil.Process(int(driver.stdout.readline()))
-    driver.kill()
-    driver.wait()
-    assert left.is_running()
-    with hold(lock, say=no_word):
-        # Killed, and without memory of its own; the kernel may still have it in its list for an instant.
-        wait_until(lambda: not left.is_running() or left.status() == psutil.STATUS_ZOMBIE, "it was not killed")
-    driver.communicate()
+    worker = psutil.Process(int(driver.stdout.readline()))
+    try:
+        yield driver, worker
+    finally:
+        for process in (driver, worker):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        driver.communicate()
 
 
 def test_what_was_let_go_is_free_at_once_for_every_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,13 @@
 """`pretune ui` as a user runs it, asked through MLflow's own REST API."""
 
+import base64
+import importlib.util
 import json
 import re
 import shutil
 import socket
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from sweeps.records.results_folder import ResultsError
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import LOSS, TrialStore
+from sweeps.tracking import ui_login
 from sweeps.tracking.mlflow_tracking import Tracking
 from sweeps.tracking.mlflow_ui import serve_ui
 from sweeps.tracking.run_contents import FINAL_LOSS
@@ -128,3 +132,68 @@ def test_a_port_that_is_taken_is_said_with_its_number(results: Path) -> None:
         port = other.getsockname()[1]
         with pytest.raises(ResultsError, match=f"port {port} on 127.0.0.1 cannot be used"):
             serve_ui(results, host="127.0.0.1", port=port, console=Console())
+
+
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec("flask_wtf") is None, reason="Flask-WTF: pip install 'mlflow[auth]'")
+def test_with_login_the_pages_open_with_the_password_alone(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "correct horse battery")
+    process = start("ui", "--results", results, "--port", str(port), "--login", mark=f"ui-{port}")
+    try:
+        read_until(process, "Ctrl-C ends the server")
+        page = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+        answers = {}
+        for password in ("", "admin", "correct horse battery"):
+            request = urllib.request.Request(page)
+            if password:
+                shown = base64.b64encode(f"admin:{password}".encode()).decode()
+                request.add_header("Authorization", f"Basic {shown}")
+            try:
+                with urllib.request.urlopen(request, timeout=HANGS_AFTER_S) as answer:
+                    answers[password] = answer.status
+            except urllib.error.HTTPError as error:
+                answers[password] = error.code
+        assert answers == {"": 401, "admin": 401, "correct horse battery": 200}
+        assert not any("correct horse" in part for one in processes_marked(f"ui-{port}") for part in one.cmdline())
+    finally:
+        press_ctrl_c(process)
+        process.communicate(timeout=HANGS_AFTER_S)
+
+
+def test_a_login_that_lacks_a_package_and_a_password_is_told_both(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "short")
+    monkeypatch.setattr(ui_login.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ResultsError, match=r"Flask-WTF; .*: pip install 'mlflow\[auth\]'; the password has 5 char"):
+        serve_ui(results, host="127.0.0.1", port=free_port(), console=Console(), asks_login=True)
+
+
+def test_a_login_before_a_server_that_has_its_own_pages_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(ResultsError, match="set the login there"):
+        serve_ui(tmp_path, host="127.0.0.1", port=free_port(), console=Console(), asks_login=True)
+
+
+@pytest.mark.long
+def test_pages_for_other_machines_without_a_login_come_with_a_warning(results: Path) -> None:
+    port = free_port()
+    process = start("ui", "--results", results, "--port", str(port), "--host", "0.0.0.0", mark=f"ui-{port}")
+    try:
+        printed = read_until(process, "Ctrl-C ends the server")
+        assert f"whoever reaches port {port} of this machine can read, change and delete all runs" in printed
+        assert "Add --login" in printed
+    finally:
+        press_ctrl_c(process)
+        process.communicate(timeout=HANGS_AFTER_S)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_open"),
+    [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True), ("::", True), ("node-7", True)],
+)
+def test_an_address_is_open_to_others_unless_it_is_of_the_machine_itself(host: str, is_open: bool) -> None:
+    assert ui_login.is_open_to_others(host) is is_open
