@@ -346,7 +346,7 @@ def _parquet_facts(path: str, compression: Compression | None, corpus: CorpusCon
             schema = open_parquet(stream).schema_arrow
     except ExtensionTypeError as cause:
         return {"refused": str(cause)}
-    except (OSError, EOFError, pa.ArrowException) as cause:
+    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException) as cause:
         return {"refused": f"it begins like Parquet, but cannot be read: {cause}; download or write it again"}
     columns = tuple(schema.names)
     text_like = [name for name in columns if _is_string(schema.field(name).type)]

@@ -2,9 +2,7 @@
 
 import base64
 import binascii
-import functools
-from collections.abc import Callable
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +15,8 @@ _TAIL_BYTES = 4 + len(_MAGIC)
 """Length of the footer, and the magic bytes."""
 _ARROW_SCHEMA = b"ARROW:schema"
 """Key in the footer of the Arrow schema that the writer had, extension types included."""
+_OTHER_KEY = b"ARROW-schema"
+"""As long as the key, so that the footer stays well-formed."""
 _SHOWN = 5
 
 
@@ -32,8 +32,9 @@ def open_parquet(stream: IO[bytes]) -> pq.ParquetFile:
         OSError, pa.ArrowInvalid: The file is damaged or encrypted.
     """
     footer = _footer(stream)
-    metadata = _rebuild()(pa.py_buffer(footer))
-    _refuse_extension_types(_arrow_schema(footer, metadata))
+    _refuse_extension_types(_arrow_schema(footer))
+    # Read from the same bytes, so that a file that changes meanwhile gets nothing past the refusal.
+    metadata = _metadata(footer)
     stream.seek(0)
     # Parquet has types of its own that Arrow would turn into extension types (JSON, UUID): they stay text and bytes.
     file = pq.ParquetFile(stream, metadata=metadata, arrow_extensions_enabled=False)
@@ -62,27 +63,21 @@ def _footer(stream: IO[bytes]) -> bytes:
     return stream.read(num_bytes)
 
 
-def _arrow_schema(footer: bytes, metadata: pq.FileMetaData) -> pa.Schema:
-    """The Arrow schema in a footer; an empty one if the writer did not know Arrow."""
+def _metadata(footer: bytes) -> pq.FileMetaData:
+    # A footer alone is a file whose metadata can be read: no column that it names is looked at.
+    return pq.read_metadata(pa.BufferReader(_MAGIC + footer + len(footer).to_bytes(4, "little") + _MAGIC))
+
+
+def _arrow_schema(footer: bytes) -> pa.Schema:
+    """The Arrow schema in a footer, with storage types for extension types; an empty one without an Arrow schema."""
     # Of two schemas under one key, Arrow might read the other one.
     if footer.count(_ARROW_SCHEMA) > 1:
         raise pa.ArrowInvalid("its footer has two Arrow schemas")
-    written = (metadata.metadata or {}).get(_ARROW_SCHEMA)
+    # Under its own key, Arrow would make the extension types of it at once.
+    written = (_metadata(footer.replace(_ARROW_SCHEMA, _OTHER_KEY)).metadata or {}).get(_OTHER_KEY)
     if written is None:
         return pa.schema([])
     try:
         return inert_schema(base64.b64decode(written, validate=True))
     except binascii.Error as cause:
         raise pa.ArrowInvalid(f"the Arrow schema in its footer is not base64: {cause}") from cause
-
-
-@functools.cache
-def _rebuild() -> Callable[[pa.Buffer], Any]:
-    """A function from the bytes of a footer to its metadata, without a reader, which would make the extension types.
-
-    It is the one that copies of metadata are unpickled with; Arrow gives it no name of its own.
-    """
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({}), sink)
-    rebuild, _ = pq.read_metadata(pa.BufferReader(sink.getvalue())).__reduce__()
-    return rebuild  # type: ignore[no-any-return]

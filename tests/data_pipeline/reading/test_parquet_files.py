@@ -166,6 +166,15 @@ def test_a_truncated_file_is_refused_with_the_reason(tmp_path: Path, num_lost: i
     assert "it does not end like Parquet" in str(kind.refused)
 
 
+def test_any_byte_may_be_wrong_and_the_file_is_read_or_refused(tmp_path: Path) -> None:
+    whole = parquet_with(tmp_path / "whole", pa.field("o", pa.string()), pa.array(TEXTS)).read_bytes()
+    refused = []
+    for place in range(4, len(whole)):
+        damaged = whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]
+        refused += [kind.refused for kind in corpus_of(written(tmp_path, damaged)).files if kind.refused]
+    assert {reason.split(":")[0] for reason in refused} == {"it begins like Parquet, but cannot be read"}
+
+
 def test_dates_zones_and_categories_are_read_as_arrow_wrote_them(tmp_path: Path) -> None:
     table = pa.table(
         {
