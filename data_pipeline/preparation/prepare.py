@@ -22,6 +22,7 @@ from data_pipeline.schema.manifest import FORMAT_VERSION, Manifest, PassedOver, 
 from data_pipeline.schema.own_files import fresh_folder, make_folder, own_lock
 from data_pipeline.schema.prepare_progress import OnProgress, PhaseCounter, PrepareProgress
 from data_pipeline.schema.rejects import check_files, check_rejects
+from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.schema.whole_files import write_whole
 from data_pipeline.tokens.chat_template import template_beside
 from data_pipeline.tokens.row_tables import make_rows
@@ -166,7 +167,7 @@ def _stream(
 ) -> StreamReport:
     try:
         return make_stream(corpus, tokenizer, work=work, report=report, run=run)
-    except CorpusError:
+    except InputFault:
         # The corpus must change first, so nothing can resume from this work.
         shutil.rmtree(work, ignore_errors=True)
         raise

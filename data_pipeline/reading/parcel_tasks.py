@@ -11,9 +11,12 @@ import pyarrow as pa
 
 from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.pieces import Piece, describe, pieces_of, rebuild
+from data_pipeline.schema.corpus_config import CorpusError
 from data_pipeline.schema.user_errors import InputFault
 
 _PARCELS_OF_A_UNIT = 16
+_FAULT = "fault"
+"""Key of a fault of the input that ended the work on a parcel."""
 
 ParcelWork = Callable[[str, list[Piece]], dict[str, Any]]
 
@@ -30,6 +33,9 @@ def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]
 
     Args:
         work: Returns a JSON-compatible dict; its optional key "blobs" maps names to bytes.
+
+    Raises:
+        CorpusError: In the words of an InputFault that the work raised.
     """
     # Ray takes seconds to import, and commands that read in this process need none of it.
     import ray.data
@@ -65,28 +71,13 @@ def for_each_parcel(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]
             )
             .map_batches(do, batch_size=1, batch_format="pyarrow", num_cpus=1)
         )
-        batches = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        with _own_faults():
-            for batch in batches:
-                assert isinstance(batch, pa.Table)
-                for row in batch.to_pylist():
-                    yield json.loads(row["result"]) | {"blobs": {blob["name"]: blob["data"] for blob in row["blobs"]}}
-
-
-@contextmanager
-def _own_faults() -> Iterator[None]:
-    """Raise a fault of the input that ended a task as it is; Ray hands it over inside errors of its own."""
-    from ray.exceptions import RayError
-
-    try:
-        yield
-    except RayError as error:
-        inner: BaseException = error
-        while (deeper := getattr(inner, "cause", None) or inner.__cause__) is not None:
-            inner = deeper
-        if not isinstance(inner, InputFault):
-            raise
-        raise inner from error
+        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            assert isinstance(batch, pa.Table)
+            for row in batch.to_pylist():
+                result = json.loads(row["result"])
+                if _FAULT in result:
+                    raise CorpusError(result[_FAULT])
+                yield result | {"blobs": {blob["name"]: blob["data"] for blob in row["blobs"]}}
 
 
 @contextmanager
@@ -161,7 +152,11 @@ def _work(batch: Any, work: ParcelWork) -> Any:
         stop = start + description["num_bytes"]
         pieces.append(rebuild(description, bytes(data[start:stop])))
         start = stop
-    result = work(name, pieces)
+    try:
+        result = work(name, pieces)
+    except InputFault as fault:
+        # Ray would hand it over as an error of its own, with a traceback as its words.
+        result = {_FAULT: str(fault)}
     blobs = [{"name": key, "data": value} for key, value in result.pop("blobs", {}).items()]
     blob_type = pa.list_(pa.struct([("name", pa.string()), ("data", pa.large_binary())]))
     return pa.table(

@@ -23,9 +23,8 @@ from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.parcel_tasks import ParcelWork, for_each_parcel_here
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.schema.manifest import read_manifest
-from data_pipeline.tokens.template_process import TemplateFault
 from data_pipeline.tokens.token_blocks import PreparedCorpus
-from data_pipeline.tokens.tokenizer import TokenizerFault, load_tokenizer
+from data_pipeline.tokens.tokenizer import load_tokenizer
 from patience import HANGS_AFTER_S
 
 HEX = TokenizerConfig(kind="words", vocabulary=65_541)
@@ -91,12 +90,12 @@ def test_a_hostile_template_or_tokenizer_ends_the_tasks_of_ray_with_an_error_of_
     tokenizer = TokenizerConfig(kind="file", path=str(path))
     letter_tokenizer().save(str(path))
     (tmp_path / "chat_template.jinja").write_text("{% if messages | length > 1 %}{{ 'x' * 10**9 }}{% endif %}")
-    with pytest.raises(TemplateFault, match=r"^the chat template asks for more than"):
+    with pytest.raises(CorpusError, match=r"^the chat template asks for more than"):
         prepare(corpus, tokenizer, ROWS, prepared_folder=tmp_path / "prepared")
     (tmp_path / "chat_template.jinja").unlink()
     regex = {"type": "Split", "pattern": {"Regex": "(a|a)*$"}, "behavior": "Isolated", "invert": False}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pre_tokenizer": regex}))
-    with pytest.raises(TokenizerFault, match=r"^tokenizer\.json makes the tokenizers library fail"):
+    with pytest.raises(CorpusError, match=r"^tokenizer\.json makes the tokenizers library fail"):
         prepare(corpus, tokenizer, ROWS, prepared_folder=tmp_path / "prepared")
 
 

@@ -110,6 +110,7 @@ _NEW_FOLDERS_ONLY = {
     "core/model_files/huggingface.py",
     "data_pipeline/preparation/node_copies.py",
     "sweeps/tracking/mlflow_model.py",
+    "sweeps/tracking/ui_login.py",
     "sweeps/trained_models/winner_export.py",
 }
 
