@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, computed_field, model_validator
 
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.schema.redaction import RecordedPath
 
 # Part of every fingerprint: raise it when the same settings begin to give other tokens, rows or files.
 FORMAT_VERSION = 2
@@ -22,7 +23,7 @@ class Record(BaseModel):
 class FileReport(Record):
     """One file of the corpus."""
 
-    path: str
+    path: RecordedPath
     num_file_bytes: int
     """Size on disk, before decompression."""
     blake2b: str
@@ -47,7 +48,7 @@ class FileReport(Record):
 class PassedOver(Record):
     """A file in a corpus folder that is not read, and the reason."""
 
-    path: str
+    path: RecordedPath
     why: str
 
 

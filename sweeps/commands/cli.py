@@ -3,9 +3,14 @@
 Each command imports its dependencies when it runs, so `pretune --help` answers at once.
 """
 
+import sys
+import traceback
+
 import typer
 
+from data_pipeline.schema.redaction import redact
 from sweeps.commands import after_sweep, before_sweep, downstream, explain, training_commands
+from sweeps.commands.hidden_arguments import hide_secret_arguments
 
 _BEFORE, _SWEEP, _AFTER = "Before a sweep", "The sweep", "After a sweep"
 
@@ -38,4 +43,9 @@ app.command(rich_help_panel=_AFTER)(after_sweep.export)
 
 def main() -> None:
     """Entry point of `pretune`."""
-    app()
+    hide_secret_arguments()
+    try:
+        app()
+    except Exception:
+        # A bug, or a library's error that no command expects. Its message may quote a URL.
+        sys.exit(redact(traceback.format_exc()))

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.settings import clock
 from sweeps.analysis.next_steps import best_on_an_edge
 from sweeps.analysis.noise_floor import verdict, winner_in_words
@@ -32,7 +33,7 @@ def close(end: SweepEnd, console: Console) -> None:
     Raises:
         typer.Exit: The sweep was interrupted, is incomplete, or completed no trial.
     """
-    print_end(end, console, command=" ".join(["pretune", *sys.argv[1:]]))
+    print_end(end, console, command=redact(" ".join(["pretune", *sys.argv[1:]])))
     if end.status is SweepStatus.INTERRUPTED:
         raise typer.Exit(EXIT_INTERRUPTED)
     if end.status is SweepStatus.INCOMPLETE:

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from data_pipeline.schema.redaction import RedactingFormatter
 from sweeps.records.orphan_processes import MARK, driver_mark
 from sweeps.records.results_folder import LOG_FILE, check_writable
 
@@ -91,7 +92,7 @@ def log_libraries_in(results_folder: Path) -> None:
     if is_verbose():
         return
     handler = logging.FileHandler(results_folder / LOG_FILE, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     for name in ("ray", "ray.data", "py.warnings"):
         logger = logging.getLogger(name)

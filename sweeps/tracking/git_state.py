@@ -3,6 +3,8 @@
 import subprocess
 from pathlib import Path
 
+from data_pipeline.schema.redaction import redact_url
+
 _MAX_FILES = 20
 
 
@@ -18,7 +20,7 @@ def git_state(folder: Path) -> dict[str, str]:
         "commit": commit,
         "described as": _git(folder, "describe", "--always", "--dirty", "--tags"),
         "branch": _git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
-        "remote": _git(folder, "config", "--get", "remote.origin.url"),
+        "remote": redact_url(_git(folder, "config", "--get", "remote.origin.url")),
         "last commit": _git(folder, "log", "-1", "--format=%cs %s"),
         "changed since": (", ".join(names) + more) if names else "nothing",
     }

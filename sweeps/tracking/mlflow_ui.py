@@ -20,7 +20,7 @@ from rich.console import Console
 from sweeps.analysis.trial_curves import TRAIN_LOSS
 from sweeps.records.results_folder import ResultsError
 from sweeps.records.trial_records import LOSS
-from sweeps.tracking.mlflow_store import EXPERIMENT, store_uri, without_password
+from sweeps.tracking.mlflow_store import EXPERIMENT, store_uri
 from sweeps.tracking.run_contents import FINAL_LOSS
 
 _START_S = 120.0
@@ -41,12 +41,14 @@ def serve_ui(results_folder: Path, *, host: str, port: int, console: Console) ->
 
     Raises:
         ResultsError: The results folder has no runs, or the port is in use.
+        TrackingError: MLFLOW_TRACKING_URI cannot be used.
     """
     uri = store_uri(results_folder)
     if uri.startswith("http"):
-        _print_addresses(without_password(uri).rstrip("/"), MlflowClient(uri), console)
+        _print_addresses(uri.rstrip("/"), MlflowClient(uri), console)
         return
-    if not (results_folder / "mlflow.db").exists() or _experiment_id(MlflowClient(uri)) is None:
+    is_missing = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+    if is_missing or _experiment_id(MlflowClient(uri)) is None:
         raise ResultsError(f"{results_folder} has no runs yet. Run a sweep first, or name a folder with --results.")
     _check_port(host, port)
     artifacts = (results_folder.absolute() / "mlartifacts").as_uri()
@@ -160,17 +162,19 @@ def _compare_page(address: str, experiment: str, trials: Sequence[Any]) -> str:
 
 @contextmanager
 def _server(uri: str, artifacts: str, *, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--default-artifact-root", artifacts, "--host", host, "--port", str(port), "--workers", "1"]
     # Job execution would start seven more processes; the server's log has one line per request.
-    quiet = {
+    environment = {
+        # Every user of the machine sees the arguments of a process, and the address of a database has a password.
+        "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONWARNINGS": "ignore",
     }
     server = subprocess.Popen(
         [*command, "--uvicorn-opts", "--log-level warning"],
-        env=os.environ | quiet,
+        env=os.environ | environment,
         # Own process group: Ctrl-C reaches only this process, which then ends the whole group.
         start_new_session=True,
     )
