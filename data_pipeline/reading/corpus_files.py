@@ -220,7 +220,7 @@ def _expand(path: str) -> Iterator[FoundFile | PassedOver]:
             yield _found(filesystem, inner, filesystem.info(inner))
             return
         matches = sorted(filesystem.glob(inner, detail=True).items()) if any(mark in inner for mark in "*?[") else []
-    except (OSError, PermissionError) as cause:
+    except Exception as cause:  # Each store has errors of its own.
         raise CorpusError(f"corpus.path={path} cannot be read: {cause}; check its permissions and its store") from cause
     if not matches:
         raise CorpusError(f"corpus.path={path} does not exist{_nearest(filesystem, inner)}")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.command_frame import (
     AsJson,
@@ -29,7 +30,8 @@ def new(
     from sweeps.planning.new_sweep import write_new_sweep
 
     console = terminal()
-    console.print(write_new_sweep(corpus, output, is_causal=causal), markup=False, highlight=False, soft_wrap=True)
+    text = write_new_sweep(corpus, output, is_causal=causal)
+    console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
     console.print(f"next     pretune plan {output}", highlight=False, soft_wrap=True)
 
 
