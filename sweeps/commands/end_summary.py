@@ -33,7 +33,7 @@ def close(end: SweepEnd, console: Console) -> None:
     Raises:
         typer.Exit: The sweep was interrupted, is incomplete, or completed no trial.
     """
-    print_end(end, console, command=redact(" ".join(["pretune", *sys.argv[1:]])))
+    print_end(end, console, command=" ".join(["pretune", *sys.argv[1:]]))
     if end.status is SweepStatus.INTERRUPTED:
         raise typer.Exit(EXIT_INTERRUPTED)
     if end.status is SweepStatus.INCOMPLETE:
@@ -46,8 +46,9 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     """Print the results of a sweep and the next command.
 
     Args:
-        command: The command that ran the sweep; the same command resumes it.
+        command: The command that ran the sweep; the same command resumes it. Secrets of URLs are not printed.
     """
+    command = redact(command)
     console.print()
     if end.was_done_before:
         console.print("the sweep was already finished; nothing was trained", style="bold")
