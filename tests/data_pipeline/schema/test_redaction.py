@@ -99,9 +99,16 @@ def test_a_url_signed_again_is_shown_as_before() -> None:
     assert redact_url(first) == redact_url(again)
 
 
-def test_a_secret_is_masked_in_time_that_grows_with_the_text_alone() -> None:
-    # A pattern that began again at every mark would not end: these are a million of each.
-    for text in ("?" * 10**6, "://" * 10**6, "a:/" * 10**6, "@" * 10**6, "a://" + "b:" * 10**6, "?a=" * 10**6):
+def test_a_text_of_marks_alone_ends_in_time() -> None:
+    # A pattern that began again at every mark would take hours.
+    for text in (
+        "?" * 200_000,
+        "://" * 200_000,
+        "a:/" * 200_000,
+        "@" * 200_000,
+        "a://" + "b:" * 200_000,
+        "?a=" * 200_000,
+    ):
         redact(text)
 
 
