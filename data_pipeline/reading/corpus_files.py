@@ -91,9 +91,9 @@ def find_files(corpus: CorpusConfig) -> FoundFiles:
     files: dict[str, FoundFile] = {}
     passed_over: dict[str, PassedOver] = {}
     for path in named:
-        if "://" in path and f"={MASK}" in path:
+        if "://" in path and (f"={MASK}" in path or f"{MASK}@" in path):
             raise CorpusError(
-                f"corpus.path={path} comes from a record, which keeps no signature or token; give the whole URL, for "
+                f"corpus.path={path} comes from a record, which keeps no password or token; give the whole URL, for "
                 "example with --set corpus.path=URL"
             )
         for found in _expand(path):

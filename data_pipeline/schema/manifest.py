@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, computed_field, model_validator
 
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
-from data_pipeline.schema.redaction import RecordedPath
+from data_pipeline.schema.redaction import RecordedPath, redact_urls
 
 # Part of every fingerprint: raise it when the same settings begin to give other tokens, rows or files.
 FORMAT_VERSION = 2
@@ -162,6 +162,15 @@ class Manifest(StreamReport):
         """The data without its computed shares: they are written for human readers and recomputed on loading."""
         shares = ("padding_share", "truncated_share")
         return {key: value for key, value in data.items() if key not in shares} if isinstance(data, dict) else data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version_without_secrets(cls, data: Any) -> Any:
+        """The data with a redacted path. Earlier versions wrote user information, which `CorpusConfig` refuses."""
+        corpus = data.get("corpus") if isinstance(data, dict) else None
+        if not isinstance(corpus, dict):
+            return data
+        return {**data, "corpus": {**corpus, "path": redact_urls(corpus.get("path"))}}
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -5,7 +5,7 @@ A value that may hold a URL is redacted where it enters a record, a message or a
 
 import logging
 import re
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 from pydantic import AfterValidator, PlainSerializer
@@ -45,6 +45,13 @@ def redact(text: str) -> str:
 def redact_url(value: str) -> str:
     """A URL with masks for its user information and the secrets of its query; a local path unchanged."""
     return redact(_USER_IN_URL.sub(_masked_user, value)) if "://" in value else value
+
+
+def redact_urls(value: Any) -> Any:
+    """A URL or a list of URLs, redacted as by `redact_url`; any other value unchanged."""
+    if isinstance(value, list | tuple):
+        return [redact_urls(one) for one in value]
+    return redact_url(value) if isinstance(value, str) else value
 
 
 def has_user_information(url: str) -> bool:
@@ -115,11 +122,7 @@ def _each(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else given or ()
 
 
-def _redacted(given: str | tuple[str, ...] | None) -> str | list[str] | None:
-    return [redact_url(one) for one in given] if isinstance(given, tuple) else given and redact_url(given)
-
-
-_rules = AfterValidator(_without_user_information), PlainSerializer(_redacted, when_used="json")
+_rules = AfterValidator(_without_user_information), PlainSerializer(redact_urls, when_used="json")
 
 Source = Annotated[str, *_rules]
 """Path or URL from which a setting reads. User information is refused; what is written as JSON or YAML is redacted."""

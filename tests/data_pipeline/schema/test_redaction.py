@@ -101,15 +101,9 @@ def test_a_url_signed_again_is_shown_as_before() -> None:
 
 def test_a_text_of_marks_alone_ends_in_time() -> None:
     # A pattern that began again at every mark would take hours.
-    for text in (
-        "?" * 200_000,
-        "://" * 200_000,
-        "a:/" * 200_000,
-        "@" * 200_000,
-        "a://" + "b:" * 200_000,
-        "?a=" * 200_000,
-    ):
-        redact(text)
+    for mark in ("?", "://", "a:/", "@", "?a="):
+        redact(mark * 200_000)
+    redact("a://" + "b:" * 200_000)
 
 
 def test_every_fault_of_an_input_masks_the_urls_that_it_quotes() -> None:
