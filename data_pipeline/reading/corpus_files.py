@@ -23,6 +23,7 @@ from pyarrow.fs import FileSystem
 from data_pipeline.reading.builtin_corpora import builtin_bytes
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.manifest import PassedOver
+from data_pipeline.schema.redaction import MASK, redact
 
 Compression = Literal["gzip", "zstd", "bzip2"]
 
@@ -93,6 +94,11 @@ def find_files(corpus: CorpusConfig) -> FoundFiles:
     files: dict[str, FoundFile] = {}
     passed_over: dict[str, PassedOver] = {}
     for path in named:
+        if "://" in path and (f"={MASK}" in path or f"{MASK}@" in path):
+            raise CorpusError(
+                f"corpus.path={path} comes from a record, which keeps no password or token; give the whole URL, for "
+                "example with --set corpus.path=URL"
+            )
         for found in _expand(path, follow_links=corpus.follow_links):
             if isinstance(found, FoundFile):
                 files[found.path] = found
@@ -122,8 +128,14 @@ def open_bytes(path: str) -> Iterator[IO[bytes]]:
         yield io.BytesIO(builtin_bytes(path.removeprefix(_BUILTIN)))
         return
     filesystem, inner = _filesystem(path)
-    with filesystem.open(inner, "rb") as stream:
-        yield stream
+    try:
+        with filesystem.open(inner, "rb") as stream:
+            yield stream
+    except Exception as cause:
+        # Clients of HTTP quote the whole URL. Ray would carry such an error into logs of its own.
+        if redact(str(cause)) == str(cause):
+            raise
+        raise OSError(redact(str(cause))) from None
 
 
 def compression_of(head: bytes) -> Compression | None:
@@ -209,7 +221,7 @@ def _expand(path: str, *, follow_links: bool) -> Iterator[FoundFile | PassedOver
             yield _found(filesystem, inner, filesystem.info(inner))
             return
         matches = sorted(filesystem.glob(inner, detail=True).items()) if any(mark in inner for mark in "*?[") else []
-    except (OSError, PermissionError) as cause:
+    except Exception as cause:  # Each store has errors of its own.
         raise CorpusError(f"corpus.path={path} cannot be read: {cause}; check its permissions and its store") from cause
     if not matches:
         raise CorpusError(f"corpus.path={path} does not exist{_nearest(filesystem, inner)}")
@@ -295,7 +307,7 @@ def _nearest(filesystem: Any, inner: str) -> str:
         beside = [
             entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(inner.rsplit("/", 1)[0], detail=False)
         ]
-    except OSError:
+    except Exception:  # Each store has errors of its own.
         return "; its folder does not exist either"
     close = difflib.get_close_matches(inner.rsplit("/", 1)[-1], beside, n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""

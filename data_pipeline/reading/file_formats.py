@@ -25,6 +25,7 @@ from data_pipeline.reading.encodings import (
 )
 from data_pipeline.reading.parquet_files import ExtensionTypeError, open_parquet
 from data_pipeline.schema.corpus_config import CorpusConfig
+from data_pipeline.schema.redaction import redact
 
 Format = Literal["jsonl", "json", "csv", "txt", "parquet"]
 
@@ -100,7 +101,7 @@ def examine_file(found: FoundFile, corpus: CorpusConfig) -> FileKind:
                     head += piece[: _HEAD_BYTES - len(head)]
                 sample.add(piece)
         except (OSError, EOFError) as cause:
-            damage = f"{compression} stream ends in error after {num_plain_bytes:,} bytes: {cause}"
+            damage = f"{compression} stream ends in error after {num_plain_bytes:,} bytes: {redact(str(cause))}"
         while hashing.read(_PIECE_BYTES):
             pass
     common: dict[str, Any] = {

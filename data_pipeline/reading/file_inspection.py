@@ -16,6 +16,7 @@ from data_pipeline.reading.corpus_files import FoundFile, FoundFiles
 from data_pipeline.reading.file_formats import FileKind, examine_file
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.manifest import FORMAT_VERSION
+from data_pipeline.schema.redaction import redact_url
 from data_pipeline.schema.whole_files import write_whole
 
 _KIND = TypeAdapter(FileKind)
@@ -41,7 +42,8 @@ def examine_files(
     for file in found.files:
         entry = known.get(_key(file, config))
         if entry is not None:
-            kinds[file.path] = entry
+            # The cache has the path without the signature of its URL.
+            kinds[file.path] = replace(entry, path=file.path)
             on_bytes(file.num_bytes)
         else:
             unknown.append(file)
@@ -89,7 +91,7 @@ def with_borrowed_headers(files: tuple[FileKind, ...]) -> tuple[FileKind, ...]:
 
 def _key(file: FoundFile, config: CorpusConfig) -> str:
     settings = config.model_dump(include={"text", "format", "encoding", "documents"})
-    return json.dumps([FORMAT_VERSION, file.path, file.num_bytes, file.changed, settings])
+    return json.dumps([FORMAT_VERSION, redact_url(file.path), file.num_bytes, file.changed, settings])
 
 
 def _is_settled(file: FoundFile) -> bool:
@@ -110,5 +112,6 @@ def _recall(memory: Path | None) -> dict[str, FileKind]:
 
 
 def _remember(memory: Path, kinds: dict[str, FileKind]) -> None:
-    data = {key: _KIND.dump_python(kind, mode="json") for key, kind in kinds.items()}
+    shown = {key: replace(kind, path=redact_url(kind.path)) for key, kind in kinds.items()}
+    data = {key: _KIND.dump_python(kind, mode="json") for key, kind in shown.items()}
     write_whole(memory, json.dumps(data).encode())

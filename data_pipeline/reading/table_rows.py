@@ -15,7 +15,8 @@ from data_pipeline.reading.file_formats import FileKind
 from data_pipeline.reading.file_inspection import examine_files
 from data_pipeline.reading.pieces import Piece, pieces_of, row_encoding
 from data_pipeline.reading.row_readers import check_text, contents_of
-from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
+from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError, corpus_at
+from data_pipeline.schema.redaction import redact_url
 from data_pipeline.schema.rejects import Reason, Reject, excerpt_of
 from data_pipeline.tokens.chat_template import Dialogue
 
@@ -61,7 +62,7 @@ def open_table(path: str, *, text: str | None, names: SettingNames = ON_THE_COMM
     Raises:
         CorpusError: No file, no table, a table of conversations, or no such column (with the nearest spelling).
     """
-    config = CorpusConfig(path=path, text=text)
+    config = corpus_at(path, text=text)
     table = examine_files(find_files(config), config, memory=None)
     for kind in table.files:
         if text is not None and kind.columns and text not in kind.columns:
@@ -133,7 +134,7 @@ def _rows_of_piece(piece: Piece, kind: FileKind, config: CorpusConfig) -> Iterat
         if isinstance(cells, Reason):
             yield Reject(kind.path, line, cells, excerpt_of(raw))
         else:
-            yield TableRow(0, kind.path, line, text, cells)
+            yield TableRow(0, redact_url(kind.path), line, text, cells)
 
 
 def _cells(raw: bytes, kind: FileKind) -> dict[str, str] | Reason:

@@ -2,10 +2,11 @@
 
 import codecs
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from data_pipeline.schema.redaction import Sources, redact_url
 from data_pipeline.schema.settings import Count, NumBytes, Settings, Share
 from data_pipeline.schema.user_errors import InputFault
 
@@ -17,7 +18,7 @@ class CorpusError(InputFault):
 class CorpusConfig(Settings):
     """Source of the documents, and the share of them that is held out."""
 
-    path: str | tuple[str, ...] | None = None
+    path: Sources = None
     """File, folder, glob or URI of the corpus, or a list of them. Instead of builtin."""
 
     builtin: Literal["python-docs"] | None = None
@@ -69,6 +70,22 @@ class CorpusConfig(Settings):
         if (self.path is None) == (self.builtin is None):
             raise ValueError("a corpus needs exactly one source: give path, or builtin: python-docs, not both")
         return self
+
+
+def corpus_at(path: str, **settings: Any) -> CorpusConfig:
+    """The corpus at a path or URL that a command names.
+
+    Args:
+        settings: Other settings of the corpus.
+
+    Raises:
+        CorpusError: The URL holds a user or a password.
+    """
+    try:
+        return CorpusConfig(path=path, **settings)
+    except ValidationError as error:
+        rule = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise CorpusError(f"{redact_url(path)}: {rule}") from None
 
 
 class TokenizerConfig(Settings):

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.schema.redaction import RecordedPath, redact_urls
 from data_pipeline.schema.user_errors import InputFault
 
 # Part of every fingerprint: raise it when the same settings begin to give other tokens, rows or files.
@@ -23,7 +24,7 @@ class Record(BaseModel):
 class FileReport(Record):
     """One file of the corpus."""
 
-    path: str
+    path: RecordedPath
     num_file_bytes: int
     """Size on disk, before decompression."""
     blake2b: str
@@ -48,7 +49,7 @@ class FileReport(Record):
 class PassedOver(Record):
     """A file in a corpus folder that is not read, and the reason."""
 
-    path: str
+    path: RecordedPath
     why: str
 
 
@@ -162,6 +163,15 @@ class Manifest(StreamReport):
         """The data without its computed shares: they are written for human readers and recomputed on loading."""
         shares = ("padding_share", "truncated_share")
         return {key: value for key, value in data.items() if key not in shares} if isinstance(data, dict) else data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version_without_secrets(cls, data: Any) -> Any:
+        """The data with a redacted path. Earlier versions wrote user information, which `CorpusConfig` refuses."""
+        corpus = data.get("corpus") if isinstance(data, dict) else None
+        if not isinstance(corpus, dict):
+            return data
+        return {**data, "corpus": {**corpus, "path": redact_urls(corpus.get("path"))}}
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.manifest import FileReport
+from data_pipeline.schema.redaction import redact_url
 
 
 class Reason(StrEnum):
@@ -53,6 +54,9 @@ class Reject:
     """First physical line of the row, from 1; row number in Parquet; 0 for a whole file."""
     reason: Reason
     excerpt: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "file", redact_url(self.file))
 
     def as_json(self) -> dict[str, Any]:
         """The object written to rejects.jsonl."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.terminal_text import echo
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.command_frame import (
@@ -30,7 +31,7 @@ def new(
     """Write a first sweep file for a corpus and this machine."""
     from sweeps.planning.new_sweep import write_new_sweep
 
-    echo(write_new_sweep(corpus, output, is_causal=causal))
+    echo(redact(write_new_sweep(corpus, output, is_causal=causal)))
     terminal().print(f"next     pretune plan {output}", highlight=False, soft_wrap=True)
 
 

@@ -8,8 +8,10 @@ import traceback
 
 import typer
 
+from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.terminal_text import echo
 from sweeps.commands import after_sweep, before_sweep, downstream, explain, training_commands
+from sweeps.commands.hidden_arguments import hide_secret_arguments
 
 _BEFORE, _SWEEP, _AFTER = "Before a sweep", "The sweep", "After a sweep"
 
@@ -42,9 +44,10 @@ app.command(rich_help_panel=_AFTER)(after_sweep.export)
 
 def main() -> None:
     """Entry point of `pretune`."""
+    hide_secret_arguments()
     try:
         app()
     except Exception:
-        # A fault of ours: the message of its error may hold text from a file as well.
-        echo(traceback.format_exc(), end="", file=sys.stderr)
+        # A fault of ours: the message of its error may hold text from a file, or quote a URL.
+        echo(redact(traceback.format_exc()), end="", file=sys.stderr)
         sys.exit(1)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.settings import clock
 from sweeps.analysis.next_steps import best_on_an_edge
 from sweeps.analysis.noise_floor import verdict, winner_in_words
@@ -45,8 +46,9 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     """Print the results of a sweep and the next command.
 
     Args:
-        command: The command that ran the sweep; the same command resumes it.
+        command: The command that ran the sweep; the same command resumes it. Secrets of URLs are not printed.
     """
+    command = redact(command)
     console.print()
     if end.was_done_before:
         console.print("the sweep was already finished; nothing was trained", style="bold")

@@ -113,7 +113,9 @@ def changes(before: SweepConfig, now: SweepConfig) -> Iterator[str]:
 
 
 def _flat(sweep: SweepConfig) -> dict[str, Any]:
-    values = dict(sweep) | {"search": {path: str(swept) for path, swept in sweep.search.items()}}
+    # The corpus as records show it: an earlier sweep file has no signatures of URLs.
+    values = dict(sweep) | {"corpus": sweep.corpus.model_dump(mode="json")}
+    values |= {"search": {path: str(swept) for path, swept in sweep.search.items()}}
     return {path: value for path, value in flattened(values) if value != {}}
 
 

@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.analysis.result_tables import best_trial, ranked, summarize, write_summary, write_trials_csv
 from sweeps.execution.tune_run import SweepRun
@@ -41,9 +42,9 @@ def summary_of(
         "micro_batches": run.micro_batches.table(),
         "samples": [sample.model_dump() for sample in winner.samples],
         "baseline": None if run.baseline is None else run.baseline.model_dump(),
-        "mlflow_uri": tracking.uri,
+        "mlflow_uri": tracking.address,
         "mlflow_run_id": tracking.parent_id,
-        "command": sys.argv,
+        "command": [redact(argument) for argument in sys.argv],
         "git": run.git,
         "hardware": run.hardware | {"lanes": run.plan.lanes.reason},
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from data_pipeline.schema.redaction import redact_url
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.finetuning.classifier_results import METRICS_FILE, write_files
 from sweeps.finetuning.classifier_training import drop_checkpoints, plan_finetuning, train_classifiers
@@ -39,7 +40,7 @@ def carry_out(
             request.settings,
             found,
             weights_of=request.weights_of,
-            table=request.table,
+            table=redact_url(request.table),
             results_folder=results_folder,
             name=request.name,
             target=target,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, model_validator
 
 from data_pipeline.reading.table_rows import SettingNames
+from data_pipeline.schema.redaction import Source
 from data_pipeline.schema.settings import Count, NumBytes, Settings, Share
 from sweeps.finetuning.finetune_settings import FinetuneSettings
 from sweeps.settings.search_space import Distribution
@@ -37,7 +38,7 @@ class PretrainedConfig(Settings):
 class LabelledCorpusConfig(Settings):
     """Texts with one label each."""
 
-    path: str
+    path: Source
     """File, folder or glob of the labelled rows: CSV, TSV, JSONL or Parquet."""
     label: str
     """Column of the classes."""

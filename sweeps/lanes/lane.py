@@ -18,6 +18,7 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from core.distributed.workers import WorkerSilentError
@@ -170,7 +171,11 @@ class Lane:
 
 
 def prepare_for_lanes() -> None:
-    """Start Ray Train's resource coordinator early; otherwise the first worker group waits for its start."""
+    """Start Ray Train's resource coordinator, and keep credentials out of the arguments of Tune's processes."""
+    # Tune hands the driver's keys of Amazon to its processes as arguments, which `ps` and Ray's logs show to everyone.
+    # A process on this machine inherits them; other nodes have their own, as for every other store.
+    ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
+    # Otherwise the first worker group waits for its start.
     get_or_create_autoscaling_coordinator()  # type: ignore[no-untyped-call]
 
 

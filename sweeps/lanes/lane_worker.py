@@ -28,6 +28,7 @@ from core.training.staged_run import Stage, run_stages
 from core.training.training_run import run_training
 from data_pipeline.preparation.node_copies import open_on_this_node
 from data_pipeline.schema.own_files import OwnLog
+from data_pipeline.schema.redaction import RedactingFormatter, redact
 from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
 from sweeps.lanes.mailbox import Assignment, EndMessage, ErrorMessage, Message, ReportMessage, SpeedsMessage, Standing
 from sweeps.lanes.system_metrics import SystemMetrics
@@ -63,7 +64,7 @@ def train_assignments(config: dict[str, Any]) -> None:
             # The run could not handle the error, so this process takes no further trial: report, then end the worker
             # group.
             oom = classify(error, rank=workers.rank)
-            _tell(mailbox, ErrorMessage(assignment.number, traceback.format_exc(), oom))
+            _tell(mailbox, ErrorMessage(assignment.number, redact(traceback.format_exc()), oom))
             _log(assignment).exception("the trial failed")
             raise
         is_clean = end.outcome not in _ENDED_BADLY or _is_clean(workers, level_bytes)
@@ -185,7 +186,7 @@ def _log(assignment: Assignment) -> logging.Logger:
     logger = logging.getLogger(f"pretune.{assignment.trial_folder}")
     if not logger.handlers:
         handler = OwnLog(Path(assignment.trial_folder) / "log.txt", encoding="utf-8")
-        formatter = logging.Formatter("%(asctime)sZ %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+        formatter = RedactingFormatter("%(asctime)sZ %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
         formatter.converter = time.gmtime
         handler.setFormatter(formatter)
         logger.addHandler(handler)

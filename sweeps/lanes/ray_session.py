@@ -13,6 +13,7 @@ from ray._private import ray_constants
 from ray.job_config import JobConfig
 
 from data_pipeline.schema.own_files import OwnLog, private_temp_folder
+from data_pipeline.schema.redaction import RedactingFormatter
 from sweeps.records.orphan_processes import MARK, driver_mark
 from sweeps.records.results_folder import LOG_FILE, check_writable
 
@@ -127,7 +128,7 @@ def log_libraries_in(results_folder: Path) -> None:
     if is_verbose():
         return
     handler = OwnLog(results_folder / LOG_FILE, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     for name in ("ray", "ray.data", "py.warnings"):
         logger = logging.getLogger(name)

@@ -18,7 +18,7 @@ from data_pipeline.reading.corpus_files import find_files
 from data_pipeline.reading.file_inspection import examine_files
 from data_pipeline.reading.parcel_tasks import for_each_parcel_here
 from data_pipeline.reading.pieces import Piece
-from data_pipeline.schema.corpus_config import CorpusConfig
+from data_pipeline.schema.corpus_config import CorpusConfig, corpus_at
 from data_pipeline.schema.settings import format_bytes
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.schema.whole_files import write_atomically
@@ -57,7 +57,7 @@ def look_at(path: str) -> CorpusFacts:
         CorpusError: The corpus has no readable file.
         InputFault: The corpus has more rejects than a sweep accepts; the message lists them.
     """
-    config = CorpusConfig(path=path)
+    config = corpus_at(path)
     found = check(config)
     if found.problem is not None:
         raise InputFault(found.problem)

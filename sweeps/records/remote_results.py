@@ -9,6 +9,7 @@ from pathlib import Path
 
 from core.model_files.checkpoint import newest_checkpoint
 from data_pipeline.schema.own_files import clear, no_link
+from data_pipeline.schema.redaction import redact_url
 from data_pipeline.schema.user_errors import InputFault, first_line
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.folder_mirror import Mirror
@@ -27,7 +28,17 @@ class UriError(InputFault):
 
 
 def working_folder(uri: str) -> Path:
-    """Local working folder of a sweep whose results are stored at a URI."""
+    """Local working folder of a sweep whose results are stored at a URI.
+
+    Raises:
+        UriError: The URI holds a password or a token.
+    """
+    if redact_url(uri) != uri:
+        raise UriError(
+            f"--results or PRETUNE_RESULTS: {redact_url(uri)} holds a user, a password or a token, which records and "
+            "folder names would keep; remove them, and give them in the environment (AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY) or in a profile of the store (AWS_PROFILE)"
+        )
     name = re.sub(r"[^A-Za-z0-9.]+", "-", uri.partition("://")[2]).strip("-.")
     return Path.home() / "pretune" / "mirrored" / (name or "results")
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.schema.redaction import redact_url
 from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.analysis.result_tables import trial_row
@@ -59,7 +60,7 @@ def _of_run(named: str, results_folder: Path) -> Baseline:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-    from sweeps.tracking.mlflow_store import make_quick, store_uri, without_password
+    from sweeps.tracking.mlflow_store import make_quick, store_uri
     from sweeps.tracking.run_contents import FINAL_LOSS
 
     make_quick()
@@ -70,7 +71,7 @@ def _of_run(named: str, results_folder: Path) -> Baseline:
         parent = run.data.tags.get("mlflow.parentRunId")
         tags = client.get_run(parent).data.tags if parent else run.data.tags
     except (MlflowException, OSError) as error:
-        raise InputFault(f"baseline: {named} is not in MLflow at {without_password(uri)}: {error}") from error
+        raise InputFault(f"baseline: {named} is not in MLflow at {redact_url(uri)}: {error}") from error
     metrics = run.data.metrics
     loss = metrics.get(FINAL_LOSS, metrics.get(LOSS))
     if loss is None:

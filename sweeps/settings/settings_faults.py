@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from data_pipeline.schema.redaction import redact_urls
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.settings.yaml_lines import YamlDocument
 
@@ -25,7 +26,8 @@ class Fault:
 
     def __str__(self) -> str:
         where = f"line {self.line}: " if self.line else ""
-        shown = "" if self.value is None or isinstance(self.value, dict | list) else f" = {self.value!r}"
+        value = redact_urls(self.value)
+        shown = "" if value is None or isinstance(value, dict | list) else f" = {value!r}"
         return f"{where}{self.location}{shown}: {self.rule}" + (f"; {self.remedy}" if self.remedy else "") + "."
 
 

@@ -9,6 +9,8 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+from data_pipeline.schema.redaction import redact_url
+
 _MAX_FILES = 20
 
 _NO_COMMANDS = {
@@ -48,7 +50,7 @@ def git_state(folder: Path) -> dict[str, str]:
         # `describe --dirty` would look into submodules.
         "described as": f"{described}-dirty" if described and changed else described,
         "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
-        "remote": git("config", "--get", "remote.origin.url"),
+        "remote": redact_url(git("config", "--get", "remote.origin.url")),
         "last commit": git("log", "-1", "--format=%cs %s"),
         "changed since": (", ".join(names) + more) if names else "nothing",
     }

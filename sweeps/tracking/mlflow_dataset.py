@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from data_pipeline.schema.manifest import Manifest, SplitName
+from data_pipeline.schema.redaction import redact_urls
 
 _DIGEST_CHARACTERS = 36
 """MLflow's limit."""
@@ -18,7 +19,7 @@ def dataset_inputs(manifest: Manifest) -> list[DatasetInput]:
     The digest is the fingerprint of the prepared corpus; it changes with the corpus, the tokenizer and the packing.
     """
     corpus = manifest.corpus
-    paths = [corpus.path] if isinstance(corpus.path, str) else list(corpus.path or ())
+    paths: list[str] = redact_urls([corpus.path] if isinstance(corpus.path, str) else list(corpus.path or ()))
     name = PurePosixPath(paths[0].rstrip("/")).name if paths else str(corpus.builtin)
     source = json.dumps({"uri": paths[0] if len(paths) == 1 else paths or f"builtin:{corpus.builtin}"})
     schema = json.dumps({"mlflow_colspec": [{"type": "string", "name": corpus.text or "text", "required": True}]})

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from data_pipeline.schema.own_files import own_lock, refuse_link
+from data_pipeline.schema.redaction import has_user_information, redact_url
 from data_pipeline.schema.user_errors import InputFault, first_line
 
 EXPERIMENT = "pretune"
@@ -22,8 +22,26 @@ class TrackingError(InputFault):
 
 
 def store_uri(results_folder: Path) -> str:
-    """Address of the store: the server of MLFLOW_TRACKING_URI, or a SQLite file next to the results."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results_folder.absolute() / 'mlflow.db'}"
+    """Address of the store: that of MLFLOW_TRACKING_URI, or a SQLite file next to the results.
+
+    Raises:
+        TrackingError: MLFLOW_TRACKING_URI has a password in a place where it cannot be used or kept secret.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if not given:
+        return f"sqlite:///{results_folder.absolute() / 'mlflow.db'}"
+    if given.startswith("http") and has_user_information(given):
+        # MLflow prints the address of a server and writes it into its records.
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI={redact_url(given)} holds a user or a password; remove them from it, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if has_user_information(given) and given.partition("?")[0].count("@") > 1:
+        # SQLAlchemy would take the end of the password for a host, and name it in its errors.
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI={redact_url(given)} has more than one @; write an @ in the password as %40"
+        )
+    return given
 
 
 def make_quick() -> None:
@@ -61,7 +79,7 @@ class MlflowStore:
     @property
     def name(self) -> str:
         """Name of the store for messages."""
-        return f"MLflow at {without_password(self.uri)}"
+        return f"MLflow at {redact_url(self.uri)}"
 
     def answers(self) -> bool:
         """Whether the store responds now; takes at most some seconds."""
@@ -137,13 +155,8 @@ def _patience(*, timeout_s: int, retries: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def without_password(text: str) -> str:
-    """The text with the passwords of all addresses masked."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
-
-
 def _in_words(error: BaseException) -> str:
     text = str(error).strip()
     if "Max retries exceeded" in text or "timed out" in text:
         return "it does not answer"
-    return without_password(first_line(error))
+    return first_line(error)

@@ -3,9 +3,9 @@
 import getpass
 from pathlib import Path
 
+from data_pipeline.schema.redaction import redact
 from sweeps.analysis.result_tables import versions
 from sweeps.tracking.git_state import git_state
-from sweeps.tracking.mlflow_store import without_password
 
 _GIT = {
     "commit": "mlflow.source.git.commit",
@@ -24,13 +24,13 @@ def source_tags(command: str, folder: Path) -> dict[str, str]:
     state = git_state(folder) or git_state(Path(__file__).parent)
     known = versions()
     tags = {
-        "mlflow.source.name": command,
+        "mlflow.source.name": redact(command),
         "mlflow.source.type": "LOCAL",
         "mlflow.user": _user(),
         "pretune.version": known["pretune"],
         "pretune.torch_version": known["torch"],
     }
-    tags |= {tag: without_password(state[name]) for name, tag in _GIT.items() if state.get(name)}
+    tags |= {tag: state[name] for name, tag in _GIT.items() if state.get(name)}
     if state.get("changed since", "nothing") != "nothing":
         tags["pretune.git.changed"] = state["changed since"]
     return tags

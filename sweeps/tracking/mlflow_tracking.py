@@ -13,6 +13,7 @@ from typing import Any
 
 from mlflow.entities import DatasetInput, Metric, Param
 
+from data_pipeline.schema.redaction import redact_url
 from sweeps.analysis.result_tables import calibration, memory_counts
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import MAP_FILE
@@ -21,7 +22,7 @@ from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import RefusedProposal, TrialRecord, TrialStore
 from sweeps.tracking.mlflow_model import ARTIFACT, example_of, register, save_model
 from sweeps.tracking.mlflow_runs import run_writer
-from sweeps.tracking.mlflow_store import MlflowStore, without_password
+from sweeps.tracking.mlflow_store import MlflowStore
 from sweeps.tracking.outbox import RETRY_S, Outbox
 from sweeps.tracking.run_changes import RunChange
 from sweeps.tracking.run_contents import (
@@ -73,7 +74,8 @@ class Tracking:
         self._store = MlflowStore(results_folder)
         self._client, self._experiment_id = self._store.client, self._store.experiment_id
         self._writer = run_writer(self._client, self._experiment_id)
-        self.uri = self._store.uri
+        self.address = redact_url(self._store.uri)
+        """Address of the store for records, without secrets."""
         self._say, self._retry_s = say, retry_s
         self._parent_id = ""
         self._runs: dict[int, str] = {}
@@ -184,7 +186,7 @@ class Tracking:
         if missing:
             num_trials = len(missing.keys() - {_THE_END})
             what = f"all of {num_trials} trial{'s' if num_trials != 1 else ''}" if num_trials else _THE_END
-            reason = without_password(next(iter(missing.values())))
+            reason = next(iter(missing.values()))
             self.not_taken = f"{self._store.name} did not receive {what}: {reason}"
 
     def _send(self, keys: Sequence[Hashable]) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 from sweeps.analysis.trial_curves import TRAIN_LOSS
 from sweeps.records.results_folder import ResultsError
 from sweeps.records.trial_records import LOSS
-from sweeps.tracking.mlflow_store import EXPERIMENT, store_uri, without_password
+from sweeps.tracking.mlflow_store import EXPERIMENT, store_uri
 from sweeps.tracking.run_contents import FINAL_LOSS
 from sweeps.tracking.ui_login import is_open_to_others, login
 
@@ -45,6 +45,7 @@ def serve_ui(results_folder: Path, *, host: str, port: int, console: Console, as
 
     Raises:
         ResultsError: The results folder has no runs, the port is in use, or the login lacks something.
+        TrackingError: MLFLOW_TRACKING_URI cannot be used.
     """
     uri = store_uri(results_folder)
     if uri.startswith("http"):
@@ -53,9 +54,10 @@ def serve_ui(results_folder: Path, *, host: str, port: int, console: Console, as
                 "--login: MLFLOW_TRACKING_URI names a server, which serves its own pages; set the login there, or "
                 "unset MLFLOW_TRACKING_URI"
             )
-        _print_addresses(without_password(uri).rstrip("/"), MlflowClient(uri), console)
+        _print_addresses(uri.rstrip("/"), MlflowClient(uri), console)
         return
-    if not (results_folder / "mlflow.db").exists() or _experiment_id(MlflowClient(uri)) is None:
+    is_missing = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+    if is_missing or _experiment_id(MlflowClient(uri)) is None:
         raise ResultsError(f"{results_folder} has no runs yet. Run a sweep first, or name a folder with --results.")
     _check_port(host, port)
     artifacts = (results_folder.absolute() / "mlartifacts").as_uri()
@@ -180,12 +182,14 @@ def _compare_page(address: str, experiment: str, trials: Sequence[Any]) -> str:
 def _server(
     uri: str, artifacts: str, login_environment: dict[str, str], *, host: str, port: int
 ) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command = [sys.executable, "-P", "-m", "mlflow", "server"]
     command += ["--default-artifact-root", artifacts, "--host", host, "--port", str(port), "--workers", "1"]
     if login_environment:
         command += ["--app-name", "basic-auth"]
     # Job execution would start seven more processes; the server's log has one line per request.
-    quiet = {
+    environment = {
+        # Every user of the machine sees the arguments of a process, and the address of a database has a password.
+        "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONWARNINGS": "ignore",
@@ -194,7 +198,7 @@ def _server(
     }
     server = subprocess.Popen(
         [*command, "--uvicorn-opts", "--log-level warning"],
-        env=os.environ | quiet | login_environment,
+        env=os.environ | environment | login_environment,
         # Own process group: Ctrl-C reaches only this process, which then ends the whole group.
         start_new_session=True,
     )

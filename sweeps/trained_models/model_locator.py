@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.schema.redaction import redact_url
 from data_pipeline.schema.user_errors import first_line
 from sweeps.records.results_folder import ResultsError, ended_sweeps
 
@@ -65,7 +66,7 @@ def _fetched(name: str, results_folder: Path, scratch: str) -> LocatedModel:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-    from sweeps.tracking.mlflow_store import make_quick, store_uri, without_password
+    from sweeps.tracking.mlflow_store import make_quick, store_uri
 
     uri = store_uri(results_folder)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
@@ -80,9 +81,7 @@ def _fetched(name: str, results_folder: Path, scratch: str) -> LocatedModel:
         fetched = Path(download_artifacts(artifact_uri=found.source, tracking_uri=uri, dst_path=scratch))
         prepared = _prepared(client, found.run_id, results_folder, scratch)
     except (MlflowException, OSError) as error:
-        raise ResultsError(
-            f"{name} cannot be fetched from MLflow at {without_password(uri)}: {first_line(error)}"
-        ) from error
+        raise ResultsError(f"{name} cannot be fetched from MLflow at {redact_url(uri)}: {first_line(error)}") from error
     models = sorted(
         path.parent for path in fetched.rglob("config.json") if (path.parent / "model.safetensors").is_file()
     )

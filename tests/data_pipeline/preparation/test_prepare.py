@@ -211,6 +211,18 @@ def test_manifest_on_disk_says_the_shares_of_padding_and_truncation(tmp_path: Pa
     assert read_manifest(prepared.folder) == prepared.manifest
 
 
+def test_a_corpus_prepared_by_an_earlier_version_is_opened_without_the_password_that_its_manifest_has(
+    tmp_path: Path,
+) -> None:
+    prepared, _ = prepared_from_texts(tmp_path, ["a", "bc"], PackingConfig(sequence_length=8))
+    path = prepared.folder / "manifest.json"
+    on_disk = json.loads(path.read_text())
+    on_disk["corpus"]["path"] = on_disk["files"][0]["path"] = "s3://KEY:CANARY@bucket/rows.jsonl"
+    path.write_text(json.dumps(on_disk))
+    manifest = read_manifest(prepared.folder)
+    assert manifest.corpus.path == manifest.files[0].path == "s3://***@bucket/rows.jsonl"
+
+
 @pytest.mark.parametrize(("vocabulary", "dtype"), [(65_541, "uint32"), (65_536, "uint16")])
 def test_tokens_take_two_bytes_where_the_vocabulary_allows(tmp_path: Path, vocabulary: int, dtype: str) -> None:
     words = {f"{number:x}": number for number in range(5, vocabulary)}

@@ -1,14 +1,17 @@
 import gzip
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from object_store import bucket_called
 from preparing import letter_tokenizer
+from signed_files import signed_file
 from written_files import json_lines, written
 
 from data_pipeline.preparation.prepare import prepare
 from data_pipeline.reading.corpus_files import find_files
+from data_pipeline.reading.file_inspection import examine_files
 from data_pipeline.reading.parcel_tasks import for_each_parcel_here
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError, PackingConfig, TokenizerConfig
 
@@ -72,3 +75,15 @@ def test_corpus_of_an_object_store_is_prepared_as_the_same_files_on_disk(tmp_pat
         assert remote.splits[split].content_hash == here.splits[split].content_hash
         assert remote.splits[split].num_tokens == here.splits[split].num_tokens
     assert [file.compression for file in remote.files] == [None, "gzip"]
+
+
+def test_a_url_signed_again_is_known_already_and_the_cache_has_no_token(tmp_path: Path) -> None:
+    memory = tmp_path / "memory.json"
+    with signed_file("a.jsonl", json_lines(*TEXTS).encode(), token="CANARY") as address:
+        urls = [f"{address}?X-Amz-Date={day}&token=CANARY" for day in (1, 2)]
+        for url in urls:
+            corpus = CorpusConfig(path=url)
+            (file,) = examine_files(find_files(corpus), corpus, memory=memory).files
+            assert file.path == url, "it could not be read any more"
+    assert len(json.loads(memory.read_text())) == 1
+    assert "CANARY" not in memory.read_text()

@@ -10,13 +10,21 @@ from sweeps.commands.end_summary import print_end
 from sweeps.execution.run_sweep import SweepEnd
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import SweepFolder
+from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import LOSS, TrialRecord
 
 RATE = "training.learning_rate"
 
 
-def last_words(results: Path, *, rates: tuple[float, ...], seconds: tuple[float, ...]) -> list[str]:
-    """Lines of a finished sweep of four trials, the first the best at equal tokens."""
+def last_words(
+    results: Path,
+    *,
+    rates: tuple[float, ...],
+    seconds: tuple[float, ...],
+    status: SweepStatus = SweepStatus.FINISHED,
+    command: str = "pretune sweep file.yaml",
+) -> list[str]:
+    """Lines of a sweep of four trials, the first the best at equal tokens."""
     sweep = example_sweep(search={RATE: {"log_uniform": [1e-4, 1e-2]}}, start_with=[])
     folder = SweepFolder(results, sweep, "4f1c9be2" * 8)
     folder.create()
@@ -33,11 +41,11 @@ def last_words(results: Path, *, rates: tuple[float, ...], seconds: tuple[float,
         for number, (rate, training_s) in enumerate(zip(rates, seconds, strict=True), start=1)
     ]
     end = SweepEnd(
-        folder, "finished", tuple(records), write_results(folder.path, records), was_done_before=False, not_tracked="",
+        folder, status, tuple(records), write_results(folder.path, records), was_done_before=False, not_tracked="",
         model_uri="",
     )  # fmt: skip
     printed = io.StringIO()
-    print_end(end, Console(file=printed, width=160), command="pretune sweep file.yaml")
+    print_end(end, Console(file=printed, width=160), command=command)
     return printed.getvalue().splitlines()
 
 
@@ -58,3 +66,11 @@ def test_a_winner_against_which_nothing_speaks_is_given_without_a_warning(tmp_pa
     lines = last_words(tmp_path, rates=(1e-3, 3e-3, 5e-4, 2e-4), seconds=(100.0,) * 4)
     assert [line for line in lines if line.startswith(("edge", "ranking"))] == []
     assert any(line.startswith("best     trial-0001") for line in lines)
+
+
+def test_the_command_that_resumes_is_shown_without_the_token_of_a_url(tmp_path: Path) -> None:
+    command = "pretune sweep file.yaml --set corpus.path=https://host/rows.csv?token=CANARY"
+    lines = last_words(
+        tmp_path, rates=(1e-3,) * 4, seconds=(100.0,) * 4, status=SweepStatus.INTERRUPTED, command=command
+    )
+    assert f"resume   {command.replace('CANARY', '***')}" in lines

@@ -117,6 +117,15 @@ def test_a_size_lays_its_differences_over_the_file_and_resolves_to_the_same() ->
     assert resolve(dump_finetuning(config)) == config
 
 
+def test_the_resolved_file_has_no_token_of_a_url_and_user_information_is_refused() -> None:
+    url = "https://host/rows.csv?token=CANARY"
+    config = resolve(FILE, f"corpus.path={url}")
+    assert config.corpus.path == url
+    assert "path: https://host/rows.csv?token=***\n" in dump_finetuning(config)
+    told = faults_of(FILE, "corpus.path=s3://KEY:CANARY@bucket/rows.csv")
+    assert "corpus.path = 's3://***@bucket/rows.csv': holds a user or a password" in told
+
+
 def test_a_range_is_tried_at_its_ends_and_evenly_between_them() -> None:
     swept = FILE.replace("{choice: [1e-5, 3e-3]}", "{log_uniform: [1e-5, 1e-3]}")
     assert resolve(swept).settings().learning_rates == pytest.approx((1e-5, 1e-4, 1e-3))

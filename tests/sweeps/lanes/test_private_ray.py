@@ -63,6 +63,18 @@ def has_the_failures_by_rank() -> None:
     assert error.worker_failures == {3: failure}
 
 
+def decides_what_processes_of_tune_are_told() -> None:
+    names = resolved("ray.tune.execution.class_cache.ENV_VARS_TO_PROPAGATE")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRETUNE_TOLD", "1")
+        names.add("PRETUNE_TOLD")
+        try:
+            cls = resolved("ray.tune.execution.class_cache._ActorClassCache")().get(type("Some", (), {}))
+        finally:
+            names.discard("PRETUNE_TOLD")
+    assert cls._default_options["runtime_env"]["env_vars"]["PRETUNE_TOLD"] == "1"
+
+
 def keeps_tune_from_a_callback_of_its_own() -> None:
     from sweeps.lanes.ended_trial_cleanup import RemembersNoTrials
 
@@ -132,6 +144,7 @@ CONTRACTS: dict[str, Callable[[], object]] = {
         "ray.train.v2._internal.exceptions.WorkerHealthCheckTimeoutError"
     ),
     "ray.train.v2.api.exceptions.WorkerGroupError": has_the_failures_by_rank,
+    "ray.tune.execution.class_cache.ENV_VARS_TO_PROPAGATE": decides_what_processes_of_tune_are_told,
     "ray.tune.progress_reporter.TrialProgressCallback": keeps_tune_from_a_callback_of_its_own,
 }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sweep_examples import tiny_sweep
 from sweeps.records.results_folder import sweep_identity
 from sweeps.settings.sweep_file import dump_sweep, load_sweep_file
 
@@ -45,3 +46,20 @@ def test_the_wording_of_notes_does_not_make_another_training() -> None:
     assert len({sweep_identity(one, "x") for one in noted}) == 1
     other = sweep.model_copy(update={"start": sweep.start.model_copy(update={"weights_of": "another"})})
     assert sweep_identity(other, "x") != sweep_identity(sweep, "x")
+
+
+def test_a_presigned_url_is_the_same_sweep_when_it_is_signed_again_and_no_file_has_its_signature() -> None:
+    address = "https://host/rows.csv?part=1&X-Amz-Date={0}&X-Amz-Signature={0}CANARY"
+    first, again = (tiny_sweep(f"corpus.path={address.format(day)}") for day in ("20260101", "20260202"))
+    assert first.corpus.path == address.format("20260101"), "it could not be read any more"
+    assert sweep_identity(first, "x") == sweep_identity(again, "x")
+    assert dump_sweep(first) == dump_sweep(again)
+    assert "CANARY" not in dump_sweep(first)
+
+
+def test_urls_without_a_secret_are_written_as_they_are() -> None:
+    paths = ("s3://bucket/a@b/*.jsonl?region=eu-1", "https://host/x?file=a.csv", "rows.csv")
+    sweep = tiny_sweep(f"corpus.path={list(paths)}")
+    assert sweep.corpus.path == paths
+    assert sweep.model_dump(mode="json")["corpus"]["path"] == list(paths)
+    assert all(path in dump_sweep(sweep) for path in paths)

@@ -53,7 +53,7 @@ def test_a_run_of_mlflow_gives_the_same(tmp_path: Path, empty_store: Path, monke
     tracking.start(name="one", identity="one", tags={"pretune.data": "abc"}, params={}, store=store)
     tracking.on_event(TrialEvent.ENDED, record(1, Outcome.COMPLETED, 4.5, tokens=1000, **ENDED), None)
     tracking.finish(status=SweepStatus.FINISHED, records=[], folder=tmp_path)
-    client = MlflowClient(tracking.uri)
+    client = MlflowClient(tracking.address)
     experiment = client.get_run(tracking.parent_id).info.experiment_id
     (trial,) = client.search_runs([experiment], "tags.`pretune.kind` = 'trial'")
     baseline = read_baseline(f"runs:/{trial.info.run_id}", tmp_path)

@@ -287,8 +287,9 @@ def test_a_loss_that_is_not_a_number_is_recorded(sweep: Sweep) -> None:
 def test_a_server_that_does_not_answer_is_said_in_one_line_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = f"http://someone:secret@127.0.0.1:{free_port()}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "someone")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
     with (
         tries_to_connect() as tries,
         pytest.raises(TrackingError, match=r"cannot be used: it does not answer. Start that server") as caught,

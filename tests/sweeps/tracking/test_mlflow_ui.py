@@ -20,6 +20,7 @@ from rich.console import Console
 from command import press_ctrl_c, processes_marked, read_until, start
 from mlflow_server import free_port
 from patience import HANGS_AFTER_S
+from postgres import postgres
 from sweep_examples import record
 from sweeps.analysis.result_tables import ranked
 from sweeps.analysis.trial_curves import TRAIN_LOSS
@@ -197,3 +198,26 @@ def test_pages_for_other_machines_without_a_login_come_with_a_warning(results: P
 )
 def test_an_address_is_open_to_others_unless_it_is_of_the_machine_itself(host: str, is_open: bool) -> None:
     assert ui_login.is_open_to_others(host) is is_open
+
+
+def test_the_password_of_a_database_reaches_its_driver_and_neither_ps_nor_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with postgres() as database:
+        # A slash in a password needs no quotes for SQLAlchemy.
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", database.replace("mlflow@", "mlflow:cAnArY/x%40cAnArY@"))
+        tracking = Tracking(tmp_path, say=print)
+        tracking.start(name="tiny", identity="tiny", tags={}, params={}, store=TrialStore(tmp_path / "trials"))
+        assert tracking.finish(status=SweepStatus.FINISHED, records=[], folder=tmp_path) is None
+        assert (tracking.address, tracking.not_taken) == (database.replace("mlflow@", "***@"), "")
+        port = free_port()
+        process = start("ui", "--results", tmp_path, "--port", str(port), mark=f"ui-{port}")
+        try:
+            printed = read_until(process, "Ctrl-C ends the server")
+            arguments = [one.cmdline() for one in processes_marked(f"ui-{port}")]
+        finally:
+            press_ctrl_c(process)
+            process.communicate(timeout=HANGS_AFTER_S)
+    assert "all sweeps: http://127.0.0.1" in printed
+    assert len(arguments) >= 2, "the server was not seen"
+    assert "canary" not in (printed + str(arguments)).lower()
