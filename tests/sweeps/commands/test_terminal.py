@@ -208,13 +208,14 @@ PRINTERS = {
     "data_pipeline/schema/terminal_text.py": "echo",
     "sweeps/commands/terminal.py": "the console",
     "core/costs/lane_benchmark_worker.py": "a pipe to the process that started it",
+    "data_pipeline/tokens/template_rendering.py": "a pipe to the process that started it",
 }
 PRINTING = re.compile(
     r"print|pprint|((typer|click)\.)?(echo|secho|echo_via_pager|prompt|confirm|progressbar)|(\w+\.)*Console|rich\.\w+|"
     r"(sys\.)?(__)?(stdout|stderr)(__)?\.\w+|(\w+\.)*(from_markup|from_ansi|StreamHandler|print_exc|basicConfig)|"
     r"os\.write|(self\.)?_?console\.(file\.\w+|out|log|print_json|print_exception)|input"
 )
-READS = re.compile(r"sys\.(stdout|stderr)\.isatty|input")
+READS = re.compile(r"sys\.(stdout|stderr)\.(isatty|flush)|input")
 OURS = re.compile(r"from data_pipeline\.schema\.terminal_text import .*\becho\b")
 
 

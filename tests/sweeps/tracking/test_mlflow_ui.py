@@ -136,7 +136,7 @@ def test_a_port_that_is_taken_is_said_with_its_number(results: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.skipif(importlib.util.find_spec("flask_wtf") is None, reason="Flask-WTF: pip install 'mlflow[auth]'")
+@pytest.mark.skipif(importlib.util.find_spec("flask_wtf") is None, reason="no Flask-WTF (pip install 'mlflow[auth]')")
 def test_with_login_the_pages_open_with_the_password_alone(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "correct horse battery")
