@@ -48,8 +48,10 @@ def check_writable(results_folder: Path) -> None:
 
 def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
     """Hash of all that determines a sweep: the resolved file and the data. An equal identity resumes the sweep."""
-    # A resolved file never sets shorten_to. Excluding the field keeps the identities of earlier results valid.
-    canonical = json.dumps(sweep.model_dump(mode="json", exclude={"budget": {"shorten_to"}}), sort_keys=True)
+    # Excluding these later fields keeps the identities of earlier results valid: a resolved file never sets shorten_to,
+    # and the fingerprint of the data holds the effect of the limits of reading.
+    later = {"budget": {"shorten_to"}, "corpus": {"longest_row", "expands_to"}}
+    canonical = json.dumps(sweep.model_dump(mode="json", exclude=later), sort_keys=True)
     return hashlib.sha256(f"{canonical}\n{data_fingerprint}".encode()).hexdigest()
 
 
