@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.settings.yaml_lines import YamlDocument
 
+_SHOWN_CHARACTERS = 200
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -25,8 +27,14 @@ class Fault:
 
     def __str__(self) -> str:
         where = f"line {self.line}: " if self.line else ""
-        shown = "" if self.value is None or isinstance(self.value, dict | list) else f" = {self.value!r}"
+        shown = (
+            "" if self.value is None or isinstance(self.value, dict | list) else f" = {_shortened(repr(self.value))}"
+        )
         return f"{where}{self.location}{shown}: {self.rule}" + (f"; {self.remedy}" if self.remedy else "") + "."
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 class SettingsFileError(InputFault):
