@@ -1,6 +1,5 @@
 """Convert ModelConfig to and from transformers' config.json."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from core.layers.feed_forward import feed_forward_kind, inner_width
 from core.models.huggingface_names import ARCHITECTURES, CLASSIFIERS, form_of
 from core.settings.model_config import ModelConfig
+from data_pipeline.schema.plain_json import parse_json
 from data_pipeline.tokens.tokenizer import Vocabulary
 
 _MODEL_TYPES = {"roberta": "roberta", "modern": "modernbert", "llama": "llama"}
@@ -23,7 +23,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: The file is missing or not a JSON object.
     """
     try:
-        theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        theirs = parse_json((folder / "config.json").read_bytes())
     except (OSError, ValueError) as cause:
         raise ValueError(
             f"{folder} has no readable config.json: {cause}; give a folder written by save_pretrained"

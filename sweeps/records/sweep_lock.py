@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from data_pipeline.schema.plain_json import parse_object
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.records.orphan_processes import driver_mark, end_leftovers
 
@@ -136,15 +137,18 @@ def _beat(descriptor: int, path: Path, me: Holder, ends: threading.Event, beat_s
 def holder_in(content: bytes | None) -> Holder | None:
     """The holder of a sweep, from the content of its lock file; None if the lock is free."""
     try:
-        return Holder(**json.loads(content or b""))
+        holder = Holder(**parse_object(content or b""))
     except (ValueError, TypeError):
         return None
+    kinds = {"pid": int, "host": str, "mark": str, "beat": int}
+    return holder if all(type(getattr(holder, name)) is kind for name, kind in kinds.items()) else None
 
 
 def _read(path: Path) -> Holder | None:
     # Open anew each time: only then a network file system asks its server for the current content.
     try:
-        return holder_in(path.read_bytes())
+        with path.open("rb") as file:
+            return holder_in(file.read(2 * _RECORD_BYTES))
     except OSError:
         return None
 

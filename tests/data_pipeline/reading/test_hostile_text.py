@@ -4,16 +4,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hostile_values import BYTES
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from written_files import corpus_of, read, written
 
 from data_pipeline.reading import json_arrays, pieces
 from data_pipeline.reading.json_arrays import array_elements
+from data_pipeline.reading.table_rows import columns_of, open_table, table_rows
+from data_pipeline.schema.corpus_config import CorpusError
 from data_pipeline.schema.plain_json import DEEPEST_JSON, is_nested_too_deep, parse_json, parse_object
 from patience import HANGS_AFTER_S
 
@@ -63,7 +67,7 @@ class _CountingDecoder(json.JSONDecoder):
 
 
 @pytest.mark.parametrize(
-    ("beginning", "settings"),
+    ("beginning", "choices"),
     [
         (b"a", {}),
         (b"a", {"documents": "paragraphs"}),
@@ -74,7 +78,7 @@ class _CountingDecoder(json.JSONDecoder):
 )
 @pytest.mark.parametrize("repeated", [b"a", b"a \n"])
 def test_row_of_twice_the_size_is_searched_for_its_end_twice_as_often(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beginning: bytes, settings: dict[str, Any], repeated: bytes
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beginning: bytes, choices: dict[str, Any], repeated: bytes
 ) -> None:
     searched = []
     cut = pieces._cut
@@ -87,7 +91,7 @@ def test_row_of_twice_the_size_is_searched_for_its_end_twice_as_often(
     monkeypatch.setattr(pieces, "_READ_BYTES", 1 << 12)
     for size in (1 << 19, 1 << 20):
         searched.append(0)
-        corpus = corpus_of(written(tmp_path, beginning + repeated * (size // len(repeated))), **settings)
+        corpus = corpus_of(written(tmp_path, beginning + repeated * (size // len(repeated))), **choices)
         for piece in pieces.pieces_of(corpus.files[0], corpus.config, file=0, piece_bytes=1 << 12):
             assert piece.data
     assert searched[1] < 2.6 * searched[0] + (1 << 14), searched
@@ -184,3 +188,57 @@ def test_any_fault_of_json_is_a_value_error(text: str | bytes, message: str) -> 
 def test_json_that_is_no_object_is_refused_where_one_is_needed(text: str) -> None:
     with pytest.raises(ValueError, match="not an object"):
         parse_object(text)
+
+
+MARKS = [
+    *'{}[],:;"\\\t\r\n \0',
+    "text",
+    '"text": "a"',
+    '{"text": "a"}\n',
+    "id,text\n",
+    '""',
+    "1e400",
+    "\ufeff",
+    "\ud800",
+]
+CONTENTS = st.lists(st.sampled_from(MARKS) | st.text(max_size=3), max_size=40).map(
+    lambda parts: "".join(parts).encode("utf-8", "surrogatepass")
+)
+CHOICES = st.fixed_dictionaries(
+    {},
+    optional={
+        "text": st.sampled_from(["text", "id"]),
+        "encoding": st.sampled_from(["utf-8", "utf-16", "gb18030", "latin-1"]),
+        "documents": st.sampled_from(["lines", "paragraphs", "files"]),
+        "longest_row": st.integers(1, 100),
+    },
+)
+
+
+def read_and_expect_only_our_errors(folder: Path, contents: bytes, **choices: Any) -> None:
+    file = written(folder, contents)
+    with suppress(CorpusError):
+        read(file, piece_bytes=20, **choices)
+    with suppress(CorpusError):
+        table = open_table(str(file), text=None)
+        for row in table_rows(table, columns_of(table)):
+            assert row.text
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "auto"])
+@settings(max_examples=50, derandomize=True)
+@given(contents=CONTENTS | BYTES, choices=CHOICES)
+def test_random_rows_give_only_our_errors(
+    tmp_path_factory: pytest.TempPathFactory, form: str, contents: bytes, choices: dict[str, Any]
+) -> None:
+    read_and_expect_only_our_errors(tmp_path_factory.getbasetemp(), contents, format=form, **choices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "txt", "auto"])
+@settings(max_examples=10_000)
+@given(contents=CONTENTS | BYTES, choices=CHOICES)
+def test_any_rows_give_only_our_errors(
+    tmp_path_factory: pytest.TempPathFactory, form: str, contents: bytes, choices: dict[str, Any]
+) -> None:
+    read_and_expect_only_our_errors(tmp_path_factory.getbasetemp(), contents, format=form, **choices)

@@ -1,12 +1,12 @@
 """Settings files made to break or to exhaust the reader, and files of random settings."""
 
-import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hostile_values import NUMBERS, changed, nested
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,21 +84,6 @@ def test_date_is_text() -> None:
     assert read_yaml("name: 2024-01-01").values == {"name": "2024-01-01"}
 
 
-NUMBERS = st.integers() | st.floats() | st.sampled_from([0, 1, -1, 1e300, 2**62, math.inf, 5e-324])
-WORDS = st.sampled_from(["auto", "", "1e400", "9" * 400 + "M", "2%", "-1%", "nan%", "1.5GiB", "90min", "null", "7d"])
-VALUES: Any = st.recursive(
-    NUMBERS | WORDS | st.booleans() | st.none() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9) | NUMBERS, inner, max_size=3),
-    max_leaves=6,
-)
-
-
-def leaves(values: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Paths of all sections and settings in nested values."""
-    inner = values.items() if isinstance(values, dict) else ()
-    return [path, *(leaf for key, value in inner for leaf in leaves(value, (*path, key)))]
-
-
 def load_and_expect_only_our_errors(text: str, file: Path, overrides: list[str]) -> None:
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
     for load in (load_sweep_file, lambda path, given: load_settings(path, FINETUNING, given)):
@@ -106,24 +91,14 @@ def load_and_expect_only_our_errors(text: str, file: Path, overrides: list[str])
             load(file, overrides)
 
 
+VALUES = nested(st.text(max_size=9) | NUMBERS)
 CHANGES = st.lists(st.tuples(st.integers(0, 10**6), VALUES), min_size=1, max_size=3)
-OVERRIDES = st.lists(
-    st.tuples(
-        st.sampled_from([*sweepable_paths(), "size", "search.training.seed.choice", "corpus.path.x", "a"]), VALUES
-    ),
-    max_size=2,
-)
+PATHS = [*sweepable_paths(), "size", "search.training.seed.choice", "corpus.path.x", "a"]
+OVERRIDES = st.lists(st.tuples(st.sampled_from(PATHS), VALUES), max_size=2)
 
 
 def change_and_load(changes: list[tuple[int, Any]], overrides: list[tuple[str, Any]], file: Path) -> None:
-    values = yaml.safe_load(QUICKSTART)
-    for place, value in changes:
-        known = leaves(values)[1:]
-        *parents, last = known[place % len(known)]
-        section = values
-        for name in parents:
-            section = section[name]
-        section[last] = value
+    values = changed(yaml.safe_load(QUICKSTART), changes)
     given = [f"{path}={yaml.safe_dump(value, default_flow_style=True)}" for path, value in overrides]
     load_and_expect_only_our_errors(yaml.safe_dump(values, allow_unicode=True), file, given)
 
