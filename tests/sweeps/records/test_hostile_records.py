@@ -102,5 +102,5 @@ def test_whole_summary_is_compared_and_a_damaged_one_is_named_with_its_fault(fol
     (folder / "summary.json").write_text(json.dumps(SUMMARY))
     assert compare_sweeps(folder, folder).loss_difference_nats == 0
     (folder / "summary.json").write_text(json.dumps(SUMMARY | {"outcomes": {"COMPLETED": "x"}, "data": 3}))
-    with pytest.raises(ResultsError, match=r"summary.json is damaged: it has outcomes.COMPLETED .* data of"):
+    with pytest.raises(ResultsError, match=r"summary.json is damaged: it has data .* outcomes.COMPLETED"):
         compare_sweeps(folder, folder)
