@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from core.model_files.huggingface import Loaded, holds_weights, import_huggingface, read_weights, weight_files
+from core.model_files.safetensors_files import read_tensors
 from core.models.huggingface_names import name_table
 from core.models.language_model import LanguageModel
 from core.models.lora import adapted_matrices, part_names
@@ -149,7 +150,7 @@ def _read(folder: Path) -> _Adapter:
         )
     rank = settings["r"]
     scale = settings["lora_alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    return _Adapter(folder, base, scale, load_file(folder / _WEIGHTS_FILE))
+    return _Adapter(folder, base, scale, read_tensors(folder / _WEIGHTS_FILE))
 
 
 def _merge(adapter: _Adapter, weights: dict[str, Tensor]) -> Iterator[str]:

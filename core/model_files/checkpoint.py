@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from core.distributed.workers import Workers
+from core.model_files.safetensors_files import read_tensors
 from core.models.language_model import LanguageModel
+from data_pipeline.schema.plain_json import parse_object
 
 MODEL_FILE = "model.safetensors"
 _OPTIMIZER_FILE = "optimizer.safetensors"
@@ -72,10 +74,9 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
     """The `progress` passed to `save_checkpoint`.
 
     Raises:
-        OSError, ValueError: The file is missing or no JSON.
+        OSError, ValueError: The file is missing or no JSON object.
     """
-    progress: dict[str, Any] = json.loads((checkpoint / _PROGRESS_FILE).read_text())
-    return progress
+    return parse_object((checkpoint / _PROGRESS_FILE).read_bytes())
 
 
 def restore(checkpoint: Path, model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def restore(checkpoint: Path, model: LanguageModel, optimizer: torch.optim.AdamW
         ValueError: The checkpoint belongs to another model.
     """
     restore_weights(checkpoint / MODEL_FILE, model)
-    _copy_into(_optimizer_tensors(model, optimizer), load_file(checkpoint / _OPTIMIZER_FILE), checkpoint)
+    _copy_into(_optimizer_tensors(model, optimizer), read_tensors(checkpoint / _OPTIMIZER_FILE), checkpoint)
     return read_progress(checkpoint)
 
 
@@ -101,7 +102,7 @@ def restore_weights(file: Path, model: LanguageModel) -> None:
     Raises:
         ValueError: They belong to another model.
     """
-    copy_weights(load_file(file), model, file)
+    copy_weights(read_tensors(file), model, file)
 
 
 def copy_weights(weights: dict[str, Tensor], model: LanguageModel, where: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
@@ -21,6 +21,7 @@ from core.model_files.huggingface_config import (
     our_config,
     read_config,
 )
+from core.model_files.safetensors_files import read_tensors
 from core.models.huggingface_names import ARCHITECTURES, form_of, from_huggingface, to_huggingface
 from core.models.language_model import LanguageModel
 from core.models.model_factory import build_model, without_values
@@ -170,7 +171,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: The folder has no weights.
     """
-    tensors = {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
+    tensors = {name: tensor for file in weight_files(folder) for name, tensor in read_tensors(file).items()}
     return {
         name: tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
         for name, tensor in tensors.items()

@@ -42,7 +42,10 @@ def read_shape(folder: Path) -> tuple[ModelConfig, int]:
         ValueError: As `import_huggingface`.
     """
     theirs = read_config(folder)
-    return our_config(theirs, folder), int(theirs["vocab_size"])
+    vocabulary_size = theirs["vocab_size"]
+    if not isinstance(vocabulary_size, int):
+        raise ValueError(f"{folder / 'config.json'} has a vocab_size that is no number: {vocabulary_size!r:.100}")
+    return our_config(theirs, folder), vocabulary_size
 
 
 def huggingface_config(config: ModelConfig, vocabulary: Vocabulary, num_embeddings: int) -> dict[str, Any]:
@@ -137,8 +140,19 @@ def our_config(theirs: dict[str, Any], folder: Path) -> ModelConfig:
         folder: Named in errors.
 
     Raises:
-        ValueError: The model has a feature that pretune does not support; all of them are named.
+        ValueError: The model has a feature that pretune does not support; all of them are named. Or a value is of the
+            wrong kind.
+        KeyError: A value is missing.
     """
+    try:
+        return _config_of(theirs, folder)
+    except (TypeError, AttributeError, ArithmeticError) as cause:
+        raise ValueError(
+            f"{folder / 'config.json'} has a value of the wrong kind: {cause}; give a folder written by save_pretrained"
+        ) from cause
+
+
+def _config_of(theirs: dict[str, Any], folder: Path) -> ModelConfig:
     forms = {model_type: form for form, model_type in _MODEL_TYPES.items()}
     form = forms.get(theirs.get("model_type", ""))
     if form is None:

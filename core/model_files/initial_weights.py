@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from core.model_files.adapter_folder import base_hash, import_adapted, is_adapter
 from core.model_files.checkpoint import MODEL_FILE, copy_weights, model_tensors, restore_weights
 from core.model_files.huggingface import import_huggingface
+from core.model_files.safetensors_files import read_tensors
 from core.models.classifier import ModernClassifier, RobertaClassifier, take_encoder
 from core.models.language_model import LanguageModel
 from core.models.lora import add_lora, merge_lora
@@ -81,7 +81,7 @@ def _take_weights(folder: Path, model: LanguageModel) -> None:
         loaded = import_adapted(folder)[0] if is_adapter(folder) else import_huggingface(folder)
         weights = _without_padding(model_tensors(loaded.model), num_tokens=model.tokens.num_embeddings)
     else:
-        weights = load_file(folder / MODEL_FILE)
+        weights = read_tensors(folder / MODEL_FILE)
     if isinstance(model, RobertaClassifier | ModernClassifier):
         take_encoder(model, weights)
     else:

@@ -9,7 +9,7 @@ from typing import Any
 import tokenizers
 
 from data_pipeline.reading.corpus import Corpus
-from data_pipeline.schema.corpus_config import PackingConfig, TokenizerConfig
+from data_pipeline.schema.corpus_config import LONGEST_ROW_BYTES, PackingConfig, TokenizerConfig
 from data_pipeline.schema.manifest import FORMAT_VERSION
 
 _HEX_DIGITS = 16
@@ -23,7 +23,8 @@ def library_versions() -> dict[str, str]:
 def stream_fingerprint(corpus: Corpus, tokenizer: TokenizerConfig) -> str:
     """Fingerprint of the documents and their tokens, independent of packing.
 
-    Files enter by their bytes, not by their names. `max_rejected` does not enter: it changes no token.
+    Files enter by their bytes, not by their names. `max_rejected` and `expands_to` do not enter: they change no token
+    of a file that is read.
     """
     files = [
         [
@@ -39,6 +40,9 @@ def stream_fingerprint(corpus: Corpus, tokenizer: TokenizerConfig) -> str:
         for file in corpus.files
     ]
     settings = corpus.config.model_dump(include={"documents", "holdout", "drop_duplicates"})
+    if corpus.config.longest_row_bytes != LONGEST_ROW_BYTES:
+        # Only where it is set: the fingerprints of corpora prepared before stay valid.
+        settings["longest_row"] = corpus.config.longest_row
     if corpus.has_dialogues:
         settings["template"] = asdict(corpus.template)
     learnt: dict[str, Any] = tokenizer.model_dump(exclude={"path"})

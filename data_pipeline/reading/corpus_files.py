@@ -1,8 +1,6 @@
 """Find the files of a corpus and open their bytes: local, remote, compressed or built in."""
 
-import bz2
 import difflib
-import gzip
 import io
 import os
 import platform
@@ -13,22 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any
 
 import fsspec
-import zstandard
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow.fs import FileSystem
 
 from data_pipeline.reading.builtin_corpora import builtin_bytes
+from data_pipeline.reading.decompression import Compression, decompress
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.manifest import PassedOver
 from data_pipeline.schema.redaction import MASK, redact
-
-Compression = Literal["gzip", "zstd", "bzip2"]
+from data_pipeline.schema.settings import format_bytes
 
 _BUILTIN = "builtin:"
-_MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
+_SHARE_OF_FREE_SPACE = 0.9
 
 # Skipped in folders. A file that corpus.path names itself is always read.
 _PASSED_OVER = (
@@ -53,13 +50,6 @@ _PASSED_OVER = (
 )
 
 _A_LINK = "a link that leaves the folder; corpus.follow_links: true reads it"
-
-
-class ByteReader(Protocol):
-    """A stream of bytes."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """The next bytes, at most `size` of them if it is not negative; b"" at the end."""
 
 
 @dataclass(frozen=True)
@@ -138,77 +128,31 @@ def open_bytes(path: str) -> Iterator[IO[bytes]]:
         raise OSError(redact(str(cause))) from None
 
 
-def compression_of(head: bytes) -> Compression | None:
-    """Compression of a file, detected by its first bytes; None for plain files."""
-    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
-
-
-def decompress(stream: Any, compression: Compression | None) -> ByteReader:
-    """The decompressed stream, all members or frames of it.
-
-    Its `read` raises OSError or EOFError if the stream is truncated or damaged, after the data before the damage.
-    """
-    if compression == "gzip":
-        return _UpToDamage(gzip.GzipFile(fileobj=stream))
-    if compression == "bzip2":
-        return _UpToDamage(bz2.BZ2File(stream))
-    if compression == "zstd":
-        return _Zstd(stream)
-    plain: ByteReader = stream
-    return plain
-
-
 @contextmanager
-def open_seekable(path: str, compression: Compression | None) -> Iterator[IO[bytes]]:
-    """The decompressed bytes of a file, seekable (for Parquet). Compressed files are unpacked to a temporary file."""
+def open_seekable(path: str, compression: Compression | None, *, num_plain_bytes: int) -> Iterator[IO[bytes]]:
+    """The decompressed bytes of a file, seekable (for Parquet). Compressed files are unpacked to a temporary file.
+
+    Args:
+        num_plain_bytes: Size after decompression, as counted before; a file that now holds more is refused.
+
+    Raises:
+        CorpusError: The temporary folder has no room for the unpacked file.
+    """
     with open_bytes(path) as raw:
         if compression is None:
             yield raw
             return
+        folder = tempfile.gettempdir()
+        num_free_bytes = shutil.disk_usage(folder).free
+        if num_plain_bytes > _SHARE_OF_FREE_SPACE * num_free_bytes:
+            raise CorpusError(
+                f"{path} is compressed Parquet and needs {format_bytes(num_plain_bytes)} unpacked in {folder}, which "
+                f"has {format_bytes(num_free_bytes)} free; unpack the file, or set TMPDIR to a folder with more space"
+            )
         with tempfile.TemporaryFile() as plain:
-            shutil.copyfileobj(decompress(raw, compression), plain)
+            shutil.copyfileobj(decompress(raw, compression, most_bytes=num_plain_bytes), plain)
             plain.seek(0)
             yield plain
-
-
-class _UpToDamage:
-    """Delivers all data before a damaged part; `read` of the standard library would discard it."""
-
-    def __init__(self, stream: gzip.GzipFile | bz2.BZ2File) -> None:
-        self._stream = stream
-
-    def read(self, size: int = -1, /) -> bytes:
-        return self._stream.read1(size)
-
-
-class _Zstd:
-    """A zstd stream, all frames of it. It raises if the stream is truncated; the library's own reader ends silently."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._frame: Any = None
-        self._compressed = b""
-
-    def read(self, size: int = -1, /) -> bytes:
-        del size  # Each compressed piece is returned decompressed as a whole.
-        while True:
-            if not self._compressed:
-                self._compressed = self._stream.read(1 << 17)
-            if not self._compressed:
-                if self._frame is not None:
-                    raise EOFError("the file is truncated in the middle of a zstd frame")
-                return b""
-            if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            try:
-                data: bytes = self._frame.decompress(self._compressed)
-            except zstandard.ZstdError as cause:
-                raise OSError(str(cause)) from cause
-            self._compressed = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame = None
-            if data:
-                return data
 
 
 def _expand(path: str, *, follow_links: bool) -> Iterator[FoundFile | PassedOver]:

@@ -54,7 +54,7 @@ def csv_records(data: bytes, delimiter: str, *, first_line: int) -> Iterator[Rec
         position = end
 
 
-def end_of_last_record(data: bytes, delimiter: str) -> int:
+def end_of_last_record(data: bytes | bytearray, delimiter: str) -> int:
     """Position behind the last record that is certainly complete, in bytes; 0 if there is none.
 
     A reader cuts a growing buffer there.
@@ -74,12 +74,12 @@ def end_of_last_record(data: bytes, delimiter: str) -> int:
             position = data.find(b"\n", quoted) + 1 or len(data)
 
 
-def _start_of_quoted_record(data: bytes, position: int) -> int:
+def _start_of_quoted_record(data: bytes | bytearray, position: int) -> int:
     quote = data.find(b'"', position)
     return len(data) if quote < 0 else max(data.rfind(b"\n", position, quote) + 1, position)
 
 
-def _end_of_quoted_record(data: bytes, start: int, separator: bytes) -> int | None:
+def _end_of_quoted_record(data: bytes | bytearray, start: int, separator: bytes) -> int | None:
     stop = min(len(data), start + LONGEST_RECORD_BYTES)
     match = _record(separator).match(data, start, stop)
     if match is None or (match.end() == stop < len(data) and data[stop - 1 : stop] != b"\n"):

@@ -6,15 +6,16 @@ import io
 import json
 import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import IO, Any, Literal
 
-from data_pipeline.reading.corpus_files import (
+from data_pipeline.reading.corpus_files import FoundFile, open_bytes, open_seekable
+from data_pipeline.reading.decompression import (
     Compression,
-    FoundFile,
+    ExpandsTooFarError,
     compression_of,
     decompress,
-    open_bytes,
-    open_seekable,
+    most_plain_bytes,
 )
 from data_pipeline.reading.encodings import (
     WIDE_ENCODINGS,
@@ -23,8 +24,10 @@ from data_pipeline.reading.encodings import (
     configured_encoding,
     detect_encoding,
 )
+from data_pipeline.reading.json_arrays import array_elements
 from data_pipeline.reading.parquet_files import ExtensionTypeError, open_parquet
-from data_pipeline.schema.corpus_config import CorpusConfig
+from data_pipeline.reading.parquet_rows import pages_refused
+from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.redaction import redact
 
 Format = Literal["jsonl", "json", "csv", "txt", "parquet"]
@@ -37,7 +40,8 @@ _HEAD_BYTES = 1 << 18
 _PIECE_BYTES = 1 << 20
 _DELIMITERS = (",", "\t", ";")
 _SNIFFED_ROWS = 60
-_OBJECT_OVER_LINES = re.compile(r'\s*\{\s*\n\s*"[^"\n]*"\s*:')
+# Possessive quantifiers: with backtracking, white space without an end would take quadratic time.
+_OBJECT_OVER_LINES = re.compile(r'\s*+\{[^\S\n]*+\n\s*+"[^"\n]*+"\s*+:')
 _HEADER_CELL = re.compile(r"[^\W\d][\w .:/()#%-]{0,63}|")
 
 
@@ -90,10 +94,12 @@ def examine_file(found: FoundFile, corpus: CorpusConfig) -> FileKind:
     head = b""
     num_plain_bytes = 0
     damage: str | None = None
+    refused: str | None = None
     with open_bytes(found.path) as raw:
         hashing = _HashingReader(raw, digest)
         compression = compression_of(hashing.peek(4))
-        plain = decompress(hashing, compression)
+        most_bytes = most_plain_bytes(found.num_bytes, corpus.expands_to)
+        plain = decompress(hashing, compression, most_bytes=most_bytes)
         try:
             while piece := plain.read(_PIECE_BYTES):
                 num_plain_bytes += len(piece)
@@ -102,6 +108,8 @@ def examine_file(found: FoundFile, corpus: CorpusConfig) -> FileKind:
                 sample.add(piece)
         except (OSError, EOFError) as cause:
             damage = f"{compression} stream ends in error after {num_plain_bytes:,} bytes: {redact(str(cause))}"
+        except ExpandsTooFarError as cause:
+            refused = str(cause)
         while hashing.read(_PIECE_BYTES):
             pass
     common: dict[str, Any] = {
@@ -112,8 +120,10 @@ def examine_file(found: FoundFile, corpus: CorpusConfig) -> FileKind:
         "compression": compression,
         "damage": damage,
     }
+    if refused is not None:
+        return FileKind(encoding=Encoding("utf-8", "not read"), format="txt", refused=refused, **common)
     if head.startswith(b"PAR1"):
-        common |= _parquet_facts(found.path, compression, corpus)
+        common |= _parquet_facts(found.path, compression, num_plain_bytes, corpus)
         return FileKind(encoding=Encoding("utf-8", "Parquet"), format="parquet", **common)
     if corpus.encoding is not None:
         encoding = configured_encoding(corpus.encoding, head)
@@ -157,7 +167,7 @@ class _HashingReader:
 
 def _text_facts(head: str, corpus: CorpusConfig, *, is_whole: bool) -> dict[str, Any]:
     has_cr_lines = "\n" not in head and "\r" in head
-    lines = re.split(r"\r*\n|\r" if has_cr_lines else r"\r*\n", head)
+    lines = head.split("\r") if has_cr_lines else [line.rstrip("\r") for line in head.split("\n")]
     if not is_whole and len(lines) > 1:
         lines.pop()  # The last line may be incomplete.
     facts: dict[str, Any] = {"has_cr_lines": has_cr_lines}
@@ -202,20 +212,9 @@ def _is_array_of_strings(head: str) -> bool:
 
 def _first_elements(head: str) -> list[dict[str, Any]]:
     """The first complete objects of an array."""
-    decoder = json.JSONDecoder()
-    elements: list[dict[str, Any]] = []
-    position = head.find("[") + 1
-    while len(elements) < _SNIFFED_ROWS:
-        position = head.find("{", position)
-        try:
-            element, position = decoder.raw_decode(head, position) if position >= 0 else (None, -1)
-        except (ValueError, RecursionError):
-            position += 1
-            continue
-        if element is None:
-            break
-        elements.append(element)
-    return elements
+    elements = array_elements(iter([head]), longest=len(head))
+    objects = (parsed for element in elements if (parsed := _object_or_none(element.text)) is not None)
+    return list(islice(objects, _SNIFFED_ROWS))
 
 
 def _object_facts(objects: list[dict[str, Any]], corpus: CorpusConfig) -> dict[str, Any]:
@@ -339,19 +338,26 @@ def _is_prose(cells: list[str]) -> bool:
     return any(" " in cell.strip() for cell in cells)
 
 
-def _parquet_facts(path: str, compression: Compression | None, corpus: CorpusConfig) -> dict[str, Any]:
+def _parquet_facts(
+    path: str, compression: Compression | None, num_plain_bytes: int, corpus: CorpusConfig
+) -> dict[str, Any]:
     import pyarrow as pa
 
     try:
-        with open_seekable(path, compression) as stream:
+        with open_seekable(path, compression, num_plain_bytes=num_plain_bytes) as stream:
             schema = open_parquet(stream).schema_arrow
+            columns = tuple(schema.names)
+            text_like = [field.name for field in schema if _is_string(field.type)]
+            column, refused = choose_column(columns, corpus.text, text_like)
+            if refused is None:
+                wanted = (column,) if column in columns else columns
+                refused = pages_refused(stream, wanted, longest_row=corpus.longest_row_bytes)
     except ExtensionTypeError as cause:
         return {"refused": str(cause)}
-    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException) as cause:
+    except CorpusError:
+        raise  # There is no room to unpack it.
+    except (OSError, EOFError, ValueError, pa.ArrowException) as cause:
         return {"refused": f"it begins like Parquet, but cannot be read: {cause}; download or write it again"}
-    columns = tuple(schema.names)
-    text_like = [name for name in columns if _is_string(schema.field(name).type)]
-    column, refused = choose_column(columns, corpus.text, text_like)
     return {"columns": columns, "text_column": column, "refused": refused}
 
 

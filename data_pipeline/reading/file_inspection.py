@@ -90,7 +90,7 @@ def with_borrowed_headers(files: tuple[FileKind, ...]) -> tuple[FileKind, ...]:
 
 
 def _key(file: FoundFile, config: CorpusConfig) -> str:
-    settings = config.model_dump(include={"text", "format", "encoding", "documents"})
+    settings = config.model_dump(include={"text", "format", "encoding", "documents", "longest_row", "expands_to"})
     return json.dumps([FORMAT_VERSION, redact_url(file.path), file.num_bytes, file.changed, settings])
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,8 +24,11 @@ class ExtensionTypeError(CorpusError):
     """A Parquet file has a column of an Arrow extension type."""
 
 
-def open_parquet(stream: IO[bytes]) -> pq.ParquetFile:
+def open_parquet(stream: IO[bytes], **how: Any) -> pq.ParquetFile:
     """The Parquet file in a seekable stream, without columns of extension types.
+
+    Args:
+        how: Further arguments of `pq.ParquetFile`.
 
     Raises:
         ExtensionTypeError: A column, or a part of one, is of an extension type.
@@ -37,7 +40,7 @@ def open_parquet(stream: IO[bytes]) -> pq.ParquetFile:
     metadata = _metadata(footer)
     stream.seek(0)
     # Parquet has types of its own that Arrow would turn into extension types (JSON, UUID): they stay text and bytes.
-    file = pq.ParquetFile(stream, metadata=metadata, arrow_extensions_enabled=False)
+    file = pq.ParquetFile(stream, metadata=metadata, arrow_extensions_enabled=False, **how)
     _refuse_extension_types(file.schema_arrow)
     return file
 

@@ -9,27 +9,27 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
-from data_pipeline.reading.corpus_files import decompress, open_bytes, open_seekable
+import pyarrow as pa
+
+from data_pipeline.reading.corpus_files import open_bytes, open_seekable
 from data_pipeline.reading.csv_records import end_of_last_record
+from data_pipeline.reading.decompression import decompress, most_plain_bytes
 from data_pipeline.reading.encodings import WIDE_ENCODINGS
 from data_pipeline.reading.file_formats import FileKind
-from data_pipeline.reading.parquet_files import ExtensionTypeError, open_parquet
+from data_pipeline.reading.json_arrays import array_elements
+from data_pipeline.reading.parquet_files import ExtensionTypeError
+from data_pipeline.reading.parquet_rows import parquet_rows
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.rejects import Reason
+from data_pipeline.schema.user_errors import first_line
 
 _READ_BYTES = 1 << 20
-_LONGEST_ROW_BYTES = 64 << 20
 _LONGEST_ROW_END_BYTES = 1 << 10
+_SHOWN_BYTES = 400
 _LINE_END = re.compile(rb"\n")
-_BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
-_SEPARATORS = re.compile(r"[\s,]*")
-_NEXT_OBJECT = re.compile(r"\}[\s,]*(?=\{)")
-_LONGEST_JSON_ATOM = 16
-"""No literal, sign or escape is longer, so a parse error further from the end is not caused by truncation."""
-_DECODER = json.JSONDecoder()
+_BLANK_LINE = re.compile(rb"\n[ \t\r]*+\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,9 @@ def pieces_of(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes: i
     if kind.refused is not None:
         return
     if kind.format == "parquet":
-        yield from _parquet_pieces(kind, file=file, piece_bytes=piece_bytes)
+        yield from _parquet_pieces(kind, corpus, file=file, piece_bytes=piece_bytes)
     elif kind.format == "json":
-        yield from _json_pieces(kind, file=file, piece_bytes=piece_bytes)
+        yield from _json_pieces(kind, corpus, file=file, piece_bytes=piece_bytes)
     else:
         yield from _line_pieces(kind, corpus, file=file, piece_bytes=piece_bytes)
 
@@ -72,52 +72,79 @@ def row_encoding(kind: FileKind) -> str:
 
 
 def _line_pieces(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes: int) -> Iterator[Piece]:
-    is_whole_file = kind.format == "txt" and corpus.documents == "files"
+    unit = _unit_of(kind, corpus)
+    row_end = _BLANK_LINE if unit == "paragraph" else _LINE_END
     buffer = bytearray()
     line, is_first, is_skipping = 1, True, False
-    is_by_paragraph = kind.format == "txt" and corpus.documents == "paragraphs"
-    row_end = _BLANK_LINE if is_by_paragraph else _LINE_END
-    for read in _plain_text(kind):
+    # The buffer holds no line end before `searched`; a cut is tried again when it holds `try_at` bytes. Without the two
+    # a long row would be searched again with every read.
+    searched, try_at = 0, piece_bytes
+    for read in _plain_text(kind, corpus):
         buffer += read
         if is_skipping:
-            end = row_end.search(buffer)
+            end = row_end.search(buffer) if unit != "file" else None
             # The end of the row may be only partly in the buffer.
             num_dropped = end.end() if end else max(0, len(buffer) - _LONGEST_ROW_END_BYTES)
             line, is_skipping = line + buffer.count(b"\n", 0, num_dropped), end is None
+            del end  # A match keeps the buffer from being shortened.
             del buffer[:num_dropped]
-        if is_skipping or len(buffer) < piece_bytes or is_whole_file:
+            searched = 0
+        if is_skipping or len(buffer) < try_at:
             continue
-        cut = _cut(bytes(buffer), kind, corpus)
+        cut = _cut(buffer, searched, unit, kind)
         if cut:
-            data = bytes(buffer[:cut])
+            with memoryview(buffer) as view:
+                data = bytes(view[:cut])
             del buffer[:cut]
             yield Piece(file, line, data, is_first)
             line, is_first = line + data.count(b"\n"), False
-        elif len(buffer) > _LONGEST_ROW_BYTES and (is_by_paragraph or b"\n" not in buffer):
-            yield Piece(file, line, bytes(buffer[:400]), is_first, reject=Reason.TOO_LONG)
+            searched = 0
+        last_line_end = buffer.rfind(b"\n", searched)
+        searched = len(buffer) if last_line_end < 0 else last_line_end
+        has_no_end = last_line_end < 0 or unit in ("paragraph", "file")
+        if not cut and has_no_end and len(buffer) > corpus.longest_row_bytes:
+            yield Piece(file, line, bytes(buffer[:_SHOWN_BYTES]), is_first, reject=Reason.TOO_LONG)
             is_first, is_skipping = False, True
+        if unit == "record":
+            # A quote is searched for its end from its beginning, so search again in a buffer of twice the size.
+            longest = corpus.longest_row_bytes
+            try_at = max(piece_bytes, 2 * len(buffer) if len(buffer) > longest else min(2 * len(buffer), longest + 1))
     if kind.damage is not None:
         # The damage truncates the last line; it is a reject of its own.
-        del buffer[bytes(buffer).rfind(b"\n") + 1 :]
+        del buffer[buffer.rfind(b"\n") + 1 :]
     if buffer and not is_skipping:
         yield Piece(file, line, bytes(buffer), is_first)
 
 
-def _cut(buffer: bytes, kind: FileKind, corpus: CorpusConfig) -> int:
-    """Position behind the last row that is certainly complete."""
+def _unit_of(kind: FileKind, corpus: CorpusConfig) -> Literal["line", "record", "paragraph", "file"]:
+    """Unit of a text file that is one row."""
     if kind.format == "csv":
-        return end_of_last_record(buffer, kind.delimiter)
+        return "record"
     if kind.format == "txt" and corpus.documents == "paragraphs":
-        return max((blank.end() for blank in _BLANK_LINE.finditer(buffer)), default=0)
-    return buffer.rfind(b"\n") + 1
+        return "paragraph"
+    return "file" if kind.format == "txt" and corpus.documents == "files" else "line"
 
 
-def _plain_text(kind: FileKind) -> Iterator[bytes]:
+def _cut(buffer: bytearray, searched: int, unit: str, kind: FileKind) -> int:
+    """Position behind the last row that is certainly complete; 0 if there is none.
+
+    Args:
+        searched: No row ends at a line end before this position.
+    """
+    if unit == "record":
+        return end_of_last_record(buffer, kind.delimiter)
+    if unit == "paragraph":
+        return max((blank.end() for blank in _BLANK_LINE.finditer(buffer, searched)), default=0)
+    return buffer.rfind(b"\n", searched) + 1 if unit == "line" else 0
+
+
+def _plain_text(kind: FileKind, corpus: CorpusConfig) -> Iterator[bytes]:
     """Text of a file: decompressed, without byte order mark, wide encodings as UTF-8, lone CR line ends as LF."""
     decoder = _wide_decoder(kind.encoding.name) if kind.encoding.name in WIDE_ENCODINGS else None
     skip = kind.encoding.bom_bytes
     with open_bytes(kind.path) as raw:
-        plain = decompress(raw, kind.compression)
+        most_bytes = most_plain_bytes(kind.num_file_bytes, corpus.expands_to)
+        plain = decompress(raw, kind.compression, most_bytes=most_bytes)
         try:
             while piece := plain.read(_READ_BYTES):
                 piece, skip = piece[skip:], max(0, skip - len(piece))
@@ -146,105 +173,68 @@ def _wide_decoder(encoding: str) -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder(encoding)("pretune.as_surrogate")
 
 
-def _json_pieces(kind: FileKind, *, file: int, piece_bytes: int) -> Iterator[Piece]:
+def _json_pieces(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes: int) -> Iterator[Piece]:
     """Elements of a JSON array as JSON lines."""
     encoding = row_encoding(kind)
-    rows: list[bytes] = []
-    lines: list[int] = []
-    size, is_first = 0, True
-    for line, element in _array_elements(codecs.iterdecode(_plain_text(kind), encoding, "surrogateescape")):
-        row = element.replace("\r", " ").replace("\n", " ").encode(encoding, "surrogateescape")
-        rows.append(row)
-        lines.append(line)
-        size += len(row)
-        if size >= piece_bytes:
-            yield Piece(file, lines[0], b"\n".join(rows), is_first, lines)
-            rows, lines, size, is_first = [], [], 0, False
-    if rows:
-        yield Piece(file, lines[0], b"\n".join(rows), is_first, lines)
+    gathered = _Gathered(file, piece_bytes)
+    chunks = codecs.iterdecode(_plain_text(kind, corpus), encoding, "surrogateescape")
+    for element in array_elements(chunks, longest=corpus.longest_row_bytes):
+        row = element.text.replace("\r", " ").replace("\n", " ").encode(encoding, "surrogateescape")
+        yield from gathered.reject(element.line, row) if element.is_too_long else gathered.add(element.line, row)
+    yield from gathered.rest()
 
 
-def _array_elements(chunks: Iterator[str]) -> Iterator[tuple[int, str]]:
-    """(line, text) of each element; memory holds only the element being read.
+class _Gathered:
+    """Gathers rows with their lines into pieces."""
 
-    Malformed text up to the next object counts as one element.
-    """
-    text = next(chunks, "")
-    position = text.find("[") + 1
-    line, counted, is_whole = 1, 0, False
-    while True:
-        position = _SEPARATORS.match(text, position).end()  # type: ignore[union-attr]  # matches nothing, too
-        end = _end_of_element(text, position, is_whole=is_whole)
-        if end is None:
-            more = _read_characters(chunks, len(text) - position)
-            line += text.count("\n", counted, position)
-            text, position, counted, is_whole = text[position:] + more, 0, 0, not more
-            continue
-        if end == position:
-            return
-        line, counted = line + text.count("\n", counted, position), position
-        yield line, text[position:end]
-        position = end
+    def __init__(self, file: int, piece_bytes: int) -> None:
+        self._file, self._piece_bytes = file, piece_bytes
+        self._rows: list[bytes] = []
+        self._lines: list[int] = []
+        self._size, self._is_first = 0, True
+
+    def add(self, line: int, row: bytes) -> Iterator[Piece]:
+        """Add a row; gives a piece when enough is gathered."""
+        self._rows.append(row)
+        self._lines.append(line)
+        self._size += len(row)
+        if self._size >= self._piece_bytes:
+            yield from self.rest()
+
+    def reject(self, line: int, beginning: bytes, reason: Reason = Reason.TOO_LONG) -> Iterator[Piece]:
+        """Gives what is gathered, and the beginning of a rejected row as a piece of its own."""
+        yield from self.rest()
+        yield Piece(self._file, line, beginning[:_SHOWN_BYTES], self._is_first, reject=reason)
+        self._is_first = False
+
+    def rest(self) -> Iterator[Piece]:
+        """Gives what is gathered, if anything is."""
+        if self._rows:
+            yield Piece(self._file, self._lines[0], b"\n".join(self._rows), self._is_first, self._lines)
+            self._rows, self._lines, self._size, self._is_first = [], [], 0, False
 
 
-def _end_of_element(text: str, start: int, *, is_whole: bool) -> int | None:
-    """End of the element at `start`; `start` itself at the end of the array, None if more text is needed."""
-    if start < len(text) and text[start] == "]":
-        return start
-    must_be_whole = is_whole or len(text) - start > _LONGEST_ROW_BYTES
+def _parquet_pieces(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes: int) -> Iterator[Piece]:
+    text = kind.columns if kind.has_dialogues else (kind.text_column or "",)
+    columns = list(dict.fromkeys((*text, *kind.kept_columns)))
+    gathered = _Gathered(file, piece_bytes)
+    number = 0
     try:
-        _, end = _DECODER.raw_decode(text, start)
-        # A number may continue behind the end of the buffer.
-        return end if end < len(text) - _LONGEST_JSON_ATOM or must_be_whole else None
-    except RecursionError:
-        pass
-    except json.JSONDecodeError as error:
-        is_cut_off = error.pos >= len(text) - _LONGEST_JSON_ATOM or error.msg.startswith("Unterminated string")
-        if is_cut_off and not must_be_whole:
-            return None
-    following = _NEXT_OBJECT.search(text, start + 1)
-    if following is None:
-        return len(text) if must_be_whole else None
-    return following.end()
-
-
-def _read_characters(chunks: Iterator[str], at_least: int) -> str:
-    """More text, at least as much as the buffer holds: doubling bounds how often a long element is parsed again."""
-    parts: list[str] = []
-    size = 0
-    for chunk in chunks:
-        parts.append(chunk)
-        size += len(chunk)
-        if size > at_least:
-            break
-    return "".join(parts)
-
-
-def _parquet_pieces(kind: FileKind, *, file: int, piece_bytes: int) -> Iterator[Piece]:
-    columns = list(kind.columns) if kind.has_dialogues else list(dict.fromkeys((kind.text_column, *kind.kept_columns)))
-    num_rows = 1
-    with open_seekable(kind.path, kind.compression) as stream:
-        try:
-            parquet = open_parquet(stream)
-        except ExtensionTypeError as cause:
-            raise CorpusError(f"{kind.path}: {cause}") from cause
-        for batch in parquet.iter_batches(batch_size=1024, columns=columns):
-            rows = [json.dumps(row, ensure_ascii=True, default=str).encode() for row in batch.to_pylist()]
-            for start, stop in pairwise(_cuts([len(row) for row in rows], piece_bytes)):
-                lines = list(range(num_rows + start, num_rows + stop))
-                yield Piece(file, lines[0], b"\n".join(rows[start:stop]), num_rows == 1, lines)
-            num_rows += len(rows)
-
-
-def _cuts(sizes: list[int], most: int) -> list[int]:
-    """Indices at which to cut so that each part is about `most` in size."""
-    cuts, size = [0], 0
-    for index, add in enumerate(sizes, start=1):
-        size += add
-        if size >= most or index == len(sizes):
-            cuts.append(index)
-            size = 0
-    return cuts
+        with open_seekable(kind.path, kind.compression, num_plain_bytes=kind.num_plain_bytes) as stream:
+            for number, row in enumerate(parquet_rows(stream, columns, longest_row=corpus.longest_row_bytes), start=1):
+                if isinstance(row, Reason):
+                    yield from gathered.reject(number, b"", row)
+                else:
+                    yield from gathered.add(number, json.dumps(row, ensure_ascii=True, default=str).encode())
+    except ExtensionTypeError as cause:
+        raise CorpusError(f"{kind.path}: {cause}") from cause
+    except CorpusError:
+        raise
+    except (ValueError, OSError, pa.ArrowException) as cause:
+        if getattr(cause, "errno", None) is not None:
+            raise  # Of the store, not of the file: Arrow's own errors have no number.
+        yield from gathered.reject(number + 1, first_line(cause).encode(), Reason.FILE_DAMAGED)
+    yield from gathered.rest()
 
 
 def describe(piece: Piece) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from data_pipeline.reading.csv_records import csv_records
 from data_pipeline.reading.file_formats import TURN_NAMES, FileKind
 from data_pipeline.reading.pieces import Piece, row_encoding
 from data_pipeline.schema.corpus_config import CorpusConfig
+from data_pipeline.schema.plain_json import is_nested_too_deep
 from data_pipeline.schema.rejects import Reason, Reject, excerpt_of
 from data_pipeline.tokens.chat_template import ChatTemplate, Dialogue, Turn
 
-_LINE_END = re.compile(rb"\r*\n|\r")
+# A run of CR is looked at from its beginning only: from each of its bytes it would take quadratic time.
+_LINE_END = re.compile(rb"(?<!\r)\r++\n|[\r\n]")
 _Content = str | Dialogue | Reason
 _Read = str | list[Turn] | Reason
 _scan_json: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
@@ -82,6 +84,14 @@ def check_text(content: _Content) -> _Content:
 
 def contents_of(piece: Piece, kind: FileKind, corpus: CorpusConfig) -> Iterator[tuple[int, bytes, _Read | None]]:
     """(line, raw bytes, content) of every row of a piece; content None means a blank line."""
+    longest = corpus.longest_row_bytes
+    for line, raw, content in _contents_of_any_length(piece, kind, corpus):
+        yield line, raw, content if len(raw) <= longest or content is None else Reason.TOO_LONG
+
+
+def _contents_of_any_length(
+    piece: Piece, kind: FileKind, corpus: CorpusConfig
+) -> Iterator[tuple[int, bytes, _Read | None]]:
     if kind.format == "csv":
         return _csv_rows(piece, kind)
     if kind.format in ("jsonl", "json", "parquet"):
@@ -143,11 +153,11 @@ def _json_content(raw: bytes, kind: FileKind) -> _Read:
     text = _decoded(raw.strip(b" \t\r"), kind)
     if isinstance(text, Reason):
         return text
+    if is_nested_too_deep(text):
+        return Reason.NESTED_TOO_DEEP
     try:
         # json.loads without its two white-space searches, which take a sixth of the time for short rows.
         row, end = _scan_json(text, 0)
-    except RecursionError:
-        return Reason.NESTED_TOO_DEEP
     except (ValueError, StopIteration):
         return Reason.MALFORMED_JSON
     if end != len(text):

@@ -10,6 +10,9 @@ from data_pipeline.schema.redaction import Sources, redact_url
 from data_pipeline.schema.settings import Count, NumBytes, Settings, Share
 from data_pipeline.schema.user_errors import InputFault
 
+LONGEST_ROW_BYTES = 256 << 20
+"""Default of corpus.longest_row."""
+
 
 class CorpusError(InputFault):
     """A corpus cannot be prepared. The message is one paragraph: location, value, rule, remedy."""
@@ -49,9 +52,22 @@ class CorpusConfig(Settings):
     max_rejected: Share = 0.05
     """Largest share of rows, or of files, that may be rejected; preparation stops with the reasons above it."""
 
+    longest_row: NumBytes | None = None
+    """Bytes of a row after decompression, from 1; a longer row is rejected. A file with documents: files is one row.
+    null: 256 MiB. Reading takes some multiple of it in memory."""
+
+    expands_to: NumBytes | None = None
+    """Bytes that one compressed file may expand to, from 1; a file that expands to more is refused. null: the larger
+    of 64 GiB and 200 times its compressed size. It guards against files made to exhaust memory and disk."""
+
     drop_duplicates: bool = False
     """true: only the first of documents with equal text is used. Duplicates raise the loss on new text
     (arXiv:2107.06499)."""
+
+    @property
+    def longest_row_bytes(self) -> int:
+        """`longest_row`, or its default."""
+        return LONGEST_ROW_BYTES if self.longest_row is None else self.longest_row
 
     @field_validator("encoding")
     @classmethod

@@ -1,8 +1,9 @@
 """Reads small text and JSON files that may come from strangers: no file takes more memory than its limit allows."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from data_pipeline.schema.plain_json import parse_json
 
 MOST_BYTES = 16 << 20
 """Largest file that is read. The index of the largest published models has 9 MB."""
@@ -29,7 +30,8 @@ def read_json(path: Path) -> Any:
         OSError: The file cannot be read.
         ValueError: As `read_text`; or it is not JSON, or too deeply nested.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except RecursionError as cause:
-        raise ValueError(f"{path} is nested too deeply") from cause
+        return parse_json(text)
+    except ValueError as cause:
+        raise ValueError(f"{path}: {cause}") from cause

@@ -5,9 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
-from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
+from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError, PackingConfig, TokenizerConfig
 from data_pipeline.schema.redaction import RecordedPath, redact_urls
-from data_pipeline.schema.user_errors import InputFault
 
 # Part of every fingerprint: raise it when the same settings begin to give other tokens, rows or files.
 FORMAT_VERSION = 2
@@ -192,14 +191,14 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a prepared folder.
 
     Raises:
-        InputFault: manifest.json is missing, of another format version, or malformed.
+        CorpusError: manifest.json is missing, of another format version, or malformed.
     """
     path = folder / "manifest.json"
     if not path.is_file():
-        raise InputFault(f"{folder} is not a prepared corpus: it has no manifest.json; prepare the corpus first")
+        raise CorpusError(f"{folder} is not a prepared corpus: it has no manifest.json; prepare the corpus first")
     try:
         return Manifest.model_validate_json(path.read_bytes())
-    except ValueError as cause:
-        raise InputFault(
+    except (OSError, ValueError) as cause:
+        raise CorpusError(
             f"{path} cannot be read as a manifest of format {FORMAT_VERSION}; prepare again. {cause}"
         ) from cause

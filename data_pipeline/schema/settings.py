@@ -1,5 +1,6 @@
 """Base class of all settings, and parsers for quantities with a unit: 2%, 20M, 1.5GiB."""
 
+import math
 import re
 from typing import Annotated, Any
 
@@ -71,6 +72,8 @@ def _scaled(value: Any, units: dict[str, int], *, example: str) -> Any:
             f"example {example}"
         )
     scaled = float(match[1]) * units[match[2]]
+    if not math.isfinite(scaled):
+        raise ValueError("not a finite number; write a smaller one")
     if scaled != int(scaled):
         raise ValueError(f"not a whole number: {scaled:g}; add digits or use a smaller unit")
     return int(scaled)

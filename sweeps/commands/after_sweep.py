@@ -50,8 +50,9 @@ def report(
     """
     from dataclasses import asdict
 
+    from sweeps.records.results_folder import read_summary
     from sweeps.records.trial_records import TrialStore
-    from sweeps.report.compare_sweeps import compare_sweeps, print_comparison, read_summary
+    from sweeps.report.compare_sweeps import compare_sweeps, print_comparison
     from sweeps.report.report import write_pictures, write_report
     from sweeps.settings.sweep_file import load_sweep_file
 

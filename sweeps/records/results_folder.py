@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.schema.own_files import fresh, make_folder
-from data_pipeline.schema.user_errors import InputFault
+from data_pipeline.schema.plain_json import parse_object
+from data_pipeline.schema.user_errors import InputFault, first_line
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.sweep_lock import hold
 from sweeps.records.sweep_status import SweepStatus
@@ -17,6 +18,7 @@ from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep
 
 MAP_FILE = "memory_frontier.json"
+SUMMARY_FILE = "summary.json"
 LOCK_FILE = ".lock"
 """File in a sweep's folder that names the process running the sweep."""
 LOG_FILE = "ray.log"
@@ -52,8 +54,8 @@ def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
     # Notes are sentences for people; another wording is not another training.
     silent = sweep.model_copy(update={"start": sweep.start and sweep.start.model_copy(update={"notes": ()})})
     # Excluding fields that are newer than the first results keeps those valid. A resolved file never sets shorten_to,
-    # and the files that follow_links adds are part of the data's fingerprint.
-    newer = {"budget": {"shorten_to"}, "corpus": {"follow_links"}}
+    # and the fingerprint of the data holds the files that follow_links adds and the effect of the limits of reading.
+    newer = {"budget": {"shorten_to"}, "corpus": {"follow_links", "longest_row", "expands_to"}}
     canonical = json.dumps(silent.model_dump(mode="json", exclude=newer), sort_keys=True)
     return hashlib.sha256(f"{canonical}\n{data_fingerprint}".encode()).hexdigest()
 
@@ -73,11 +75,11 @@ def ended_sweeps(results_folder: Path, name: str) -> list[tuple[Path, dict[str, 
     found = []
     for file in results_folder.glob(f"{name}-*/summary.json"):
         try:
-            summary, time_s = json.loads(file.read_text(encoding="utf-8")), file.stat().st_mtime
-        except (OSError, ValueError):
+            summary, time_s = read_summary(file.parent), file.stat().st_mtime
+        except (OSError, ResultsError):
             continue
         # Another name may begin with this one and a dash.
-        if isinstance(summary, dict) and summary.get("name", name) == name:
+        if summary.get("name", name) == name:
             found.append((time_s, file.parent, summary))
     return [(folder, summary) for _, folder, summary in sorted(found, key=lambda one: one[:2], reverse=True)]
 
@@ -85,6 +87,58 @@ def ended_sweeps(results_folder: Path, name: str) -> list[tuple[Path, dict[str, 
 def may_be_finished(results_folder: Path, name: str) -> bool:
     """Whether any sweep of this name has finished in the results folder."""
     return any(summary.get("status") == SweepStatus.FINISHED for _, summary in ended_sweeps(results_folder, name))
+
+
+def read_summary(folder: Path, *, needs: Sequence[str] = ()) -> dict[str, Any]:
+    """The contents of summary.json in the results folder of a sweep or training.
+
+    Args:
+        needs: Entries without which the caller can do nothing.
+
+    Raises:
+        ResultsError: The folder has no summary.json, or one that is damaged.
+    """
+    path = folder / SUMMARY_FILE
+    try:
+        summary = parse_object(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ResultsError(
+            f"{folder} is no results folder of a sweep: it has no summary.json. Give results/<name>-<id>."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path} cannot be read: {first_line(error)}. {_SUMMARY_REMEDY}") from error
+    faults = [f"has no {name}" for name in needs if name not in summary]
+    for name, kind in _KINDS.items():
+        if name in summary and not isinstance(summary[name], kind):
+            faults.append(f"has {name} of the kind {type(summary[name]).__name__}")
+    for name in _OF_NUMBERS:
+        counts = summary.get(name)
+        faults += [
+            f"has {name}.{key} that is no number"
+            for key, value in (counts.items() if isinstance(counts, dict) else ())
+            if not _is_number(value)
+        ]
+    if not _is_number(summary.get("wall_s", 0)):
+        faults.append("has wall_s that is no number")
+    best = summary.get("best")
+    if isinstance(best, dict) and not isinstance(best.get(_LOSS_COLUMN), int | float | None):
+        faults.append(f"has best.{_LOSS_COLUMN} that is no number")
+    if faults:
+        raise ResultsError(f"{path} is damaged: it {', '.join(faults[:5])}. {_SUMMARY_REMEDY}")
+    return summary
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and -_LARGEST < value < _LARGEST
+
+
+_LARGEST = 1e15
+_LOSS_COLUMN = "holdout_loss_nats_per_token"
+_OF_NUMBERS = ("outcomes", "training_s_by_outcome")
+_KINDS: dict[str, Any] = {"name": str, "status": str, "best": dict | None, "data": dict} | dict.fromkeys(
+    _OF_NUMBERS, dict
+)
+_SUMMARY_REMEDY = "Give another folder, or delete that file: the same command writes it again."
 
 
 class SweepFolder:
@@ -117,12 +171,12 @@ class SweepFolder:
         write_atomically(self.path / "sweep.yaml", header + dump_sweep(self.sweep))
 
     def summary(self) -> dict[str, Any] | None:
-        """Content of summary.json from an earlier run of this sweep; None without one."""
-        path = self.path / "summary.json"
-        if not path.exists():
-            return None
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return summary
+        """Content of summary.json from an earlier run of this sweep; None without one.
+
+        Raises:
+            ResultsError: It is damaged.
+        """
+        return read_summary(self.path) if (self.path / SUMMARY_FILE).exists() else None
 
     def locked(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
         """Hold the folder for this process; see `hold`."""

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data_pipeline.schema.own_files import PlantedFileError, no_link
+from data_pipeline.schema.plain_json import parse_object
 from data_pipeline.schema.terminal_text import echo, visible
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.records.orphan_processes import driver_mark, end_leftovers, seal
@@ -139,19 +140,18 @@ def _beat(descriptor: int, path: Path, me: Holder, ends: threading.Event, beat_s
 def holder_in(content: bytes | None) -> Holder | None:
     """The holder of a sweep, from the content of its lock file; None if the lock is free."""
     try:
-        holder = Holder(**json.loads((content or b"")[:_RECORD_BYTES]))
-    except (ValueError, TypeError, RecursionError):
+        holder = Holder(**parse_object(content or b""))
+    except (ValueError, TypeError):
         return None
-    said = (holder.pid, holder.host, holder.mark, holder.beat)
-    # Others may be able to write the file.
-    return holder if [type(value) for value in said] == [int, str, str, int] else None
+    kinds = {"pid": int, "host": str, "mark": str, "beat": int}
+    return holder if all(type(getattr(holder, name)) is kind for name, kind in kinds.items()) else None
 
 
 def _read(path: Path) -> Holder | None:
     # Open anew each time: only then a network file system asks its server for the current content.
     try:
         with open(path, "rb", opener=no_link) as file:
-            return holder_in(file.read(_RECORD_BYTES))
+            return holder_in(file.read(2 * _RECORD_BYTES))
     except (OSError, PlantedFileError):
         return None
 

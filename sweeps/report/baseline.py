@@ -7,8 +7,8 @@ from data_pipeline.schema.redaction import redact_url
 from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.analysis.result_tables import trial_row
+from sweeps.records.results_folder import read_summary
 from sweeps.records.trial_records import LOSS, TrialRecord
-from sweeps.report.compare_sweeps import read_summary
 
 _LOSS_COLUMN = LOSS.replace("/", "_")
 _NOT_SETTINGS = frozenset(trial_row(TrialRecord(number=1, settings={}), 1))
@@ -41,19 +41,24 @@ def read_baseline(named: str, results_folder: Path) -> Baseline:
 
 
 def _of_folder(folder: Path) -> Baseline:
-    summary = read_summary(folder)
+    summary = read_summary(folder, needs=("best", "data"))
     best = summary["best"]
     if best is None:
         raise InputFault(f"baseline: {folder} has no completed trial; name a sweep that has one")
-    return Baseline(
-        name=f"{best['trial']} of {folder.resolve().name}",
-        loss=best[_LOSS_COLUMN],
-        # Columns with a dotted path are settings; the others are results.
-        settings={name: value for name, value in best.items() if "." in name and name not in _NOT_SETTINGS},
-        tokens=best["tokens"],
-        tokens_per_s=best["tokens_per_s"],
-        data_fingerprint=summary["data"]["fingerprint"],
-    )
+    try:
+        return Baseline(
+            name=f"{best['trial']} of {folder.resolve().name}",
+            loss=best[_LOSS_COLUMN],
+            # Columns with a dotted path are settings; the others are results.
+            settings={name: value for name, value in best.items() if "." in name and name not in _NOT_SETTINGS},
+            tokens=best["tokens"],
+            tokens_per_s=best["tokens_per_s"],
+            data_fingerprint=summary["data"]["fingerprint"],
+        )
+    except (KeyError, ValueError) as cause:
+        raise InputFault(
+            f"baseline: the best trial in {folder / 'summary.json'} is damaged: {cause}; name another sweep"
+        ) from cause
 
 
 def _of_run(named: str, results_folder: Path) -> Baseline:

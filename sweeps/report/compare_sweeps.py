@@ -1,6 +1,5 @@
 """Two sweeps side by side: the results of each, the settings that differ, and whether their losses compare."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from data_pipeline.schema.dotted_paths import flattened
 from data_pipeline.schema.settings import clock
-from sweeps.records.results_folder import ResultsError
+from sweeps.records.results_folder import read_summary
 from sweeps.settings.search_space import format_setting
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
@@ -42,7 +41,7 @@ def compare_sweeps(first: Path, second: Path) -> SweepComparison:
     """The comparison of the sweeps in two results folders.
 
     Raises:
-        ResultsError: A folder is no results folder of a sweep.
+        ResultsError: A folder is no results folder of a sweep, or its summary.json is damaged.
     """
     (one, one_sweep), (two, two_sweep) = (_read(folder) for folder in (first, second))
     settings = (_flat(one_sweep), _flat(two_sweep))
@@ -84,23 +83,9 @@ def print_comparison(found: SweepComparison, console: Console) -> None:
         console.print(words if found.loss_difference_nats else "Both sweeps have the same loss.", highlight=False)
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    """The contents of summary.json in a sweep's results folder.
-
-    Raises:
-        ResultsError: The folder has no summary.json.
-    """
-    path = folder / "summary.json"
-    if not path.is_file():
-        raise ResultsError(
-            f"{folder} is no results folder of a sweep: it has no summary.json. Give results/<name>-<id>."
-        )
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return summary
-
-
 def _read(folder: Path) -> tuple[dict[str, Any], SweepConfig]:
-    return read_summary(folder), load_sweep_file(folder / "sweep.yaml")
+    needs = ("best", "status", "outcomes", "training_s_by_outcome", "wall_s", "data")
+    return read_summary(folder, needs=needs), load_sweep_file(folder / "sweep.yaml")
 
 
 def _results(summary: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -128,7 +113,7 @@ def _why_not_comparable(
 ) -> Iterator[str]:
     if one["best"] is None or two["best"] is None:
         yield "one of them has no completed trial"
-    if one["data"]["fingerprint"] != two["data"]["fingerprint"]:
+    if one["data"].get("fingerprint") != two["data"].get("fingerprint"):
         yield (
             "the prepared corpora differ (corpus, tokenizer or rows), so the holdouts have different tokens; bits per "
             "byte compare where the holdouts have the same texts"

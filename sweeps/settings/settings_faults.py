@@ -12,6 +12,8 @@ from data_pipeline.schema.redaction import redact_urls
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.settings.yaml_lines import YamlDocument
 
+_SHOWN_CHARACTERS = 200
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -27,8 +29,12 @@ class Fault:
     def __str__(self) -> str:
         where = f"line {self.line}: " if self.line else ""
         value = redact_urls(self.value)
-        shown = "" if value is None or isinstance(value, dict | list) else f" = {value!r}"
+        shown = "" if value is None or isinstance(value, dict | list) else f" = {_shortened(repr(value))}"
         return f"{where}{self.location}{shown}: {self.rule}" + (f"; {self.remedy}" if self.remedy else "") + "."
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 class SettingsFileError(InputFault):

@@ -13,7 +13,7 @@ from data_pipeline.schema.dotted_paths import set_at
 from sweeps.settings.search_space import Distribution
 from sweeps.settings.settings_faults import Fault, SettingsFileError, fault_of, nearest, without_union_noise
 from sweeps.settings.size_presets import LAPTOP, lines_of_size, with_size
-from sweeps.settings.yaml_lines import YamlDocument, parse_value, read_yaml
+from sweeps.settings.yaml_lines import MOST_CHARACTERS, YamlDocument, YamlRuleError, parse_value, read_yaml
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -41,7 +41,9 @@ def load_settings(path: Path, kind: SettingsKind[Config], overrides: Sequence[st
         SettingsFileError: The file cannot be read or breaks rules; the message lists every fault.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            # One more than a file may have: a larger one is refused without reading it all.
+            text = file.read(MOST_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         remedy = f"did you mean {path.parent / near[0]}?" if near else f"give the path of {kind.what}"
@@ -52,7 +54,8 @@ def load_settings(path: Path, kind: SettingsKind[Config], overrides: Sequence[st
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error)
         line = mark.line + 1 if mark else None
-        raise SettingsFileError(str(path), [Fault("file", line, None, f"is not YAML: {problem}")]) from error
+        rule = problem if isinstance(error, YamlRuleError) else f"is not YAML: {problem}"
+        raise SettingsFileError(str(path), [Fault("file", line, None, rule)]) from error
     return resolve_settings(document, kind, overrides, source=str(path))
 
 
@@ -148,6 +151,9 @@ def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[F
             continue
         try:
             set_at(values, _override_path(key.strip()), parse_value(text))
+        except YamlRuleError as error:
+            faults.append(Fault(f"--set {key}", None, None, str(error.problem)))
+            continue
         except yaml.YAMLError:
             faults.append(Fault(f"--set {override}", None, None, "has a value that is not YAML", "quote the value"))
             continue

@@ -1,5 +1,6 @@
 """Sections of a sweep file: searcher, early stopping, budget, repeats, resources, start."""
 
+import math
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -79,7 +80,7 @@ _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 def _duration(value: Any) -> Any:
     text = f"{value:g}s" if isinstance(value, int | float) and not isinstance(value, bool) else value
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(s|min|h|d)\s*", text) if isinstance(text, str) else None
-    if match is None or float(match[1]) <= 0:
+    if match is None or not 0 < float(match[1]) < math.inf:
         raise ValueError("is not a duration; write a positive number with a unit of s, min, h or d, e.g. 90min")
     return f"{match[1]}{match[2]}"
 

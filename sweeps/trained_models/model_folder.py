@@ -1,6 +1,5 @@
 """A model folder as the start of a training: shape, tokenizer and weights, with checks that they fit."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from core.model_files.huggingface import holds_weights
 from core.model_files.huggingface_config import read_config, read_shape
 from core.settings.model_config import ModelConfig
 from core.settings.run_config import RunConfig
-from data_pipeline.schema.user_errors import InputFault
+from data_pipeline.schema.user_errors import InputFault, first_line
 from data_pipeline.tokens.token_blocks import open_prepared
 from data_pipeline.tokens.tokenizer import load_tokenizer, vocabulary_of
-from sweeps.records.results_folder import ResultsError
+from sweeps.records.results_folder import SUMMARY_FILE, ResultsError, read_summary
 from sweeps.records.trial_records import TrialRecord
 from sweeps.settings.sweep_file import load_sweep_file
 
@@ -106,7 +105,10 @@ def trial_folder(path: Path) -> ModelFolder:
     Raises:
         ResultsError: The trial has no checkpoint, or its prepared corpus with the tokenizer was deleted.
     """
-    record = TrialRecord.model_validate_json((path / "trial.json").read_text(encoding="utf-8"))
+    try:
+        record = TrialRecord.model_validate_json((path / "trial.json").read_bytes())
+    except (OSError, ValueError) as cause:
+        raise ResultsError(f"{path / 'trial.json'} cannot be read: {first_line(cause)}; name another trial") from cause
     sweep_folder = path.absolute().parents[1]
     checkpoint = newest_checkpoint(path)
     prepared = prepared_of(sweep_folder)
@@ -119,11 +121,10 @@ def trial_folder(path: Path) -> ModelFolder:
 
 def prepared_of(sweep_folder: Path) -> Path | None:
     """The prepared corpus of a sweep; None if it is unknown or deleted."""
-    summary = sweep_folder / "summary.json"
-    if not summary.is_file():
+    if not (sweep_folder / SUMMARY_FILE).is_file():
         return None
-    folder = Path(json.loads(summary.read_text(encoding="utf-8"))["data"]["folder"])
-    return folder if folder.is_dir() else None
+    folder = read_summary(sweep_folder, needs=("data",))["data"].get("folder")
+    return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
 
 
 _OF_THE_ROWS = ("sequence_length", "max_sequence_length", "dropout")

@@ -72,12 +72,12 @@ def test_line_of_two_megabytes_is_one_row(tmp_path: Path) -> None:
 def test_row_that_does_not_fit_in_memory_is_rejected_and_costs_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: str, rows: list[str], line: int
 ) -> None:
-    monkeypatch.setattr(pieces, "_LONGEST_ROW_BYTES", 1000)
     monkeypatch.setattr(pieces, "_READ_BYTES", 7)
     between = "\n" if documents == "lines" else "\n\n"
-    found = read(written(tmp_path, between.join(rows)), documents=documents, piece_bytes=1, format="txt")
+    settings = {"documents": documents, "format": "txt", "longest_row": 1000}
+    found = read(written(tmp_path, between.join(rows)), piece_bytes=1, **settings)
     assert (found.texts, found.rejects) == ([rows[0], *rows[2:]], [(line, "row too long")])
-    last = read(written(tmp_path, between.join([*rows[2:], rows[1]])), documents=documents, piece_bytes=1, format="txt")
+    last = read(written(tmp_path, between.join([*rows[2:], rows[1]])), piece_bytes=1, **settings)
     assert (last.texts, [reason for _, reason in last.rejects]) == (rows[2:], ["row too long"])
 
 
