@@ -136,7 +136,7 @@ def hold_out(
     """(n,) True for held-out rows, chosen by a hash of the text like in a corpus, so equal texts share a split.
 
     If a whole class falls into one split, one of its texts moves: the lowest hash is held out, or the highest is
-    trained on.
+    trained on. A text that no other class has moves first, because a shared one would move for the other class too.
 
     Args:
         share: Share of the texts to hold out, in [0, 1].
@@ -148,15 +148,18 @@ def hold_out(
     side = dict(zip(texts, is_below(hashes[:, 0], holdout_threshold(share)).tolist(), strict=True))
     order = dict(zip(texts, (tuple(pair) for pair in hashes.tolist()), strict=True))
     of_class: dict[str, list[str]] = {}
+    classes: dict[str, set[str]] = {}
     for text, label in zip(texts, labels, strict=True):
         of_class.setdefault(label, []).append(text)
+        classes.setdefault(text, set()).add(label)
     # Rarest class first: it has the fewest texts to move.
     for label in sorted(of_class, key=lambda name: (len(set(of_class[name])), name)):
         own = sorted(set(of_class[label]), key=order.__getitem__)
+        movable = [text for text in own if len(classes[text]) == 1] or own
         if not any(side[text] for text in own):
-            side[own[0]] = True
+            side[movable[0]] = True
         if all(side[text] for text in own):
-            side[own[-1]] = False
+            side[movable[-1]] = False
     one_sided = [name for name, own in of_class.items() if len({side[text] for text in own}) == 1]
     if one_sided:
         own = of_class[one_sided[0]]

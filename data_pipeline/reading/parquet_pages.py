@@ -54,7 +54,9 @@ def page_headers(stream: IO[bytes], column: Any) -> Iterator[Page]:
     while position < stop:
         header, num_header_bytes = _header_at(stream, position)
         kind = next((kind for kind in (_DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2) if kind in header), 0)
-        details = header.get(kind) or {}
+        details = header.get(kind, {})
+        if not isinstance(details, dict):
+            raise ValueError(f"the page header at byte {position:,} is damaged")
         num_bytes, num_compressed_bytes = header.get(_PAGE_BYTES), header.get(_COMPRESSED_BYTES)
         num_values = details.get(_NUM_VALUES, 0)
         sizes = [size for size in (num_bytes, num_compressed_bytes, num_values) if isinstance(size, int) and size >= 0]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_pipeline.preparation.labelled_rows import (
@@ -66,6 +66,10 @@ texts_and_labels = st.lists(st.tuples(st.integers(0, 30).map("text {}".format), 
 
 
 @given(rows=texts_and_labels, share=st.floats(0.01, 0.9))
+@example(
+    rows=[("text 0", "b"), ("text 1", "b"), ("text 2", "a"), ("text 5", "a"), ("text 23", "a"), ("text 23", "b")],
+    share=0.25,
+)
 def test_equal_texts_stand_on_one_side_and_every_class_on_both(rows: list[tuple[str, str]], share: float) -> None:
     texts, labels = [text for text, _ in rows], [label for _, label in rows]
     try:

@@ -124,7 +124,7 @@ def test_settings_of_a_tokenizer_that_are_no_object_or_nested_endlessly_give_an_
     letter_tokenizer().save(str(tmp_path / "tokenizer.json"))
     settings = tmp_path / "tokenizer_config.json"
     settings.write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json is nested too deeply"):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: JSON nested more than"):
         source_in(tmp_path)
     for empty in ([], {"chat_template": [1, {"name": "default"}]}, {"chat_template": 7}):
         settings.write_text(json.dumps(empty))
