@@ -32,6 +32,9 @@ from data_pipeline.tokens.tokenizer import load_tokenizer, vocabulary_of
 __all__ = ["CorpusError", "PrepareProgress", "prepare"]
 
 _WAIT_S = 0.2
+_CUTS = 2
+"""Version of the places at which files are cut into parcels. Work of another version cannot be resumed: rows would be
+lost or doubled."""
 
 
 def prepare(
@@ -127,7 +130,7 @@ def _make(
     run: RunParcels,
 ) -> None:
     """Make the folder under a temporary name, then rename it."""
-    work = folder.parent / f".work-{stream}"
+    work = folder.parent / f".work-{_CUTS}-{stream}"
     pointer = folder.parent / f".stream-{stream}"
     made_before = _prepared_with_other_rows(pointer)
     source = made_before.folder if made_before else work
