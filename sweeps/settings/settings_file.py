@@ -107,7 +107,8 @@ def _checked(
     values: dict[str, Any], kind: SettingsKind[Config], document: YamlDocument
 ) -> tuple[Config | None, list[Fault]]:
     """The config, or None with the faults of the values."""
-    config, faults = None, []
+    config = None
+    faults: list[Fault] = []
     if isinstance(values.get("search"), dict):
         known = list(kind.sweepable())
         whole = [path for path in known if takes_whole_numbers(path, kind.config)]
