@@ -33,6 +33,16 @@ def outlives_its_terminal(results_folder: Path) -> Iterator[None]:
             setattr(sys, name, original)
 
 
+def open_closed_streams() -> None:
+    """Drop the output of a process that was started with a closed stream (`>&-`), which Python gives as None.
+
+    The next file that is opened would have the number of the stream, and libraries write to that number.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+
+
 class _Outliving:
     """A text stream whose descriptor is given to a log after its first error."""
 

@@ -67,19 +67,17 @@ def in_our_syntax(
         location, line = f"search.{written}", document.line_of(f"search.{written}")
         full = _full(path, known)
         meant = None if _is_ours(raw) else _meant(raw, is_whole=full in whole if full in known else None)
+        rule = "is not in the syntax of a swept setting" if written in search else "is in a section of `search`"
         if path in ours:
             faults.append(Fault(location, line, None, "is given twice", "keep one of them"))
-        elif meant:
-            lines = ", or ".join(f"{full}: {_as_yaml(one)}" for one in meant)
-            rule = "is not in the syntax of a swept setting" if written in search else "is in a section of `search`"
-            faults.append(Fault(location, line, raw, rule, f"write {lines}"))
-        elif written not in search:
-            remedy = f"write {full}: {_as_yaml(raw)}"
-            faults.append(Fault(location, line, None, "is in a section of `search`", remedy))
-        elif not _is_ours(raw) and (not isinstance(raw, dict) or KEYWORDS & {*raw}):
-            remedy = f"write {full}: {{choice: [..]}} with values, or {full}: {{uniform: [low, high]}} with numbers"
-            faults.append(Fault(location, line, raw, "is not in the syntax of a swept setting", remedy))
             continue
+        if not meant and not _is_ours(raw) and (not isinstance(raw, dict) or KEYWORDS & {*raw}):
+            remedy = f"write {full}: {{choice: [..]}} with values, or {full}: {{uniform: [low, high]}} with numbers"
+            faults.append(Fault(location, line, raw, rule, remedy))
+            continue
+        if meant or written not in search:
+            lines = ", or ".join(f"{full}: {_as_yaml(one)}" for one in meant or [raw])
+            faults.append(Fault(location, line, raw, rule, f"write {lines}"))
         ours[path] = meant[0] if meant else raw
     return ours, faults
 

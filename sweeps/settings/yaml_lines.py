@@ -125,15 +125,13 @@ def read_yaml(text: str) -> YamlDocument:
     """
     if len(text) > _MOST_CHARACTERS:
         raise _too_long()
-    indented = re.search(r"^ *\t[ \t]*[^\s#]", text, re.MULTILINE)
     try:
         _check_size(yaml.parse(text, Loader=_Loader))
     except yaml.scanner.ScannerError as error:
-        if indented is None or "\\t" not in str(error.problem):
+        if "'\\t'" not in str(error.problem):
             raise
-        raise YamlRuleError(
-            problem="a line is indented with a tab; indent with spaces", problem_mark=error.problem_mark
-        ) from error
+        rule = "a tab is in the place of a space; indent and separate with spaces"
+        raise YamlRuleError(problem=rule, problem_mark=error.problem_mark) from error
     lines: dict[str, int] = {}
     duplicates: list[tuple[str, int]] = []
     root = yaml.compose(text, Loader=_Loader)

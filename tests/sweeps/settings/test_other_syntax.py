@@ -130,6 +130,11 @@ def test_setting_without_its_section_is_written_with_it() -> None:
         (f"  {RATE}: {{distribution: normal, mu: 0.1, sigma: 3}}", f"write {RATE}: {{choice: [..]}} with values, or"),
         (f"  {RATE}: normal(0, 1)", f"write {RATE}: {{choice: [..]}} with values, or {RATE}: {{uniform: [low, high]}}"),
         (f"  {RATE}:", f"write {RATE}: {{choice: [..]}} with values, or"),
+        (
+            "  training: {learning_rate: null}",
+            f"is in a section of `search`; write {RATE}: {{choice: [..]}} with values",
+        ),
+        (f"  {RATE}: {{choice: [0.1]}}\n  training: {{learning_rate: {{choice: [0.1]}}}}", "is given twice; keep one"),
         (f"  {RATE}: {{unifrom: [0.1, 0.5]}}", f"search.{RATE}.unifrom: is not a setting; did you mean uniform?"),
         (f"  {RATE}: {{uniform: [0.5, 0.1]}}", "the lower end 0.5 is not below the upper end 0.1"),
         (f"  {RATE}: {{uniform: [0.1, 0.5, 3]}}", "has 3 values and may have 2"),

@@ -41,8 +41,15 @@ def test_file_in_any_unicode_encoding_and_with_windows_line_ends_is_read(data: b
             codecs.BOM_UTF16_LE + "name: a".encode("utf-16-le")[:-1],
             "file: is not text in UTF-16 (line 1); save it as UTF-8.",
         ),
-        (b"name: a\nmodel:\n\twidth: 3\n", "line 3: file: a line is indented with a tab; indent with spaces."),
-        (b"name: a\nmodel:\n  layers: 1\n  \twidth: 3\n", "file: a line is indented with a tab; indent with spaces."),
+        (
+            b"name: a\nmodel:\n\twidth: 3\n",
+            "line 3: file: a tab is in the place of a space; indent and separate with spaces.",
+        ),
+        (
+            b"name: a\nmodel:\n  layers: 1\n  \twidth: 3\n",
+            "file: a tab is in the place of a space; indent and separate with spaces.",
+        ),
+        (b"name: a\nmodel:\t{}\n", "line 2: file: a tab is in the place of a space; indent and separate with spaces."),
         (b"name: a\ncorpus: [\n", "file: is not YAML"),
         (b"", "file: contains no settings; start it with `name: my-sweep`"),
     ],
