@@ -13,6 +13,7 @@ from enum import StrEnum
 from core.step.holdout_masks import MASKING_RATE
 from data_pipeline.schema.manifest import Manifest
 from data_pipeline.schema.user_errors import InputFault
+from sweeps.analysis.noise_floor import nats
 from sweeps.settings.setting_paths import BATCH, BETA2, HALF_LIFE, MASKING, half_life_tokens
 from sweeps.settings.sweep_config import SweepConfig
 
@@ -22,6 +23,8 @@ _WIDE_BATCH_RANGE = 16
 """Ratio of batch sizes at which one beta2 averages over that many times more tokens at one end."""
 _FEWEST_PREDICTED = 2_000
 """Least predicted positions: with fewer, a loss of a few nats has a standard error above 0.05 nats."""
+_LARGEST_HOLDOUT = 10**9
+"""Most predicted tokens of a holdout that is advised: each trial predicts them several times."""
 _Z = 1.96
 """Standard errors of a 95 % interval."""
 _DECAYING = ("cosine", "linear")
@@ -87,12 +90,15 @@ def holdout_remark(*, loss: float, margin_nats: float | None, num_predicted: int
     error = loss / math.sqrt(max(num_predicted, 1))
     if margin_nats >= _Z * error:
         return None
+    needed = (_Z * loss / margin_nats) ** 2
     return Remark(
         RemarkVerdict.WARNING,
-        f"the winner leads by {margin_nats:.4f} nats, and the {num_predicted:,} predicted tokens of the holdout "
+        f"the winner leads by {nats(margin_nats)}, and the {num_predicted:,} predicted tokens of the holdout "
         f"measure a loss of {loss:.2f} to within {_Z * error:.4f} (95 %)",
-        f"Give a holdout that predicts {math.ceil((_Z * loss / margin_nats) ** 2):,} tokens to separate these settings "
-        f"on other text, or treat them as tied",
+        f"Give a holdout that predicts {math.ceil(needed):,} tokens to separate these settings on other text, or treat "
+        "them as tied"
+        if needed <= _LARGEST_HOLDOUT
+        else "No larger holdout can separate these settings: treat them as tied",
     )
 
 

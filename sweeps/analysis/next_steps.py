@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from data_pipeline.schema.settings import format_bytes
+from sweeps.analysis.noise_floor import nats
 from sweeps.analysis.space_widening import best_on_edges
 from sweeps.analysis.sweep_findings import Findings, finite_loss
 from sweeps.records.outcomes import Outcome
@@ -128,7 +129,7 @@ def _ties(findings: Findings) -> Iterator[str]:
     assert second_loss is not None
     gap = second_loss - best_loss
     yield (
-        f"The two best trials are {gap:.4f} nats ({gap / best_loss:.2%}) apart. They may tie: no settings were "
+        f"The two best trials are {nats(gap)} ({gap / best_loss:.2%}) apart. They may tie: no settings were "
         "repeated, so the noise is unknown. Set repeats: {trials: 4} to train the leading settings with other seeds."
     )
 

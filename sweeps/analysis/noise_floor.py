@@ -164,7 +164,7 @@ def winner_in_words(found: Verdict) -> str:
     name = found.best.records[0].name
     if found.second is None:
         return f"{name} has the only completed settings."
-    gap = f"{found.margin_nats:.4f} nats"
+    gap = nats(found.margin_nats or 0.0)
     if found.noise is None:
         return (
             f"{name} leads {found.second.records[0].name} by {gap}. No settings were repeated with another seed, so "
@@ -180,6 +180,11 @@ def winner_in_words(found: Verdict) -> str:
             f"deviation is {floor}."
         )
     return f"{name} wins by {gap}{over}, above the noise: the standard deviation is {floor}."
+
+
+def nats(difference: float) -> str:
+    """A difference of two losses, which is never shown as 0.0000 unless it is zero."""
+    return f"{difference:.4f} nats" if difference == 0 or abs(difference) >= 5e-5 else "less than 0.0001 nats"
 
 
 def next_repeat(records: Sequence[TrialRecord], *, leaders: int, file_seed: int) -> dict[str, Any] | None:

@@ -185,6 +185,27 @@ def summarize(
     }
 
 
+def num_searched(records: Sequence[TrialRecord]) -> int:
+    """Trials of the search that have ended; infeasible ones and repeats are not counted, as in the budget."""
+    return sum(r.is_done and not r.is_repeat and r.outcome is not Outcome.INFEASIBLE for r in records)
+
+
+def ended_by(status: SweepStatus, limit: str, records: Sequence[TrialRecord], *, most: int) -> str:
+    """The end of the search in words: the limit that it reached, and the trials that it has not ended.
+
+    Args:
+        limit: Limit that ended the proposals; empty while there are more.
+        most: Most trials of the search.
+    """
+    if status not in (SweepStatus.INTERRUPTED, SweepStatus.INCOMPLETE):
+        return limit
+    cause = "an interruption" if status is SweepStatus.INTERRUPTED else "lost workers"
+    if limit and all(record.is_done for record in records if not record.is_repeat):
+        return f"{limit}; {cause} ended the repeats"
+    done = num_searched(records)
+    return f"{cause}: {done} of {max(done, most)} trials of the search have ended"
+
+
 def winner_figures(records: Sequence[TrialRecord]) -> dict[str, Any] | None:
     """The winner, its margin over the next settings, and the noise between seeds; None if no trial completed."""
     found = verdict(records)

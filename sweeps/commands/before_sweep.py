@@ -19,6 +19,7 @@ from sweeps.commands.command_frame import (
     results_folder,
     terminal,
 )
+from sweeps.commands.lost_terminal import outlives_its_terminal
 from sweeps.commands.terminal import Terminal
 
 
@@ -125,12 +126,13 @@ def prepare(
         return
     folder = results_folder(results)
     log_libraries_in(folder)
-    # A script reads stdout, so progress goes to stderr.
-    data = PreparedSweep(config, folder, Terminal(stderr=True) if as_json else console).data
-    if as_json:
-        print_json(data_figures(data))
-    else:
-        print_preparation(data, console)
+    with outlives_its_terminal(folder):
+        # A script reads stdout, so progress goes to stderr.
+        data = PreparedSweep(config, folder, Terminal(stderr=True) if as_json else console).data
+        if as_json:
+            print_json(data_figures(data))
+        else:
+            print_preparation(data, console)
 
 
 def _say_beside(words: str) -> None:

@@ -12,6 +12,7 @@ from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.terminal_text import echo
 from sweeps.commands import after_sweep, before_sweep, downstream, explain, training_commands
 from sweeps.commands.hidden_arguments import hide_secret_arguments
+from sweeps.commands.lost_terminal import open_closed_streams
 
 _BEFORE, _SWEEP, _AFTER = "Before a sweep", "The sweep", "After a sweep"
 
@@ -44,6 +45,7 @@ app.command(rich_help_panel=_AFTER)(after_sweep.export)
 
 def main() -> None:
     """Entry point of `pretune`."""
+    open_closed_streams()
     hide_secret_arguments()
     try:
         app()

@@ -21,7 +21,7 @@ EXIT_NOTHING_COMPLETED = 3
 EXIT_INCOMPLETE = 4
 """Trials were given up after they lost their workers; the same command retries them."""
 EXIT_INTERRUPTED = 130
-"""Ctrl-C or SIGTERM; the same command resumes."""
+"""Ctrl-C, SIGTERM or SIGHUP; the same command resumes."""
 
 VERBOSE = "PRETUNE_VERBOSE"
 """Environment variable; if set, Ray and its workers print on the terminal."""

@@ -8,6 +8,7 @@ import typer
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.after_sweep import ModelName
 from sweeps.commands.command_frame import AsJson, Results, Set, explains_faults, print_json, results_folder, terminal
+from sweeps.commands.lost_terminal import outlives_its_terminal
 from sweeps.commands.terminal import Terminal
 
 Rows = Annotated[
@@ -129,11 +130,13 @@ def finetune(
         )
         request = FinetuneRequest(settings=settings, weights_of=file_or_model, table=table)
     console = Terminal(file=io.StringIO()) if as_json else terminal()
-    figures, folder = carry_out(request, results_folder=results_folder(results), target=out, console=console)
-    if as_json:
-        print_json(figures)
-    else:
-        print_figures(figures, str(folder), console)
+    results_at = results_folder(results)
+    with outlives_its_terminal(results_at):
+        figures, folder = carry_out(request, results_folder=results_at, target=out, console=console)
+        if as_json:
+            print_json(figures)
+        else:
+            print_figures(figures, str(folder), console)
 
 
 def _refuse_beside_a_file(context: typer.Context, file: str) -> None:

@@ -17,6 +17,7 @@ from sweeps.commands.command_frame import (
     terminal,
 )
 from sweeps.commands.explain import ExplainKey
+from sweeps.commands.lost_terminal import outlives_its_terminal
 
 
 @explains_faults
@@ -45,8 +46,9 @@ def sweep(
     from sweeps.commands.end_summary import close
     from sweeps.execution.run_sweep import run_sweep
 
-    console = terminal()
-    close(run_sweep(config, results_folder=folder, console=console, kept_at=uri), console)
+    with outlives_its_terminal(folder):
+        console = terminal()
+        close(run_sweep(config, results_folder=folder, console=console, kept_at=uri), console)
 
 
 @explains_faults
@@ -96,4 +98,5 @@ def train(
         console=console,
     )
     log_libraries_in(folder)
-    close(run_sweep(sweep, results_folder=folder, console=console, kept_at=uri), console)
+    with outlives_its_terminal(folder):
+        close(run_sweep(sweep, results_folder=folder, console=console, kept_at=uri), console)

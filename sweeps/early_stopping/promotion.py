@@ -32,7 +32,7 @@ class Promotions:
     """Tokens, ascending."""
     factor: int
     num_trials: int
-    """Trials of the budget, an upper bound of the trials at a rung."""
+    """Most trials of the search, an upper bound of the trials at a rung."""
 
     def pause_of(self, record: TrialRecord, *, cooldown: float) -> Pause | None:
         """The next pause of a trial; None after the last rung.

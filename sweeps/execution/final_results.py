@@ -5,7 +5,7 @@ from typing import Any
 
 from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.whole_files import write_atomically
-from sweeps.analysis.result_tables import best_trial, ranked, summarize, write_summary, write_trials_csv
+from sweeps.analysis.result_tables import best_trial, ended_by, ranked, summarize, write_summary, write_trials_csv
 from sweeps.execution.tune_run import SweepRun
 from sweeps.memory_knowledge.frontier_map import map_frontier
 from sweeps.planning.preparation import data_figures
@@ -35,7 +35,9 @@ def summary_of(
         data=data_figures(run.data),
         wall_s=wall_s,
     ) | {
-        "search_ended_by": run.search_ended_by,
+        "search_ended_by": ended_by(
+            status, run.search_ended_by, list(run.ledger.records.values()), most=run.plan.sweep.num_trials
+        ),
         "start": notes_of(run.plan.sweep),
         "space_widened": [one.reason for one in run.ledger.widenings],
         "model": winner.model,

@@ -162,7 +162,7 @@ def _run(
     progress = Progress(
         console,
         lambda: list(run.ledger.records.values()),
-        num_trials=sweep.budget.trials + sweep.repeats.count(sweep.budget.trials),
+        num_trials=sweep.num_trials + sweep.repeats.count(sweep.budget.trials),
         tokens_per_trial=sweep.budget.trial_tokens,
         num_refused=lambda: len(run.ledger.refused),
     )

@@ -103,7 +103,7 @@ class SweepRun:
             scheduler=self._scheduler,
             run_of=self.run_of,
             rungs=() if plan.promotions else plan.rungs,
-            run_to_end=drawn_to_run_to_the_end(stopping, num_trials=sweep.budget.trials, seed=sweep.searcher.seed),
+            run_to_end=drawn_to_run_to_the_end(stopping, num_trials=sweep.num_trials, seed=sweep.searcher.seed),
             remember=self._remembering.add,
             size_of=lambda run: _size_of(run, data.vocabulary.size),
         )

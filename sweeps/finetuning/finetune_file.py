@@ -41,5 +41,10 @@ def _is_another(values: dict[str, Any]) -> str | None:
 
 
 FINETUNING = SettingsKind(
-    FinetuneConfig, "a fine-tuning file", "sweeps/configs/traffic-classify.yaml", _is_another, _search_faults
+    FinetuneConfig,
+    "a fine-tuning file",
+    "sweeps/configs/traffic-classify.yaml",
+    _is_another,
+    _search_faults,
+    lambda: SWEEPABLE,
 )

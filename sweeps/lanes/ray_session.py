@@ -3,8 +3,10 @@
 import importlib
 import logging
 import os
+import signal
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +49,26 @@ def _start_on_this_machine(output: dict[str, Any]) -> None:
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        ray.init(**here, **output)
+        with _processes_ignore_hangup():
+            ray.init(**here, **output)
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _processes_ignore_hangup() -> Iterator[None]:
+    """Let processes that start in the block ignore SIGHUP.
+
+    A closed terminal sends it to all processes of the command. Without its Ray the driver could not end the sweep.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python sets signals in its main thread alone.
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 class _WithoutCurrentFolder(JobConfig):

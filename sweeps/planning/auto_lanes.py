@@ -145,10 +145,10 @@ def _ways(sweep: SweepConfig, *, is_on_gpu: bool) -> list[Way]:
     cores, workers = os.cpu_count() or 1, sweep.resources.workers_per_trial
     if is_on_gpu:
         num_gpus = max(1, torch.cuda.device_count())
-        most = min(_MOST_ON_A_GPU, math.ceil(sweep.budget.trials / num_gpus))
+        most = min(_MOST_ON_A_GPU, math.ceil(sweep.num_trials / num_gpus))
     else:
         num_gpus = 1
-        most = min(max(1, cores // workers), sweep.budget.trials)
+        most = min(max(1, cores // workers), sweep.num_trials)
     counts = sorted({1 << power for power in range(most.bit_length())} | {most})
     return [Way(count * workers, max(1, cores // (count * workers * num_gpus))) for count in counts]
 
@@ -177,7 +177,7 @@ def speed_shape(run: RunConfig, vocabulary_size: int) -> str:
 
 def expected_sweep_tokens(sweep: SweepConfig) -> float:
     """Estimated total tokens of a sweep's trials, without its repeats."""
-    tokens = sweep.budget.trials * expected_tokens(sweep.early_stopping, sweep.budget.trial_tokens)
+    tokens = sweep.num_trials * expected_tokens(sweep.early_stopping, sweep.budget.trial_tokens)
     return tokens if sweep.budget.tokens is None else min(tokens, sweep.budget.tokens)
 
 

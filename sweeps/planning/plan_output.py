@@ -43,7 +43,8 @@ def plan_as_json(plan: SweepPlan) -> dict[str, Any]:
         "sweep": sweep.model_dump(mode="json"),
         "rungs_tokens": list(plan.rungs),
         "evaluate_at_tokens": list(plan.evaluate_at_tokens),
-        "max_tokens": sweep.budget.trials * sweep.budget.trial_tokens,
+        "max_trials": sweep.num_trials,
+        "max_tokens": sweep.num_trials * sweep.budget.trial_tokens,
         "concurrent_trials": plan.lanes.count,
         "workers_per_trial": plan.lanes.workers,
         "threads_per_worker": plan.lanes.threads_per_worker,
@@ -85,7 +86,7 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
             length = f"{stage.tokens:,} tokens" if stage.tokens is not None else f"{stage.epochs:g} epochs"
             yield f"stage {number}", f"{length}, rows of {run.model.sequence_length}, batch {run.training.batch_size}"
     else:
-        yield from _budget_facts(budget)
+        yield from _budget_facts(budget, num_trials=sweep.num_trials)
     for path, distribution in sweep.search.items():
         yield "swept", f"{path}: {distribution}"
     for settings in sweep.start_with:
@@ -117,9 +118,11 @@ def _begins_with(start: StartConfig) -> str:
     return "; ".join((*named, *start.notes))
 
 
-def _budget_facts(budget: BudgetConfig) -> Iterator[tuple[str, str]]:
-    total = budget.trials * budget.trial_tokens
-    yield "trials", f"{budget.trials} of up to {budget.trial_tokens:,} tokens: {total:,} at most"
+def _budget_facts(budget: BudgetConfig, *, num_trials: int) -> Iterator[tuple[str, str]]:
+    total = num_trials * budget.trial_tokens
+    yield "trials", f"{num_trials} of up to {budget.trial_tokens:,} tokens: {total:,} at most"
+    if num_trials < budget.trials:
+        yield "", f"budget.trials is {budget.trials}, and the search space has no more settings"
     if budget.shorten_to is not None:
         yield "shortened to", f"{budget.shorten_to} of training; the sweep first measures the speed of this machine"
     if budget.tokens is not None:

@@ -92,7 +92,7 @@ def _tokens_per_s(
 ) -> float | None:
     """Measured speed of all lanes of one node together; None if the measurement failed."""
     auto = auto_lanes(sweep, cluster=cluster, vocabulary_size=vocabulary_size, results_folder=results_folder)
-    lanes = plan_lanes(sweep.resources, num_trials=sweep.budget.trials, auto=auto, **cluster)
+    lanes = plan_lanes(sweep.resources, num_trials=sweep.num_trials, auto=auto, **cluster)
     (pace,) = measure_side_by_side(
         run,
         [Way(lanes.count * lanes.workers, lanes.threads_per_worker)],

@@ -42,7 +42,7 @@ class SweepPlan:
     @cached_property
     def promotions(self) -> Promotions | None:
         """The rule that promotes paused trials; None if trials do not pause."""
-        stopping, num_trials = self.sweep.early_stopping, self.sweep.budget.trials
+        stopping, num_trials = self.sweep.early_stopping, self.sweep.num_trials
         is_theirs = stopping.method == "trunk-and-branch"
         return Promotions(self.rungs, stopping.reduction_factor, num_trials) if is_theirs else None
 
@@ -142,7 +142,7 @@ def plan_sweep(
     """
     lanes = plan_lanes(
         sweep.resources,
-        num_trials=sweep.budget.trials,
+        num_trials=sweep.num_trials,
         auto=auto,
         num_cpus=num_cpus or os.cpu_count() or 1,
         num_gpus=torch.cuda.device_count() if num_gpus is None else num_gpus,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.schema.whole_files import write_atomically
+from sweeps.analysis.result_tables import num_searched
 from sweeps.analysis.sweep_findings import Findings, gather
 from sweeps.figures.plot_style import standalone
 from sweeps.records.sweep_status import SweepStatus
@@ -144,6 +145,6 @@ def _samples_section(findings: Findings) -> Section:
 
 
 def _targets_section(findings: Findings) -> Section:
-    done, budget = sum(record.is_done for record in findings.records), findings.sweep.budget.trials
-    words = f"The sweep file has no target loss. {done} of the {budget} trials of the budget have ended."
+    done, most = num_searched(findings.records), findings.sweep.num_trials
+    words = f"The sweep file has no target loss. {done} of {max(done, most)} trials of the search have ended."
     return Section("Targets", [Paragraph(words)])

@@ -75,7 +75,7 @@ def _counted(findings: Findings) -> str:
     counts = Counter(str(record.outcome or open_ones).lower() for record in findings.records)
     words = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
     refused = f"; {len(findings.refused)} proposals refused before launch" if findings.refused else ""
-    return f"{words} (budget {findings.sweep.budget.trials}){refused}"
+    return f"{words} (budget {findings.sweep.num_trials}){refused}"
 
 
 def ranking_section(findings: Findings) -> Section:

@@ -68,7 +68,7 @@ def setup_section(findings: Findings) -> Section:
             if stopping.method == "none"
             else f"{stopping.method}: each rung promotes the best 1/{stopping.reduction_factor}",
         ),
-        ("budget", f"{sweep.budget.trials} trials of {sweep.budget.trial_tokens:,} tokens each"),
+        ("budget", f"{sweep.num_trials} trials of {sweep.budget.trial_tokens:,} tokens each"),
     ]
     return Section("Setup", [Facts(facts), Code(dump_sweep(sweep), "Sweep file with all defaults")])
 

@@ -44,7 +44,8 @@ class SweepBudget:
         fitting = [record for record in known if record.outcome is not Outcome.INFEASIBLE]
         searched = sum(not record.is_repeat for record in fitting)
         if searched + num_waiting >= self.limits.trials:
-            return "no", f"all {self.limits.trials} trials of the budget"
+            # Beside those of the budget, a widened space has trials of its own.
+            return "no", f"all {searched + max(0, num_waiting)} trials of the budget"
         return self._may_start(known, kept=max(0, self.num_repeats - (len(fitting) - searched)))
 
     def may_start_repeat(self, records: Iterable[TrialRecord]) -> tuple[MayStart, str]:

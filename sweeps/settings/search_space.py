@@ -70,6 +70,17 @@ class Distribution(Settings):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and low <= value <= high and ("int" not in self.kind or value == int(value))
 
+    def count(self, grid_points: int | None) -> float:
+        """Number of its values; infinite for a range of numbers with fractions.
+
+        Args:
+            grid_points: Values that a grid takes from a range. None: all of its values are possible.
+        """
+        if self.kind == "choice" or grid_points is not None:
+            return len(self.grid(grid_points or 1))
+        low, high = self.extremes()
+        return high - low + 1 if "int" in self.kind else math.inf
+
     def grid(self, points: int) -> tuple[Any, ...]:
         """`points` values, evenly spaced on the scale of the range; all values of a choice."""
         if self.kind == "choice":

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,6 +13,8 @@ from data_pipeline.schema.user_errors import InputFault
 from sweeps.settings.yaml_lines import YamlDocument
 
 _SHOWN_CHARACTERS = 200
+_SEARCH_ELSEWHERE = ("parameters", "params", "hyperparameters", "search_space", "param_space")
+"""Names that other tools give to the section `search`."""
 
 
 @dataclass(frozen=True)
@@ -66,37 +68,50 @@ def without_union_noise(error: ValidationError) -> Iterator[Any]:
 
 
 def _location_of(loc: tuple[int | str, ...]) -> str:
+    return ".".join(_parts_of(loc))
+
+
+def _parts_of(loc: tuple[int | str, ...]) -> list[str]:
     # pydantic names the union member it tried (`constrained-int`, `literal['auto']`, `function-before[...]`).
-    parts = [
+    return [
         str(part)
         for part in loc
         if not re.search(r"^(constrained-|literal\[|function-|int$|float$|str$|bool$)", str(part))
     ]
-    return ".".join(parts)
 
 
 def fault_of(detail: Any, config: type[BaseModel], document: YamlDocument) -> Fault:
     """One of pydantic's details as a fault with its line and remedy."""
-    location = _location_of(detail["loc"])
+    parts = _parts_of(detail["loc"])
+    location = ".".join(parts)
+    description = _description(parts, config)
     remedy = ""
     value = detail.get("input")
     match detail["type"]:
         case "extra_forbidden":
-            parent, _, key = location.rpartition(".")
             rule = "is not a setting"
-            remedy = nearest(key, _fields_at(parent, config))
+            is_search = location in _SEARCH_ELSEWHERE and "search" in config.model_fields
+            remedy = "name it search" if is_search else nearest(parts[-1], _fields_at(parts[:-1], config))
             value = None
         case "missing":
             rule, value = "is missing", None
-            description = _description(location, config)
             remedy = f"give it: {description}" if description else "give it"
         case "literal_error":
             rule = f"is not one of {detail['ctx']['expected']}"
             remedy = nearest(str(value), re.findall(r"'([^']*)'", detail["ctx"]["expected"]), listed=True)
+        case "model_type" | "model_attributes_type":
+            rule = "is not a section"
+            remedy = f"its settings are {', '.join(_fields_at(parts, config))}"
+        case "dict_type":
+            rule = "is not a section"
+        case "tuple_type":
+            rule = "is not a list"
+        case "too_long":
+            rule = f"has {detail['ctx']['actual_length']} values and may have {detail['ctx']['max_length']}"
         case _:
             rule = _rule_of(detail)
     # Rules of our own ("value_error") come with a remedy; those of a type say only which values are wrong.
-    if not remedy and detail["type"] != "value_error" and _description(location, config):
+    if not remedy and detail["type"] != "value_error" and description:
         remedy = f"see `pretune explain {location}`"
     return Fault(location or "file", document.line_of(location), value, rule, remedy)
 
@@ -137,15 +152,34 @@ def nearest(word: str, known: Sequence[str], *, listed: bool = False) -> str:
     matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if matches:
         return f"did you mean {matches[0]}?"
-    return "" if listed else f"choose one of: {', '.join(known)}"
+    return "" if listed or not known else f"choose one of: {', '.join(known)}"
 
 
-def _model_at(path: str, config: type[BaseModel]) -> type[BaseModel] | None:
+def _model_at(parts: Sequence[str], config: type[BaseModel]) -> type[BaseModel] | None:
     model: type[BaseModel] | None = config
-    for part in path.split(".") if path else []:
+    is_entry = False
+    for part in parts:
+        if is_entry:  # The key of a mapping, or the number in a list.
+            is_entry = False
+            continue
         field = model.model_fields.get(part) if model else None
         model = next(iter(models_in(field.annotation)), None) if field else None
+        is_entry = field is not None and get_origin(field.annotation) in (dict, tuple)
     return model
+
+
+def takes_whole_numbers(path: str, config: type[BaseModel]) -> bool:
+    """Whether the setting at a dotted path is a number without a fraction."""
+    *above, key = path.split(".")
+    model = _model_at(above, config)
+    types = [*_types_in(model.model_fields[key].annotation)] if model and key in model.model_fields else []
+    return int in types and float not in types
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for argument in get_args(annotation):
+        yield from _types_in(argument)
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -156,14 +190,14 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from models_in(argument)
 
 
-def _fields_at(path: str, config: type[BaseModel]) -> list[str]:
-    model = _model_at(path, config)
+def _fields_at(parts: Sequence[str], config: type[BaseModel]) -> list[str]:
+    model = _model_at(parts, config)
     return list(model.model_fields) if model else []
 
 
-def _description(path: str, config: type[BaseModel]) -> str:
-    parent, _, key = path.rpartition(".")
-    model = _model_at(parent, config)
+def _description(parts: Sequence[str], config: type[BaseModel]) -> str:
+    model = _model_at(parts[:-1], config)
+    key = parts[-1] if parts else ""
     return first_sentence((model.model_fields[key].description or "") if model and key in model.model_fields else "")
 
 

@@ -1,7 +1,7 @@
 """Loads YAML settings files: applies size and overrides, checks all rules, reports all faults at once."""
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -10,12 +10,22 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from data_pipeline.schema.dotted_paths import set_at
+from sweeps.settings.other_syntax import KEYWORDS, in_our_syntax
 from sweeps.settings.search_space import Distribution
-from sweeps.settings.settings_faults import Fault, SettingsFileError, fault_of, nearest, without_union_noise
+from sweeps.settings.settings_faults import (
+    Fault,
+    SettingsFileError,
+    fault_of,
+    nearest,
+    takes_whole_numbers,
+    without_union_noise,
+)
 from sweeps.settings.size_presets import LAPTOP, lines_of_size, with_size
-from sweeps.settings.yaml_lines import MOST_CHARACTERS, YamlDocument, YamlRuleError, parse_value, read_yaml
+from sweeps.settings.yaml_lines import MOST_BYTES, YamlDocument, YamlRuleError, decode_yaml, parse_value, read_yaml
 
 Config = TypeVar("Config", bound=BaseModel)
+_EXTENSION = "x-"
+"""Beginning of top-level keys that are ignored."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,8 @@ class SettingsKind(Generic[Config]):
     """Returns the command for a file of another kind; None if the values are of this kind."""
     more_faults: Callable[[dict[str, Any], YamlDocument], Iterator[Fault]]
     """Finds the faults beyond the config's own rules."""
+    sweepable: Callable[[], Iterable[str]]
+    """Dotted paths that may be in the section `search`."""
 
 
 def load_settings(path: Path, kind: SettingsKind[Config], overrides: Sequence[str] = ()) -> Config:
@@ -41,15 +53,15 @@ def load_settings(path: Path, kind: SettingsKind[Config], overrides: Sequence[st
         SettingsFileError: The file cannot be read or breaks rules; the message lists every fault.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             # One more than a file may have: a larger one is refused without reading it all.
-            text = file.read(MOST_CHARACTERS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml") if p != path], n=1)
         remedy = f"did you mean {path.parent / near[0]}?" if near else f"give the path of {kind.what}"
         raise SettingsFileError(str(path), [Fault("file", None, None, f"cannot be read ({error})", remedy)]) from error
     try:
-        document = read_yaml(text)
+        document = read_yaml(decode_yaml(data))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error)
@@ -64,6 +76,9 @@ def resolve_settings(
 ) -> Config:
     """The settings of a YAML document; see `load_settings`."""
     values = document.values
+    if isinstance(values, dict):
+        # Extensions hold anchors for other sections, as in Compose files and OpenAPI.
+        values = {key: value for key, value in values.items() if not key.startswith(_EXTENSION)}
     if not isinstance(values, dict):
         rule = f"contains no settings; start it with `name: my-sweep` (see {kind.example})"
         raise SettingsFileError(source, [Fault("file", None, None, rule)])
@@ -92,12 +107,18 @@ def _checked(
     values: dict[str, Any], kind: SettingsKind[Config], document: YamlDocument
 ) -> tuple[Config | None, list[Fault]]:
     """The config, or None with the faults of the values."""
-    config, faults = None, []
+    config = None
+    faults: list[Fault] = []
+    if isinstance(values.get("search"), dict):
+        known = list(kind.sweepable())
+        whole = [path for path in known if takes_whole_numbers(path, kind.config)]
+        search, faults = in_our_syntax(values["search"], document, known=known, whole=whole)
+        values = {**values, "search": search}
     try:
         config = kind.config.model_validate(values)
     except ValidationError as error:
-        faults = [fault_of(detail, kind.config, document) for detail in without_union_noise(error)]
-    return config, [*faults, *kind.more_faults(values, document)]
+        faults += [fault_of(detail, kind.config, document) for detail in without_union_noise(error)]
+    return None if faults else config, [*faults, *kind.more_faults(values, document)]
 
 
 def _is_size(override: str) -> bool:
@@ -167,7 +188,7 @@ def _override_path(key: str) -> list[str]:
     # Keys of `search` contain dots: search.training.batch_size.choice has three levels, not four.
     if key.startswith("search."):
         setting, _, kind = key.removeprefix("search.").rpartition(".")
-        if kind in Distribution.model_fields:
+        if kind in Distribution.model_fields or kind in KEYWORDS:
             return ["search", setting, kind]
         return ["search", key.removeprefix("search.")]
     return key.split(".")

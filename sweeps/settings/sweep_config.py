@@ -1,6 +1,7 @@
 """The configuration of a sweep: corpus, model, objective, training, search space, budget, resources."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
@@ -248,6 +249,28 @@ class SweepConfig(Settings):
             if isinstance(rank, int) and isinstance(targets, str):
                 faults += lora_faults(model, LoraConfig(rank=rank, targets=targets))
         return list(dict.fromkeys(faults))
+
+    @property
+    def num_trials(self) -> int:
+        """Most trials of the search: budget.trials, or fewer where the search space has fewer settings.
+
+        Settings of start_with are all tried. A space that is widened (searcher.extend) has no last setting.
+        """
+        points = self.searcher.grid_points if self.searcher.method == "grid" else None
+        num_settings = math.prod(distribution.count(points) for distribution in self.search.values())
+        if self.searcher.extend or num_settings >= self.budget.trials:
+            return max(self.budget.trials, len(self.start_with))
+        beside = sum(not self._is_in_space(settings, points) for settings in self.start_with)
+        return max(min(self.budget.trials, int(num_settings) + beside), len(self.start_with))
+
+    def _is_in_space(self, settings: dict[str, Any], grid_points: int | None) -> bool:
+        """Whether the search would propose exactly these settings."""
+        return settings.keys() == self.search.keys() and all(
+            distribution.holds(settings[path])
+            if grid_points is None
+            else settings[path] in distribution.grid(grid_points)
+            for path, distribution in self.search.items()
+        )
 
     def values_of(self, path: str) -> tuple[Any, ...]:
         """All values of a choice, both ends of a range, or the single value of a setting that is not swept."""

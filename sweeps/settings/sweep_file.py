@@ -108,4 +108,6 @@ def _is_another(values: dict[str, Any]) -> str | None:
     return "pretune finetune" if objective_of(values) == "classification" else None
 
 
-_SWEEP = SettingsKind(SweepConfig, "a sweep file", "sweeps/configs/quickstart.yaml", _is_another, _search_faults)
+_SWEEP = SettingsKind(
+    SweepConfig, "a sweep file", "sweeps/configs/quickstart.yaml", _is_another, _search_faults, sweepable_paths
+)

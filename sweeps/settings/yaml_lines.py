@@ -3,6 +3,7 @@
 A few hundred bytes of aliases can expand to gigabytes, so the size and depth of a text are checked before it is read.
 """
 
+import codecs
 import math
 import re
 from collections.abc import Iterator
@@ -11,12 +12,21 @@ from typing import Any, NamedTuple
 
 import yaml
 
-MOST_CHARACTERS = 1 << 20
+_MOST_CHARACTERS = 1 << 20
 """Of a settings file."""
+MOST_BYTES = 4 * _MOST_CHARACTERS
+"""Of a settings file, in any encoding."""
 _MOST_NODES = 50_000
 _DEEPEST = 30
 _LONGEST_KEY = 200
 _LARGEST_INTEGER = 2**63 - 1
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Byte order marks; that of UTF-32 begins like that of UTF-16."""
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
@@ -73,6 +83,31 @@ _Loader.add_implicit_resolver(
 )
 
 
+def decode_yaml(data: bytes) -> str:
+    """The text of a YAML file in UTF-8, UTF-16 or UTF-32; PowerShell's `>` writes UTF-16.
+
+    Raises:
+        YamlRuleError: It is in none of them, or longer than a settings file may be.
+    """
+    if len(data) > MOST_BYTES:
+        raise _too_long()
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None) or _encoding_without_mark(data)
+    try:
+        return data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        rule = f"is not text in {encoding.upper()} (line {line}); save it as UTF-8"
+        raise YamlRuleError(problem=rule) from error
+
+
+def _encoding_without_mark(data: bytes) -> str:
+    # The first characters of a settings file are ASCII: in UTF-16 every second byte of them is 0.
+    high, low = data[0:8:2], data[1:8:2]
+    if len(data) >= 4 and any(high) and not any(low):
+        return "utf-16-le"
+    return "utf-16-be" if len(data) >= 4 and any(low) and not any(high) else "utf-8"
+
+
 def parse_value(text: str) -> Any:
     """One YAML value from the command line.
 
@@ -88,9 +123,15 @@ def read_yaml(text: str) -> YamlDocument:
     Raises:
         yaml.YAMLError: The text is not YAML, or breaks a rule of settings files (YamlRuleError).
     """
-    if len(text) > MOST_CHARACTERS:
-        raise YamlRuleError(problem=f"is longer than {MOST_CHARACTERS:,} characters; give a settings file")
-    _check_size(yaml.parse(text, Loader=_Loader))
+    if len(text) > _MOST_CHARACTERS:
+        raise _too_long()
+    try:
+        _check_size(yaml.parse(text, Loader=_Loader))
+    except yaml.scanner.ScannerError as error:
+        if "'\\t'" not in str(error.problem):
+            raise
+        rule = "a tab is in the place of a space; indent and separate with spaces"
+        raise YamlRuleError(problem=rule, problem_mark=error.problem_mark) from error
     lines: dict[str, int] = {}
     duplicates: list[tuple[str, int]] = []
     root = yaml.compose(text, Loader=_Loader)
@@ -155,6 +196,10 @@ def _check_size(events: Iterator[yaml.Event]) -> None:
             raise _broken_rule(f"settings are nested more than {_DEEPEST} levels deep; write fewer levels", event)
 
 
+def _too_long() -> YamlRuleError:
+    return YamlRuleError(problem=f"is longer than {_MOST_CHARACTERS:,} characters; give a settings file")
+
+
 def _broken_rule(rule: str, where: Any) -> YamlRuleError:
     return YamlRuleError(problem=rule, problem_mark=where.start_mark)
 
@@ -175,8 +220,21 @@ def _walk(node: yaml.Node, path: str, lines: dict[str, int], duplicates: list[tu
             seen.add(key)
             lines[here] = key_node.start_mark.line + 1
             _walk(value_node, here, lines, duplicates)
+            if key_node.tag == _MERGE:
+                for path_below, line in _lines_merged(value_node, path).items():
+                    lines.setdefault(path_below, line)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             here = f"{path}.{index}"
             lines[here] = item.start_mark.line + 1
             _walk(item, here, lines, duplicates)
+
+
+def _lines_merged(node: yaml.Node, path: str) -> dict[str, int]:
+    """Lines of the settings that `<<` brings to a path; of two sections the first counts."""
+    found: dict[str, int] = {}
+    for one in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        lines: dict[str, int] = {}
+        _walk(one, path, lines, [])
+        found = lines | found
+    return found

@@ -202,13 +202,17 @@ def _server(
         # Own process group: Ctrl-C reaches only this process, which then ends the whole group.
         start_new_session=True,
     )
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    # A closed terminal sends SIGHUP to this process alone, as it does Ctrl-C; `nohup` ignores it.
+    is_heard = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    ending = [signal.SIGTERM, signal.SIGHUP] if is_heard else [signal.SIGTERM]
+    before = {number: signal.signal(number, _interrupt) for number in ending}
     try:
         yield server
     except KeyboardInterrupt:
         pass
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         _end_group(server)
 
 

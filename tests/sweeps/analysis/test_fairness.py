@@ -17,6 +17,7 @@ from sweeps.analysis.fairness import (
     refuse_unfair,
     remarks,
 )
+from sweeps.analysis.noise_floor import nats
 from sweeps.early_stopping.rungs import rung_tokens
 from sweeps.settings.sweep_config import SweepConfig
 
@@ -123,3 +124,20 @@ def test_a_lead_within_the_error_of_the_holdout_is_warned_of_with_the_tokens_tha
     assert enough == pytest.approx((1.96 * 3.0 / 0.01) ** 2, abs=1)
     assert holdout_remark(loss=3.0, margin_nats=0.01, num_predicted=enough + 1) is None
     assert holdout_remark(loss=3.0, margin_nats=None, num_predicted=10) is None
+
+
+@pytest.mark.parametrize("margin", [1e-9, 4e-5])
+def test_a_lead_that_no_holdout_can_measure_is_a_tie_and_asks_for_no_number_of_tokens(margin: float) -> None:
+    remark = holdout_remark(loss=6.7, margin_nats=margin, num_predicted=4_000)
+    assert str(remark) == (
+        "the winner leads by less than 0.0001 nats, and the 4,000 predicted tokens of the holdout measure a loss of "
+        "6.70 to within 0.2076 (95 %). No larger holdout can separate these settings: treat them as tied."
+    )
+
+
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [(0.0, "0.0000 nats"), (1e-9, "less than 0.0001 nats"), (6e-5, "0.0001 nats"), (-0.02, "-0.0200 nats")],
+)
+def test_a_difference_is_shown_as_zero_only_if_it_is_zero(difference: float, words: str) -> None:
+    assert nats(difference) == words

@@ -12,6 +12,7 @@ from command import press_ctrl_c, processes_marked, read_until, run, start
 from finished_results import check_winner, child_runs, summary_of, sweep_folder
 from patience import COMMAND_HANGS_AFTER_S, HANGS_AFTER_S, wait_until
 from sweep_examples import TINY
+from sweeps.commands.lost_terminal import OUTPUT_LOG
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialStore
 
@@ -128,15 +129,30 @@ def check_that_it_resumes(results: Path, file: Path) -> None:
     ]
 
 
-def test_a_sweep_that_runs_already_is_refused_with_the_others_pid(results: Path) -> None:
+def test_a_running_sweep_refuses_another_trains_on_without_a_terminal_and_hears_its_hangup(results: Path) -> None:
     file = results / "twice.yaml"
     file.write_text(TINY.replace("name: tiny", "name: twice").replace("30k", "3M"))
-    first = start("sweep", file, "--results", results)
+    mark = f"twice-{time.time_ns()}"
+    first = start("sweep", file, "--results", results, mark=mark)
     try:
         read_until(first, "starts")
         code, output = run("sweep", file, "--results", results)
         assert code == 2
         assert f"this sweep is running already (pid {first.pid} on " in output
+        assert first.stdout is not None
+        first.stdout.close()
+        log = results / OUTPUT_LOG
+        wait_until(lambda: log.exists() and "holdout loss" in log.read_text(), "the sweep did not train on")
+        assert first.poll() is None
     finally:
-        press_ctrl_c(first)
-        first.communicate(timeout=HANGS_AFTER_S)
+        # A closed terminal sends it to all processes of the command, Ray's among them.
+        os.killpg(first.pid, signal.SIGHUP)
+        first.wait(timeout=HANGS_AFTER_S)
+    assert first.returncode == 130
+    assert f"resume   pretune sweep {file}" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    summary = summary_of(results, "twice")
+    assert summary["status"] == "interrupted"
+    assert "INTERRUPTED" in summary["outcomes"]
+    assert set(summary["outcomes"]) <= {"INTERRUPTED", "PAUSED"}
+    assert [left.cmdline() for left in processes_marked(mark)] == []
