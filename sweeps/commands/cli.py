@@ -4,13 +4,11 @@ Each command imports its dependencies when it runs, so `pretune --help` answers 
 """
 
 import sys
-import traceback
 
 import typer
 
-from data_pipeline.schema.redaction import redact
-from data_pipeline.schema.terminal_text import echo
 from sweeps.commands import after_sweep, before_sweep, downstream, explain, training_commands
+from sweeps.commands.command_frame import EXIT_FAULT, is_told
 from sweeps.commands.hidden_arguments import hide_secret_arguments
 
 _BEFORE, _SWEEP, _AFTER = "Before a sweep", "The sweep", "After a sweep"
@@ -43,11 +41,14 @@ app.command(rich_help_panel=_AFTER)(after_sweep.export)
 
 
 def main() -> None:
-    """Entry point of `pretune`."""
-    hide_secret_arguments()
+    """Entry point of `pretune`, after `sweeps.__main__` has put our modules first."""
     try:
+        hide_secret_arguments()
         app()
-    except Exception:
-        # A fault of ours: the message of its error may hold text from a file, or quote a URL.
-        echo(redact(traceback.format_exc()), end="", file=sys.stderr)
+    except Exception as error:
+        if is_told(error):
+            sys.exit(EXIT_FAULT)
+        from sweeps.commands.bug_report import report_bug
+
+        report_bug(error)
         sys.exit(1)
