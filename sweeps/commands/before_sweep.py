@@ -20,6 +20,7 @@ from sweeps.commands.command_frame import (
     terminal,
 )
 from sweeps.commands.terminal import Terminal
+from sweeps.records.printed_commands import command_line
 
 
 @explains_faults
@@ -32,7 +33,7 @@ def new(
     from sweeps.planning.new_sweep import write_new_sweep
 
     echo(redact(write_new_sweep(corpus, output, is_causal=causal)))
-    terminal().print(f"next     pretune plan {output}", highlight=False, soft_wrap=True)
+    terminal().print(f"next     {command_line('plan', output)}", highlight=False, soft_wrap=True)
 
 
 @explains_faults

@@ -32,7 +32,10 @@ def report_bug(error: Exception) -> None:
 
 
 def _written(shown: str) -> Path:
-    path = private_temp_folder("pretune", longest=_LONGEST_PATH) / f"bug-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    path = (
+        private_temp_folder("pretune", longest=_LONGEST_PATH)
+        / f"bug-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    )
     facts = [
         f"command   {redact(shlex.join(['pretune', *sys.argv[1:]]))}",
         f"python    {platform.python_version()} on {platform.platform()}",

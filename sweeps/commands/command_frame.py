@@ -15,6 +15,7 @@ from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.terminal_text import echo, json_line
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.terminal import Terminal
+from sweeps.records.printed_commands import default_results
 
 EXIT_FAULT = 2
 """An input is invalid, or the machine or the network failed; the message says how to mend it."""
@@ -29,9 +30,6 @@ VERBOSE = "PRETUNE_VERBOSE"
 """Environment variable; if set, Ray and its workers print on the terminal, and an error of a known kind its traceback."""
 
 _PIPED_WIDTH = 160
-_JOB_FOLDERS = "working_dir_files"
-"""Ray's folder that holds the working folders of submitted jobs."""
-
 File = Annotated[Path, typer.Argument(help="Sweep file (YAML).", show_default=False)]
 Set = Annotated[
     list[str] | None,
@@ -113,13 +111,9 @@ def print_json(value: Any) -> None:
 def results_location(given: str | None) -> tuple[Path, str | None]:
     """Results folder on this machine, and the URI that stores the results, if one is given.
 
-    The folder is the one given, else $PRETUNE_RESULTS, else `results` below the current folder. With a URI it is this
-    machine's working copy. A submitted job runs in a copy of the working folder that Ray deletes afterwards; its
-    default lies below the home folder instead.
+    The folder is the one given, else that of `default_results`. With a URI it is this machine's working copy.
     """
-    is_copy = _JOB_FOLDERS in Path.cwd().parts
-    default = Path.home() / "pretune" / "results" if is_copy else Path("results")
-    location = given or os.environ.get("PRETUNE_RESULTS") or str(default)
+    location = given or default_results()
     if "://" not in location:
         return Path(location), None
     if location.startswith("file://"):

@@ -49,7 +49,10 @@ _OF_LIBRARIES = {
     ("botocore.exceptions", "BotoCoreError"): _AGAIN,
     ("botocore.exceptions", "ClientError"): _AGAIN,
     ("aiohttp", "ClientError"): _AGAIN,
-    ("ray.exceptions", "OutOfDiskError"): "Make room in the folder of Ray (RAY_TMPDIR), and run the same command again.",
+    (
+        "ray.exceptions",
+        "OutOfDiskError",
+    ): "Make room in the folder of Ray (RAY_TMPDIR), and run the same command again.",
     ("ray.exceptions", "ObjectStoreFullError"): "Make room in /dev/shm, and run the same command again.",
     ("ray.exceptions", "OutOfMemoryError"): f"On a node of Ray {_MEMORY}",
     **{

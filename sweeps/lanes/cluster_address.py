@@ -52,9 +52,7 @@ def check_address(given: str, *, deadline_s: float = DEADLINE_S) -> None:
         raise ClusterError(f"{name}: is no address of a cluster. Give HOST:PORT, such as 10.0.0.5:6379, {_UNSET}.")
     fault = _no_answer(host.strip("[]"), int(port), deadline_s)
     if fault:
-        raise ClusterError(
-            f"{name}: {fault}. Start the cluster (ray start --head), correct the address, {_UNSET}."
-        )
+        raise ClusterError(f"{name}: {fault}. Start the cluster (ray start --head), correct the address, {_UNSET}.")
     if not _has_node():
         raise ClusterError(
             f"{name}: this machine is no node of that cluster. Run ray start --address={given} here first, run this "

@@ -73,7 +73,7 @@ def test_a_module_in_place_of_an_installed_package_is_named_before_anything_star
 
 def test_processes_that_come_of_a_command_search_no_current_folder(project: Path) -> None:
     code = (
-        "import json, os, subprocess, sys; from sweeps.commands.module_search import put_ours_first; put_ours_first()\n"
+        "from sweeps.commands.module_search import put_ours_first; put_ours_first()\nimport subprocess, sys\n"
         "code = 'import json, sys; print(json.dumps(sys.path))'\n"
         "print(subprocess.run([sys.executable, '-P', '-c', code], capture_output=True, text=True).stdout)"
     )
