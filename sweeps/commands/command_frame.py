@@ -27,7 +27,7 @@ EXIT_INTERRUPTED = 130
 """Ctrl-C or SIGTERM; the same command resumes."""
 
 VERBOSE = "PRETUNE_VERBOSE"
-"""Environment variable; if set, Ray and its workers print on the terminal, and an error of a known kind its traceback."""
+"""Environment variable; if set, Ray and its workers print on the terminal, and errors are told with tracebacks."""
 
 _PIPED_WIDTH = 160
 File = Annotated[Path, typer.Argument(help="Sweep file (YAML).", show_default=False)]

@@ -14,56 +14,51 @@ from typing import Any
 from data_pipeline.schema.user_errors import InputFault, first_line
 
 _OF_THE_SYSTEM = {
-    errno.ENOSPC: ("the disk is full", "Make room there, and run the same command again"),
-    errno.EDQUOT: ("your quota of disk space is used up", "Remove files of yours there, and run the same command again"),
-    errno.EMFILE: ("this process has too many files open", "Raise the limit (ulimit -n 4096), and run the same command again"),
-    errno.ENFILE: ("the machine has too many files open", "End other programs, and run the same command again"),
-    errno.EROFS: ("the file system is read-only", "Name another folder, or mount it for writing"),
+    errno.ENOSPC: ("the disk is full", "Make room there"),
+    errno.EDQUOT: ("your quota of disk space is used up", "Remove files of yours there"),
+    errno.EMFILE: ("this process has too many files open", "Raise the limit (ulimit -n 4096)"),
+    errno.ENFILE: ("the machine has too many files open", "End other programs"),
+    errno.EROFS: ("the file system is read-only", "Mount it for writing, or name another folder"),
     errno.EACCES: ("permission denied", "Change its permissions, or name another one"),
     errno.EPERM: ("permission denied", "Change its permissions, or name another one"),
-    errno.ENOENT: ("no such file or folder", "Check the name and that it is mounted on this machine"),
+    errno.ENOENT: ("no such file or folder", "Check the name, and that it is mounted on this machine"),
     errno.ENOTDIR: ("a part of the path is a file where a folder must be", "Name another path"),
     errno.EISDIR: ("it is a folder, and a file is needed", "Name a file"),
     errno.EEXIST: ("it exists already", "Remove it, or name another one"),
     errno.ENOTEMPTY: ("the folder is not empty", "Empty it, or name another one"),
     errno.ENAMETOOLONG: ("the name is too long", "Name a shorter path"),
     errno.ELOOP: ("the links in the path lead in a circle", "Name another path"),
-    errno.EXDEV: ("it lies on another file system", "Name a folder on the same one"),
-    errno.EIO: ("the storage does not work", "Check the disk or the network storage, and run the same command again"),
-    errno.ESTALE: ("the network storage was lost", "Mount it again, and run the same command again"),
-    errno.ENODEV: ("the storage was lost", "Mount it again, and run the same command again"),
-    errno.ENOMEM: ("the machine has no memory left", "End other programs, and run the same command again"),
-    errno.EAGAIN: ("the limit of processes is reached", "Raise it (ulimit -u), and run the same command again"),
+    errno.EIO: ("the storage does not work", "Check the disk or the network storage"),
+    errno.ESTALE: ("the network storage was lost", "Mount it again"),
+    errno.ENODEV: ("the storage was lost", "Mount it again"),
+    errno.ENOMEM: ("the machine has no memory left", "End other programs"),
+    errno.EAGAIN: ("the limit of processes is reached", "Raise it (ulimit -u)"),
     errno.EADDRINUSE: ("the address is in use", "Name another port"),
-}  # fmt: skip
-_AGAIN = "Check the network and that service, and run the same command again."
-_RAY_LOST = "Ray lost a process or a node. Run the same command again; if it happens again, see ray.log in the results folder."  # fmt: skip
-_MEMORY = "there is not enough memory. Use a smaller model or fewer lanes (resources.lanes), or end other programs."
+}
+"""Reason and remedy by number."""
+_NETWORK = "Check the network and that service"
+_MEMORY = "Use a smaller model or fewer lanes (resources.lanes), or end other programs"
+_RAY_LOST = (
+    "Ray lost a process or a node, and ray.log in the results folder has more; end other programs if memory is short"
+)
 _OF_LIBRARIES = {
-    # Module, class: the sentence about it, after the error's own first line.
-    ("yaml", "YAMLError"): "Correct that YAML.",
-    ("mlflow.exceptions", "MlflowException"): "Check the MLflow store, and run the same command again.",
-    ("sqlalchemy.exc", "SQLAlchemyError"): "Check the database of MLflow, and run the same command again.",
-    ("requests.exceptions", "RequestException"): _AGAIN,
-    ("urllib3.exceptions", "HTTPError"): _AGAIN,
-    ("botocore.exceptions", "BotoCoreError"): _AGAIN,
-    ("botocore.exceptions", "ClientError"): _AGAIN,
-    ("aiohttp", "ClientError"): _AGAIN,
-    (
-        "ray.exceptions",
-        "OutOfDiskError",
-    ): "Make room in the folder of Ray (RAY_TMPDIR), and run the same command again.",
-    ("ray.exceptions", "ObjectStoreFullError"): "Make room in /dev/shm, and run the same command again.",
-    ("ray.exceptions", "OutOfMemoryError"): f"On a node of Ray {_MEMORY}",
-    **{
-        ("ray.exceptions", name): _RAY_LOST
-        for name in (
-            *("RaySystemError", "RayActorError", "RpcError", "WorkerCrashedError", "NodeDiedError"),
-            *("LocalRayletDiedError", "ObjectLostError", "GetTimeoutError", "RuntimeEnvSetupError"),
-        )
+    "yaml": {"YAMLError": "Correct that YAML"},
+    "mlflow.exceptions": {"MlflowException": "Check the MLflow store"},
+    "sqlalchemy.exc": {"SQLAlchemyError": "Check the database of MLflow"},
+    "requests.exceptions": {"RequestException": _NETWORK},
+    "urllib3.exceptions": {"HTTPError": _NETWORK},
+    "botocore.exceptions": {"BotoCoreError": _NETWORK, "ClientError": _NETWORK},
+    "aiohttp": {"ClientError": _NETWORK},
+    "ray.exceptions": {
+        "OutOfDiskError": "Make room in the folder of Ray (RAY_TMPDIR)",
+        "ObjectStoreFullError": "Make room in /dev/shm",
+        "OutOfMemoryError": _MEMORY,
+        **dict.fromkeys(("RaySystemError", "RayActorError", "RpcError", "WorkerCrashedError"), _RAY_LOST),
+        **dict.fromkeys(("NodeDiedError", "LocalRayletDiedError", "ObjectLostError", "GetTimeoutError"), _RAY_LOST),
     },
 }
-"""The classes are looked up among the loaded modules: a library that is not loaded has raised nothing."""
+"""Remedy by module and class. The classes are looked up in loaded modules: others have raised nothing."""
+_AGAIN = "Then run the same command again."
 _MOST_FAULTS = 5
 
 
@@ -94,24 +89,23 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, InputFault):
         return str(error)
     if isinstance(error, MemoryError):
-        return f"{_MEMORY[0].upper()}{_MEMORY[1:]}"
+        return f"There is not enough memory. {_MEMORY}. {_AGAIN}"
     if _is("pydantic_core", "ValidationError", error):
         return _settings_sentence(error)
     if isinstance(error, BrokenPipeError) and stdout_is_closed():
         return "The program that reads the output has ended; the rest of the output is lost."
     if isinstance(error, ConnectionError | TimeoutError | socket.gaierror | socket.herror):
-        return f"A connection failed: {_place(error)}{error.strerror or first_line(error)}. {_AGAIN}"
+        return f"A connection failed: {_place(error)}{error.strerror or first_line(error)}. {_NETWORK}. {_AGAIN}"
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
         reason, remedy = _OF_THE_SYSTEM[error.errno]
         if error.strerror and error.strerror != os.strerror(error.errno):
-            reason = error.strerror  # A library's own words say more.
-        return f"{_place(error)}{reason}. {remedy}."
-    for (module, name), remedy in _OF_LIBRARIES.items():
-        if _is(module, name, error):
-            return f"{type(error).__name__}: {first_line(error)}. {remedy}"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{_place(error)}{error.strerror}. Run the same command again once that is mended."
-    return None
+            reason = error.strerror.rstrip(".")  # A library's own words say more.
+        return f"{_place(error)}{reason}. {remedy}. {_AGAIN}"
+    for module, remedies in _OF_LIBRARIES.items():
+        for name, remedy in remedies.items():
+            if _is(module, name, error):
+                return f"{type(error).__name__}: {first_line(error).rstrip('.')}. {remedy}. {_AGAIN}"
+    return f"{_place(error)}{error.strerror}. {_AGAIN}" if isinstance(error, OSError) and error.strerror else None
 
 
 def _is(module: str, name: str, error: BaseException) -> bool:

@@ -22,7 +22,7 @@ _PACKAGES = ("site-packages", "dist-packages")
 
 
 def put_ours_first() -> list[str]:
-    """Take folders of the user that hold modules of our names, or of Python's, out of the search, here and in PYTHONPATH.
+    """Take folders of the user with modules of our names or of Python's out of the search, here and in PYTHONPATH.
 
     The current folder goes in any case: a stranger may have filled it.
 

@@ -38,8 +38,8 @@ def check_address(given: str, *, deadline_s: float = DEADLINE_S) -> None:
     name = f"RAY_ADDRESS={given}"
     if given.startswith("ray://"):
         raise ClusterError(
-            f"{name}: is an address of Ray Client, which runs no sweeps. Run this command on a node of the cluster with "
-            "RAY_ADDRESS=auto, or submit it: ray job submit --address http://HOST:8265 --working-dir . -- "
+            f"{name}: is an address of Ray Client, which runs no sweeps. Run this command on a node of the cluster "
+            "with RAY_ADDRESS=auto, or submit it: ray job submit --address http://HOST:8265 --working-dir . -- "
             "python -m sweeps sweep FILE"
         )
     if given.startswith(("http://", "https://")):

@@ -53,8 +53,8 @@ def _join(address: str, output: dict[str, Any]) -> None:
         ray.init(**output)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(
-            f"RAY_ADDRESS={address}: this process cannot join that cluster: {first_line(error)}. Check with ray status, "
-            "or unset RAY_ADDRESS to start Ray on this machine."
+            f"RAY_ADDRESS={address}: this process cannot join that cluster: {first_line(error)}. Check with ray "
+            "status, or unset RAY_ADDRESS to start Ray on this machine."
         ) from error
 
 

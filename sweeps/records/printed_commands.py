@@ -36,6 +36,5 @@ def command_line(*words: str | Path, results: str | Path | None = None) -> str:
 
 def _is_default(results: str) -> bool:
     default = default_results()
-    return results == default or (
-        "://" not in results + default and Path(results).absolute() == Path(default).absolute()
-    )
+    is_uri = "://" in results or "://" in default
+    return results == default or (not is_uri and Path(results).absolute() == Path(default).absolute())

@@ -1,6 +1,7 @@
 """Results of a sweep at a URI: restored before the sweep resumes, mirrored while it runs."""
 
 import json
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator

@@ -11,6 +11,7 @@ from filelock import FileLock
 from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from data_pipeline.schema.own_files import own_lock, refuse_link
 from data_pipeline.schema.redaction import has_user_information, redact_url
@@ -102,7 +103,7 @@ class MlflowStore:
             yield
         except InputFault:
             raise
-        except (MlflowException, OSError, ValueError) as error:
+        except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
             remedy = (
                 "Start that server, or unset MLFLOW_TRACKING_URI to record in a file next to the results."
                 if _is_given()

@@ -62,7 +62,8 @@ def test_an_error_of_the_system_is_told_with_its_place_and_a_remedy(code: str) -
     assert done.exit_code == 2
     (line,) = done.output.splitlines()
     assert line.startswith("pretune: /mnt/results/trial.json: ")
-    assert line.count(". ") == 1, "reason and remedy"
+    assert line.endswith(". Then run the same command again.")
+    assert line.count(". ") == 2, "reason, remedy, the way on"
 
 
 def test_a_lost_connection_is_told_with_the_way_on() -> None:
@@ -103,9 +104,8 @@ def test_errors_of_libraries_are_known_by_the_modules_that_are_loaded() -> None:
         assert "un the same command again" in sentence
     # Ray's copy of a worker's error prints as the traceback of the worker.
     full = RayTaskError("f", "Traceback ...", OSError(errno.ENOSPC, "No space left on device", "/tmp/x"))
-    assert sentence_of(full.as_instanceof_cause()) == (
-        "/tmp/x: the disk is full. Make room there, and run the same command again."
-    )
+    told_by_ray = sentence_of(full.as_instanceof_cause())
+    assert told_by_ray == "/tmp/x: the disk is full. Make room there. Then run the same command again."
     fault = RayTaskError("f", "Traceback ...", InputFault("line 3: no such column"))
     assert sentence_of(fault.as_instanceof_cause()) == "line 3: no such column"
 
