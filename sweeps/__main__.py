@@ -6,14 +6,14 @@ from sweeps.commands.module_search import put_ours_first
 
 
 def main() -> None:
-    """Put our modules first in Python's search, name those that still come before others, and run the command."""
+    """Run a command, after Python's search is settled; a line for each file that is left out or in the way."""
     lines = put_ours_first()
+    # From here on an import finds ours and Python's modules.
     from data_pipeline.schema.terminal_text import echo
+    from sweeps.commands import cli
 
     for line in lines:
         echo(f"python   {line}", file=sys.stderr)
-    from sweeps.commands import cli
-
     cli.main()
 
 

@@ -82,11 +82,11 @@ def private_temp_folder(name: str, *, longest: int) -> Path:
     It lies in $TMPDIR, or in /tmp where its path would be too long.
 
     Args:
-        longest: Most characters of its path.
+        longest: Most bytes of its path.
     """
     for parent in (tempfile.gettempdir(), "/tmp"):
         path = Path(parent) / f"{name}-{os.getuid()}"
-        if len(str(path)) <= longest:
+        if len(os.fsencode(path)) <= longest:
             break
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)

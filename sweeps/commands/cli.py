@@ -7,9 +7,11 @@ import sys
 
 import typer
 
+from data_pipeline.schema.terminal_text import echo
 from sweeps.commands import after_sweep, before_sweep, downstream, explain, training_commands
 from sweeps.commands.command_frame import EXIT_FAULT, is_told
 from sweeps.commands.hidden_arguments import hide_secret_arguments
+from sweeps.commands.usable_folders import settle_folders
 
 _BEFORE, _SWEEP, _AFTER = "Before a sweep", "The sweep", "After a sweep"
 
@@ -41,8 +43,10 @@ app.command(rich_help_panel=_AFTER)(after_sweep.export)
 
 
 def main() -> None:
-    """Entry point of `pretune`, after `sweeps.__main__` has put our modules first."""
+    """Run the command of `sys.argv`; `sweeps.__main__` has put our modules first."""
     try:
+        for line in settle_folders():
+            echo(f"temp     {line}", file=sys.stderr)
         hide_secret_arguments()
         app()
     except Exception as error:

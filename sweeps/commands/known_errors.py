@@ -38,9 +38,7 @@ _OF_THE_SYSTEM = {
 """Reason and remedy by number."""
 _NETWORK = "Check the network and that service"
 _MEMORY = "Use a smaller model or fewer lanes (resources.lanes), or end other programs"
-_RAY_LOST = (
-    "Ray lost a process or a node, and ray.log in the results folder has more; end other programs if memory is short"
-)
+_RAY_LOST = "Ray lost a process or a node; see ray.log in the results folder"
 _OF_LIBRARIES = {
     "yaml": {"YAMLError": "Correct that YAML"},
     "mlflow.exceptions": {"MlflowException": "Check the MLflow store"},

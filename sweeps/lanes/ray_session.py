@@ -23,6 +23,8 @@ from sweeps.records.results_folder import LOG_FILE, check_writable
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable of a submitted job, whose working folder Ray itself hands to the workers."""
+_SOCKET_BYTES = 107
+"""Longest path of a socket on Linux."""
 _TEMP_CHARACTERS = 40
 """Longest path of Ray's folder: sockets below it have 65 characters more, of the 107 that the kernel allows."""
 
@@ -61,7 +63,14 @@ def _join(address: str, output: dict[str, Any]) -> None:
 def _start_on_this_machine(output: dict[str, Any]) -> None:
     """Start Ray for this user alone: on the addresses of the machine itself, with its files in a private folder."""
     here: dict[str, Any] = {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False}
-    if "RAY_TMPDIR" not in os.environ:
+    given = os.environ.get("RAY_TMPDIR")
+    longest = _SOCKET_BYTES - len(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
+    if given and len(os.fsencode(given)) > longest:
+        raise ClusterError(
+            f"RAY_TMPDIR={given}: has {len(os.fsencode(given))} bytes, and the sockets of Ray below it allow {longest}; "
+            "name a shorter folder, or unset RAY_TMPDIR"
+        )
+    if not given:
         # Ray opens its own folder to everybody, so it lies in one that is closed.
         here["_temp_dir"] = str(private_temp_folder("ray", longest=_TEMP_CHARACTERS) / "r")
     if not _is_in_own_checkout():

@@ -122,6 +122,15 @@ def test_a_start_of_ray_that_fails_once_is_tried_again_and_then_told(
     assert ray_session.ray_constants.ENABLE_RAY_CLUSTER is True
 
 
+def test_a_folder_for_ray_that_is_too_long_for_sockets_is_said_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 100)))
+    with pytest.raises(ClusterError, match="name a shorter folder, or unset RAY_TMPDIR"):
+        connect()
+
+
 @pytest.mark.ray
 def test_the_address_of_a_real_cluster_passes() -> None:
     ray.init(address="local", num_cpus=1, include_dashboard=False)
