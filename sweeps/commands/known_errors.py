@@ -57,6 +57,8 @@ _OF_LIBRARIES = {
 }
 """Remedy by module and class. The classes are looked up in loaded modules: others have raised nothing."""
 _AGAIN = "Then run the same command again."
+STDOUT = 1
+"""File descriptor of standard output."""
 _MOST_FAULTS = 5
 
 
@@ -142,7 +144,7 @@ def stdout_is_closed() -> bool:
     """Whether no process reads standard output any more."""
     try:
         poll = select.poll()
-        poll.register(sys.stdout.fileno(), 0)
+        poll.register(STDOUT, 0)
         return any(event & select.POLLERR for _, event in poll.poll(0))
-    except (OSError, ValueError):  # No file, as in a test: or closed.
+    except OSError:
         return False

@@ -55,7 +55,7 @@ def _join(address: str, output: dict[str, Any]) -> None:
         ray.init(**output)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(
-            f"RAY_ADDRESS={address}: this process cannot join that cluster: {first_line(error)}. Check with ray "
+            f"RAY_ADDRESS={address}: this process cannot join that cluster: {first_line(error).rstrip('.')}. Check with ray "
             "status, or unset RAY_ADDRESS to start Ray on this machine."
         ) from error
 
@@ -67,7 +67,7 @@ def _start_on_this_machine(output: dict[str, Any]) -> None:
     longest = _SOCKET_BYTES - len(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
     if given and len(os.fsencode(given)) > longest:
         raise ClusterError(
-            f"RAY_TMPDIR={given}: has {len(os.fsencode(given))} bytes, and the sockets of Ray below it allow {longest}; "
+            f"RAY_TMPDIR={given}: has {len(os.fsencode(given))} bytes, and Ray's sockets below it allow {longest}; "
             "name a shorter folder, or unset RAY_TMPDIR"
         )
     if not given:
@@ -101,7 +101,7 @@ def _init_twice(arguments: dict[str, Any]) -> None:
             ray.shutdown()
             if is_last:
                 raise ClusterError(
-                    f"Ray does not start on this machine: {first_line(error)} The machine may be too busy, or short of "
+                    f"Ray does not start on this machine: {first_line(error).rstrip('.')}. The machine may be too busy, or short of "
                     "memory: end other programs, and run the same command again. Ray's own words are below "
                     f"{arguments.get('_temp_dir', os.environ.get('RAY_TMPDIR'))}/session_latest/logs."
                 ) from error
