@@ -36,11 +36,11 @@ def put_ours_first() -> list[str]:
         here = ""
     out, lines = set(), []
     for folder in dict.fromkeys(os.path.realpath(entry) for entry in [*sys.path[:1], *given]):
+        if _holds_packages(folder):
+            continue
         if folder == os.path.realpath(_ROOT):
             taken = sorted(_names(folder) & (_INSTALLED | sys.stdlib_module_names))
             lines += [f"{_file(folder, name)} is imported in place of the module {name}; rename it" for name in taken]
-            continue
-        if os.path.basename(folder) in _PACKAGES or folder == os.path.dirname(os.path.realpath(os.__file__)):
             continue
         names = _names(folder)
         taken = sorted(names & (_OURS | sys.stdlib_module_names))
@@ -62,6 +62,13 @@ def put_ours_first() -> list[str]:
     if given:
         os.environ["PYTHONPATH"] = os.pathsep.join(one for one in given if os.path.realpath(one) not in out)
     return lines
+
+
+def _holds_packages(folder: str) -> bool:
+    """Whether a folder is Python's own, or one into which packages were installed."""
+    if os.path.basename(folder) in _PACKAGES or folder == os.path.dirname(os.path.realpath(os.__file__)):
+        return True
+    return os.path.isdir(folder) and any(entry.endswith(".dist-info") for entry in os.listdir(folder))
 
 
 def _names(folder: str) -> set[str]:

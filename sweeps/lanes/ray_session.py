@@ -55,8 +55,8 @@ def _join(address: str, output: dict[str, Any]) -> None:
         ray.init(**output)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(
-            f"RAY_ADDRESS={address}: this process cannot join that cluster: {first_line(error).rstrip('.')}. Check with ray "
-            "status, or unset RAY_ADDRESS to start Ray on this machine."
+            f"RAY_ADDRESS={address}: this process cannot join that cluster: {first_line(error).rstrip('.')}. Check "
+            "with ray status, or unset RAY_ADDRESS to start Ray on this machine."
         ) from error
 
 
@@ -101,8 +101,8 @@ def _init_twice(arguments: dict[str, Any]) -> None:
             ray.shutdown()
             if is_last:
                 raise ClusterError(
-                    f"Ray does not start on this machine: {first_line(error).rstrip('.')}. The machine may be too busy, or short of "
-                    "memory: end other programs, and run the same command again. Ray's own words are below "
+                    f"Ray does not start on this machine: {first_line(error).rstrip('.')}. The machine may be too busy, "
+                    "or short of memory: end other programs, and run the same command again. Ray's own words: "
                     f"{arguments.get('_temp_dir', os.environ.get('RAY_TMPDIR'))}/session_latest/logs."
                 ) from error
 

@@ -117,9 +117,7 @@ class MlflowStore:
             if is_deleted(experiment) and not _is_given():
                 # Nothing can be recorded in it, and its name stays taken.
                 self.client.restore_experiment(experiment.experiment_id)
-                say(
-                    f"{self.name}: the experiment {EXPERIMENT} was deleted; it is restored, with its runs, for this one"
-                )
+                say(f"{self.name}: the experiment {EXPERIMENT} was deleted; it is restored with its runs")
             else:
                 refuse_deleted(experiment, self.uri)
             return str(experiment.experiment_id)
