@@ -101,8 +101,8 @@ def _init_twice(arguments: dict[str, Any]) -> None:
             ray.shutdown()
             if is_last:
                 raise ClusterError(
-                    f"Ray does not start on this machine: {first_line(error).rstrip('.')}. The machine may be too busy, "
-                    "or short of memory: end other programs, and run the same command again. Ray's own words: "
+                    f"Ray does not start on this machine: {first_line(error).rstrip('.')}. The machine may be too "
+                    "busy, or short of memory: end other programs, and run the same command again. Ray's own words: "
                     f"{arguments.get('_temp_dir', os.environ.get('RAY_TMPDIR'))}/session_latest/logs."
                 ) from error
 

@@ -74,9 +74,11 @@ def test_a_module_in_place_of_an_installed_package_is_named_before_anything_star
 def test_a_folder_of_installed_packages_stays_in_the_search(tmp_path: Path) -> None:
     folder = tmp_path / "packages"
     (folder / "typing_extensions.dist-info").mkdir(parents=True)
-    (folder / "dataclasses.py").write_text("raise SystemExit('it was imported')")
-    done = run("-m", "sweeps", "--help", folder=tmp_path, search=f"{ROOT}:{folder}")
-    assert done.stderr == "it was imported\n"
+    (folder / "dataclasses.py").write_text("")
+    code = "import sys; from sweeps.commands.module_search import put_ours_first; print(put_ours_first(), sys.path)"
+    done = run("-c", code, folder=tmp_path, search=f"{ROOT}:{folder}")
+    assert done.stdout.startswith("[] ")
+    assert str(folder) in done.stdout
 
 
 def test_processes_that_come_of_a_command_search_no_current_folder(project: Path) -> None:
