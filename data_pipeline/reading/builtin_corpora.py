@@ -30,7 +30,9 @@ def builtin_bytes(name: str) -> bytes:
         raise ValueError(f"there is no built-in corpus {name!r}; the only one is python-docs")
     version = ".".join(str(part) for part in sys.version_info[:3])
     cache = (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pretune" / f"python-docs-{version}.jsonl"
+        Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        / "pretune"
+        / f"python-docs-{version}.jsonl"
     )
     with suppress(OSError):
         return cache.read_bytes()

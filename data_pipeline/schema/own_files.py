@@ -69,7 +69,8 @@ def fresh_folder(path: Path) -> Path:
 
 def make_folder(path: Path) -> None:
     """Make a folder with its parents, unless it exists; `~/pretune` is made for its user alone."""
-    private = Path.home() / "pretune"
+    # Unlike Path.home(), this does not fail for a user without a home folder.
+    private = Path(os.path.expanduser("~/pretune"))
     if private in (path.absolute(), *path.absolute().parents):
         private.mkdir(mode=0o700, exist_ok=True)
     path.mkdir(parents=True, exist_ok=True)
@@ -81,11 +82,11 @@ def private_temp_folder(name: str, *, longest: int) -> Path:
     It lies in $TMPDIR, or in /tmp where its path would be too long.
 
     Args:
-        longest: Most characters of its path.
+        longest: Most bytes of its path.
     """
     for parent in (tempfile.gettempdir(), "/tmp"):
         path = Path(parent) / f"{name}-{os.getuid()}"
-        if len(str(path)) <= longest:
+        if len(os.fsencode(path)) <= longest:
             break
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)

@@ -21,6 +21,7 @@ from sweeps.commands.command_frame import (
 )
 from sweeps.commands.lost_terminal import outlives_its_terminal
 from sweeps.commands.terminal import Terminal
+from sweeps.records.printed_commands import command_line
 
 
 @explains_faults
@@ -33,7 +34,7 @@ def new(
     from sweeps.planning.new_sweep import write_new_sweep
 
     echo(redact(write_new_sweep(corpus, output, is_causal=causal)))
-    terminal().print(f"next     pretune plan {output}", highlight=False, soft_wrap=True)
+    terminal().print(f"next     {command_line('plan', output)}", highlight=False, soft_wrap=True)
 
 
 @explains_faults

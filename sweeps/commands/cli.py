@@ -4,15 +4,15 @@ Each command imports its dependencies when it runs, so `pretune --help` answers 
 """
 
 import sys
-import traceback
 
 import typer
 
-from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.terminal_text import echo
 from sweeps.commands import after_sweep, before_sweep, downstream, explain, training_commands
+from sweeps.commands.command_frame import EXIT_FAULT, is_told
 from sweeps.commands.hidden_arguments import hide_secret_arguments
 from sweeps.commands.lost_terminal import open_closed_streams
+from sweeps.commands.usable_folders import settle_folders
 
 _BEFORE, _SWEEP, _AFTER = "Before a sweep", "The sweep", "After a sweep"
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog="Exit codes: 0 done, 2 fault in an input, 3 no trial completed, 4 trials given up, 130 interrupted.",
+    epilog="Exit codes: 0 done, 2 fault to mend, 3 no trial completed, 4 trials given up, 130 interrupted.",
 )
 
 # The list shows the first line of each docstring. Keep it short: the whole list fits one screen.
@@ -44,12 +44,17 @@ app.command(rich_help_panel=_AFTER)(after_sweep.export)
 
 
 def main() -> None:
-    """Entry point of `pretune`."""
+    """Run the command of `sys.argv`; `sweeps.__main__` has put our modules first."""
     open_closed_streams()
-    hide_secret_arguments()
     try:
+        for line in settle_folders():
+            echo(f"temp     {line}", file=sys.stderr)
+        hide_secret_arguments()
         app()
-    except Exception:
-        # A fault of ours: the message of its error may hold text from a file, or quote a URL.
-        echo(redact(traceback.format_exc()), end="", file=sys.stderr)
+    except Exception as error:
+        if is_told(error):
+            sys.exit(EXIT_FAULT)
+        from sweeps.commands.bug_report import report_bug
+
+        report_bug(error)
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -10,12 +11,14 @@ from urllib.parse import unquote, urlparse
 
 import typer
 
+from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.terminal_text import echo, json_line
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.terminal import Terminal
+from sweeps.records.printed_commands import default_results
 
 EXIT_FAULT = 2
-"""An input is invalid; nothing was started."""
+"""An input is invalid, or the machine or the network failed; the message says how to mend it."""
 EXIT_NOTHING_COMPLETED = 3
 """The sweep finished, and no trial completed."""
 EXIT_INCOMPLETE = 4
@@ -24,12 +27,9 @@ EXIT_INTERRUPTED = 130
 """Ctrl-C, SIGTERM or SIGHUP; the same command resumes."""
 
 VERBOSE = "PRETUNE_VERBOSE"
-"""Environment variable; if set, Ray and its workers print on the terminal."""
+"""Environment variable; if set, Ray and its workers print on the terminal, and errors are told with tracebacks."""
 
 _PIPED_WIDTH = 160
-_JOB_FOLDERS = "working_dir_files"
-"""Ray's folder that holds the working folders of submitted jobs."""
-
 File = Annotated[Path, typer.Argument(help="Sweep file (YAML).", show_default=False)]
 Set = Annotated[
     list[str] | None,
@@ -48,14 +48,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def explains_faults(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command: a user's mistake prints one paragraph and exits with code 2, without a traceback."""
+    """Decorate a command: a mistake of the user, or a fault of the machine or the network, is told in one paragraph.
+
+    It ends with exit code 2 and without a traceback. An error of unknown kind passes: it is a bug.
+    """
 
     @wraps(command)
     def explained(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except InputFault as fault:
-            _print_fault(fault)
+        except Exception as error:
+            if not is_told(error):
+                raise
             raise typer.Exit(EXIT_FAULT) from None
         except KeyboardInterrupt:
             Terminal(stderr=True).print("pretune: interrupted")
@@ -64,9 +68,25 @@ def explains_faults(command: Callable[..., None]) -> Callable[..., None]:
     return explained
 
 
-def _print_fault(fault: InputFault) -> None:
+def is_told(error: Exception) -> bool:
+    """Print an error of a known kind as one paragraph on stderr; False: its kind is not known."""
+    from sweeps.commands.known_errors import STDOUT, sentence_of, stdout_is_closed
+
+    sentence = sentence_of(error)
+    if sentence is None:
+        return False
+    if os.environ.get(VERBOSE) and not isinstance(error, InputFault):
+        echo(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    if stdout_is_closed():
+        # Python would fail once more at its end, on the rest of the output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    _print_fault(redact(sentence))
+    return True
+
+
+def _print_fault(fault: str) -> None:
     """Print a fault in red. Its later lines are indented: a name with a line feed cannot forge a line of ours."""
-    first, *rest = str(fault).split("\n")
+    first, *rest = fault.split("\n")
     console = Terminal(stderr=True)
     for line in (f"pretune: {first}", *(line if line.startswith("  ") else f"  {line}" for line in rest)):
         console.print(line, style="red", highlight=False, soft_wrap=True)
@@ -91,13 +111,9 @@ def print_json(value: Any) -> None:
 def results_location(given: str | None) -> tuple[Path, str | None]:
     """Results folder on this machine, and the URI that stores the results, if one is given.
 
-    The folder is the one given, else $PRETUNE_RESULTS, else `results` below the current folder. With a URI it is this
-    machine's working copy. A submitted job runs in a copy of the working folder that Ray deletes afterwards; its
-    default lies below the home folder instead.
+    The folder is the one given, else that of `default_results`. With a URI it is this machine's working copy.
     """
-    is_copy = _JOB_FOLDERS in Path.cwd().parts
-    default = Path.home() / "pretune" / "results" if is_copy else Path("results")
-    location = given or os.environ.get("PRETUNE_RESULTS") or str(default)
+    location = given or default_results()
     if "://" not in location:
         return Path(location), None
     if location.startswith("file://"):

@@ -1,6 +1,5 @@
 """The final summary of a sweep on the terminal: ranking, best settings, paths of the results, command to resume."""
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.settings import clock
 from sweeps.analysis.next_steps import best_on_an_edge
 from sweeps.analysis.noise_floor import verdict, winner_in_words
@@ -20,6 +18,7 @@ from sweeps.commands.command_frame import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXI
 from sweeps.execution.live_progress import STYLES, leaders_table
 from sweeps.execution.run_sweep import SweepEnd
 from sweeps.records.outcomes import Outcome
+from sweeps.records.printed_commands import command_line
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.report.report_comparison import after_the_sweep
 from sweeps.settings.search_space import format_setting, settings_in_words
@@ -33,7 +32,7 @@ def close(end: SweepEnd, console: Console) -> None:
     Raises:
         typer.Exit: The sweep was interrupted, is incomplete, or completed no trial.
     """
-    print_end(end, console, command=" ".join(["pretune", *sys.argv[1:]]))
+    print_end(end, console, command=command_line(*sys.argv[1:]))
     if end.status is SweepStatus.INTERRUPTED:
         raise typer.Exit(EXIT_INTERRUPTED)
     if end.status is SweepStatus.INCOMPLETE:
@@ -46,9 +45,8 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     """Print the results of a sweep and the next command.
 
     Args:
-        command: The command that ran the sweep; the same command resumes it. Secrets of URLs are not printed.
+        command: The command that ran the sweep, by `command_line`; the same command resumes it.
     """
-    command = redact(command)
     console.print()
     if end.was_done_before:
         console.print("the sweep was already finished; nothing was trained", style="bold")
@@ -75,7 +73,7 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     facts += [
         ("report", folder / "report.html"),
         ("tables", folder / "trials.csv"),
-        ("runs", _ui_command(end.folder.path.parent)),
+        ("runs", command_line("ui", results=_short(end.folder.path.parent))),
     ]
     if end.model_uri:
         facts.insert(1, ("registry", end.model_uri))
@@ -119,12 +117,6 @@ def _print_others(end: SweepEnd, console: Console) -> None:
 def _spent(end: SweepEnd) -> str:
     spent = end.summary["training_s_by_outcome"]
     return ", ".join(f"{seconds:.0f} s in {outcome}" for outcome, seconds in spent.items()) or "no training"
-
-
-def _ui_command(results: Path) -> str:
-    # `pretune ui` finds its default folder without an option.
-    default = Path(os.environ.get("PRETUNE_RESULTS", "results")).absolute()
-    return "pretune ui" if results == default else f"pretune ui --results {_short(results)}"
 
 
 def _short(path: Path) -> Path:

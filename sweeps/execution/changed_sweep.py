@@ -17,6 +17,7 @@ from core.settings.run_config import RunConfig
 from data_pipeline.schema.dotted_paths import flattened, value_at
 from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.outcomes import Outcome
+from sweeps.records.printed_commands import command_line
 from sweeps.records.results_folder import SweepFolder, folder_name, sweep_identity
 from sweeps.records.trial_records import ChosenBy, TrialRecord, TrialStore
 from sweeps.settings.settings_faults import SettingsFileError
@@ -54,12 +55,21 @@ class EarlierSweep:
 
 
 def begin(
-    folder: SweepFolder, sweep: SweepConfig, data_fingerprint: str, store: TrialStore, *, say: Callable[[str], None]
+    folder: SweepFolder,
+    sweep: SweepConfig,
+    data_fingerprint: str,
+    store: TrialStore,
+    *,
+    results: str | Path,
+    say: Callable[[str], None],
 ) -> None:
     """Compare a new sweep with the earlier one of its name: report the changes, take over the valid trials.
 
     Does nothing if there is no earlier sweep, or if this comparison was finished before. If killed, the next call
     resumes it.
+
+    Args:
+        results: Results folder or URI of the sweep, for the command that resumes the earlier one.
     """
     known = store.load_all()
     if (folder.path / CHANGES_FILE).exists() or any(record.chosen_by is not ChosenBy.TAKEN_OVER for record in known):
@@ -76,7 +86,8 @@ def begin(
         taken = _take_over(earlier, sweep, store, known)
         names = ", ".join(Path(record.taken_over_from).name for record in taken)
         say(f"         {len(taken)} finished trials are still valid and taken over" + (f": {names}" if taken else ""))
-        say(f"         To resume the earlier sweep: pretune sweep {earlier.folder / 'sweep.yaml'}")
+        resumes = command_line("sweep", earlier.folder / "sweep.yaml", results=results)
+        say(f"         To resume the earlier sweep: {resumes}")
     said = {
         "compared_with": None if earlier is None else earlier.folder.name,
         "changes": changed or [],

@@ -121,7 +121,8 @@ def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kep
         at_uri.following(folder.path, data.folder) if at_uri else nullcontext(),
         predictions_kept(results_folder, say=lambda words: say(f"memory   {words}")),
     ):
-        begin(folder, sweep, data.fingerprint, TrialStore(folder.trials), say=say)
+        results = results_folder if kept_at is None else kept_at
+        begin(folder, sweep, data.fingerprint, TrialStore(folder.trials), results=results, say=say)
         return _run(sweep, resolved, folder, tracking, console, earlier, say, at_uri)
 
 

@@ -15,6 +15,7 @@ from sweeps.finetuning.finetune_file import RESOLVED_FILE
 from sweeps.finetuning.finetune_report import print_data, write_page
 from sweeps.finetuning.finetune_request import FinetuneRequest, model_and_rows
 from sweeps.finetuning.finetune_tracking import record
+from sweeps.records.printed_commands import command_line
 from sweeps.records.results_folder import check_writable
 from sweeps.tracking.mlflow_store import MlflowStore, TrackingError
 from sweeps.tracking.mlflow_tags import source_tags
@@ -53,13 +54,14 @@ def carry_out(
             console.print("the fine-tuning was already finished; nothing was trained", style="bold")
             return json.loads((plan.folder / METRICS_FILE).read_text(encoding="utf-8")), plan.folder
         check_writable(results_folder)
-        store = MlflowStore(results_folder)  # An unusable store fails here and not after the training.
+        # An unusable store fails here and not after the training.
+        store = MlflowStore(results_folder, say=lambda words: console.print(words, markup=False, soft_wrap=True))
         end = train_classifiers(plan, console)
         write_page(end)
         figures = write_files(end)
         drop_checkpoints(end.folder)
         try:
-            record(store, end, tags=source_tags(" ".join(["pretune", *sys.argv[1:]]), Path.cwd()))
+            record(store, end, tags=source_tags(command_line(*sys.argv[1:]), Path.cwd()))
         except TrackingError as error:
             console.print(f"not recorded in MLflow: {error}", style="red", markup=False, soft_wrap=True)
         return figures, plan.folder

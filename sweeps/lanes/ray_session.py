@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,19 +13,30 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
 from data_pipeline.schema.own_files import OwnLog, private_temp_folder
 from data_pipeline.schema.redaction import RedactingFormatter
+from data_pipeline.schema.user_errors import first_line
+from sweeps.lanes.cluster_address import ClusterError, check_address
 from sweeps.records.orphan_processes import MARK, driver_mark
 from sweeps.records.results_folder import LOG_FILE, check_writable
 
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable of a submitted job, whose working folder Ray itself hands to the workers."""
+_SOCKET_BYTES = 107
+"""Longest path of a socket on Linux."""
 _TEMP_CHARACTERS = 40
 """Longest path of Ray's folder: sockets below it have 65 characters more, of the 107 that the kernel allows."""
 
 
 def connect() -> None:
-    """Start Ray on this machine, or join the cluster of RAY_ADDRESS (as in a submitted job)."""
+    """Start Ray on this machine, or join the cluster of RAY_ADDRESS (as in a submitted job).
+
+    Raises:
+        ClusterError: There is no such cluster, or Ray does not start.
+    """
     # Ray Data warns there that its progress bars are off; preparation has its own.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     if ray.is_initialized():
@@ -32,25 +44,46 @@ def connect() -> None:
     _set_environment()
     output: dict[str, Any] = {"log_to_driver": is_verbose(), "logging_level": _logging_level()}
     if _has_cluster():
-        ray.init(**output)
+        _join(os.environ["RAY_ADDRESS"], output)
     else:
         _start_on_this_machine(output)
+
+
+def _join(address: str, output: dict[str, Any]) -> None:
+    check_address(address)
+    if not _is_in_own_checkout() and _JOB not in os.environ:
+        output = output | {"job_config": _WithoutCurrentFolder()}
+    try:
+        ray.init(**output)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError, RayError) as error:
+        raise ClusterError(
+            f"RAY_ADDRESS={address}: this process cannot join that cluster: {first_line(error).rstrip('.')}. Check "
+            "with ray status, or unset RAY_ADDRESS to start Ray on this machine."
+        ) from error
 
 
 def _start_on_this_machine(output: dict[str, Any]) -> None:
     """Start Ray for this user alone: on the addresses of the machine itself, with its files in a private folder."""
     here: dict[str, Any] = {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False}
-    if "RAY_TMPDIR" not in os.environ:
+    given = os.environ.get("RAY_TMPDIR")
+    longest = _SOCKET_BYTES - len(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
+    if given and len(os.fsencode(given)) > longest:
+        raise ClusterError(
+            f"RAY_TMPDIR={given}: has {len(os.fsencode(given))} bytes, and Ray's sockets below it allow {longest}; "
+            "name a shorter folder, or unset RAY_TMPDIR"
+        )
+    if not given:
         # Ray opens its own folder to everybody, so it lies in one that is closed.
         here["_temp_dir"] = str(private_temp_folder("ray", longest=_TEMP_CHARACTERS) / "r")
-    if Path.cwd() != Path(__file__).parents[2]:
+    if not _is_in_own_checkout():
         here["job_config"] = _WithoutCurrentFolder()
+    _set_token()
     # Ray's switch for macOS and Windows, where firewalls ask about other addresses. It is read by `init` alone.
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         with _processes_ignore_hangup():
-            ray.init(**here, **output)
+            _init_twice(here | output)
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
@@ -69,6 +102,44 @@ def _processes_ignore_hangup() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def _init_twice(arguments: dict[str, Any]) -> None:
+    """`ray.init`; once more if it fails, because Ray gives its processes 30 s, which a busy machine may exceed.
+
+    Raises:
+        ClusterError: It failed twice.
+    """
+    for is_last in (False, True):
+        try:
+            ray.init(**arguments)
+            return
+        except OSError:
+            raise  # The system refuses something: another attempt changes nothing.
+        except Exception as error:  # Ray raises this class itself.
+            ray.shutdown()
+            if is_last:
+                raise ClusterError(
+                    f"Ray does not start on this machine: {first_line(error).rstrip('.')}. The machine may be too "
+                    "busy, or short of memory: end other programs, and run the same command again. Ray's own words: "
+                    f"{arguments.get('_temp_dir', os.environ.get('RAY_TMPDIR'))}/session_latest/logs."
+                ) from error
+
+
+def _set_token() -> None:
+    """Hand Ray its token in the environment if it cannot write one into the home folder."""
+    folder = Path(os.path.expanduser("~")) / ".ray"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_usable = os.access(folder, os.W_OK) or (folder / "auth_token").is_file()
+    except OSError:
+        is_usable = False
+    if not is_usable and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _is_in_own_checkout() -> bool:
+    return Path.cwd() == Path(__file__).parents[2]
 
 
 class _WithoutCurrentFolder(JobConfig):
@@ -100,7 +171,7 @@ def connect_while_importing(*modules: str) -> None:
 
 
 def _has_cluster() -> bool:
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
 def _set_environment() -> None:

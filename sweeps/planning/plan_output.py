@@ -143,7 +143,7 @@ def _memory_table(plan: SweepPlan) -> Table:
         table.add_column(name, justify="right" if name else "left")
     largest = plan.largest_micro_batch(plan.sweep.run_config())
     for micro_batch, peak in _predicted_peaks(plan):
-        verdict = "fits" if peak <= plan.memory_bytes else "[yellow]does not fit: not launched[/yellow]"
+        verdict = "fits" if peak <= plan.memory_bytes else "does not fit: not launched"
         table.add_row(str(micro_batch), format_bytes(peak), f"{peak / plan.memory_bytes:.0%}", verdict)
     table.add_row(
         "largest", "", "", f"{largest} rows at the settings of the file" if largest else "not even one row fits"

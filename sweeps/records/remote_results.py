@@ -1,6 +1,7 @@
 """Results of a sweep at a URI: restored before the sweep resumes, mirrored while it runs."""
 
 import json
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ def working_folder(uri: str) -> Path:
             "AWS_SECRET_ACCESS_KEY) or in a profile of the store (AWS_PROFILE)"
         )
     name = re.sub(r"[^A-Za-z0-9.]+", "-", uri.partition("://")[2]).strip("-.")
-    return Path.home() / "pretune" / "mirrored" / (name or "results")
+    return Path(os.path.expanduser("~")) / "pretune" / "mirrored" / (name or "results")
 
 
 class ResultsAtUri:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args, get_origin
@@ -112,7 +113,7 @@ def fault_of(detail: Any, config: type[BaseModel], document: YamlDocument) -> Fa
             rule = _rule_of(detail)
     # Rules of our own ("value_error") come with a remedy; those of a type say only which values are wrong.
     if not remedy and detail["type"] != "value_error" and description:
-        remedy = f"see `pretune explain {location}`"
+        remedy = f"see `pretune explain {shlex.quote(location)}`"
     return Fault(location or "file", document.line_of(location), value, rule, remedy)
 
 

@@ -2,13 +2,16 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from data_pipeline.schema.own_files import own_lock, refuse_link
 from data_pipeline.schema.redaction import has_user_information, redact_url
@@ -62,8 +65,11 @@ def make_quick() -> None:
 class MlflowStore:
     """An open MLflow store."""
 
-    def __init__(self, results_folder: Path) -> None:
+    def __init__(self, results_folder: Path, *, say: Callable[[str], None] = lambda _: None) -> None:
         """Open the store; an unusable one fails here and not after hours of training.
+
+        Args:
+            say: Called with a line if the experiment had to be restored.
 
         Raises:
             TrackingError: The store does not answer or cannot be written.
@@ -74,7 +80,7 @@ class MlflowStore:
             if self.uri.startswith("sqlite:///"):
                 _make_whole(Path(self.uri.removeprefix("sqlite:///")))
             self.client = MlflowClient(self.uri)
-            self.experiment_id = self._find_or_create_experiment(results_folder)
+            self.experiment_id = self._find_or_create_experiment(results_folder, say)
 
     @property
     def name(self) -> str:
@@ -97,15 +103,23 @@ class MlflowStore:
             yield
         except InputFault:
             raise
-        except (MlflowException, OSError, ValueError) as error:
-            raise TrackingError(
-                f"{self.name} cannot be used: {_in_words(error)}. Start that server, or "
-                "unset MLFLOW_TRACKING_URI to record in a file next to the results."
-            ) from error
+        except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+            remedy = (
+                "Start that server, or unset MLFLOW_TRACKING_URI to record in a file next to the results."
+                if _is_given()
+                else "Move that file away: a new one is begun, and each sweep is recorded again by its own command."
+            )
+            raise TrackingError(f"{self.name} cannot be used: {_in_words(error)}. {remedy}") from error
 
-    def _find_or_create_experiment(self, results_folder: Path) -> str:
+    def _find_or_create_experiment(self, results_folder: Path, say: Callable[[str], None]) -> str:
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is not None:
+            if is_deleted(experiment) and not _is_given():
+                # Nothing can be recorded in it, and its name stays taken.
+                self.client.restore_experiment(experiment.experiment_id)
+                say(f"{self.name}: the experiment {EXPERIMENT} was deleted; it is restored with its runs")
+            else:
+                refuse_deleted(experiment, self.uri)
             return str(experiment.experiment_id)
         # A server sets its artifact location itself; a local SQLite file needs one.
         is_local = self.uri.startswith("sqlite:")
@@ -120,6 +134,34 @@ class MlflowStore:
             if experiment is None:
                 raise
             return str(experiment.experiment_id)
+
+
+def is_deleted(experiment: Experiment) -> bool:
+    """Whether an experiment was deleted on MLflow's pages, where it can be restored for some time."""
+    return bool(experiment.lifecycle_stage == LifecycleStage.DELETED)
+
+
+def refuse_deleted(experiment: Experiment, uri: str) -> None:
+    """Check that an experiment can be used.
+
+    Args:
+        uri: Address of its store.
+
+    Raises:
+        TrackingError: It was deleted; the message has the command that restores it.
+    """
+    if is_deleted(experiment):
+        # An address that the user has set is known to their shell, and may hold a secret.
+        address = "" if _is_given() else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} "
+        raise TrackingError(
+            f"MLflow at {redact_url(uri)}: the experiment {EXPERIMENT} was deleted there. To restore it with its runs: "
+            f"{address}mlflow experiments restore -x {experiment.experiment_id}"
+        )
+
+
+def _is_given() -> bool:
+    """Whether the user has chosen the store, which others may use, too."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI"))
 
 
 def _make_whole(file: Path) -> None:

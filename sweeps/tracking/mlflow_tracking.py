@@ -71,7 +71,7 @@ class Tracking:
         Raises:
             TrackingError: The store does not answer or cannot be written.
         """
-        self._store = MlflowStore(results_folder)
+        self._store = MlflowStore(results_folder, say=say)
         self._client, self._experiment_id = self._store.client, self._store.experiment_id
         self._writer = run_writer(self._client, self._experiment_id)
         self.address = redact_url(self._store.uri)

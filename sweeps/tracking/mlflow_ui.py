@@ -20,7 +20,7 @@ from rich.console import Console
 from sweeps.analysis.trial_curves import TRAIN_LOSS
 from sweeps.records.results_folder import ResultsError
 from sweeps.records.trial_records import LOSS
-from sweeps.tracking.mlflow_store import EXPERIMENT, store_uri
+from sweeps.tracking.mlflow_store import EXPERIMENT, refuse_deleted, store_uri
 from sweeps.tracking.run_contents import FINAL_LOSS
 from sweeps.tracking.ui_login import is_open_to_others, login
 
@@ -45,7 +45,7 @@ def serve_ui(results_folder: Path, *, host: str, port: int, console: Console, as
 
     Raises:
         ResultsError: The results folder has no runs, the port is in use, or the login lacks something.
-        TrackingError: MLFLOW_TRACKING_URI cannot be used.
+        TrackingError: MLFLOW_TRACKING_URI cannot be used, or the experiment was deleted.
     """
     uri = store_uri(results_folder)
     if uri.startswith("http"):
@@ -54,10 +54,10 @@ def serve_ui(results_folder: Path, *, host: str, port: int, console: Console, as
                 "--login: MLFLOW_TRACKING_URI names a server, which serves its own pages; set the login there, or "
                 "unset MLFLOW_TRACKING_URI"
             )
-        _print_addresses(uri.rstrip("/"), MlflowClient(uri), console)
+        _print_addresses(uri.rstrip("/"), MlflowClient(uri), uri, console)
         return
     is_missing = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
-    if is_missing or _experiment_id(MlflowClient(uri)) is None:
+    if is_missing or _experiment_id(MlflowClient(uri), uri) is None:
         raise ResultsError(f"{results_folder} has no runs yet. Run a sweep first, or name a folder with --results.")
     _check_port(host, port)
     artifacts = (results_folder.absolute() / "mlartifacts").as_uri()
@@ -65,7 +65,7 @@ def serve_ui(results_folder: Path, *, host: str, port: int, console: Console, as
     door: AbstractContextManager[dict[str, str]] = login() if asks_login else nullcontext({})
     with door as environment, _server(uri, artifacts, environment, host=host, port=port) as server:
         _wait_until_up(server, address)
-        _print_addresses(address, MlflowClient(uri), console)
+        _print_addresses(address, MlflowClient(uri), uri, console)
         if is_open_to_others(host) and not asks_login:
             console.print(
                 f"warning: whoever reaches port {port} of this machine can read, change and delete all runs without a "
@@ -78,8 +78,8 @@ def serve_ui(results_folder: Path, *, host: str, port: int, console: Console, as
         server.wait()
 
 
-def _print_addresses(address: str, client: MlflowClient, console: Console) -> None:
-    experiment = _experiment_id(client)
+def _print_addresses(address: str, client: MlflowClient, uri: str, console: Console) -> None:
+    experiment = _experiment_id(client, uri)
     if experiment is None:
         console.print(f"no runs yet at {address}", highlight=False, soft_wrap=True)
         return
@@ -253,9 +253,12 @@ def _wait_until_up(server: subprocess.Popen[bytes], address: str) -> None:
     raise ResultsError(f"the MLflow server at {address} does not answer after {_START_S:.0f} s; run the command again")
 
 
-def _experiment_id(client: MlflowClient) -> str | None:
+def _experiment_id(client: MlflowClient, uri: str) -> str | None:
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    return None if experiment is None else str(experiment.experiment_id)
+    if experiment is None:
+        return None
+    refuse_deleted(experiment, uri)
+    return str(experiment.experiment_id)
 
 
 def _check_port(host: str, port: int) -> None:

@@ -78,7 +78,7 @@ def find_finished(
             found = finished_sweep(folder)
             if found.sweep.size == size:
                 return found
-    without = "or leave the setting out (pretune train ... --from file trains with the file's own settings)"
+    without = "or leave the setting out (--from file trains with the file's own settings)"
     others = "or name another sweep or its folder" if is_needed else f"name another sweep or its folder, {without}"
     raise ResultsError(
         f"{what_for}: {results_folder} holds no finished sweep or training called {name} of size {size}. Run it "

@@ -9,6 +9,7 @@ from swept_folder import TOKENS, example_sweep, write_results
 from sweeps.commands.end_summary import print_end
 from sweeps.execution.run_sweep import SweepEnd
 from sweeps.records.outcomes import Outcome
+from sweeps.records.printed_commands import command_line
 from sweeps.records.results_folder import SweepFolder
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import LOSS, TrialRecord
@@ -69,8 +70,8 @@ def test_a_winner_against_which_nothing_speaks_is_given_without_a_warning(tmp_pa
 
 
 def test_the_command_that_resumes_is_shown_without_the_token_of_a_url(tmp_path: Path) -> None:
-    command = "pretune sweep file.yaml --set corpus.path=https://host/rows.csv?token=CANARY"
+    command = command_line("sweep", "file.yaml", "--set", "corpus.path=https://host/rows.csv?token=CANARY")
     lines = last_words(
         tmp_path, rates=(1e-3,) * 4, seconds=(100.0,) * 4, status=SweepStatus.INTERRUPTED, command=command
     )
-    assert f"resume   {command.replace('CANARY', '***')}" in lines
+    assert "resume   pretune sweep file.yaml --set 'corpus.path=https://host/rows.csv?token=***'" in lines

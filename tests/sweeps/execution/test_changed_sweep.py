@@ -64,7 +64,7 @@ def begun(results: Path, sweep: SweepConfig, data: str = DATA) -> tuple[list[Tri
     said: list[str] = []
     folder = folder_of(results, sweep, data)
     store = TrialStore(folder.trials)
-    begin(folder, sweep, data, store, say=said.append)
+    begin(folder, sweep, data, store, results=results, say=said.append)
     return store.load_all(), "\n".join(said)
 
 

@@ -11,6 +11,9 @@ import pytest
 from command import ROOT
 
 _SESSION = """
+from sweeps.commands.module_search import put_ours_first
+
+put_ours_first()
 import json
 import os
 from pathlib import Path
@@ -20,12 +23,13 @@ import ray
 from sweeps.lanes.ray_session import connect
 
 connect()
-module = ray.get(ray.remote(lambda: __import__("colorsys").__file__).remote())
+names = ("colorsys", "core", "data_pipeline", "sweeps", "tokenizers")
+modules = ray.get(ray.remote(lambda: {name: __import__(name).__file__ for name in names}).remote())
 processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
 listening = [c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
 folder = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[3]
 mode = folder.stat().st_mode & 0o777
-print(json.dumps({"module": module, "addresses": listening, "mode": mode, "folder": str(folder)}))
+print(json.dumps({"modules": modules, "addresses": listening, "mode": mode, "folder": str(folder)}))
 """
 
 
@@ -34,14 +38,20 @@ def test_ray_on_one_machine_listens_to_it_alone_and_keeps_its_files_and_modules_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    (tmp_path / "colorsys.py").write_text("raise SystemExit('a module of the current folder has run')")
-    command = [sys.executable, "-P", "-c", _SESSION]
+    # An empty entry is the current folder.
+    monkeypatch.setenv("PYTHONPATH", f":{ROOT}")
+    monkeypatch.setenv("HOME", "/dev/null/none")
+    for name in ("colorsys", "core", "data_pipeline", "tokenizers"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} of the current folder has run')")
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{_SESSION}"
+    command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     # Ray has several servers, of which each could listen to the world.
     assert len(found["addresses"]) > 4
     assert {address.removeprefix("::ffff:") for address in found["addresses"]} == {"127.0.0.1"}
-    assert Path(found["module"]).is_relative_to(sysconfig.get_path("stdlib"))
+    assert Path(found["modules"].pop("colorsys")).is_relative_to(sysconfig.get_path("stdlib"))
+    assert not Path(found["modules"].pop("tokenizers")).is_relative_to(tmp_path)
+    assert all(Path(file).is_relative_to(ROOT) for file in found["modules"].values()), found["modules"]
     assert found["mode"] == 0o700, found["folder"]

@@ -267,6 +267,32 @@ def test_a_finished_sweep_is_known_to_be_complete_and_another_store_gets_all_of_
     assert Runs(other, sweep).history("trial-0001", LOSS) == losses(1)
 
 
+def test_runs_and_a_model_that_were_deleted_are_recorded_again_by_the_next_command(sweep: Sweep) -> None:
+    tracking = sweep.tracking()
+    for number in (1, 2):
+        sweep.whole_trial(tracking, number)
+    assert sweep.finish(tracking) == ""
+    client = MlflowClient(f"sqlite:///{sweep.results / 'mlflow.db'}")
+    before = local_runs(sweep)
+    client.delete_run(before.children["trial-0002"].info.run_id)
+    again = sweep.tracking()
+    assert not again.is_complete
+    assert sweep.finish(again) == ""
+    assert local_runs(sweep).parent.info.run_id == before.parent.info.run_id
+    assert local_runs(sweep).history("trial-0002", LOSS) == losses(2)
+    client.delete_run(before.parent.info.run_id)
+    third = sweep.tracking()
+    assert not third.is_complete
+    assert sweep.finish(third) == ""
+    client.delete_run(local_runs(sweep).parent.info.run_id)
+    running = sweep.tracking()
+    client.delete_run(running.parent_id)
+    refused = sweep.finish(running)
+    assert "did not receive" in refused
+    assert sweep.finish(sweep.tracking()) == ""
+    assert len(client.search_runs([before.parent.info.experiment_id], "tags.`pretune.kind` = 'sweep'")) == 1
+
+
 def test_more_settings_than_mlflow_takes_at_once_are_all_recorded(sweep: Sweep) -> None:
     tracking = Tracking(sweep.results, say=sweep.said.append)
     params = {f"setting_{number}": number for number in range(250)}
