@@ -25,8 +25,10 @@ from sweeps.execution.signals import terminated_like_interrupted, uninterrupted
 from sweeps.execution.tune_run import SweepRun
 from sweeps.lanes.elastic_lanes import nodes_now
 from sweeps.lanes.lane import prepare_for_lanes
-from sweeps.lanes.ray_session import connect
+from sweeps.lanes.lane_planning import this_machine
+from sweeps.lanes.ray_session import connect, has_cluster
 from sweeps.planning.auto_lanes import auto_lanes
+from sweeps.planning.first_checks import check_device
 from sweeps.planning.preparation import corpus_in_words
 from sweeps.planning.resolved_sweep import PreparedSweep
 from sweeps.planning.stage_preparation import stages_in_words
@@ -78,6 +80,8 @@ def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kep
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     refuse_settings_of(asked)
+    if asked.needs_gpus:
+        check_device(asked, num_gpus=(_connected_cluster() if has_cluster() else this_machine())["num_gpus"])
     at_uri = None if kept_at is None else ResultsAtUri(results_folder, kept_at, say=say)
     resolved = PreparedSweep(asked, results_folder, console, fetch=at_uri.fetch_prepared if at_uri else lambda _: None)
     for note in notes_of(resolved.begun):
@@ -155,6 +159,8 @@ def _run(
     for remark in remarks(sweep, rungs=plan.rungs, num_predicted=num_predicted):
         if remark.verdict is not RemarkVerdict.FAIR:
             console.print(f"{remark.verdict:<8} {remark}", highlight=False, markup=False, soft_wrap=True)
+    for combinations in sweep.partly_invalid():
+        say(f"search   {combinations}; the others are never launched")
     for words in run.memory_in_words():
         console.print(f"memory   {words}", highlight=False, markup=False, soft_wrap=True)
     _start_tracking(tracking, sweep, data, folder)

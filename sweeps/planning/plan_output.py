@@ -1,6 +1,8 @@
 """The plan on the terminal and as JSON."""
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -50,6 +52,7 @@ def plan_as_json(plan: SweepPlan) -> dict[str, Any]:
         "uses_gpu": plan.lanes.use_gpu,
         "memory_of_one_worker_bytes": plan.memory_bytes,
         "largest_micro_batch": plan.largest_micro_batch(sweep.run_config()),
+        "partly_invalid": [asdict(one) | {"num_valid": one.num_valid} for one in sweep.partly_invalid()],
         "predicted_peak_memory_bytes": dict(_predicted_peaks(plan)),
     }
 
@@ -88,6 +91,8 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
         yield from _budget_facts(budget)
     for path, distribution in sweep.search.items():
         yield "swept", f"{path}: {distribution}"
+    for combinations in sweep.partly_invalid():
+        yield from zip(itertools.chain(["combinations"], itertools.repeat("")), combinations.in_words())
     for settings in sweep.start_with:
         yield "first", _in_words(settings)
     points = informed_points(sweep)
