@@ -35,6 +35,7 @@ from sweeps.planning.stage_preparation import stages_in_words
 from sweeps.planning.sweep_plan import plan_sweep, predictions_kept
 from sweeps.planning.warm_start import notes_of, refuse_settings_of
 from sweeps.records.remote_results import ResultsAtUri
+from sweeps.records.result_parts import FailedPart, ResultParts
 from sweeps.records.results_folder import SweepFolder, sweep_identity
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord, TrialStore
@@ -59,6 +60,8 @@ class SweepEnd:
     """Records that MLflow did not accept, as text; empty if it accepted all."""
     model_uri: str
     """The winner in MLflow's model registry; empty if this run did not register it."""
+    parts_missing: tuple[FailedPart, ...] = ()
+    """Parts of the results that could not be made."""
 
 
 def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kept_at: str | None = None) -> SweepEnd:
@@ -103,7 +106,7 @@ def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kep
     if at_uri is not None:
         at_uri.bring_back(folder.path)
     earlier = folder.summary()
-    if earlier is not None and earlier["status"] == SweepStatus.FINISHED:
+    if earlier is not None and earlier["status"] == SweepStatus.FINISHED and not earlier.get("parts_missing"):
         records = tuple(TrialStore(folder.trials).load_all())
         _start_tracking(tracking, sweep, data, folder)
         # A tracking server that was unreachable at the end now receives the rest; a new one receives everything.
@@ -194,18 +197,18 @@ def _run(
             run.stop_paused()
         except KeyboardInterrupt:
             status = SweepStatus.INTERRUPTED
+    parts = ResultParts(folder.path)
     with uninterrupted():
         run.settle_rest()
         if status is SweepStatus.FINISHED and run.ledger.unfinished():
             status = SweepStatus.INCOMPLETE
-        events.close()
+        parts.attempt("the events of TensorBoard", events.close)
         ray.shutdown()
-        if status is SweepStatus.FINISHED:
-            run.checkpoints.drop_all_but_the_winners()
-        else:
-            run.checkpoints.drop_beaten()
+        checkpoints = run.checkpoints
+        drop = checkpoints.drop_all_but_the_winners if status is SweepStatus.FINISHED else checkpoints.drop_beaten
+        parts.attempt("the removal of checkpoints", drop)
         so_far.close()
-        summary = write_final_results(run, status=status, tracking=tracking, wall_s=wall_s())
+        summary = write_final_results(run, status=status, tracking=tracking, wall_s=wall_s(), parts=parts)
     run.check_that_something_ran()
     records = tuple(run.ledger.records.values())
     return SweepEnd(
@@ -216,6 +219,7 @@ def _run(
         was_done_before=False,
         not_tracked=tracking.not_taken,
         model_uri=tracking.model_uri,
+        parts_missing=tuple(parts.failed),
     )
 
 

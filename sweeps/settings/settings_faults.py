@@ -117,7 +117,9 @@ def _rule_of(detail: Any) -> str:
     for prefix, plain in (
         ("Value error, ", ""),
         ("Input should be a valid integer", "is not a whole number"),
-        ("Input should be a valid ", "is not a "), ("Input should", "should")):
+        ("Input should be a valid ", "is not a "),
+        ("Input should", "should"),
+    ):
         if message.startswith(prefix):
             return plain + message.removeprefix(prefix)
     return message

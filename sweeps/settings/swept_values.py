@@ -27,10 +27,14 @@ def typed_space(config: type[BaseModel], space: SearchSpace) -> dict[str, Distri
         if setting is None:
             continue
         found = [*_faults_of_kind(setting, path, distribution)]
-        values = distribution.extremes() if found else [
-            _typed(setting, value, (path, distribution.kind, index), found)
-            for index, value in enumerate(distribution.extremes())
-        ]
+        values = (
+            distribution.extremes()
+            if found
+            else [
+                _typed(setting, value, (path, distribution.kind, index), found)
+                for index, value in enumerate(distribution.extremes())
+            ]
+        )
         if not found and distribution.kind == "choice":
             try:
                 typed[path] = Distribution(choice=tuple(values))
@@ -45,7 +49,9 @@ def typed_settings(config: type[BaseModel], settings: tuple[dict[str, Any], ...]
     faults: list[InitErrorDetails] = []
     typed = tuple(
         {
-            path: value if (setting := _setting(config, path)) is None else _typed(setting, value, (index, path), faults)
+            path: value
+            if (setting := _setting(config, path)) is None
+            else _typed(setting, value, (index, path), faults)
             for path, value in one.items()
         }
         for index, one in enumerate(settings)
@@ -75,7 +81,7 @@ def _setting(config: type[BaseModel], path: str) -> _Setting | None:
     field = field_at(path, config)
     if field is None or any(models_in(field.annotation)):
         return None
-    annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     return _Setting(TypeAdapter(annotation), frozenset(_types(field.annotation)))
 
 
@@ -113,9 +119,8 @@ def _typed(setting: _Setting, value: Any, location: Location, faults: list[InitE
         typed = setting.adapter.validate_python(value)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            context: dict[str, Any] = {"ctx": detail["ctx"]} if "ctx" in detail else {}
             loc = (*location, *detail["loc"])
-            faults.append(InitErrorDetails(type=detail["type"], loc=loc, input=value, **context))
+            faults.append(InitErrorDetails(type=detail["type"], loc=loc, input=value, ctx=detail.get("ctx", {})))
         return value
     # A path made absolute, or a list joined, stays as the file has it: the identity of earlier sweeps depends on it.
     return typed if isinstance(value, str | float) and isinstance(typed, int | float) else value

@@ -74,6 +74,29 @@ def nothing_valid(space: SearchSpace, fault_of: FaultOf, *, grid_points: int | N
     return None
 
 
+def valid_near(
+    corner: dict[str, Any],
+    space: SearchSpace,
+    fault_of: FaultOf,
+    *,
+    size: Callable[[Any], float],
+    grid_points: int | None = None,
+) -> dict[str, Any]:
+    """Small valid settings: those of `corner`, and in a section where they are invalid the smallest valid combination.
+
+    Args:
+        size: Size of a value; that of a combination is the product.
+    """
+    near = dict(corner)
+    for part in _sections(space):
+        if fault_of({path: corner[path] for path in part}) is not None:
+            valid = [one for one in _combinations(part, grid_points)[0] if fault_of(one) is None]
+            sizes = [math.prod([size(value) or 1.0 for value in one.values()]) for one in valid]
+            if valid:
+                near |= valid[sizes.index(min(sizes))]
+    return near
+
+
 def _sections(space: SearchSpace) -> list[dict[str, Distribution]]:
     sections: dict[str, dict[str, Distribution]] = {}
     for path, distribution in space.items():
