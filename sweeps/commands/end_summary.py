@@ -25,6 +25,7 @@ from sweeps.commands.command_frame import (
 from sweeps.execution.live_progress import STYLES, leaders_table
 from sweeps.execution.run_sweep import SweepEnd
 from sweeps.records.outcomes import Outcome
+from sweeps.records.result_parts import ResultParts
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.report.report_comparison import after_the_sweep
 from sweeps.settings.search_space import format_setting, settings_in_words
@@ -75,7 +76,10 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     found = verdict(end.records)
     if found is not None:
         console.print(Text("margin  ", "bold"), winner_in_words(found), highlight=False, soft_wrap=True)
-    for label, warning in _warnings(end):
+    warnings = ResultParts(end.folder.path).make(
+        "the list of warnings", lambda: list(_warnings(end)), lambda failed: [("missing", str(failed))]
+    )
+    for label, warning in warnings:
         console.print(Text(f"{label:<8}", "yellow"), warning, highlight=False, soft_wrap=True)
     for failed in end.parts_missing:
         console.print(Text("missing ", "red"), str(failed), highlight=False, soft_wrap=True)
@@ -142,7 +146,7 @@ def _model(end: SweepEnd) -> Path | str:
     """The folder of the winner; or the reason why there is none."""
     model: str = end.summary["model"]
     # os.path takes a whole sentence for no folder, where Path.is_dir raises that its name is too long.
-    return _short(Path(model)) if os.path.isdir(model) else model  # noqa: PTH112
+    return _short(Path(model)) if os.path.isdir(model) else model
 
 
 def _short(path: Path) -> Path:

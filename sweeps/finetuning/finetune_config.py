@@ -19,8 +19,8 @@ from data_pipeline.schema.settings import Count, NumBytes, Settings, Share
 from sweeps.finetuning.finetune_settings import FinetuneSettings
 from sweeps.settings.search_space import Distribution
 from sweeps.settings.size_presets import LAPTOP
-from sweeps.settings.swept_values import fault_at, typed_space
 from sweeps.settings.sweep_sections import file_name
+from sweeps.settings.swept_values import fault_at, typed_space
 
 IN_A_FILE = SettingNames(
     text="corpus.text",

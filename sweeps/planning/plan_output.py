@@ -1,6 +1,5 @@
 """The plan on the terminal and as JSON."""
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -92,7 +91,8 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
     for path, distribution in sweep.search.items():
         yield "swept", f"{path}: {distribution}"
     for combinations in sweep.partly_invalid():
-        yield from zip(itertools.chain(["combinations"], itertools.repeat("")), combinations.in_words())
+        first, *others = combinations.in_words()
+        yield from [("combinations", first), *(("", words) for words in others)]
     for settings in sweep.start_with:
         yield "first", _in_words(settings)
     points = informed_points(sweep)

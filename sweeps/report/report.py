@@ -154,7 +154,9 @@ def _content(
     try:
         findings = gather(folder, sweep, records, summary)
     except Exception as error:
-        return [Paragraph(str(guard.note("the report", error)))], {name: Section(name.capitalize(), []) for name in _MAKERS}
+        return [Paragraph(str(guard.note("the report", error)))], {
+            name: Section(name.capitalize(), []) for name in _MAKERS
+        }
 
     def failed(failure: FailedPart) -> list[Block]:
         return [Paragraph(str(failure))]

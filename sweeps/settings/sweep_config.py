@@ -291,7 +291,7 @@ class SweepConfig(Settings):
         return self.searcher.grid_points if self.searcher.method == "grid" else None
 
     def fault_of(self, settings: dict[str, Any]) -> str | None:
-        """The rule that swept settings (dotted path to value) break together, with its remedy; None if they are valid."""
+        """The rule that settings (dotted path to value) break together, with its remedy; None if they are valid."""
         try:
             self._run_as_asked(settings)
         except ValidationError as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from core.settings.run_config import RunConfig
 from sweeps.settings.settings_faults import Fault, models_in, nearest
 from sweeps.settings.settings_file import SettingsKind, load_settings, objective_of, resolve_settings

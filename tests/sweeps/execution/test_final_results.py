@@ -14,13 +14,13 @@ from sweeps.records.results_folder import MAP_FILE
 
 SPACE = """search:
   model.width: {choice: [30, 32]}
-  model.heads: {choice: [2, 3, 4]}
+  model.heads: {choice: [3, 4]}
   training.micro_batch_size: {choice: [auto]}
 searcher: {method: grid}
 budget: {trials: 6, tokens_per_trial: 4k}
 early_stopping: {method: none}
 """
-VALID = {(30, 2), (30, 3), (32, 2), (32, 4)}
+VALID = {(30, 3), (32, 4)}
 
 
 @pytest.mark.ray
@@ -29,7 +29,7 @@ def test_a_part_that_cannot_be_written_is_named_and_the_same_command_makes_it_la
     file.write_text(TINY[: TINY.index("search:")] + SPACE)
     code, output = run("sweep", file, "--results", tmp_path)
     assert code == 0, output
-    assert "4 of 6 combinations of model.width, model.heads are valid; the others are never launched" in output
+    assert "2 of 4 combinations of model.width, model.heads are valid; the others are never launched" in output
     folder = sweep_folder(tmp_path, "tiny")
     shapes = {(row["model.width"], row["model.heads"]) for row in trials_of(folder)}
     assert shapes == {(str(width), str(heads)) for width, heads in VALID}
@@ -48,7 +48,7 @@ def test_a_part_that_cannot_be_written_is_named_and_the_same_command_makes_it_la
         assert f"missing  {name} could not be made: IsADirectoryError" in output
     assert "again    the same command makes the missing parts: " in output
     assert "Traceback" not in output
-    assert len(summary_of(folder)["parts_missing"]) == 3, "the report cannot read the map either"
+    assert len(summary_of(folder)["parts_missing"]) == 2
     assert len(trials_of(folder)) == len(VALID)
 
     for name in ("report.html", MAP_FILE):

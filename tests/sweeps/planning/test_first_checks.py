@@ -1,5 +1,6 @@
 """Faults that every trial would meet end each command in one sentence, before a corpus is prepared or Ray starts."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,3 +104,20 @@ def test_an_estimate_for_a_gpu_may_be_in_fp16(file: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, "--results", str(file.parent / "results")])
     assert result.exit_code == 0, result.output
     assert "predicted for a GPU in fp16" in result.output
+
+
+def test_the_plan_lists_combinations_that_are_never_launched_with_their_rule(file: Path) -> None:
+    shapes = ("search={model.width: {choice: [30, 32]}, model.heads: {choice: [3, 4]}}", "training.micro_batch_size=4")
+    arguments = [word for shape in shapes for word in ("--set", shape)]
+    results = str(file.parent / "results")
+    shown = CliRunner().invoke(app, ["plan", str(file), "--results", results, *arguments])
+    assert shown.exit_code == 0, shown.output
+    words = " ".join(shown.output.split())
+    assert "combinations 2 of 4 combinations of model.width, model.heads are valid; the others are never" in words
+    assert "width 32, heads 3: width=32 is not a multiple of heads=3; try width=33" in words
+    as_json = json.loads(
+        CliRunner().invoke(app, ["plan", str(file), "--results", results, "--json", *arguments]).stdout
+    )
+    (found,) = as_json["partly_invalid"]
+    assert (found["num_valid"], found["num_judged"], found["is_sampled"]) == (2, 4, False)
+    assert [settings["model.heads"] for settings, _ in found["faults"]] == [4, 3]

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 from swept_folder import example_records, example_sweep, write_results
 
+from sweeps.analysis.sweep_findings import Findings, gather
 from sweeps.records.result_parts import ERRORS_FILE, ResultParts
 from sweeps.records.results_folder import MAP_FILE
 from sweeps.records.trial_records import TrialRecord, TrialStore
-from sweeps.report.report import write_report
+from sweeps.report.report import section_of, write_report
+from sweeps.report.report_blocks import Paragraph, Section, drawn
 
 
 def reported(
@@ -33,18 +35,22 @@ def test_a_section_that_cannot_be_made_is_named_in_its_place(tmp_path: Path, rec
     assert "section samples of the report could not be made: KeyError" in page
     assert words[:60] in text
     assert "<h2>Ranking</h2>" in page.replace(' id="ranking"', "")
-    assert "## Next" in text
+    assert "## Ranking" in text
 
 
 def test_a_picture_that_cannot_be_drawn_leaves_its_section(tmp_path: Path, records: list[TrialRecord]) -> None:
     parts = ResultParts(tmp_path)
-    odd = [record.model_copy(update={"started_at": "yesterday"}) for record in records]
-    page, _ = reported(tmp_path, odd, parts)
+
+    def figures_and_a_picture_of_nothing(_: Findings) -> Section:
+        picture = drawn("the largest", lambda: str(max(records[:0], key=str)), lambda: "caption")
+        return Section("Sizes", [Paragraph("figures"), *picture])
+
+    findings = gather(tmp_path, example_sweep(), records, write_results(tmp_path, records))
+    section = section_of("sizes", figures_and_a_picture_of_nothing, findings, parts)
     (failed,) = parts.failed
-    assert failed.name == "picture of the timeline"
-    assert "picture of the timeline could not be made: ValueError: Invalid isoformat string" in page
-    assert "training in all trials" in page, "the figures of the same section are there"
-    assert "in timeline" in (tmp_path / ERRORS_FILE).read_text()
+    assert failed.name == "picture of the largest"
+    assert section == Section("Sizes", [Paragraph("figures"), Paragraph(str(failed))])
+    assert "in figures_and_a_picture_of_nothing" in (tmp_path / ERRORS_FILE).read_text()
 
 
 def test_data_that_cannot_be_read_leaves_a_report_that_says_so(tmp_path: Path, records: list[TrialRecord]) -> None:
