@@ -1,17 +1,22 @@
 """A part of a report that cannot be made is named in its place, and all others are there."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from swept_folder import example_records, example_sweep, write_results
+from typer.testing import CliRunner
 
 from sweeps.analysis.sweep_findings import Findings, gather
+from sweeps.commands.cli import app
+from sweeps.commands.command_frame import EXIT_PARTS_MISSING
 from sweeps.records.result_parts import ERRORS_FILE, ResultParts
 from sweeps.records.results_folder import MAP_FILE
 from sweeps.records.trial_records import TrialRecord, TrialStore
 from sweeps.report.report import section_of, write_report
 from sweeps.report.report_blocks import Paragraph, Section, drawn
+from sweeps.settings.sweep_file import dump_sweep
 
 
 def reported(
@@ -50,7 +55,7 @@ def test_a_picture_that_cannot_be_drawn_leaves_its_section(tmp_path: Path, recor
     (failed,) = parts.failed
     assert failed.name == "picture of the largest"
     assert section == Section("Sizes", [Paragraph("figures"), Paragraph(str(failed))])
-    assert "in figures_and_a_picture_of_nothing" in (tmp_path / ERRORS_FILE).read_text()
+    assert Path(__file__).name in (tmp_path / ERRORS_FILE).read_text()
 
 
 def test_data_that_cannot_be_read_leaves_a_report_that_says_so(tmp_path: Path, records: list[TrialRecord]) -> None:
@@ -70,3 +75,15 @@ def test_a_file_that_cannot_be_written_leaves_the_other(tmp_path: Path, records:
     write_report(tmp_path, example_sweep(), records, summary, parts)
     assert [failed.name for failed in parts.failed] == ["report.html"]
     assert "## Ranking" in (tmp_path / "EXPERIMENT.md").read_text()
+
+
+def test_the_command_names_the_part_that_failed_and_its_exit_code_says_it(
+    tmp_path: Path, records: list[TrialRecord]
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(dump_sweep(example_sweep()))
+    summary = write_results(tmp_path, records, samples=[{}])
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    result = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert result.exit_code == EXIT_PARTS_MISSING, result.output
+    assert "missing  section samples of the report could not be made: KeyError" in result.output
+    assert "Ranking" in (tmp_path / "report.html").read_text()
