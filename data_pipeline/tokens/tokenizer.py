@@ -25,7 +25,8 @@ _BOS = ("<s>", "[CLS]", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|im_s
 _EOS = ("</s>", "[SEP]", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>")
 _PAD = ("<pad>", "[PAD]", "<|pad|>")
 _UNK = ("<unk>", "[UNK]", "<|unk|>")
-_MASK = ("<mask>", "[MASK]", "<|mask|>")
+MASK_TOKENS = ("<mask>", "[MASK]", "<|mask|>")
+"""Names by which the mask token of a tokenizer is found."""
 
 _HEX_WORD = re.compile(r"[0-9a-f]{4}")
 _NUM_HEX_WORDS = 16**4
@@ -122,7 +123,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """
     ids = tokenizer.get_vocab(with_added_tokens=True)
     special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    named = {name: ids[name] for name in (*_BOS, *_EOS, *_PAD, *_UNK, *_MASK) if name in ids}
+    named = {name: ids[name] for name in (*_BOS, *_EOS, *_PAD, *_UNK, *MASK_TOKENS) if name in ids}
 
     def first(names: tuple[str, ...]) -> int | None:
         return next((named[name] for name in names if name in named), None)
@@ -144,7 +145,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
         # As in GPT-2, one token both ends a text and begins the next.
         bos_id=eos if bos is None else bos,
         eos_id=eos,
-        mask_id=first(_MASK),
+        mask_id=first(MASK_TOKENS),
         special_ids=tuple(sorted({*special.values(), *named.values()})),
     )
 

@@ -8,7 +8,7 @@ from sweeps.analysis.space_widening import best_on_edges
 from sweeps.analysis.sweep_findings import Findings, finite_loss
 from sweeps.records.outcomes import Outcome
 from sweeps.records.sweep_status import SweepStatus
-from sweeps.records.trial_records import TrialRecord
+from sweeps.records.trial_records import MemoryVerdict, TrialRecord
 from sweeps.settings.search_space import format_setting
 from sweeps.settings.setting_paths import MICRO_BATCH
 
@@ -79,7 +79,8 @@ def _diverged(findings: Findings) -> Iterator[str]:
 
 
 def _short_of_memory(findings: Findings) -> Iterator[str]:
-    ran_out, refused = len(findings.of(Outcome.INFEASIBLE)), len(findings.refused)
+    ran_out = len(findings.of(Outcome.INFEASIBLE))
+    refused = sum(one.verdict is not MemoryVerdict.INVALID for one in findings.refused)
     asked = len(findings.records) + refused
     if not asked or ran_out + refused < _MANY * asked:
         return

@@ -111,7 +111,7 @@ def gather(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord], sum
 
 def _frontier(folder: Path) -> FrontierMap | None:
     path = folder / MAP_FILE
-    return FrontierMap.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+    return FrontierMap.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def finite_loss(record: TrialRecord) -> float | None:

@@ -9,7 +9,16 @@ import typer
 
 from data_pipeline.schema.terminal_text import echo
 from data_pipeline.schema.user_errors import InputFault
-from sweeps.commands.command_frame import AsJson, Results, explains_faults, print_json, results_folder, terminal
+from sweeps.commands.command_frame import (
+    EXIT_PARTS_MISSING,
+    AsJson,
+    Results,
+    explains_faults,
+    print_json,
+    results_folder,
+    terminal,
+)
+from sweeps.commands.terminal import Terminal
 
 ModelName = Annotated[
     str,
@@ -50,6 +59,7 @@ def report(
     """
     from dataclasses import asdict
 
+    from sweeps.records.result_parts import ResultParts
     from sweeps.records.results_folder import read_summary
     from sweeps.records.trial_records import TrialStore
     from sweeps.report.compare_sweeps import compare_sweeps, print_comparison
@@ -65,15 +75,20 @@ def report(
         return
     summary = read_summary(folder)
     config = load_sweep_file(folder / "sweep.yaml")
-    write_report(folder, config, TrialStore(folder / "trials").load_all(), summary)
+    parts = ResultParts(folder)
+    write_report(folder, config, TrialStore(folder / "trials").load_all(), summary, parts)
     written = [folder / "report.html"]
     if pictures is not None:
         written += write_pictures(pictures, folder, config, summary)
     if as_json:
         print_json(summary)
-        return
-    for path in written:
-        terminal().print(str(path), highlight=False, soft_wrap=True)
+    else:
+        for path in written:
+            terminal().print(str(path), highlight=False, soft_wrap=True)
+    for failed in parts.failed:
+        Terminal(stderr=True).print(f"missing  {failed}", highlight=False, soft_wrap=True)
+    if parts.failed:
+        raise typer.Exit(EXIT_PARTS_MISSING)
 
 
 @explains_faults

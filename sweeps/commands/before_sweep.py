@@ -46,6 +46,7 @@ def plan(file: File, overrides: Set = None, results: Results = None, as_json: As
     # Ray takes seconds to import, so a mistake in the file is reported first.
     from sweeps.lanes.lane_planning import this_machine
     from sweeps.planning.auto_lanes import auto_lanes
+    from sweeps.planning.first_checks import check_device
     from sweeps.planning.plan_output import plan_as_json, print_plan
     from sweeps.planning.resolved_sweep import ExpectedSweep
     from sweeps.planning.sweep_plan import plan_sweep, predictions_kept
@@ -53,6 +54,7 @@ def plan(file: File, overrides: Set = None, results: Results = None, as_json: As
     folder = results_folder(results)
     expected = ExpectedSweep(asked, folder)
     sweep, _ = expected.whole(cluster=None)
+    check_device(sweep, num_gpus=this_machine()["num_gpus"])
     vocabulary_size = expected.vocabulary_size
     with predictions_kept(folder, say=_say_beside):
         auto = auto_lanes(sweep, cluster=this_machine(), vocabulary_size=vocabulary_size, results_folder=folder)
@@ -75,6 +77,7 @@ def estimate(
     """Show the memory of one configuration by part."""
     from dataclasses import asdict
 
+    from sweeps.planning.first_checks import check_device
     from sweeps.planning.memory_estimate import estimate_of, memory_of, print_estimate
     from sweeps.planning.resolved_sweep import ExpectedSweep
     from sweeps.planning.sweep_plan import plan_sweep, predictions_kept
@@ -87,6 +90,7 @@ def estimate(
         planned, name = memory_of(
             plan_sweep(expected.begun, vocabulary_size=expected.vocabulary_size), memory=memory, device=device
         )
+        check_device(planned.sweep, num_gpus=int(planned.lanes.use_gpu))
         found = estimate_of(planned, name)
     if as_json:
         print_json(asdict(found))
@@ -111,12 +115,13 @@ def prepare(
     from data_pipeline.preparation.corpus_check import check as check_corpus
     from sweeps.lanes.ray_session import log_libraries_in
     from sweeps.planning.preparation import data_figures, print_check, print_preparation
-    from sweeps.planning.resolved_sweep import PreparedSweep
+    from sweeps.planning.resolved_sweep import ExpectedSweep, PreparedSweep
     from sweeps.settings.sweep_file import load_sweep_file
 
     config = load_sweep_file(file, overrides or ())
-    console = terminal()
+    console, folder = terminal(), results_folder(results)
     if check:
+        _ = ExpectedSweep(config, folder).begun  # The checks of every command.
         found = check_corpus(config.corpus)
         if as_json:
             print_json(asdict(found) | {"files": [file.model_dump(mode="json") for file in found.files]})
@@ -125,7 +130,6 @@ def prepare(
         if found.problem is not None:
             raise InputFault(found.problem)
         return
-    folder = results_folder(results)
     log_libraries_in(folder)
     with outlives_its_terminal(folder):
         # A script reads stdout, so progress goes to stderr.

@@ -1,5 +1,6 @@
 """The final summary of a sweep on the terminal: ranking, best settings, paths of the results, command to resume."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,17 @@ from sweeps.analysis.noise_floor import verdict, winner_in_words
 from sweeps.analysis.rankings import disagreement, equal_budgets
 from sweeps.analysis.result_tables import ranked
 from sweeps.analysis.sweep_findings import gather
-from sweeps.commands.command_frame import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_NOTHING_COMPLETED
+from sweeps.commands.command_frame import (
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    EXIT_NOTHING_COMPLETED,
+    EXIT_PARTS_MISSING,
+)
 from sweeps.execution.live_progress import STYLES, leaders_table
 from sweeps.execution.run_sweep import SweepEnd
 from sweeps.records.outcomes import Outcome
 from sweeps.records.printed_commands import command_line
+from sweeps.records.result_parts import ResultParts
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.report.report_comparison import after_the_sweep
 from sweeps.settings.search_space import format_setting, settings_in_words
@@ -30,7 +37,7 @@ def close(end: SweepEnd, console: Console) -> None:
     """Print the final summary of a command and set its exit code.
 
     Raises:
-        typer.Exit: The sweep was interrupted, is incomplete, or completed no trial.
+        typer.Exit: The sweep was interrupted, is incomplete, completed no trial, or lacks a part of its results.
     """
     print_end(end, console, command=command_line(*sys.argv[1:]))
     if end.status is SweepStatus.INTERRUPTED:
@@ -39,6 +46,8 @@ def close(end: SweepEnd, console: Console) -> None:
         raise typer.Exit(EXIT_INCOMPLETE)
     if end.summary["best"] is None:
         raise typer.Exit(EXIT_NOTHING_COMPLETED)
+    if end.parts_missing:
+        raise typer.Exit(EXIT_PARTS_MISSING)
 
 
 def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
@@ -66,10 +75,15 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     found = verdict(end.records)
     if found is not None:
         console.print(Text("margin  ", "bold"), winner_in_words(found), highlight=False, soft_wrap=True)
-    for label, warning in _warnings(end):
+    warnings = ResultParts(end.folder.path).make(
+        "the list of warnings", lambda: list(_warnings(end)), lambda failed: [("missing", str(failed))]
+    )
+    for label, warning in warnings:
         console.print(Text(f"{label:<8}", "yellow"), warning, highlight=False, soft_wrap=True)
+    for failed in end.parts_missing:
+        console.print(Text("missing ", "red"), str(failed), highlight=False, soft_wrap=True)
     folder = _short(end.folder.path)
-    facts = [("model", _short(Path(end.summary["model"])) if best is not None else end.summary["model"])]
+    facts = [("model", _model(end))]
     facts += [
         ("report", folder / "report.html"),
         ("tables", folder / "trials.csv"),
@@ -84,6 +98,8 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
         facts += [("missing", f"{end.not_tracked}. To send it later, run the same command: {command}")]
     if end.status is not SweepStatus.FINISHED:
         facts += [("resume", command)]
+    elif end.parts_missing:
+        facts += [("again", f"the same command makes the missing parts: {command}")]
     for label, text in facts:
         console.print(f"{label:<8} {text}", highlight=False, soft_wrap=True)
 
@@ -117,6 +133,13 @@ def _print_others(end: SweepEnd, console: Console) -> None:
 def _spent(end: SweepEnd) -> str:
     spent = end.summary["training_s_by_outcome"]
     return ", ".join(f"{seconds:.0f} s in {outcome}" for outcome, seconds in spent.items()) or "no training"
+
+
+def _model(end: SweepEnd) -> Path | str:
+    """The folder of the winner; or the reason why there is none."""
+    model: str = end.summary["model"]
+    # os.path takes a whole sentence for no folder, where Path.is_dir raises that its name is too long.
+    return _short(Path(model)) if os.path.isdir(model) else model
 
 
 def _short(path: Path) -> Path:

@@ -37,9 +37,15 @@ def sweep(
 
     config = load_sweep_file(file, overrides or ())
     folder, uri = results_location(results)
-    from sweeps.lanes.ray_session import connect_while_importing, log_libraries_in
+    from sweeps.lanes.ray_session import connect_while_importing, has_cluster, log_libraries_in
     from sweeps.records.results_folder import may_be_finished
 
+    if config.needs_gpus and not has_cluster():
+        # A fault that needs no Ray is said before Ray starts, which takes seconds.
+        from sweeps.lanes.lane_planning import this_machine
+        from sweeps.planning.first_checks import check_device
+
+        check_device(config, num_gpus=this_machine()["num_gpus"])
     log_libraries_in(folder)
     if not may_be_finished(folder, config.name):
         connect_while_importing("sweeps.commands.end_summary", "sweeps.execution.run_sweep")

@@ -141,6 +141,8 @@ def _settings_in(now: SweepConfig, before: SweepConfig, record: TrialRecord) -> 
     for path, distribution in now.search.items():
         if not distribution.holds(settings[path]):
             return None  # Also `auto`, or nothing at all, where the space has numbers.
+    if now.fault_of(settings) is not None:
+        return None  # Its values break a rule beside the settings that the file now has.
     return settings if _learnt_by(now.run_config(settings)) == _learnt_by(run) else None
 
 

@@ -1,4 +1,7 @@
-"""Result files of a sweep: the summary while it runs, and all files at its end."""
+"""Result files of a sweep: the summary while it runs, and all files at its end.
+
+Each file is a part of its own: one that cannot be made is named, and all others are written.
+"""
 
 import sys
 from typing import Any
@@ -10,8 +13,10 @@ from sweeps.execution.tune_run import SweepRun
 from sweeps.memory_knowledge.frontier_map import map_frontier
 from sweeps.planning.preparation import data_figures
 from sweeps.planning.warm_start import notes_of
+from sweeps.records.result_parts import ResultParts
 from sweeps.records.results_folder import MAP_FILE
 from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_records import TrialRecord
 from sweeps.report.report import write_report
 from sweeps.tracking.mlflow_tracking import Tracking
 from sweeps.trained_models.winner_export import NOT_YET, Winner, export_winner
@@ -52,29 +57,52 @@ def summary_of(
     }
 
 
-def write_final_results(run: SweepRun, *, status: SweepStatus, tracking: Tracking, wall_s: float) -> dict[str, Any]:
+def write_final_results(
+    run: SweepRun, *, status: SweepStatus, tracking: Tracking, wall_s: float, parts: ResultParts
+) -> dict[str, Any]:
     """Export the winner, write tables, map, report and summary, and close MLflow's runs.
+
+    Args:
+        parts: Receives the parts that cannot be made; the summary names them.
 
     Returns:
         The content of summary.json.
     """
     records = list(run.ledger.records.values())
-    folder = run.folder
-    best = best_trial(records)
-    winner = Winner("no trial completed")
-    if best is not None:
-        if run.at_uri is not None:
-            run.at_uri.fetch_checkpoint(folder.trials / best.name)
-        winner = export_winner(run.run_of(best), run.data, folder.trials / best.name, folder.best)
+    folder = run.folder.path
+    winner = parts.make("the winner's model", lambda: _exported(run, records), lambda failed: Winner(str(failed)))
     summary = summary_of(run, status=status, tracking=tracking, wall_s=wall_s, winner=winner)
-    write_trials_csv(folder.path / "trials.csv", records)
-    # Skip the memory frontier after Ctrl-C: its predictions take time.
-    found = map_frontier(
-        run.plan.sweep, run.frontier, device=run.device_kind, with_points=status is SweepStatus.FINISHED
-    )
-    write_atomically(folder.path / MAP_FILE, found.model_dump_json(indent=1) + "\n")
-    # Write the summary last: its status says that all other files are complete.
-    write_report(folder.path, run.plan.sweep, records, summary)
-    write_summary(folder.path / "summary.json", summary)
-    tracking.finish(status=status, records=ranked(records), folder=folder.path, refused=run.ledger.refused)
+
+    def write_map() -> None:
+        # Skip the memory frontier after Ctrl-C: its predictions take time.
+        with_points = status is SweepStatus.FINISHED
+        found = map_frontier(run.plan.sweep, run.frontier, device=run.device_kind, with_points=with_points)
+        write_atomically(folder / MAP_FILE, found.model_dump_json(indent=1) + "\n")
+
+    def finish_tracking() -> None:
+        tracking.finish(status=status, records=ranked(records), folder=folder, refused=run.ledger.refused)
+
+    def end_of_summary() -> None:
+        # Written last: its status says that all other files are complete.
+        summary["parts_missing"] = [str(one) for one in parts.failed]
+        write_summary(folder / "summary.json", summary)
+
+    parts.attempt("trials.csv", lambda: write_trials_csv(folder / "trials.csv", records))
+    parts.attempt(MAP_FILE, write_map)
+    write_report(folder, run.plan.sweep, records, summary, parts)
+    parts.attempt("summary.json", end_of_summary)
+    num_failed = len(parts.failed)
+    parts.attempt("the end of the sweep in MLflow", finish_tracking)
+    if len(parts.failed) > num_failed:
+        parts.attempt("summary.json", end_of_summary)
     return summary
+
+
+def _exported(run: SweepRun, records: list[TrialRecord]) -> Winner:
+    best = best_trial(records)
+    if best is None:
+        return Winner("no trial completed")
+    trial_folder = run.folder.trials / best.name
+    if run.at_uri is not None:
+        run.at_uri.fetch_checkpoint(trial_folder)
+    return export_winner(run.run_of(best), run.data, trial_folder, run.folder.best)

@@ -25,14 +25,17 @@ from sweeps.execution.signals import terminated_like_interrupted, uninterrupted
 from sweeps.execution.tune_run import SweepRun
 from sweeps.lanes.elastic_lanes import nodes_now
 from sweeps.lanes.lane import prepare_for_lanes
-from sweeps.lanes.ray_session import connect
+from sweeps.lanes.lane_planning import this_machine
+from sweeps.lanes.ray_session import connect, has_cluster
 from sweeps.planning.auto_lanes import auto_lanes
+from sweeps.planning.first_checks import check_device
 from sweeps.planning.preparation import corpus_in_words
 from sweeps.planning.resolved_sweep import PreparedSweep
 from sweeps.planning.stage_preparation import stages_in_words
 from sweeps.planning.sweep_plan import plan_sweep, predictions_kept
 from sweeps.planning.warm_start import notes_of, refuse_settings_of
 from sweeps.records.remote_results import ResultsAtUri
+from sweeps.records.result_parts import FailedPart, ResultParts
 from sweeps.records.results_folder import SweepFolder, sweep_identity
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord, TrialStore
@@ -57,6 +60,8 @@ class SweepEnd:
     """Records that MLflow did not accept, as text; empty if it accepted all."""
     model_uri: str
     """The winner in MLflow's model registry; empty if this run did not register it."""
+    parts_missing: tuple[FailedPart, ...] = ()
+    """Parts of the results that could not be made."""
 
 
 def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kept_at: str | None = None) -> SweepEnd:
@@ -78,6 +83,8 @@ def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kep
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     refuse_settings_of(asked)
+    if asked.needs_gpus:
+        check_device(asked, num_gpus=(_connected_cluster() if has_cluster() else this_machine())["num_gpus"])
     at_uri = None if kept_at is None else ResultsAtUri(results_folder, kept_at, say=say)
     resolved = PreparedSweep(asked, results_folder, console, fetch=at_uri.fetch_prepared if at_uri else lambda _: None)
     for note in notes_of(resolved.begun):
@@ -99,7 +106,7 @@ def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kep
     if at_uri is not None:
         at_uri.bring_back(folder.path)
     earlier = folder.summary()
-    if earlier is not None and earlier["status"] == SweepStatus.FINISHED:
+    if earlier is not None and earlier["status"] == SweepStatus.FINISHED and not earlier.get("parts_missing"):
         records = tuple(TrialStore(folder.trials).load_all())
         _start_tracking(tracking, sweep, data, folder)
         # A tracking server that was unreachable at the end now receives the rest; a new one receives everything.
@@ -156,6 +163,8 @@ def _run(
     for remark in remarks(sweep, rungs=plan.rungs, num_predicted=num_predicted):
         if remark.verdict is not RemarkVerdict.FAIR:
             console.print(f"{remark.verdict:<8} {remark}", highlight=False, markup=False, soft_wrap=True)
+    for combinations in sweep.partly_invalid():
+        say(f"search   {combinations}; the others are never launched")
     for words in run.memory_in_words():
         console.print(f"memory   {words}", highlight=False, markup=False, soft_wrap=True)
     _start_tracking(tracking, sweep, data, folder)
@@ -189,18 +198,18 @@ def _run(
             run.stop_paused()
         except KeyboardInterrupt:
             status = SweepStatus.INTERRUPTED
+    parts = ResultParts(folder.path)
     with uninterrupted():
         run.settle_rest()
         if status is SweepStatus.FINISHED and run.ledger.unfinished():
             status = SweepStatus.INCOMPLETE
-        events.close()
+        parts.attempt("the events of TensorBoard", events.close)
         ray.shutdown()
-        if status is SweepStatus.FINISHED:
-            run.checkpoints.drop_all_but_the_winners()
-        else:
-            run.checkpoints.drop_beaten()
+        checkpoints = run.checkpoints
+        drop = checkpoints.drop_all_but_the_winners if status is SweepStatus.FINISHED else checkpoints.drop_beaten
+        parts.attempt("the removal of checkpoints", drop)
         so_far.close()
-        summary = write_final_results(run, status=status, tracking=tracking, wall_s=wall_s())
+        summary = write_final_results(run, status=status, tracking=tracking, wall_s=wall_s(), parts=parts)
     run.check_that_something_ran()
     records = tuple(run.ledger.records.values())
     return SweepEnd(
@@ -211,6 +220,7 @@ def _run(
         was_done_before=False,
         not_tracked=tracking.not_taken,
         model_uri=tracking.model_uri,
+        parts_missing=tuple(parts.failed),
     )
 
 

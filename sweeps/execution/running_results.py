@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipeline.schema.terminal_text import visible
 from sweeps.analysis.result_tables import write_summary, write_trials_csv
+from sweeps.records.result_parts import ResultParts
 from sweeps.records.throttle import Pace
 from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import TrialRecord
@@ -40,9 +41,15 @@ class RunningResults:
         if event is not TrialEvent.ENDED or not self._pace.is_due() or (self._writing and self._writing.is_alive()):
             return
         done = self._pace.start()
-        # Gather here, in the thread that changes the records.
-        records, summary = self._current()
-        self._writing = threading.Thread(target=self._write, args=(list(records), summary, done), name="results")
+        parts = ResultParts(self._folder)
+        try:
+            # Gather here, in the thread that changes the records.
+            records, summary = self._current()
+        except Exception as error:  # A fault in a summary ends no training.
+            parts.note("the summary so far", error)
+            self._tell(parts)
+            return
+        self._writing = threading.Thread(target=self._write, args=(list(records), summary, parts, done), name="results")
         self._writing.start()
 
     def close(self) -> None:
@@ -50,15 +57,20 @@ class RunningResults:
         if self._writing is not None:
             self._writing.join()
 
-    def _write(self, records: list[TrialRecord], summary: dict[str, Any], done: Callable[[], None]) -> None:
-        try:
-            write_trials_csv(self._folder / "trials.csv", records)
-            write_summary(self._folder / "summary.json", summary)
-            write_report(self._folder, self._sweep, records, summary)
-        except Exception as error:  # Not fatal: the end of the sweep writes them again.
+    def _write(
+        self, records: list[TrialRecord], summary: dict[str, Any], parts: ResultParts, done: Callable[[], None]
+    ) -> None:
+        parts.attempt("trials.csv", lambda: write_trials_csv(self._folder / "trials.csv", records))
+        parts.attempt("summary.json", lambda: write_summary(self._folder / "summary.json", summary))
+        write_report(self._folder, self._sweep, records, summary, parts)
+        self._tell(parts)
+        done()
+
+    def _tell(self, parts: ResultParts) -> None:
+        # Not fatal: the end of the sweep writes them again.
+        if parts.failed:
             warnings.warn(
-                f"cannot write the intermediate results to {visible(str(self._folder))}: {error!r}. The sweep "
-                "continues and writes them again at its end.",
+                f"cannot write all intermediate results to {visible(str(self._folder))}: "
+                f"{visible('; '.join(map(str, parts.failed)))}. The sweep continues and writes them again at its end.",
                 stacklevel=1,
             )
-        done()

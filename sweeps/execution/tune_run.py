@@ -182,7 +182,7 @@ class SweepRun:
             self.ledger.stop_paused(record.number, reason)
 
     def memory_in_words(self) -> Iterator[str]:
-        """Lines about the memory knowledge before the first trial and the grid settings it refuses."""
+        """Lines about the memory knowledge before the first trial and the grid settings that are refused."""
         seen = [one for one in self.frontier.observations if not one.trial.startswith(f"{self.frontier.source}/")]
         capacity = self.frontier.capacity()
         if seen:

@@ -3,7 +3,15 @@
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from data_pipeline.reading.table_rows import SettingNames
 from data_pipeline.schema.redaction import Source
@@ -12,6 +20,7 @@ from sweeps.finetuning.finetune_settings import FinetuneSettings
 from sweeps.settings.search_space import Distribution
 from sweeps.settings.size_presets import LAPTOP
 from sweeps.settings.sweep_sections import file_name
+from sweeps.settings.swept_values import fault_at, typed_space
 
 IN_A_FILE = SettingNames(
     text="corpus.text",
@@ -106,6 +115,16 @@ class FinetuneConfig(Settings):
     """Values taken from each range of search; a choice gives all of its values."""
     resources: MemoryConfig = MemoryConfig()
     """Memory of the runs."""
+
+    @field_validator("search")
+    @classmethod
+    def _values_are_of_their_types(cls, search: dict[str, Distribution]) -> dict[str, Distribution]:
+        rates = search.get("training.learning_rate")
+        if rates is not None and "auto" in rates.extremes() and len(rates.extremes()) > 1:
+            words = "auto stands beside numbers; list numbers only, or remove the setting from search to use auto"
+            fault = fault_at(("training.learning_rate",), None, words)
+            raise ValidationError.from_exception_data(cls.__name__, [fault])
+        return typed_space(cls, search)
 
     @model_validator(mode="after")
     def _is_a_grid_of_moderate_size(self) -> Self:

@@ -5,9 +5,8 @@ from typing import Any
 
 import yaml
 
-from sweeps.finetuning.finetune_config import SWEEPABLE, ClassifierTrainingConfig, FinetuneConfig
-from sweeps.settings.search_space import Distribution
-from sweeps.settings.settings_faults import Fault, faults_of_value, nearest
+from sweeps.finetuning.finetune_config import SWEEPABLE, FinetuneConfig
+from sweeps.settings.settings_faults import Fault, nearest
 from sweeps.settings.settings_file import SettingsKind, objective_of
 from sweeps.settings.yaml_lines import YamlDocument
 
@@ -23,15 +22,11 @@ def dump_finetuning(config: FinetuneConfig) -> str:
 
 def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[Fault]:
     search = values.get("search")
-    for path, raw in search.items() if isinstance(search, dict) else ():
+    for path in search if isinstance(search, dict) else ():
         location = f"search.{path}"
-        line = document.line_of(location)
         if path not in SWEEPABLE:
-            yield Fault(location, line, None, "is not a setting that can be tried", nearest(path, SWEEPABLE))
-            continue
-        for value in Distribution.extremes_of(raw):
-            where = Fault(location, line, value, "")
-            yield from faults_of_value(ClassifierTrainingConfig, path.removeprefix("training."), value, where)
+            rule, remedy = "is not a setting that can be tried", nearest(path, SWEEPABLE)
+            yield Fault(location, document.line_of(location), None, rule, remedy)
 
 
 def _is_another(values: dict[str, Any]) -> str | None:

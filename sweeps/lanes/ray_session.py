@@ -43,7 +43,7 @@ def connect() -> None:
         return
     _set_environment()
     output: dict[str, Any] = {"log_to_driver": is_verbose(), "logging_level": _logging_level()}
-    if _has_cluster():
+    if has_cluster():
         _join(os.environ["RAY_ADDRESS"], output)
     else:
         _start_on_this_machine(output)
@@ -170,7 +170,8 @@ def connect_while_importing(*modules: str) -> None:
         importing.join()
 
 
-def _has_cluster() -> bool:
+def has_cluster() -> bool:
+    """Whether Ray runs on a cluster (RAY_ADDRESS) and not on this machine alone."""
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
@@ -192,7 +193,7 @@ def _set_environment() -> None:
     # A lane has some seven processes, most of them idle; on two cores Ray would warn about each beyond the eighth.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     os.environ[MARK] = driver_mark()
-    if not _has_cluster():
+    if not has_cluster():
         # A local node is never preempted, and the watcher adds a process to the start of every lane.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 

@@ -12,9 +12,10 @@ from core.settings.run_config import RunConfig
 from data_pipeline.schema.settings import Settings
 from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, micro_batch_of
 from sweeps.memory_knowledge.memory_observations import MemoryObservation
-from sweeps.settings.search_space import Distribution, SearchSpace
+from sweeps.settings.search_space import Distribution
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
+from sweeps.settings.valid_combinations import valid_near
 
 _BATCH = "training.batch_size"
 _MOST_VALUES = 4
@@ -78,7 +79,7 @@ def map_frontier(sweep: SweepConfig, frontier: MemoryFrontier, *, device: str, w
 
 
 def least_demanding(
-    space: SearchSpace, num_bytes: Callable[[dict[str, Any]], int | None], *, enough: int
+    sweep: SweepConfig, num_bytes: Callable[[dict[str, Any]], int | None], *, enough: int
 ) -> tuple[dict[str, Any], int]:
     """Settings that need least memory, and their bytes, by coordinate descent.
 
@@ -86,10 +87,11 @@ def least_demanding(
         num_bytes: Memory of settings; None for an invalid combination.
         enough: Bytes at which the descent stops.
     """
-    settings = {path: min(_values(distribution), key=_size) for path, distribution in space.items()}
+    corner = {path: min(_values(distribution), key=_size) for path, distribution in sweep.search.items()}
+    settings = valid_near(corner, sweep.search, sweep.fault_of, size=_size, grid_points=sweep.grid_points)
     least = num_bytes(settings)
     for _ in range(2):
-        for path, distribution in space.items():
+        for path, distribution in sweep.search.items():
             for value in _values(distribution):
                 if least is not None and least <= enough:
                     return settings, least
@@ -112,9 +114,11 @@ def _moves(sweep: SweepConfig, frontier: MemoryFrontier) -> dict[str, float]:
     """Swept settings that change memory, except the micro-batch, each with its largest peak over the smallest."""
     moves: dict[str, float] = {}
     for path, distribution in sweep.search.items():
+        if path == MICRO_BATCH:
+            continue
         peaks = [_peak(sweep, frontier, {path: value}) for value in _spread(_values(distribution))]
         known = [peak for peak in peaks if peak is not None]
-        if path != MICRO_BATCH and known and max(known) > (1 + _MOVES) * min(known):
+        if known and max(known) > (1 + _MOVES) * min(known):
             moves[path] = max(known) / min(known)
     return moves
 
@@ -148,8 +152,9 @@ def _sizes(sweep: SweepConfig) -> list[int]:
     """Micro-batches at which memory is predicted: the swept ones, or those of the file."""
     swept = sweep.search.get(MICRO_BATCH)
     asked = sweep.training.micro_batch_size
-    sizes = [size for size in (swept.extremes() if swept else (1, asked)) if isinstance(size, int)]
-    return _spread(sorted({*sizes, 2 * max(sizes)} if len(set(sizes)) < 2 else set(sizes)))
+    sizes = {size for size in (swept.extremes() if swept else (1, asked)) if isinstance(size, int)}
+    sizes = sizes or {1}  # All that is swept may be `auto`.
+    return _spread(sorted(sizes if len(sizes) > 1 else {*sizes, 2 * max(sizes)}))
 
 
 def _sampled(distribution: Distribution) -> list[Any]:

@@ -35,9 +35,10 @@ class Refusal:
 
     verdict: MemoryVerdict
     reason: str
-    predicted_bytes: int
+    predicted_bytes: int | None
+    """None: the settings are no valid combination."""
     excess: float
-    """Predicted bytes over the capacity, minus 1; `SMALLEST_EXCESS` at least."""
+    """Predicted bytes over the capacity, minus 1; `SMALLEST_EXCESS` at least. 1 without a prediction."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def check_that_something_fits(plan: SweepPlan, frontier: MemoryFrontier, *, noth
         is_free = may_shrink or run.training.micro_batch_size == "auto"
         return frontier.predict(run.with_overrides({MICRO_BATCH: 1}) if is_free else run)
 
-    settings, least = least_demanding(sweep.search, num_bytes, enough=capacity)
+    settings, least = least_demanding(sweep, num_bytes, enough=capacity)
     if least <= capacity * (1 if nothing_ran else _SURELY):
         return
     given = ", ".join(f"{path} {format_setting(value)}" for path, value in settings.items())

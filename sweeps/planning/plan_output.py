@@ -1,6 +1,7 @@
 """The plan on the terminal and as JSON."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -51,6 +52,7 @@ def plan_as_json(plan: SweepPlan) -> dict[str, Any]:
         "uses_gpu": plan.lanes.use_gpu,
         "memory_of_one_worker_bytes": plan.memory_bytes,
         "largest_micro_batch": plan.largest_micro_batch(sweep.run_config()),
+        "partly_invalid": [asdict(one) | {"num_valid": one.num_valid} for one in sweep.partly_invalid()],
         "predicted_peak_memory_bytes": dict(_predicted_peaks(plan)),
     }
 
@@ -89,6 +91,9 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
         yield from _budget_facts(budget, num_trials=sweep.num_trials)
     for path, distribution in sweep.search.items():
         yield "swept", f"{path}: {distribution}"
+    for combinations in sweep.partly_invalid():
+        first, *others = combinations.in_words()
+        yield from [("combinations", first), *(("", words) for words in others)]
     for settings in sweep.start_with:
         yield "first", _in_words(settings)
     points = informed_points(sweep)

@@ -20,6 +20,7 @@ from data_pipeline.preparation.corpus_check import BYTES_OF_TOKEN, check
 from data_pipeline.schema.corpus_config import PackingConfig
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.tokens.token_blocks import PreparedCorpus
+from sweeps.planning.first_checks import check_file
 from sweeps.planning.preparation import prepare_with_progress
 from sweeps.planning.shortened_budget import with_shortened_trials
 from sweeps.planning.warm_start import beginning_with_weights, expected_vocabulary
@@ -56,10 +57,14 @@ class ResolvedSweep(ABC):
     def begun(self) -> SweepConfig:
         """With the weights, shape and tokenizer of `start.weights_of`: enough for the corpus and for memory.
 
+        Every command passes here first, so what each trial would find out too late is checked here.
+
         Raises:
-            ResultsError, InputFault: As `beginning_with_weights`.
+            ResultsError, InputFault: As `beginning_with_weights` and `check_file`.
         """
-        return beginning_with_weights(self._asked, self._results_folder)
+        begun = beginning_with_weights(self._asked, self._results_folder)
+        check_file(begun)
+        return begun
 
     @cached_property
     def in_tokens(self) -> SweepConfig:

@@ -36,12 +36,14 @@ class ChosenBy(StrEnum):
 
 
 class MemoryVerdict(StrEnum):
-    """Effect of the memory limit on a trial."""
+    """Effect of the memory limit on a trial, or of a rule on a proposal."""
 
     REFUSED = "refused by prediction"
     """Never launched."""
     SKIPPED = "skipped by dominance"
     """Never launched."""
+    INVALID = "not a valid combination"
+    """Never launched: its settings break a rule together, whatever the memory."""
     RAN_OUT = "ran out of memory"
     """Launched, and ended by it."""
     SURVIVED = "ran out of memory and went on"

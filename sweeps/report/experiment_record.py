@@ -10,6 +10,7 @@ from sweeps.report.report_blocks import (
     Cell,
     Code,
     Facts,
+    Failed,
     Long,
     Number,
     Paragraph,
@@ -45,6 +46,8 @@ def _block(block: Block) -> str:
             return f"<details><summary>{_one_line(title)}</summary>\n\n{_block(Code(text))}\n\n</details>"
         case Code(text):
             return f"{_fence(text)}\n{text.rstrip()}\n{_fence(text)}"
+        case Failed(name):
+            return f"*{_one_line(name)}: not drawn*"
         case Picture(_, caption):
             return f"*In report.html: {_one_line(caption)}*"
 

@@ -1,6 +1,6 @@
 """The report of a sweep for people: report.html and EXPERIMENT.md, from the records and reports on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from data_pipeline.schema.whole_files import write_atomically
 from sweeps.analysis.result_tables import num_searched
 from sweeps.analysis.sweep_findings import Findings, gather
 from sweeps.figures.plot_style import standalone
+from sweeps.records.result_parts import FailedPart, ResultParts
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord, TrialStore
 from sweeps.report import report_comparison as comparison
@@ -16,31 +17,48 @@ from sweeps.report import report_costs as costs
 from sweeps.report import report_results as results
 from sweeps.report import report_setup as setup
 from sweeps.report.experiment_record import markdown_record
-from sweeps.report.report_blocks import Paragraph, Picture, Section, Table, number
+from sweeps.report.report_blocks import Block, Failed, Paragraph, Picture, Section, Table, number
 from sweeps.report.report_page import html_page
 from sweeps.settings.sweep_config import SweepConfig
 
 
-def write_report(folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord], summary: dict[str, Any]) -> None:
+def write_report(
+    folder: Path,
+    sweep: SweepConfig,
+    records: Sequence[TrialRecord],
+    summary: dict[str, Any],
+    parts: ResultParts | None = None,
+) -> None:
     """Write report.html and EXPERIMENT.md into a sweep's results folder, each replaced whole.
 
-    Works on a running sweep too: a section without data states that.
+    Works on a running sweep too: a section without data states that. A section or picture that cannot be made is named
+    in its place, and so is a file that cannot be written.
 
     Args:
+        parts: Receives the parts that fail. None: the failure of a file is raised.
         summary: The dictionary of `result_tables.summarize`. Optional keys add to the report: `command` (text or
             arguments), `git` and `hardware` (names to values, read when the sweep began), `model` (path of the winner),
             `samples` (dumped `sample_outputs.Sample`s).
     """
-    findings = gather(folder, sweep, records, summary)
+    guard = parts or ResultParts(folder)
     status = str(summary.get("status") or SweepStatus.RUNNING)
     subtitle = f"pretune sweep, {status}. Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
-    box = results.summary_box(findings)
-    sections = _sections(findings)
-    page = html_page(title=sweep.name, subtitle=subtitle, summary=box, sections=[sections[name] for name in _PAGE])
-    write_atomically(folder / "report.html", page)
-    parts = [sections[name] for name in _RECORD]
-    record = markdown_record(title=sweep.name, subtitle=subtitle, summary=box, sections=parts)
-    write_atomically(folder / "EXPERIMENT.md", record)
+    box, sections = _content(folder, sweep, records, summary, guard)
+    files: dict[str, Callable[[], str]] = {
+        "report.html": lambda: html_page(
+            title=sweep.name, subtitle=subtitle, summary=box, sections=[sections[name] for name in _PAGE]
+        ),
+        "EXPERIMENT.md": lambda: markdown_record(
+            title=sweep.name, subtitle=subtitle, summary=box, sections=[sections[name] for name in _RECORD]
+        ),
+    }
+    for name, text_of in files.items():
+        try:
+            write_atomically(folder / name, text_of())
+        except Exception as error:
+            if parts is None:
+                raise
+            parts.note(name, error)
 
 
 def write_pictures(into: Path, folder: Path, sweep: SweepConfig, summary: dict[str, Any]) -> list[Path]:
@@ -50,7 +68,8 @@ def write_pictures(into: Path, folder: Path, sweep: SweepConfig, summary: dict[s
         folder: The sweep's results folder.
     """
     findings = gather(folder, sweep, TrialStore(folder / "trials").load_all(), summary)
-    blocks = [block for section in _sections(findings).values() for block in section.blocks]
+    sections = _sections(findings, ResultParts(folder))
+    blocks = [block for section in sections.values() for block in section.blocks]
     into.mkdir(parents=True, exist_ok=True)
     paths = []
     for picture in (block.svg for block in blocks if isinstance(block, Picture)):
@@ -101,33 +120,68 @@ _RECORD = (
 """The order of a laboratory's record: goal, setup, course, results, conclusions."""
 
 
-def _sections(findings: Findings) -> dict[str, Section]:
-    return {
-        "purpose": setup.purpose_section(findings),
-        "setup": setup.setup_section(findings),
-        "environment": setup.environment_section(findings),
-        "data": setup.data_section(findings),
-        "timeline": setup.timeline_section(findings),
-        "trials": costs.outcomes_section(findings),
-        "errors": costs.errors_section(findings),
-        "time": costs.time_section(findings),
-        "memory": costs.memory_section(findings),
-        "noise": costs.noise_section(findings),
-        "curves": results.curves_section(findings),
-        "samples": _samples_section(findings),
-        "ranking": results.ranking_section(findings),
-        "ties": comparison.ties_section(findings),
-        "budgets": comparison.budgets_section(findings),
-        "settings": results.settings_section(findings),
-        "comparison": results.comparison_section(findings),
-        "replay": comparison.replay_section(findings),
-        "fairness": comparison.fairness_section(findings),
-        "targets": _targets_section(findings),
-        "waste": costs.waste_section(findings),
-        "problems": costs.problems_section(findings),
-        "conclusions": results.conclusions_section(findings),
-        "next": results.next_section(findings),
-    }
+_MAKERS: dict[str, Callable[[Findings], Section]] = {
+    "purpose": setup.purpose_section,
+    "setup": setup.setup_section,
+    "environment": setup.environment_section,
+    "data": setup.data_section,
+    "timeline": setup.timeline_section,
+    "trials": costs.outcomes_section,
+    "errors": costs.errors_section,
+    "time": costs.time_section,
+    "memory": costs.memory_section,
+    "noise": costs.noise_section,
+    "curves": results.curves_section,
+    "samples": lambda findings: _samples_section(findings),
+    "ranking": results.ranking_section,
+    "ties": comparison.ties_section,
+    "budgets": comparison.budgets_section,
+    "settings": results.settings_section,
+    "comparison": results.comparison_section,
+    "replay": comparison.replay_section,
+    "fairness": comparison.fairness_section,
+    "targets": lambda findings: _targets_section(findings),
+    "waste": costs.waste_section,
+    "problems": costs.problems_section,
+    "conclusions": results.conclusions_section,
+    "next": results.next_section,
+}
+
+
+def _content(
+    folder: Path, sweep: SweepConfig, records: Sequence[TrialRecord], summary: dict[str, Any], guard: ResultParts
+) -> tuple[list[Block], dict[str, Section]]:
+    """The box at the top, and all sections by name."""
+    try:
+        findings = gather(folder, sweep, records, summary)
+    except Exception as error:
+        return [Paragraph(str(guard.note("the report", error)))], {
+            name: Section(name.capitalize(), []) for name in _MAKERS
+        }
+
+    def failed(failure: FailedPart) -> list[Block]:
+        return [Paragraph(str(failure))]
+
+    box = guard.make("the summary of the report", lambda: results.summary_box(findings), failed)
+    return box, _sections(findings, guard)
+
+
+def _sections(findings: Findings, guard: ResultParts) -> dict[str, Section]:
+    return {name: section_of(name, make, findings, guard) for name, make in _MAKERS.items()}
+
+
+def section_of(name: str, make: Callable[[Findings], Section], findings: Findings, guard: ResultParts) -> Section:
+    """A section of the report; if it or one of its pictures cannot be made, the failure stands in its place."""
+
+    def failed(failure: FailedPart) -> Section:
+        return Section(name.capitalize(), [Paragraph(str(failure))])
+
+    section = guard.make(f"section {name} of the report", lambda: make(findings), failed)
+    blocks = [
+        Paragraph(str(guard.note(f"picture of {block.name}", block.error))) if isinstance(block, Failed) else block
+        for block in section.blocks
+    ]
+    return Section(section.title, blocks)
 
 
 def _samples_section(findings: Findings) -> Section:

@@ -1,7 +1,7 @@
 """The parts of a report, before they become a page or a text: sections of paragraphs, facts, tables, pictures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -89,7 +89,15 @@ class Picture:
     caption: str
 
 
-Block = Paragraph | Bullets | Facts | Table | Code | Picture
+@dataclass(frozen=True)
+class Failed:
+    """A picture that could not be drawn; the report names it in its place."""
+
+    name: str
+    error: Exception
+
+
+Block = Paragraph | Bullets | Facts | Table | Code | Picture | Failed
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,21 @@ class Section:
     def anchor(self) -> str:
         """Id of the section in the page; links point to it."""
         return "".join(char if char.isalnum() else "-" for char in self.title.lower())
+
+
+def drawn(name: str, draw: Callable[[], str | None], caption: Callable[[], str]) -> list[Block]:
+    """A picture as a block; nothing where there is nothing to draw, and `Failed` where that fails.
+
+    Args:
+        name: Name of the picture in words, for a failure.
+        draw: Returns the SVG, or None.
+        caption: Called if there is a picture.
+    """
+    try:
+        svg = draw()
+        return [] if svg is None else [Picture(svg, caption())]
+    except Exception as error:
+        return [Failed(name, error)]
 
 
 def number(value: float | None, form: str = ",.4f", *, bar: float | None = None) -> Cell:

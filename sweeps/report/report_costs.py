@@ -18,9 +18,9 @@ from sweeps.report.report_blocks import (
     Long,
     Number,
     Paragraph,
-    Picture,
     Section,
     Table,
+    drawn,
     number,
     without_empty_columns,
 )
@@ -31,23 +31,15 @@ from sweeps.settings.setting_paths import MICRO_BATCH
 def memory_section(findings: Findings) -> Section:
     """Micro-batch against speed and memory, prediction against measurement."""
     blocks: list[Block] = []
-    picture = frontier_plot(findings)
-    if picture is not None:
-        blocks.append(Picture(picture, frontier_in_words(findings)))
-    picture = micro_batch_plot(findings)
-    if picture is not None:
-        caption = "Speed and peak memory of each trial against its micro-batch. Other swept settings change both."
-        blocks.append(Picture(picture, caption))
+    blocks += drawn("the memory frontier", lambda: frontier_plot(findings), lambda: frontier_in_words(findings))
+    caption = "Speed and peak memory of each trial against its micro-batch. Other swept settings change both."
+    blocks += drawn("speed against micro-batch", lambda: micro_batch_plot(findings), lambda: caption)
     blocks.append(_what_fits(findings))
-    picture = memory_prediction_plot(findings)
-    if picture is not None:
-        found = calibration(findings.records)
-        words = (
-            f"Calibration: the measured peak is {found['median_relative_error']:.2%} off the predicted one in the "
-            f"median of {found['calibrated_trials']} trials, {found['largest_relative_error']:.2%} at most. Trials "
-            "that ran out of memory are not counted: their peak is unknown."
-        )
-        blocks.append(Picture(picture, words))
+    blocks += drawn(
+        "measured against predicted memory",
+        lambda: memory_prediction_plot(findings),
+        lambda: _calibration_in_words(findings),
+    )
     rows: list[list[Cell]] = [
         [
             record.name,
@@ -68,6 +60,15 @@ def memory_section(findings: Findings) -> Section:
     if rows:
         blocks.append(without_empty_columns(Table(columns, rows, "memory")))
     return Section("Memory and micro-batch", blocks)
+
+
+def _calibration_in_words(findings: Findings) -> str:
+    found = calibration(findings.records)
+    return (
+        f"Calibration: the measured peak is {found['median_relative_error']:.2%} off the predicted one in the "
+        f"median of {found['calibrated_trials']} trials, {found['largest_relative_error']:.2%} at most. Trials "
+        "that ran out of memory are not counted: their peak is unknown."
+    )
 
 
 def _micro_batch_cell(record: TrialRecord) -> Cell:
@@ -118,9 +119,8 @@ def time_section(findings: Findings) -> Section:
     if not timed:
         return Section("Time", [Paragraph("No trial reported the times of its steps.")])
     blocks: list[Block] = []
-    picture = time_plot(findings)
-    if picture is not None:
-        blocks.append(Picture(picture, "Time for 1,000 tokens by stretch of the step, in the leading trials."))
+    caption = "Time for 1,000 tokens by stretch of the step, in the leading trials."
+    blocks += drawn("time by stretch", lambda: time_plot(findings), lambda: caption)
     # A single worker exchanges no gradients: its column would be zeros.
     seen = {stretch for r in timed for stretch, ms in findings.curves[r.number].step_ms.items() if ms > 0}
     stretches = [s for s in ("forward", "backward", "optimizer", "data", "exchange") if s in seen]

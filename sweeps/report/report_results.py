@@ -20,9 +20,9 @@ from sweeps.report.report_blocks import (
     Cell,
     Facts,
     Paragraph,
-    Picture,
     Section,
     Table,
+    drawn,
     number,
     without_empty_columns,
 )
@@ -134,15 +134,15 @@ def _setting_cell(findings: Findings, record: TrialRecord, path: str) -> Cell:
 
 def curves_section(findings: Findings) -> Section:
     """Loss over tokens, and the best curve in numbers."""
-    picture = loss_curves(findings)
-    if picture is None:
-        return Section("Loss curves", [Paragraph("No trial has reported a loss.")])
     bands = " Grey bands span the seeds of one setting." if findings.repeats else ""
     caption = (
         "Loss over training tokens; the five leading trials in colour, the others grey. Holdout losses compare between "
         f"trials. Train losses need not: each is of the trial's own objective.{bands}"
     )
-    return Section("Loss curves", [Picture(picture, caption), *map(Paragraph, _curve_analysis(findings))])
+    curves = drawn("the loss curves", lambda: loss_curves(findings), lambda: caption)
+    if not curves:
+        return Section("Loss curves", [Paragraph("No trial has reported a loss.")])
+    return Section("Loss curves", [*curves, *map(Paragraph, _curve_analysis(findings))])
 
 
 def _curve_analysis(findings: Findings) -> Iterator[str]:
@@ -166,16 +166,14 @@ def _curve_analysis(findings: Findings) -> Iterator[str]:
 
 def settings_section(findings: Findings) -> Section:
     """The effect of each swept setting on the loss."""
-    picture = parameter_plots(findings)
     if not findings.paths:
         return Section("Settings", [Paragraph("No setting was swept.")])
     blocks: list[Block] = []
-    if picture is not None:
-        caption = (
-            "Holdout loss against each setting. Marks along the top are trials without a loss: infeasible or diverged. "
-            "A loss above the scale is drawn on its upper edge."
-        )
-        blocks.append(Picture(picture, caption))
+    plain = (
+        "Holdout loss against each setting. Marks along the top are trials without a loss: infeasible or diverged. A "
+        "loss above the scale is drawn on its upper edge."
+    )
+    blocks += drawn("loss against settings", lambda: parameter_plots(findings), lambda: plain)
     modelled = loss_model(findings.sweep, findings.records)
     if modelled is not None:
         surface, progress = modelled
@@ -184,7 +182,9 @@ def settings_section(findings: Findings) -> Section:
             f"The model is a Gaussian process of {len(progress.losses)} trials; the band is one standard deviation. "
             f"The noise that the settings do not explain is {surface.noise_nats:.4f} nats (standard deviation)."
         )
-        blocks.append(Picture(setting_curves(findings, surface, progress), caption))
+        blocks += drawn(
+            "expected loss against settings", lambda: setting_curves(findings, surface, progress), lambda: caption
+        )
     found = importances(findings)
     if isinstance(found, str):
         blocks.append(Paragraph(f"Importances are not computed: {found}"))

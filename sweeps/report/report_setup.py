@@ -20,9 +20,9 @@ from sweeps.report.report_blocks import (
     Code,
     Facts,
     Paragraph,
-    Picture,
     Section,
     Table,
+    drawn,
     number,
     without_empty_columns,
 )
@@ -213,9 +213,8 @@ def timeline_section(findings: Findings) -> Section:
         facts.append(("whole sweep", f"{clock(findings.summary['wall_s'])}, without the preparation of the corpus"))
     facts.append(("training in all trials", clock(sum(record.training_s for record in findings.records))))
     blocks: list[Block] = [Facts(facts)]
-    picture = timeline(findings)
-    if picture is not None:
-        blocks.append(Picture(picture, "Start and end of each trial, coloured by outcome."))
+    caption = "Start and end of each trial, coloured by outcome."
+    blocks += drawn("the timeline", lambda: timeline(findings), lambda: caption)
     return Section("Timeline", blocks)
 
 

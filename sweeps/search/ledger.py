@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from core.memory.memory_reports import MicroBatchSpeed
 from core.memory.out_of_memory import OomFacts
@@ -170,14 +170,15 @@ class Ledger:
         )
         self._say(TrialEvent.ENDED, record)
 
-    def refuse_proposal(self, settings: dict[str, Any], run: RunConfig, refusal: Refusal) -> None:
-        """Record a proposal that memory ruled out."""
-        size = run.training.micro_batch_size
+    def refuse_proposal(
+        self, settings: dict[str, Any], refusal: Refusal, *, micro_batch_size: int | Literal["auto"]
+    ) -> None:
+        """Record a proposal that memory or a rule of its settings ruled out."""
         refused = RefusedProposal(
             settings=settings,
             verdict=refusal.verdict,
             reason=refusal.reason,
-            micro_batch_size=None if size == "auto" else size,
+            micro_batch_size=None if micro_batch_size == "auto" else micro_batch_size,
             predicted_peak_memory_bytes=refusal.predicted_bytes,
             memory_limit_bytes=self._frontier.limit_bytes,
         )

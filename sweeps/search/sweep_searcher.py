@@ -1,4 +1,4 @@
-"""The next trial for Tune: interrupted trials, then those of the file, then proposals that fit in memory."""
+"""The next trial for Tune: interrupted trials, those of the file, then valid proposals that fit in memory."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, Refusal, mic
 from sweeps.memory_knowledge.micro_batch_store import MicroBatches, without_micro_batch
 from sweeps.records.outcomes import Outcome
 from sweeps.records.throttle import Pace
-from sweeps.records.trial_records import ChosenBy, TrialRecord
+from sweeps.records.trial_records import ChosenBy, MemoryVerdict, TrialRecord
 from sweeps.search.initial_points import informed_points, with_smaller_micro_batch
 from sweeps.search.ledger import Ledger
 from sweeps.search.settings_sampler import SettingsSampler
@@ -261,8 +261,8 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
                 self._sampler.launched(record, handle)
                 return record
             self._sampler.refused(handle, excess=refusal.excess)
-            self._ledger.refuse_proposal(settings, self._run_of(settings), refusal)
-        self.ended_by = f"{MAX_REFUSALS_IN_A_ROW} proposals in a row were known or did not fit in memory"
+            self._record_refusal(settings, refusal)
+        self.ended_by = f"{MAX_REFUSALS_IN_A_ROW} proposals in a row were known, invalid or too large for the memory"
         return None
 
     def _is_twin(self, settings: dict[str, Any]) -> bool:
@@ -290,10 +290,17 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             return False
         refusal = self._refusal(settings)
         if refusal is not None:
-            self._ledger.refuse_proposal(settings, self._run_of(settings), refusal)
+            self._record_refusal(settings, refusal)
         return refusal is None
 
+    def _record_refusal(self, settings: dict[str, Any], refusal: Refusal) -> None:
+        asked = settings.get(MICRO_BATCH, self._sweep.training.micro_batch_size)
+        self._ledger.refuse_proposal(settings, refusal, micro_batch_size=asked)
+
     def _refusal(self, settings: dict[str, Any]) -> Refusal | None:
+        fault = self._sweep.fault_of(settings)
+        if fault is not None:
+            return Refusal(MemoryVerdict.INVALID, fault, predicted_bytes=None, excess=1.0)
         # A swept micro-batch that does not fit is refused, because another will be proposed; a fixed one shrinks.
         return self._frontier.refusal(self._run_of(settings), may_shrink=MICRO_BATCH not in self._sweep.search)
 

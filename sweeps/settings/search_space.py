@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.terminal_text import visible
@@ -53,14 +53,6 @@ class Distribution(Settings):
     def extremes(self) -> tuple[Any, ...]:
         """All choices, or both ends of the range; each must obey the rule of the setting."""
         return tuple(getattr(self, self.kind))
-
-    @classmethod
-    def extremes_of(cls, raw: Any) -> tuple[Any, ...]:
-        """The extremes of a distribution as a file has it; none where it is not valid."""
-        try:
-            return cls.model_validate(raw).extremes()
-        except ValidationError:
-            return ()  # The check of the whole file has said so already, with the location.
 
     def holds(self, value: Any) -> bool:
         """Whether a value is one of these; False for values of another type, `auto` among numbers for one."""

@@ -9,6 +9,8 @@ BETA2 = "training.beta2"
 HALF_LIFE = "training.beta2_half_life_tokens"
 MICRO_BATCH = "training.micro_batch_size"
 SEED = "training.seed"
+PRECISION = "training.precision"
+INITIAL_WEIGHTS = "training.initial_weights"
 
 
 def half_life_tokens(beta2: float, *, batch_size: float, sequence_length: int) -> float:

@@ -4,10 +4,11 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from data_pipeline.schema.redaction import redact_urls
 from data_pipeline.schema.user_errors import InputFault
@@ -114,34 +115,30 @@ def fault_of(detail: Any, config: type[BaseModel], document: YamlDocument) -> Fa
     # Rules of our own ("value_error") come with a remedy; those of a type say only which values are wrong.
     if not remedy and detail["type"] != "value_error" and description:
         remedy = f"see `pretune explain {shlex.quote(location)}`"
-    return Fault(location or "file", document.line_of(location), value, rule, remedy)
+    shown = _VALUE_OF_SEARCH.sub(r"\1", location) or "file"
+    return Fault(shown, document.line_of(location), value, rule, remedy)
+
+
+_VALUE_OF_SEARCH = re.compile(r"^(search\..+)\.\w*(?:choice|uniform)\.\d+$")
+"""Location of one value of a swept setting: the value itself is shown, and its line, but not its number."""
+
+
+def rules_broken(error: ValidationError) -> str:
+    """All rules that settings break together, with their remedies."""
+    return "; ".join(dict.fromkeys(_rule_of(detail) for detail in without_union_noise(error)))
 
 
 def _rule_of(detail: Any) -> str:
     message = str(detail["msg"])
-    for prefix, plain in (("Value error, ", ""), ("Input should be a valid ", "is not a "), ("Input should", "should")):
+    for prefix, plain in (
+        ("Value error, ", ""),
+        ("Input should be a valid integer", "is not a whole number"),
+        ("Input should be a valid ", "is not a "),
+        ("Input should", "should"),
+    ):
         if message.startswith(prefix):
             return plain + message.removeprefix(prefix)
     return message
-
-
-def faults_of_value(section: type[BaseModel], path: str, value: Any, where: Fault) -> Iterator[Fault]:
-    """Faults of one value on its own, with the defaults for all other settings of its section.
-
-    Args:
-        path: Dotted path of the setting in its section.
-        where: The fault without its rule.
-    """
-    nested: Any = value
-    for part in reversed(path.split(".")):
-        nested = {part: nested}
-    try:
-        section.model_validate(nested)
-    except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            if _location_of(detail["loc"]) == path:
-                yield replace(where, rule=_rule_of(detail))
-                return
 
 
 def nearest(word: str, known: Sequence[str], *, listed: bool = False) -> str:
@@ -171,9 +168,8 @@ def _model_at(parts: Sequence[str], config: type[BaseModel]) -> type[BaseModel] 
 
 def takes_whole_numbers(path: str, config: type[BaseModel]) -> bool:
     """Whether the setting at a dotted path is a number without a fraction."""
-    *above, key = path.split(".")
-    model = _model_at(above, config)
-    types = [*_types_in(model.model_fields[key].annotation)] if model and key in model.model_fields else []
+    field = field_at(path, config)
+    types = [*_types_in(field.annotation)] if field else []
     return int in types and float not in types
 
 
@@ -191,15 +187,21 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from models_in(argument)
 
 
+def field_at(path: str, config: type[BaseModel]) -> FieldInfo | None:
+    """The field at a dotted path; None if the path names none."""
+    *above, key = path.split(".")
+    model = _model_at(above, config)
+    return model.model_fields.get(key) if model else None
+
+
 def _fields_at(parts: Sequence[str], config: type[BaseModel]) -> list[str]:
     model = _model_at(parts, config)
     return list(model.model_fields) if model else []
 
 
 def _description(parts: Sequence[str], config: type[BaseModel]) -> str:
-    model = _model_at(parts[:-1], config)
-    key = parts[-1] if parts else ""
-    return first_sentence((model.model_fields[key].description or "") if model and key in model.model_fields else "")
+    field = field_at(".".join(parts), config)
+    return first_sentence((field.description or "") if field else "")
 
 
 def first_sentence(docstring: str) -> str:

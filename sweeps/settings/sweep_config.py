@@ -15,7 +15,9 @@ from core.settings.training_config import WITHOUT_BASE, LoraConfig, TrainingConf
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.schema.dotted_paths import value_at
 from data_pipeline.schema.settings import Settings
-from sweeps.settings.search_space import Distribution
+from sweeps.settings.search_space import Distribution, settings_in_words
+from sweeps.settings.setting_paths import PRECISION
+from sweeps.settings.settings_faults import field_at, rules_broken
 from sweeps.settings.size_presets import LAPTOP
 from sweeps.settings.stage_config import StageConfig, fault_of_stages, with_lengths_of_stages
 from sweeps.settings.sweep_sections import (
@@ -28,6 +30,8 @@ from sweeps.settings.sweep_sections import (
     StartConfig,
     file_name,
 )
+from sweeps.settings.swept_values import fault_at, typed_settings, typed_space
+from sweeps.settings.valid_combinations import Combinations, nothing_valid, partly_invalid
 
 
 def _names_objective(values: dict[str, Any], name: str) -> bool:
@@ -150,6 +154,16 @@ class SweepConfig(Settings):
                 value = {**value, "early_stopping": {**stopping, "method": "asha"}}
         return value
 
+    @field_validator("search")
+    @classmethod
+    def _values_are_of_their_types(cls, search: dict[str, Distribution]) -> dict[str, Distribution]:
+        return typed_space(RunConfig, search)
+
+    @field_validator("start_with")
+    @classmethod
+    def _first_values_are_of_their_types(cls, listed: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        return typed_settings(RunConfig, listed)
+
     @field_validator("budget")
     @classmethod
     def _says_how_long_a_trial_is(cls, budget: BudgetConfig, others: ValidationInfo) -> BudgetConfig:
@@ -210,7 +224,23 @@ class SweepConfig(Settings):
             )
         if faults:
             raise ValueError("; ".join(faults))
+        invalid = list(self._combination_faults())
+        if invalid:
+            raise ValidationError.from_exception_data(type(self).__name__, invalid)
         return self
+
+    def _combination_faults(self) -> Iterator[InitErrorDetails]:
+        if any(field_at(path, RunConfig) is None for settings in (self.search, *self.start_with) for path in settings):
+            return  # The check of the file names them (sweep_file.py).
+        nothing = nothing_valid(self.search, self.fault_of, grid_points=self.grid_points)
+        if nothing is not None:
+            settings, rule = nothing.faults[0]
+            words = f"{nothing}: {settings_in_words(settings)} for instance, {rule}"
+            yield fault_at(("search", *nothing.paths[:1]), None, words)
+        for index, settings in enumerate(self.start_with):
+            fault = self.fault_of(settings)
+            if fault is not None:
+                yield fault_at(("start_with", index), None, f"{settings_in_words(settings)}: {fault}")
 
     def _branch_faults(self) -> Iterator[str]:
         stopping = self.early_stopping
@@ -278,19 +308,44 @@ class SweepConfig(Settings):
             return self.search[path].extremes()
         return (self.value_at(path),)
 
+    @property
+    def grid_points(self) -> int | None:
+        """Values that a grid takes from each range; None if the search is no grid."""
+        return self.searcher.grid_points if self.searcher.method == "grid" else None
+
+    def fault_of(self, settings: dict[str, Any]) -> str | None:
+        """The rule that settings (dotted path to value) break together, with its remedy; None if they are valid."""
+        try:
+            self._run_as_asked(settings)
+        except ValidationError as error:
+            return rules_broken(error)
+        return None
+
+    @property
+    def needs_gpus(self) -> bool:
+        """Whether some trial trains in fp16, which CPUs do not compute."""
+        return "fp16" in self.values_of(PRECISION)
+
+    def partly_invalid(self) -> Iterator[Combinations]:
+        """The sections of the search space some of whose combinations are never launched, because they are invalid."""
+        return partly_invalid(self.search, self.fault_of, grid_points=self.grid_points)
+
     def value_at(self, path: str) -> Any:
         """The value, or its default, at a dotted path; None if a section on the path is missing."""
         return value_at(self, path)
 
     def run_config(self, settings: dict[str, Any] | None = None) -> RunConfig:
         """The training run of a trial with these settings (dotted path to value)."""
+        run = self._run_as_asked(settings or {})
+        return run.model_copy(update={"model": _equal_sized(run.model)})
+
+    def _run_as_asked(self, settings: dict[str, Any]) -> RunConfig:
         base = RunConfig(
             model=self.model,
             objective=self.objective,
             training=self.training.model_copy(update={"tokens": self.budget.tokens_per_trial}),
         )
-        run = base.with_overrides(settings or {})
-        return run.model_copy(update={"model": _equal_sized(run.model)})
+        return base.with_overrides(settings)
 
     def stage_runs(self) -> tuple[RunConfig, ...]:
         """The training run of each stage; empty without stages."""

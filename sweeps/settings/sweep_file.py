@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from core.settings.run_config import RunConfig
-from sweeps.settings.search_space import Distribution
-from sweeps.settings.settings_faults import Fault, faults_of_value, models_in, nearest
+from sweeps.settings.settings_faults import Fault, models_in, nearest
 from sweeps.settings.settings_file import SettingsKind, load_settings, objective_of, resolve_settings
 from sweeps.settings.sweep_config import UNSWEEPABLE, SweepConfig
 from sweeps.settings.yaml_lines import YamlDocument
@@ -47,14 +45,11 @@ def dump_sweep(sweep: SweepConfig) -> str:
 
 
 def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[Fault]:
-    """Faults of swept settings and values, checked separately so that they appear beside faults of other sections."""
+    """Faults of the names of swept settings, checked separately: they appear beside faults of other sections."""
     search = values.get("search")
-    for path, raw in search.items() if isinstance(search, dict) else ():
+    for path in search if isinstance(search, dict) else ():
         location = f"search.{path}"
-        line = document.line_of(location)
-        yield from _key_faults(path, location, line)
-        for value in Distribution.extremes_of(raw):
-            yield from _value_faults(path, value, location, line)
+        yield from _key_faults(path, location, document.line_of(location))
     starts = values.get("start_with")
     for index, settings in enumerate(starts if isinstance(starts, list) else ()):
         location = f"start_with.{index}"
@@ -65,8 +60,6 @@ def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[F
             if not isinstance(search, dict) or path not in search:
                 remedy = nearest(path, list(search) if isinstance(search, dict) else [])
                 yield Fault(f"{location}.{path}", line, value, "is not a swept setting", remedy)
-            else:
-                yield from _value_faults(path, value, f"{location}.{path}", line)
 
 
 def _key_faults(path: str, location: str, line: int | None) -> Iterator[Fault]:
@@ -75,16 +68,6 @@ def _key_faults(path: str, location: str, line: int | None) -> Iterator[Fault]:
         yield Fault(location, line, None, "cannot be swept", UNSWEEPABLE[path])
     elif path not in known:
         yield Fault(location, line, None, "is not a setting that can be swept", nearest(path, known))
-
-
-def _value_faults(path: str, value: Any, location: str, line: int | None) -> Iterator[Fault]:
-    if path not in sweepable_paths():
-        return
-    section, _, rest = path.partition(".")
-    model = RunConfig.model_fields[section].annotation
-    assert isinstance(model, type)
-    assert issubclass(model, BaseModel)
-    yield from faults_of_value(model, rest, value, Fault(location, line, value, ""))
 
 
 def sweepable_paths() -> Iterator[str]:

@@ -47,5 +47,14 @@ def test_results_that_cannot_be_written_end_no_sweep_and_are_told(tmp_path: Path
         so_far.on_event(TrialEvent.ENDED, records[0], None)
         so_far.close()
 
-    with pytest.warns(UserWarning, match="cannot write the intermediate results to .*away: FileNotFoundError"):
+    with pytest.warns(
+        UserWarning, match=r"results to .*away: trials\.csv could not be made: FileNotFound.*; summary\.json could"
+    ):
         write()
+
+
+def test_a_summary_that_cannot_be_made_ends_no_sweep_and_is_told(tmp_path: Path) -> None:
+    records = example_records(TrialStore(tmp_path / "trials"), num_trials=2)
+    so_far = RunningResults(tmp_path, example_sweep(), lambda: (records, {"largest": max(records[:0], key=str)}))
+    with pytest.warns(UserWarning, match=r"the summary so far could not be made: ValueError: max.*a bug in pretune"):
+        so_far.on_event(TrialEvent.ENDED, records[0], None)

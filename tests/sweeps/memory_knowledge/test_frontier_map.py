@@ -52,6 +52,20 @@ def test_the_frontier_of_real_predictions_is_the_largest_micro_batch_to_a_row() 
         assert point.micro_batch_size == pytest.approx(plan.largest_micro_batch(run), rel=0.1, abs=1)
 
 
+def test_a_swept_micro_batch_that_is_always_automatic_has_a_frontier_too() -> None:
+    sweep = tiny_sweep(WIDTHS, "search.training.micro_batch_size.choice=[auto]")
+    found = map_frontier(sweep, frontier(42), device="cpu")
+    # Micro-batches of 1 and 2 rows are predicted: 16 + 10 and 32 + 10 bytes at a width of 16.
+    assert {point.value: point.micro_batch_size for point in found.border}[16] == 2.0
+
+
+def test_the_least_demanding_settings_are_found_though_no_corner_of_the_space_is_valid() -> None:
+    widths, heads = "search.model.width.int_uniform=[31, 47]", "search.model.heads.int_uniform=[2, 3]"
+    sweep = tiny_sweep(widths, heads)
+    settings, _ = least_demanding(sweep, lambda one: 0 if sweep.fault_of(one) is None else None, enough=0)
+    assert sweep.fault_of(settings) is None
+
+
 @pytest.mark.parametrize("enough", [0, 10_000])
 def test_the_least_demanding_settings_are_found_though_no_corner_of_the_space_is_the_least(enough: int) -> None:
     sweep = tiny_sweep(WIDTHS, "search.training.activation_checkpointing.choice=[false, true]")
@@ -64,7 +78,7 @@ def test_the_least_demanding_settings_are_found_though_no_corner_of_the_space_is
         saved = 50 if settings["training.activation_checkpointing"] else 0
         return int(settings["model.width"] * settings["training.micro_batch_size"] - saved)
 
-    settings, least = least_demanding(sweep.search, num_bytes, enough=enough)
+    settings, least = least_demanding(sweep, num_bytes, enough=enough)
     if enough:
         assert len(asked) <= 12
     else:

@@ -287,7 +287,7 @@ def test_words_of_users_are_never_markup(tmp_path: Path) -> None:
     record = TrialRecord(number=1, settings={}, outcome=Outcome.FAILED, reason=nasty)
     trace = record.model_copy(update={"number": 2, "reason": f"Traceback\n{nasty}\n<b>{nasty}"})
     text = report_of(
-        tmp_path, [record, trace], purpose=nasty, search={"training.schedule": {"choice": ["<i>wsd</i>", "wsd"]}}
+        tmp_path, [record, trace], purpose=nasty, search={"training.initial_weights": {"choice": ["<i>a</i>", "b"]}}
     )
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"<(script|b)\b", html)

@@ -11,7 +11,7 @@ from searcher_driver import RUNG, TOKENS, WORST_LOSS, DrivenSweep
 
 from sweep_examples import tiny_sweep
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import TrialRecord
+from sweeps.records.trial_records import MemoryVerdict, TrialRecord
 from sweeps.settings.sweep_config import SweepConfig
 
 METHODS = ("tpe", "gp", "random", "grid")
@@ -299,3 +299,29 @@ def test_a_search_ends_when_less_is_to_be_gained_than_noise(tmp_path: Path) -> N
     driven = DrivenSweep(tmp_path, sweep_with("random", "budget.patience=3", trials=60))
     assert 6 <= len(driven.run(end)) < 60
     assert "an expected gain below the noise" in driven.searcher.ended_by
+
+
+@pytest.mark.parametrize("method", ["tpe", "gp", "random", "grid"])
+def test_a_combination_that_breaks_a_rule_is_refused_and_counted_and_never_launched(
+    tmp_path: Path, method: str
+) -> None:
+    space = "search={model.width: {choice: [30, 32, 48]}, model.heads: {choice: [2, 3, 5]}}"
+    sweep = tiny_sweep(space, f"searcher.method={method}", "budget.trials=4", "training.micro_batch_size=4")
+    driven = DrivenSweep(tmp_path, sweep)
+    started = driven.run(lambda record: (Outcome.COMPLETED, 5.0 + record.number / 100))
+    assert all(record.settings["model.width"] % record.settings["model.heads"] == 0 for record in started)
+    assert len(started) == 4
+    refused = driven.ledger.refused
+    assert all(one.settings["model.width"] % one.settings["model.heads"] for one in refused)
+    assert {one.verdict for one in refused} <= {MemoryVerdict.INVALID}
+    assert method != "grid" or sorted(tuple(one.settings.values()) for one in refused) == [(32, 3), (32, 5), (48, 5)]
+
+
+def test_a_sweep_that_goes_on_keeps_its_refused_combinations(tmp_path: Path) -> None:
+    space = "search={model.width: {choice: [30, 32]}, model.heads: {choice: [2, 3]}}"
+    sweep = tiny_sweep(space, "searcher.method=grid", "training.micro_batch_size=4")
+    first = DrivenSweep(tmp_path, sweep)
+    first.run(lambda _: (Outcome.COMPLETED, 5.0), at_most=1)
+    again = DrivenSweep(tmp_path, sweep)
+    assert [one.reason for one in again.ledger.refused] == ["width=32 is not a multiple of heads=3; try width=33"]
+    assert len(again.run(lambda _: (Outcome.COMPLETED, 5.0))) == 2
