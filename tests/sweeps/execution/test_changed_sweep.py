@@ -8,7 +8,7 @@ import pytest
 
 from core.model_files.checkpoint import MODEL_FILE
 from sweep_examples import record, tiny_sweep
-from sweeps.execution.changed_sweep import CHANGES_FILE, _copy, begin, changes
+from sweeps.execution.changed_sweep import CHANGES_FILE, EarlierSweep, _copy, begin, changes
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import SweepFolder, sweep_identity
 from sweeps.records.trial_records import LOSS, ChosenBy, TrialRecord, TrialStore
@@ -223,3 +223,10 @@ def test_a_link_that_somebody_put_into_a_trials_folder_is_not_copied_to_the_next
     (old / "step-10" / "stolen.json").symlink_to(tmp_path / "key")
     _copy(old, new)
     assert sorted(path.name for path in new.rglob("*")) == ["log.txt", "step-10"]
+
+
+def test_a_trial_whose_settings_break_a_rule_beside_the_changed_file_is_not_taken_over(tmp_path: Path) -> None:
+    widths = "search={model.width: {choice: [30, 32]}}"
+    before, now = tiny_sweep(widths), tiny_sweep(widths, "model.heads=5", "model.width=30")
+    earlier = EarlierSweep(tmp_path, before, has_same_data=True)
+    assert not earlier.is_valid_in(now, record(1, settings={"model.width": 32}, loss=5.0))
