@@ -267,7 +267,7 @@ def test_a_finished_sweep_is_known_to_be_complete_and_another_store_gets_all_of_
     assert Runs(other, sweep).history("trial-0001", LOSS) == losses(1)
 
 
-def test_runs_and_a_model_that_were_deleted_are_recorded_again_by_the_next_command(sweep: Sweep) -> None:
+def test_runs_that_were_deleted_are_recorded_again_by_the_next_command(sweep: Sweep) -> None:
     tracking = sweep.tracking()
     for number in (1, 2):
         sweep.whole_trial(tracking, number)
