@@ -24,12 +24,12 @@ CALLS = re.compile(
 )
 ARGUMENTS = {"allow_pickle", "trust_remote_code"}
 ALLOWED = {
-    ("data_pipeline/reading/parquet_files.py", "pq.ParquetFile"): "with the schema judged before",
+    ("data_pipeline/formats/parquet_files.py", "pq.ParquetFile"): "with the schema judged before",
     (
-        "data_pipeline/reading/parquet_files.py",
+        "data_pipeline/formats/parquet_files.py",
         "pq.read_metadata",
     ): "of a footer whose schema is judged",
-    ("data_pipeline/schema/arrow_extensions.py", "pa.ipc.read_schema"): "of a message without extension types",
+    ("data_pipeline/files/arrow_extensions.py", "pa.ipc.read_schema"): "of a message without extension types",
     ("data_pipeline/tokens/arrow_files.py", "pa.ipc.open_file"): "with exactly the expected schema",
     ("sweeps/lanes/ray_session.py", "importlib.import_module"): "of our own modules",
     ("sweeps/settings/yaml_lines.py", "yaml.load"): "with a SafeLoader",

@@ -20,9 +20,9 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from core.memory_prediction.memory_trace import Part, RunShape
-from data_pipeline.schema.own_files import own_lock
+from data_pipeline.files.own_files import own_lock
+from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.settings import Settings
-from data_pipeline.schema.whole_files import write_atomically
 
 _FORMAT_VERSION = 1
 _MOST_KEPT = 2000

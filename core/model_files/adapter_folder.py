@@ -24,7 +24,7 @@ from core.models.language_model import LanguageModel
 from core.models.lora import adapted_matrices, part_names
 from core.settings.model_config import ModelConfig
 from core.settings.training_config import LoraConfig
-from data_pipeline.schema.json_files import read_json
+from data_pipeline.files.json_files import read_json
 
 CONFIG_FILE = "adapter_config.json"
 _WEIGHTS_FILE = "adapter_model.safetensors"

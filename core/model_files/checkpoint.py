@@ -20,7 +20,7 @@ from torch import Tensor
 from core.distributed.workers import Workers
 from core.model_files.safetensors_files import read_tensors
 from core.models.language_model import LanguageModel
-from data_pipeline.schema.plain_json import parse_object
+from data_pipeline.files.plain_json import parse_object
 
 MODEL_FILE = "model.safetensors"
 _OPTIMIZER_FILE = "optimizer.safetensors"

@@ -26,7 +26,7 @@ from core.models.huggingface_names import ARCHITECTURES, form_of, from_huggingfa
 from core.models.language_model import LanguageModel
 from core.models.model_factory import build_model, without_values
 from core.settings.model_config import ModelConfig
-from data_pipeline.schema.json_files import read_json
+from data_pipeline.files.json_files import read_json
 from data_pipeline.tokens.chat_template import SETTINGS_FILE, TEMPLATE_FILE, chat_with_marks
 from data_pipeline.tokens.tokenizer import Vocabulary
 

@@ -7,7 +7,7 @@ from typing import Any
 from core.layers.feed_forward import feed_forward_kind, inner_width
 from core.models.huggingface_names import ARCHITECTURES, CLASSIFIERS, form_of
 from core.settings.model_config import ModelConfig
-from data_pipeline.schema.json_files import read_json
+from data_pipeline.files.json_files import read_json
 from data_pipeline.tokens.tokenizer import Vocabulary
 
 _MODEL_TYPES = {"roberta": "roberta", "modern": "modernbert", "llama": "llama"}

@@ -19,7 +19,7 @@ from core.training.progress_report import Report
 from core.training.run_checks import Beginning
 from core.training.run_end import RunEnd
 from core.training.training_run import run_training
-from data_pipeline.schema.whole_files import write_whole
+from data_pipeline.files.whole_files import write_whole
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 
 _DONE_FILE = "stages.json"

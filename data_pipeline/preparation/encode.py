@@ -15,10 +15,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from data_pipeline.files.whole_files import write_whole
 from data_pipeline.preparation.survey import ParcelRows, hash_texts, is_below, read_parcel
 from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.pieces import Piece
-from data_pipeline.schema.whole_files import write_whole
 from data_pipeline.tokens.arrow_files import arrow_bytes
 from data_pipeline.tokens.tokenizer import Vocabulary, panics_explained, vocabulary_of
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from data_pipeline.schema.own_files import fresh_folder, make_folder, own_lock
+from data_pipeline.files.own_files import fresh_folder, make_folder, own_lock
 from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
 
 _PIECE_BYTES = 64 << 20

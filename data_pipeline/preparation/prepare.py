@@ -11,6 +11,8 @@ from typing import Literal
 
 from filelock import Timeout
 
+from data_pipeline.files.own_files import fresh_folder, make_folder, own_lock
+from data_pipeline.files.whole_files import write_whole
 from data_pipeline.preparation.fingerprint import library_versions, row_fingerprint, stream_fingerprint
 from data_pipeline.preparation.token_stream import make_stream
 from data_pipeline.reading.corpus import Corpus
@@ -19,11 +21,9 @@ from data_pipeline.reading.file_inspection import examine_files
 from data_pipeline.reading.parcel_tasks import RunParcels, for_each_parcel
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError, PackingConfig, TokenizerConfig
 from data_pipeline.schema.manifest import FORMAT_VERSION, Manifest, PassedOver, StreamReport
-from data_pipeline.schema.own_files import fresh_folder, make_folder, own_lock
 from data_pipeline.schema.prepare_progress import OnProgress, PhaseCounter, PrepareProgress
 from data_pipeline.schema.rejects import check_files, check_rejects
 from data_pipeline.schema.user_errors import InputFault
-from data_pipeline.schema.whole_files import write_whole
 from data_pipeline.tokens.chat_template import template_beside
 from data_pipeline.tokens.row_tables import make_rows
 from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared

@@ -13,6 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from data_pipeline.files.own_files import fresh
+from data_pipeline.files.whole_files import write_whole
 from data_pipeline.preparation.duplicates import count_duplicates, find_duplicates
 from data_pipeline.preparation.encode import EncodeWork, token_dtype
 from data_pipeline.preparation.survey import Survey, holdout_threshold, sampled_texts, survey_parcel
@@ -20,10 +22,8 @@ from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.parcel_tasks import RunParcels, for_each_parcel
 from data_pipeline.schema.corpus_config import CorpusError, TokenizerConfig
 from data_pipeline.schema.manifest import BlockReport, SplitName, SplitReport, StreamReport, TokenizerReport
-from data_pipeline.schema.own_files import fresh
 from data_pipeline.schema.prepare_progress import OnProgress, PhaseCounter
 from data_pipeline.schema.rejects import Reject, check_files, check_rejects
-from data_pipeline.schema.whole_files import write_whole
 from data_pipeline.tokens.arrow_files import arrow_bytes
 from data_pipeline.tokens.token_blocks import read_block, report_block
 from data_pipeline.tokens.tokenizer import load_tokenizer, longest_token, train_tokenizer, vocabulary_of

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from data_pipeline.schema.whole_files import write_whole
+from data_pipeline.files.whole_files import write_whole
 
 # Tests and vendored packages repeat each other; the remaining docstrings are prose.
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_vendor", "lib2to3"}

@@ -17,8 +17,8 @@ import fsspec
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow.fs import FileSystem
 
+from data_pipeline.formats.decompression import Compression, decompress
 from data_pipeline.reading.builtin_corpora import builtin_bytes
-from data_pipeline.reading.decompression import Compression, decompress
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.manifest import PassedOver
 from data_pipeline.schema.redaction import MASK, redact

@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import IO, Any, Literal
 
-from data_pipeline.reading.corpus_files import FoundFile, open_bytes, open_seekable
-from data_pipeline.reading.decompression import (
+from data_pipeline.formats.decompression import (
     Compression,
     ExpandsTooFarError,
     compression_of,
     decompress,
     most_plain_bytes,
 )
-from data_pipeline.reading.encodings import (
+from data_pipeline.formats.encodings import (
     WIDE_ENCODINGS,
     Encoding,
     HighByteSample,
     configured_encoding,
     detect_encoding,
 )
-from data_pipeline.reading.json_arrays import array_elements
-from data_pipeline.reading.parquet_files import ExtensionTypeError, open_parquet
-from data_pipeline.reading.parquet_rows import pages_refused
+from data_pipeline.formats.json_arrays import array_elements
+from data_pipeline.formats.parquet_files import ExtensionTypeError, open_parquet
+from data_pipeline.formats.parquet_rows import pages_refused
+from data_pipeline.reading.corpus_files import FoundFile, open_bytes, open_seekable
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.redaction import redact
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from data_pipeline.files.whole_files import write_whole
 from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.corpus_files import FoundFile, FoundFiles
 from data_pipeline.reading.file_formats import FileKind, examine_file
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.manifest import FORMAT_VERSION
 from data_pipeline.schema.redaction import redact_url
-from data_pipeline.schema.whole_files import write_whole
 
 _KIND = TypeAdapter(FileKind)
 # Two writes within the resolution of the file system's clock look like one; a file this old is no longer written to.

@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from data_pipeline.formats.csv_records import end_of_last_record
+from data_pipeline.formats.decompression import decompress, most_plain_bytes
+from data_pipeline.formats.encodings import WIDE_ENCODINGS
+from data_pipeline.formats.json_arrays import array_elements
+from data_pipeline.formats.parquet_files import ExtensionTypeError
+from data_pipeline.formats.parquet_rows import parquet_rows
 from data_pipeline.reading.corpus_files import open_bytes, open_seekable
-from data_pipeline.reading.csv_records import end_of_last_record
-from data_pipeline.reading.decompression import decompress, most_plain_bytes
-from data_pipeline.reading.encodings import WIDE_ENCODINGS
 from data_pipeline.reading.file_formats import FileKind
-from data_pipeline.reading.json_arrays import array_elements
-from data_pipeline.reading.parquet_files import ExtensionTypeError
-from data_pipeline.reading.parquet_rows import parquet_rows
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.rejects import Reason
 from data_pipeline.schema.user_errors import first_line

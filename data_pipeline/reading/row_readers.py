@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_pipeline.files.plain_json import is_nested_too_deep
+from data_pipeline.formats.csv_records import csv_records
 from data_pipeline.reading.conversations import alpaca_turns_of, turns_of
-from data_pipeline.reading.csv_records import csv_records
 from data_pipeline.reading.file_formats import TURN_NAMES, FileKind
 from data_pipeline.reading.pieces import Piece, row_encoding
 from data_pipeline.schema.corpus_config import CorpusConfig
-from data_pipeline.schema.plain_json import is_nested_too_deep
 from data_pipeline.schema.rejects import Reason, Reject, excerpt_of
 from data_pipeline.tokens.chat_template import ChatTemplate, Dialogue, Turn
 

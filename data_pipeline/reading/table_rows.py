@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from data_pipeline.formats.csv_records import csv_records
 from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.corpus_files import find_files
-from data_pipeline.reading.csv_records import csv_records
 from data_pipeline.reading.file_formats import FileKind
 from data_pipeline.reading.file_inspection import examine_files
 from data_pipeline.reading.pieces import Piece, pieces_of, row_encoding

@@ -1,1 +1,1 @@
-"""Types that every package uses: settings base, user errors, corpus settings, manifest, rejects, atomic writes."""
+"""Types that every package uses: settings base, user errors, corpus settings, manifest, rejects, shown texts."""

@@ -1,7 +1,7 @@
 """Arrow files of our own, mapped into memory only if their schema is exactly the expected one.
 
 They lie in folders that several people share, so a file may have been put there by another. Its schema is judged before
-Arrow makes anything of it (data_pipeline/schema/arrow_extensions.py).
+Arrow makes anything of it (data_pipeline/files/arrow_extensions.py).
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.schema.arrow_extensions import inert
+from data_pipeline.files.arrow_extensions import inert
 from data_pipeline.schema.user_errors import InputFault
 
 _MAGIC = b"ARROW1"

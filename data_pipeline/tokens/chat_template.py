@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from data_pipeline.schema.json_files import read_json, read_text
+from data_pipeline.files.json_files import read_json, read_text
 from data_pipeline.schema.rejects import Reason
 from data_pipeline.tokens.template_process import InvalidTemplateError, TemplateError, TemplateFault, render
 from data_pipeline.tokens.tokenizer import vocabulary_of

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_pipeline.files.whole_files import write_whole
 from data_pipeline.schema.corpus_config import PackingConfig
 from data_pipeline.schema.manifest import RowReport, SplitName, SplitReport
-from data_pipeline.schema.whole_files import write_whole
 from data_pipeline.tokens.arrow_files import arrow_bytes
 from data_pipeline.tokens.packing import (
     ConversationPieces,

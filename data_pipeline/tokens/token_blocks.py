@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_pipeline.files.whole_files import hash_file, write_whole
 from data_pipeline.schema.manifest import BlockReport, Manifest, SplitName, read_manifest
-from data_pipeline.schema.whole_files import hash_file, write_whole
 from data_pipeline.tokens.arrow_files import DamagedBlockError, map_arrow
 from data_pipeline.tokens.packing import RowTable, packed_rows
 from data_pipeline.tokens.tokenizer import Vocabulary, load_tokenizer, vocabulary_of

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.schema.whole_files import write_atomically
+from data_pipeline.files.whole_files import write_atomically
 from sweeps.analysis.noise_floor import Standing, seed_groups, standings, verdict
 from sweeps.records.csv_tables import write_csv
 from sweeps.records.outcomes import Outcome

@@ -9,7 +9,7 @@ import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from data_pipeline.schema.own_files import fresh, private_temp_folder
+from data_pipeline.files.own_files import fresh, private_temp_folder
 from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.terminal_text import echo
 from data_pipeline.schema.user_errors import first_line

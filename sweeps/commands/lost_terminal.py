@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from data_pipeline.schema.own_files import no_link
+from data_pipeline.files.own_files import no_link
 from data_pipeline.schema.user_errors import InputFault
 
 OUTPUT_LOG = "output.log"

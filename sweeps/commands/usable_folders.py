@@ -24,7 +24,7 @@ def settle_folders() -> list[str]:
         os.environ["TMPDIR"] = tempfile.gettempdir()
         lines.append(f"TMPDIR={given} {fault}; {tempfile.gettempdir()} is used")
     if not os.access(os.path.expanduser("~"), os.W_OK):
-        from data_pipeline.schema.own_files import private_temp_folder
+        from data_pipeline.files.own_files import private_temp_folder
 
         # Matplotlib warns at length otherwise.
         os.environ.setdefault("MPLCONFIGDIR", str(private_temp_folder("matplotlib", longest=_LONGEST)))

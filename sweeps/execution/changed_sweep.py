@@ -14,8 +14,8 @@ from typing import Any
 
 from core.model_files.checkpoint import newest_checkpoint
 from core.settings.run_config import RunConfig
+from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.dotted_paths import flattened, value_at
-from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.outcomes import Outcome
 from sweeps.records.printed_commands import command_line
 from sweeps.records.results_folder import SweepFolder, folder_name, sweep_identity

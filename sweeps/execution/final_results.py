@@ -6,8 +6,8 @@ Each file is a part of its own: one that cannot be made is named, and all others
 import sys
 from typing import Any
 
+from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.redaction import redact
-from data_pipeline.schema.whole_files import write_atomically
 from sweeps.analysis.result_tables import best_trial, ended_by, ranked, summarize, write_summary, write_trials_csv
 from sweeps.execution.tune_run import SweepRun
 from sweeps.memory_knowledge.frontier_map import map_frontier

@@ -37,6 +37,7 @@ from sweeps.planning.feasibility_check import check_that_something_fits
 from sweeps.planning.resolved_sweep import PreparedSweep
 from sweeps.planning.stage_preparation import stage_assignments
 from sweeps.planning.sweep_plan import SweepPlan
+from sweeps.records.git_state import git_state
 from sweeps.records.remote_results import ResultsAtUri
 from sweeps.records.results_folder import SweepFolder
 from sweeps.records.trial_records import TrialRecord, TrialSize, TrialStore
@@ -46,7 +47,6 @@ from sweeps.search.sweep_budget import SweepBudget
 from sweeps.search.sweep_searcher import SweepSearcher
 from sweeps.settings.search_space import settings_in_words
 from sweeps.settings.setting_paths import MICRO_BATCH
-from sweeps.tracking.git_state import git_state
 
 _REFUSALS_SHOWN = 3
 _MAX_LOST_LANES = 2

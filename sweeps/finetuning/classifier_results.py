@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_pipeline.files.own_files import fresh
+from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.preparation.labelled_rows import LabelledTexts
-from data_pipeline.schema.own_files import fresh
-from data_pipeline.schema.whole_files import write_atomically
 from sweeps.finetuning.class_metrics import ClassMetrics
 from sweeps.finetuning.finetune_settings import FinetuneSettings
 from sweeps.records.csv_tables import write_csv

@@ -29,6 +29,8 @@ from core.settings.precision import choose_precision
 from core.settings.run_config import RunConfig
 from core.step.class_probabilities import class_probabilities
 from core.training.training_run import run_training
+from data_pipeline.files.own_files import clear, fresh_folder, no_link
+from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.preparation.labelled_rows import (
     LabelledRows,
     LabelledTexts,
@@ -39,9 +41,7 @@ from data_pipeline.preparation.labelled_rows import (
 )
 from data_pipeline.preparation.survey import hash_texts
 from data_pipeline.reading.table_rows import ON_THE_COMMAND_LINE, SettingNames, open_table
-from data_pipeline.schema.own_files import clear, fresh_folder, no_link
 from data_pipeline.schema.user_errors import InputFault
-from data_pipeline.schema.whole_files import write_atomically
 from data_pipeline.tokens.batches import BatchSource
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.finetuning.class_metrics import always_the_commonest, measure

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
+from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.redaction import redact_url
-from data_pipeline.schema.whole_files import write_atomically
 from sweeps.finetuning.classifier_results import METRICS_FILE, write_files
 from sweeps.finetuning.classifier_training import drop_checkpoints, plan_finetuning, train_classifiers
 from sweeps.finetuning.finetune_file import RESOLVED_FILE

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as TerminalTable
 
+from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.settings import format_bytes
-from data_pipeline.schema.whole_files import write_atomically
 from sweeps.figures.plot_style import standalone
 from sweeps.finetuning.class_metrics import ClassMetrics
 from sweeps.finetuning.class_plots import confusion_picture, curves_picture

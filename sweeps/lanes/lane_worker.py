@@ -26,8 +26,8 @@ from core.training.run_checks import Beginning
 from core.training.run_end import RunEnd
 from core.training.staged_run import Stage, run_stages
 from core.training.training_run import run_training
+from data_pipeline.files.own_files import OwnLog
 from data_pipeline.preparation.node_copies import open_on_this_node
-from data_pipeline.schema.own_files import OwnLog
 from data_pipeline.schema.redaction import RedactingFormatter, redact
 from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
 from sweeps.lanes.mailbox import Assignment, EndMessage, ErrorMessage, Message, ReportMessage, SpeedsMessage, Standing

@@ -16,7 +16,7 @@ from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
-from data_pipeline.schema.own_files import OwnLog, private_temp_folder
+from data_pipeline.files.own_files import OwnLog, private_temp_folder
 from data_pipeline.schema.redaction import RedactingFormatter
 from data_pipeline.schema.user_errors import first_line
 from sweeps.lanes.cluster_address import ClusterError, check_address

@@ -7,9 +7,9 @@ from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
-from data_pipeline.schema.own_files import own_lock
+from data_pipeline.files.own_files import own_lock
+from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.settings import Settings
-from data_pipeline.schema.whole_files import write_atomically
 from sweeps.memory_knowledge.memory_observations import MemoryStoreError
 
 _FORMAT_VERSION = 1

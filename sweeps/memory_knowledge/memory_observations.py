@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from data_pipeline.schema.own_files import own_lock
+from data_pipeline.files.own_files import own_lock
+from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.user_errors import InputFault
-from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.throttle import Pace
 
 _FORMAT_VERSION = 1

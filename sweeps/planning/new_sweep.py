@@ -12,6 +12,7 @@ import yaml
 
 from core.settings.model_config import ModelConfig
 from core.step.step_profile import matmul_flops_per_s
+from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.preparation.corpus_check import BYTES_OF_TOKEN, check
 from data_pipeline.preparation.survey import read_parcel
 from data_pipeline.reading.corpus_files import find_files
@@ -21,7 +22,6 @@ from data_pipeline.reading.pieces import Piece
 from data_pipeline.schema.corpus_config import CorpusConfig, corpus_at
 from data_pipeline.schema.settings import format_bytes
 from data_pipeline.schema.user_errors import InputFault
-from data_pipeline.schema.whole_files import write_atomically
 
 _HEX_WORD = re.compile(r"[0-9a-fA-F]{2,4}")
 _BYTES_OF_HEX_WORD = 5

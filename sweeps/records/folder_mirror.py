@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from pyarrow import NativeFile
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
-from data_pipeline.schema.own_files import PlantedFileError, fresh, no_link
+from data_pipeline.files.own_files import PlantedFileError, fresh, no_link
 from data_pipeline.schema.user_errors import first_line
 
 PUSH_EVERY_S = 5.0

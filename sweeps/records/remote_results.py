@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core.model_files.checkpoint import newest_checkpoint
-from data_pipeline.schema.own_files import clear, no_link
+from data_pipeline.files.own_files import clear, no_link
+from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.redaction import redact_url
 from data_pipeline.schema.user_errors import InputFault, first_line
-from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.folder_mirror import Mirror
 from sweeps.records.results_folder import LOCK_FILE
 from sweeps.records.sweep_lock import SILENCE_S, holder_in, see_that_it_is_dead

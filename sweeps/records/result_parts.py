@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from data_pipeline.schema.own_files import no_link
+from data_pipeline.files.own_files import no_link
 from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.user_errors import InputFault, first_line
 

@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.schema.own_files import fresh, make_folder
-from data_pipeline.schema.plain_json import parse_object
+from data_pipeline.files.own_files import fresh, make_folder
+from data_pipeline.files.plain_json import parse_object
+from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.user_errors import InputFault, first_line
-from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.sweep_lock import hold
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.settings.sweep_config import SweepConfig

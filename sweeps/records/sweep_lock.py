@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from data_pipeline.schema.own_files import PlantedFileError, no_link
-from data_pipeline.schema.plain_json import parse_object
+from data_pipeline.files.own_files import PlantedFileError, no_link
+from data_pipeline.files.plain_json import parse_object
 from data_pipeline.schema.terminal_text import echo, visible
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.records.orphan_processes import driver_mark, end_leftovers, seal

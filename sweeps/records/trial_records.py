@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 from pydantic import Field
 
-from data_pipeline.schema.own_files import no_link
+from data_pipeline.files.own_files import no_link
+from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.settings import Settings
-from data_pipeline.schema.whole_files import write_atomically
 from sweeps.records.outcomes import Outcome
 
 LOSS = "holdout/loss_nats_per_token"

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.schema.whole_files import write_atomically
+from data_pipeline.files.whole_files import write_atomically
 from sweeps.analysis.result_tables import num_searched
 from sweeps.analysis.sweep_findings import Findings, gather
 from sweeps.figures.plot_style import standalone

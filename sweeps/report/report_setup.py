@@ -15,6 +15,7 @@ from data_pipeline.schema.manifest import Manifest
 from data_pipeline.schema.settings import clock
 from sweeps.analysis.sweep_findings import Findings
 from sweeps.figures.cost_plots import timeline
+from sweeps.records.git_state import git_state
 from sweeps.report.report_blocks import (
     Block,
     Code,
@@ -28,7 +29,6 @@ from sweeps.report.report_blocks import (
 )
 from sweeps.settings.search_space import format_setting
 from sweeps.settings.sweep_file import dump_sweep
-from sweeps.tracking.git_state import git_state
 
 
 def purpose_section(findings: Findings) -> Section:

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from data_pipeline.schema.own_files import own_lock, refuse_link
+from data_pipeline.files.own_files import own_lock, refuse_link
 from data_pipeline.schema.redaction import has_user_information, redact_url
 from data_pipeline.schema.user_errors import InputFault, first_line
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_pipeline.schema.redaction import redact
 from sweeps.analysis.result_tables import versions
-from sweeps.tracking.git_state import git_state
+from sweeps.records.git_state import git_state
 
 _GIT = {
     "commit": "mlflow.source.git.commit",

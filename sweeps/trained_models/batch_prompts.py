@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from data_pipeline.files.own_files import fresh
 from data_pipeline.reading.table_rows import open_table, table_rows
-from data_pipeline.schema.own_files import fresh
 from data_pipeline.schema.rejects import Reject
 from data_pipeline.schema.terminal_text import echo, json_line
 from data_pipeline.schema.user_errors import InputFault

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import torch
 
 from core.models.text_features import Pooling, features, why_not_pooled
+from data_pipeline.files.own_files import clear
 from data_pipeline.preparation.labelled_rows import encode_texts
 from data_pipeline.reading.table_rows import TableRow, columns_of, missing_column, open_table, table_rows
-from data_pipeline.schema.own_files import clear
 from data_pipeline.schema.rejects import Reject
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.trained_models.trained_model import TrainedModel

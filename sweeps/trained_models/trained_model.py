@@ -17,12 +17,12 @@ from core.models.language_model import LanguageModel
 from core.settings.model_config import ModelConfig
 from core.settings.precision import choose_precision
 from core.step.evaluation import evaluate, holdout_source
+from data_pipeline.files.own_files import fresh_folder
 from data_pipeline.preparation.prepare import prepare
 from data_pipeline.reading.corpus_files import find_files
 from data_pipeline.reading.file_inspection import examine_files
 from data_pipeline.reading.parcel_tasks import for_each_parcel_here
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
-from data_pipeline.schema.own_files import fresh_folder
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.tokens.chat_template import ChatTemplate, Turn, chat_with_marks, source_in
 from data_pipeline.tokens.template_process import TemplateError

@@ -9,7 +9,7 @@ from core.model_files.checkpoint import newest_checkpoint
 from core.model_files.huggingface import export_huggingface, why_not_exportable
 from core.model_files.initial_weights import adapted_model, whole_model
 from core.settings.run_config import RunConfig
-from data_pipeline.schema.own_files import clear, fresh_folder
+from data_pipeline.files.own_files import clear, fresh_folder
 from data_pipeline.tokens.chat_template import TEMPLATE_FILE
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.trained_models.sample_outputs import Sample, draw_samples

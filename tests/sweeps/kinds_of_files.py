@@ -33,6 +33,7 @@ from core.models.model_factory import build_model
 from core.settings.model_config import ModelConfig
 from core.settings.training_config import LoraConfig, TrainingConfig
 from core.step.optimizer import build_optimizer
+from data_pipeline.files.whole_files import hash_file
 from data_pipeline.preparation.corpus_check import check
 from data_pipeline.preparation.duplicates import find_duplicates
 from data_pipeline.preparation.survey import sampled_texts
@@ -41,7 +42,6 @@ from data_pipeline.reading.file_inspection import examine_files
 from data_pipeline.reading.table_rows import columns_of, open_table, table_rows
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig
 from data_pipeline.schema.user_errors import InputFault
-from data_pipeline.schema.whole_files import hash_file
 from data_pipeline.tokens.arrow_files import arrow_bytes
 from data_pipeline.tokens.token_blocks import open_prepared
 from small_models import SMALL, exported

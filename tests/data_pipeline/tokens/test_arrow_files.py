@@ -12,10 +12,10 @@ from canaries import OF_RAY, places
 from preparing import prepared_from_texts
 
 from conversing import prepared_conversations
+from data_pipeline.files.whole_files import hash_file
 from data_pipeline.preparation.survey import sampled_texts
 from data_pipeline.schema.corpus_config import PackingConfig
 from data_pipeline.schema.user_errors import InputFault
-from data_pipeline.schema.whole_files import hash_file
 from data_pipeline.tokens.arrow_files import DamagedBlockError, arrow_bytes, map_arrow
 from data_pipeline.tokens.token_blocks import open_prepared
 

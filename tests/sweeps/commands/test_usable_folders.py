@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from command import ROOT
-from data_pipeline.schema.own_files import private_temp_folder
+from data_pipeline.files.own_files import private_temp_folder
 from patience import HANGS_AFTER_S
 
 

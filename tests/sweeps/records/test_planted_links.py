@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from command import ROOT
-from data_pipeline.schema.own_files import PlantedFileError, make_folder
+from data_pipeline.files.own_files import PlantedFileError, make_folder
 from sweep_examples import record
 from sweeps.memory_knowledge.measurement_store import KeptMeasurements, OfShape
 from sweeps.records.folder_mirror import Mirror
@@ -138,4 +138,4 @@ def test_every_file_that_is_written_by_name_is_opened_without_following_a_link()
     sources = [path for package in ("data_pipeline", "core", "sweeps") for path in (ROOT / package).rglob("*.py")]
     names = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sources}
     others = {name: found for name, text in names.items() if (found := _plain_writes(text))}
-    assert set(others) - {"data_pipeline/schema/own_files.py"} == _NEW_FOLDERS_ONLY, others
+    assert set(others) - {"data_pipeline/files/own_files.py"} == _NEW_FOLDERS_ONLY, others

@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from data_pipeline.schema.own_files import fresh
+from data_pipeline.files.own_files import fresh
 
 
 def hash_file(path: Path) -> str:

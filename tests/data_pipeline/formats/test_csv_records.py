@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from written_files import REAL_DATA, needs_real_data, read, written
 
-from data_pipeline.reading.csv_records import csv_records, end_of_last_record
+from data_pipeline.formats.csv_records import csv_records, end_of_last_record
 
 CELL = st.text(st.sampled_from('ab ",;\n漢'), max_size=8)
 

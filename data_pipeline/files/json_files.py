@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.schema.plain_json import parse_json
+from data_pipeline.files.plain_json import parse_json
 
 MOST_BYTES = 16 << 20
 """Largest file that is read. The index of the largest published models has 9 MB."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.schema.own_files import (
+from data_pipeline.files.own_files import (
     OwnLog,
     PlantedFileError,
     clear,
@@ -17,7 +17,7 @@ from data_pipeline.schema.own_files import (
     own_lock,
     private_temp_folder,
 )
-from data_pipeline.schema.whole_files import write_atomically, write_whole
+from data_pipeline.files.whole_files import write_atomically, write_whole
 
 
 @pytest.fixture

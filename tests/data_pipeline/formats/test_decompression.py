@@ -13,15 +13,15 @@ import pytest
 import zstandard
 from written_files import json_lines, read, written
 
-from data_pipeline.preparation.corpus_check import check
-from data_pipeline.reading import corpus_files
-from data_pipeline.reading.decompression import (
+from data_pipeline.formats.decompression import (
     Compression,
     ExpandsTooFarError,
     compression_of,
     decompress,
     most_plain_bytes,
 )
+from data_pipeline.preparation.corpus_check import check
+from data_pipeline.reading import corpus_files
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from patience import HANGS_AFTER_S
 

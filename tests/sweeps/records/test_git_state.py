@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.tracking.git_state import git_state
+from sweeps.records.git_state import git_state
 
 _ME = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "protocol.file.allow=always"]
 

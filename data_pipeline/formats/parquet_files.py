@@ -7,7 +7,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.schema.arrow_extensions import extension_types, inert_schema
+from data_pipeline.files.arrow_extensions import extension_types, inert_schema
 from data_pipeline.schema.corpus_config import CorpusError
 
 _MAGIC = b"PAR1"

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from written_files import read, written
 
-from data_pipeline.reading.parquet_rows import pages_refused, parquet_rows
+from data_pipeline.formats.parquet_rows import pages_refused, parquet_rows
 
 MIB = 1 << 20
 TEXTS = [None if n % 11 == 0 else "text " * (n % 50) for n in range(3000)]

@@ -11,10 +11,10 @@ from canaries import OF_RAY, TEXTS, parquet_with, places
 from preparing import letter_tokenizer
 from written_files import corpus_of, written
 
+from data_pipeline.formats.parquet_files import open_parquet
 from data_pipeline.preparation.corpus_check import check
 from data_pipeline.preparation.prepare import prepare
 from data_pipeline.reading.parcel_tasks import for_each_parcel_here
-from data_pipeline.reading.parquet_files import open_parquet
 from data_pipeline.reading.pieces import pieces_of
 from data_pipeline.reading.table_rows import open_table
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError, PackingConfig, TokenizerConfig

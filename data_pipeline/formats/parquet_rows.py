@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_pipeline.reading.parquet_files import open_parquet
-from data_pipeline.reading.parquet_pages import Page, page_headers
+from data_pipeline.formats.parquet_files import open_parquet
+from data_pipeline.formats.parquet_pages import Page, page_headers
 from data_pipeline.schema.corpus_config import CorpusError
 from data_pipeline.schema.rejects import Reason
 from data_pipeline.schema.settings import format_bytes
