@@ -31,7 +31,7 @@ _LARGEST_FILE_BYTES = 4 * 2**20
 _LOCK_TIMEOUT_S = 10.0
 _KEY = re.compile("[0-9a-f]{64}")
 
-_TRACED_FOLDERS = ("core", "data_pipeline/schema", "data_pipeline/tokens")
+_TRACED_FOLDERS = ("core", "data_pipeline/schema", "data_pipeline/files", "data_pipeline/tokens")
 """All code of ours that a trace runs, below the folder of the packages."""
 
 

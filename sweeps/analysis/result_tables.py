@@ -125,10 +125,10 @@ def calibration(records: Sequence[TrialRecord]) -> dict[str, float]:
 
 
 def memory_counts(records: Sequence[TrialRecord], refused: Sequence[RefusedProposal]) -> dict[str, int]:
-    """Number of trials and refused proposals by memory verdict."""
+    """Number of trials and refused proposals by memory verdict, invalid combinations only if there are any."""
     counts = Counter(record.memory_verdict for record in records)
     counts.update(proposal.verdict for proposal in refused)
-    return {verdict: counts[verdict] for verdict in MemoryVerdict}
+    return {one: counts[one] for one in MemoryVerdict if one is not MemoryVerdict.INVALID or counts[one]}
 
 
 def write_trials_csv(path: Path, records: Sequence[TrialRecord]) -> None:

@@ -30,15 +30,12 @@ def put_ours_first() -> list[str]:
         A line for each file that stays in front of an installed package, and for each folder of PYTHONPATH that went.
     """
     given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if "PYTHONPATH" in os.environ]
-    try:
-        here = os.path.realpath(os.curdir)
-    except FileNotFoundError:  # It was removed.
-        here = ""
-    out, lines = set(), []
-    for folder in dict.fromkeys(os.path.realpath(entry) for entry in [*sys.path[:1], *given]):
-        if _holds_packages(folder):
+    here = _real(os.curdir)
+    out, lines = {""}, []
+    for folder in dict.fromkeys(_real(entry) for entry in [*sys.path[:1], *given]):
+        if not folder or _holds_packages(folder):
             continue
-        if folder == os.path.realpath(_ROOT):
+        if folder == _real(_ROOT):
             taken = sorted(_names(folder) & (_INSTALLED | sys.stdlib_module_names))
             lines += [f"{_file(folder, name)} is imported in place of the module {name}; rename it" for name in taken]
             continue
@@ -58,10 +55,18 @@ def put_ours_first() -> list[str]:
                 "of PYTHONPATH"
                 for name in sorted(names & _INSTALLED)
             ]
-    sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry) not in out]
+    sys.path[:] = [entry for entry in sys.path if _real(entry) not in out]
     if given:
-        os.environ["PYTHONPATH"] = os.pathsep.join(one for one in given if os.path.realpath(one) not in out)
+        os.environ["PYTHONPATH"] = os.pathsep.join(one for one in given if _real(one) not in out)
     return lines
+
+
+def _real(entry: str) -> str:
+    """The folder of an entry without links; empty for the current folder after its removal."""
+    try:
+        return os.path.realpath(entry)
+    except FileNotFoundError:
+        return ""
 
 
 def _holds_packages(folder: str) -> bool:

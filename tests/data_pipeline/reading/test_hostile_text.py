@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from written_files import corpus_of, read, written
 
 from data_pipeline.files.plain_json import DEEPEST_JSON, is_nested_too_deep, parse_json, parse_object
-from data_pipeline.formats import json_arrays, pieces
+from data_pipeline.formats import json_arrays
 from data_pipeline.formats.json_arrays import array_elements
+from data_pipeline.reading import pieces
 from data_pipeline.reading.table_rows import columns_of, open_table, table_rows
 from data_pipeline.schema.corpus_config import CorpusError
 from patience import HANGS_AFTER_S

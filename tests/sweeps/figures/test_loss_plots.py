@@ -95,8 +95,8 @@ def test_setting_swept_logarithmically_has_a_logarithmic_axis(findings: Findings
 
 def test_names_with_dollars_and_angles_are_drawn_as_they_are(tmp_path: Path) -> None:
     values = ["$x^$", "a<b & $y$"]
-    records = [completed(n, 4.0 + n, **{"training.schedule": value}) for n, value in enumerate(values, start=1)]
-    sweep = example_sweep(search={"training.schedule": {"choice": values}}, start_with=[])
+    records = [completed(n, 4.0 + n, **{"training.initial_weights": value}) for n, value in enumerate(values, start=1)]
+    sweep = example_sweep(search={"training.initial_weights": {"choice": values}}, start_with=[])
     svg = parameter_plots(gather(tmp_path, sweep, records, {}))
     assert svg is not None
     assert ">$x^$<" in svg

@@ -75,7 +75,7 @@ def test_initial_weights_that_are_not_there_are_refused(command: list[str], file
     assert "nowhere: there is no such folder; give the folder of a model" in words
 
 
-@pytest.mark.skipif("__import__('torch').cuda.device_count() > 0", reason="no CPU alone (run on a machine without a GPU)")
+@pytest.mark.skipif("__import__('torch').cuda.device_count() > 0", reason="no CPU alone (run without a GPU)")
 @pytest.mark.parametrize("command", ON_A_DEVICE, ids=" ".join)
 def test_fp16_without_a_gpu_is_refused_before_anything_starts(command: list[str], file: Path) -> None:
     words = refusal(command, file, "training.precision=fp16")
