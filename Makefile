@@ -36,7 +36,7 @@ long: $(READY_TEST)
 	$(A_PROCESS_A_CORE) -m "long and not ray and not slow"
 
 ray: $(READY_TEST)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "ray and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "ray and not slow"
 
 lint: $(READY_TEST)
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ early_stopping: {method: none}
 VALID = {(30, 3), (32, 4)}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_part_that_cannot_be_written_is_named_and_the_same_command_makes_it_later(tmp_path: Path) -> None:
     file = tmp_path / "tiny.yaml"
