@@ -57,19 +57,26 @@ def parquet_rows(stream: IO[bytes], columns: Sequence[str], *, longest_row: int)
         CorpusError: `pages_refused` gives a reason.
         ValueError, OSError, pa.ArrowException: The file is damaged.
     """
-    metadata = open_parquet(stream).metadata
+    files: dict[tuple[str, ...], Any] = {(): _opened(stream, ())}
+    metadata = files[()].metadata
     for group in range(metadata.num_row_groups):
         chunks = _chunks_of(stream, metadata, group, columns, longest_row)
         # As a dictionary, a text that all values name is in memory once. Arrow's dictionary grows from batch to batch,
         # so the row group is then read at once.
-        repeated = [chunk.path for chunk in chunks if chunk.may_repeat_texts]
-        # Without a buffer size, Arrow holds whole column chunks.
-        file = open_parquet(stream, read_dictionary=repeated, buffer_size=1 << 20)
+        repeated = tuple(chunk.path for chunk in chunks if chunk.may_repeat_texts)
+        # The footer lists all row groups: read for each of them, it would take quadratic time.
+        if repeated not in files:
+            files[repeated] = _opened(stream, repeated)
         num_rows = metadata.row_group(group).num_rows
         sizes = [chunk.rows_at_once(num_rows) for chunk in chunks]
         size = max(1, num_rows if repeated else min(sizes, default=_MOST_ROWS))
-        for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=list(columns)):
+        for batch in files[repeated].iter_batches(batch_size=size, row_groups=[group], columns=list(columns)):
             yield from _rows_of(batch, longest_row)
+
+
+def _opened(stream: IO[bytes], as_dictionaries: tuple[str, ...]) -> Any:
+    # Without a buffer size, Arrow holds whole column chunks.
+    return open_parquet(stream, read_dictionary=list(as_dictionaries), buffer_size=1 << 20)
 
 
 @dataclass(frozen=True)

@@ -79,3 +79,26 @@ def test_damaged_page_costs_the_rows_behind_it_and_is_counted(tmp_path: Path) ->
     found = read(written(tmp_path, bytes(data)))
     assert found.texts == [f"text {n}" for n in range(3000)]
     assert found.rejects == [(3001, "compressed file damaged from here on")]
+
+
+class CountedReads(io.BytesIO):
+    """A file that counts the bytes that are read of it."""
+
+    num_read = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.num_read += len(data)
+        return data
+
+
+def test_a_file_of_twice_the_row_groups_is_read_twice_as_much() -> None:
+    num_read = []
+    for num_groups in (100, 200):
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"text": ["a"] * num_groups}), sink, row_group_size=1)
+        stream = CountedReads(sink.getvalue().to_pybytes())
+        assert list(parquet_rows(stream, ["text"], longest_row=100)) == [{"text": "a"}] * num_groups
+        num_read.append(stream.num_read)
+    # The footer lists the row groups: read again for each of them, four times as many bytes.
+    assert num_read[1] < 2.2 * num_read[0]
