@@ -70,9 +70,9 @@ ELSEWHERE = {
     "ray job submit --working-dir .": "tests/sweeps/commands/test_ray_job.py",
     "ray job logs": "tests/sweeps/commands/test_ray_job.py",
     "ray get-auth-token": "tests/sweeps/commands/test_ray_job.py",
-    "ray up": "tests/sweeps/commands/test_deploy.py",
-    "docker buildx imagetools inspect": "tests/sweeps/commands/test_deploy.py",
-    "docker build -f": "tests/sweeps/commands/test_deploy.py",
+    "ray up": "tests/sweeps/deploy/test_deploy.py",
+    "docker buildx imagetools inspect": "tests/sweeps/deploy/test_deploy.py",
+    "docker build -f": "tests/sweeps/deploy/test_deploy.py",
     "python tests/benchmarks": "tests/benchmarks/test_benchmarks_run.py",
 }
 """Beginnings of commands that other files run; `test_readme_commands.py` runs all others."""

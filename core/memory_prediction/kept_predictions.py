@@ -21,6 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from core.memory_prediction.memory_trace import Part, RunShape
 from data_pipeline.files.own_files import own_lock
+from data_pipeline.files.plain_json import parse_object
 from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.settings import Settings
 
@@ -112,13 +113,13 @@ class KeptPredictions:
                 return {}
             if self._file.stat().st_size > _LARGEST_FILE_BYTES:
                 raise ValueError("it is too large")
-            content = json.loads(self._file.read_bytes())
-            if not isinstance(content, dict) or content.get("format_version") != _FORMAT_VERSION:
+            content = parse_object(self._file.read_bytes())
+            if content.get("format_version") != _FORMAT_VERSION:
                 raise ValueError(f"it is not of format {_FORMAT_VERSION}")
             entries = content.get("predictions")
             if not isinstance(entries, dict) or not all(map(_KEY.fullmatch, entries)):
                 raise ValueError("it holds something else")
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             self._speak(f"cannot be read ({error}); memory is predicted again, and the file is replaced")
             return {}
         return entries

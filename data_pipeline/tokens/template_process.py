@@ -44,7 +44,7 @@ def render(
 
     Args:
         turns: Role and content of each.
-        is_prompt: True: the text goes on to where the next answer begins, and the answers are not located.
+        is_prompt: True: the text continues to the begin of the next answer, and the answers are not located.
 
     Raises:
         TemplateError: The template refuses the conversation, or changes the text of a turn when others follow.

@@ -22,7 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog="Exit codes: 0 done, 2 fault to mend, 3 no trial completed, 4 trials given up, 130 interrupted.",
+    epilog="Exit codes: 0 done, 2 fault to mend, 3 no trial completed, 4 trials given up, 5 results incomplete, "
+    "130 interrupted.",
 )
 
 # The list shows the first line of each docstring. Keep it short: the whole list fits one screen.

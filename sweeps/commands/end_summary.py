@@ -27,6 +27,7 @@ from sweeps.records.outcomes import Outcome
 from sweeps.records.printed_commands import command_line
 from sweeps.records.result_parts import ResultParts
 from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_records import LOSS_COLUMN
 from sweeps.report.report_comparison import after_the_sweep
 from sweeps.settings.search_space import format_setting, settings_in_words
 
@@ -68,7 +69,7 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     console.print()
     if best is not None:
         winner = next(record for record in end.records if record.name == best["trial"])
-        loss = best["holdout_loss_nats_per_token"]
+        loss = best[LOSS_COLUMN]
         console.print(Text("best    ", "bold green"), f"{winner.name}, holdout loss {loss:.4f} nats per token")
         for path, value in winner.settings.items():
             console.print(f"           {path}: {format_setting(value)}", highlight=False)

@@ -1,4 +1,4 @@
-"""A command goes on when its terminal or pipe is gone; a log in the results folder takes the rest of its output."""
+"""A command continues after it loses its terminal or pipe; a log in the results folder takes the rest of its output."""
 
 import os
 import sys

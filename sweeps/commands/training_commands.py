@@ -41,7 +41,7 @@ def sweep(
     from sweeps.records.results_folder import may_be_finished
 
     if config.needs_gpus and not has_cluster():
-        # A fault that needs no Ray is said before Ray starts, which takes seconds.
+        # Report a fault that needs no Ray before Ray starts, which takes seconds.
         from sweeps.lanes.lane_planning import this_machine
         from sweeps.planning.first_checks import check_device
 

@@ -14,6 +14,7 @@ from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.user_errors import InputFault, first_line
 from sweeps.records.sweep_lock import hold
 from sweeps.records.sweep_status import SweepStatus
+from sweeps.records.trial_records import LOSS_COLUMN
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep
 
@@ -121,8 +122,8 @@ def read_summary(folder: Path, *, needs: Sequence[str] = ()) -> dict[str, Any]:
     if not _is_number(summary.get("wall_s", 0)):
         faults.append("has wall_s that is no number")
     best = summary.get("best")
-    if isinstance(best, dict) and not isinstance(best.get(_LOSS_COLUMN), int | float | None):
-        faults.append(f"has best.{_LOSS_COLUMN} that is no number")
+    if isinstance(best, dict) and not isinstance(best.get(LOSS_COLUMN), int | float | None):
+        faults.append(f"has best.{LOSS_COLUMN} that is no number")
     if faults:
         raise ResultsError(f"{path} is damaged: it {', '.join(faults[:5])}. {_SUMMARY_REMEDY}")
     return summary
@@ -133,7 +134,6 @@ def _is_number(value: Any) -> bool:
 
 
 _LARGEST = 1e15
-_LOSS_COLUMN = "holdout_loss_nats_per_token"
 _OF_NUMBERS = ("outcomes", "training_s_by_outcome")
 _KINDS: dict[str, Any] = {"name": str, "status": str, "best": dict | None, "data": dict} | dict.fromkeys(
     _OF_NUMBERS, dict

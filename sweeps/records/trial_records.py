@@ -19,6 +19,8 @@ from sweeps.records.outcomes import Outcome
 
 LOSS = "holdout/loss_nats_per_token"
 """Metric that ranks trials and drives early stopping and the searcher."""
+LOSS_COLUMN = LOSS.replace("/", "_")
+"""The same in trials.csv and in the best trial of summary.json."""
 
 
 class ChosenBy(StrEnum):

@@ -8,9 +8,8 @@ from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.analysis.result_tables import trial_row
 from sweeps.records.results_folder import read_summary
-from sweeps.records.trial_records import LOSS, TrialRecord
+from sweeps.records.trial_records import LOSS, LOSS_COLUMN, TrialRecord
 
-_LOSS_COLUMN = LOSS.replace("/", "_")
 _NOT_SETTINGS = frozenset(trial_row(TrialRecord(number=1, settings={}), 1))
 
 
@@ -48,7 +47,7 @@ def _of_folder(folder: Path) -> Baseline:
     try:
         return Baseline(
             name=f"{best['trial']} of {folder.resolve().name}",
-            loss=best[_LOSS_COLUMN],
+            loss=best[LOSS_COLUMN],
             # Columns with a dotted path are settings; the others are results.
             settings={name: value for name, value in best.items() if "." in name and name not in _NOT_SETTINGS},
             tokens=best["tokens"],

@@ -12,11 +12,11 @@ from rich.table import Table
 from data_pipeline.schema.dotted_paths import flattened
 from data_pipeline.schema.settings import clock
 from sweeps.records.results_folder import read_summary
+from sweeps.records.trial_records import LOSS_COLUMN
 from sweeps.settings.search_space import format_setting
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
 
-_LOSS = "holdout_loss_nats_per_token"
 _BITS = "holdout_bits_per_byte"
 _RESULT_ONLY = frozenset({"name", "purpose"})
 """Settings that do not change training."""
@@ -52,7 +52,7 @@ def compare_sweeps(first: Path, second: Path) -> SweepComparison:
         if settings[0].get(path) != settings[1].get(path)
     }
     results = (dict(_results(one)), dict(_results(two)))
-    losses = [summary["best"] and summary["best"].get(_LOSS) for summary in (one, two)]
+    losses = [summary["best"] and summary["best"].get(LOSS_COLUMN) for summary in (one, two)]
     reasons = tuple(_why_not_comparable(one, two, one_sweep, two_sweep))
     return SweepComparison(
         names=(first.resolve().name, second.resolve().name),
@@ -92,7 +92,7 @@ def _results(summary: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     best = summary["best"] or {}
     yield "status", summary["status"]
     yield "best trial", best.get("trial")
-    yield _LOSS, best.get(_LOSS)
+    yield LOSS_COLUMN, best.get(LOSS_COLUMN)
     if _BITS in best:
         yield _BITS, best[_BITS]
     for name in ("tokens", "tokens_per_s", "measured_peak_memory_bytes"):

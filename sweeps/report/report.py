@@ -171,7 +171,7 @@ def _sections(findings: Findings, guard: ResultParts) -> dict[str, Section]:
 
 
 def section_of(name: str, make: Callable[[Findings], Section], findings: Findings, guard: ResultParts) -> Section:
-    """A section of the report; if it or one of its pictures cannot be made, the failure stands in its place."""
+    """A section of the report; if it or one of its pictures cannot be made, the failure is named in its place."""
 
     def failed(failure: FailedPart) -> Section:
         return Section(name.capitalize(), [Paragraph(str(failure))])

@@ -150,7 +150,7 @@ class _Size(NamedTuple):
 
 @dataclass
 class _Open:
-    """A node whose end has not come yet."""
+    """A node that is not closed yet."""
 
     anchor: str | None
     num_nodes: int = 0

@@ -68,8 +68,8 @@ def serve_ui(results_folder: Path, *, host: str, port: int, console: Console, as
         _print_addresses(address, MlflowClient(uri), uri, console)
         if is_open_to_others(host) and not asks_login:
             console.print(
-                f"warning: whoever reaches port {port} of this machine can read, change and delete all runs without a "
-                "password. Add --login to ask for one.",
+                f"warning: anyone who reaches port {port} of this machine can read, change and delete all runs without "
+                "a password. Add --login to ask for one.",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,

@@ -7,6 +7,15 @@ import torch
 from finished_sweep import TinySweep, run_tiny_sweep
 
 
+@pytest.fixture
+def no_ray_left() -> Iterator[None]:
+    """For tests that run commands in this process: one that had to judge rows has started Ray in it."""
+    yield
+    import ray  # Most tests need none of it.
+
+    ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def tiny_sweep(tmp_path_factory: pytest.TempPathFactory) -> TinySweep:
     """Run by the first test of all modules that asks for it."""

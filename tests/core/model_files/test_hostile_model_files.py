@@ -35,7 +35,7 @@ CONFIG = {
 
 
 def safetensors(header: Any, num_bytes: int) -> bytes:
-    """A safetensors file with this header and so many bytes of data."""
+    """A safetensors file with this header and this number of bytes of data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + bytes(num_bytes)
 

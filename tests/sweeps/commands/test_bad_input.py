@@ -1,7 +1,6 @@
 """What bad input gets: one clear paragraph, exit code 2, no traceback, nothing started."""
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,11 @@ from typer.testing import CliRunner, Result
 from sweep_examples import TINY
 from sweeps.commands.cli import app
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.usefixtures("no_ray_left")]
 
 
 def sweep(file: Path, *arguments: str, results: Path) -> Result:
     return CliRunner().invoke(app, ["sweep", str(file), "--results", str(results), *arguments])
-
-
-@pytest.fixture(autouse=True)
-def _no_ray_left() -> Iterator[None]:
-    """A command that had to judge rows has started Ray in this process."""
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_ctrl_c_ends_in_seconds_leaves_no_process_and_the_same_command_resumes_k
     assert [left.cmdline() for left in processes_marked(mark)] == []
     assert summary_of(results, "cut")["status"] == "interrupted"
     assert "pretune sweep, interrupted." in (sweep_folder(results, "cut") / "report.html").read_text()
-    # Killed as it goes on, with a new trial or one that had started; what is left is no trouble for the one after it.
+    # Killed as it resumes, with a new trial or one that had started; what is left is no trouble for the one after it.
     killed = start("sweep", file, "--results", results, mark=mark)
     read_until(killed, "trial-")
     killed.kill()

@@ -1,4 +1,4 @@
-"""A command whose terminal or pipe is gone goes on, and its log has what it would have printed."""
+"""A command that loses its terminal or pipe continues, and its log has the rest of its output."""
 
 import os
 import pty

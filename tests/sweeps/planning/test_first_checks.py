@@ -1,7 +1,6 @@
 """Faults that every trial would meet end each command in one sentence, before a corpus is prepared or Ray starts."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,11 @@ from sweep_examples import TINY, tiny_sweep
 from sweeps.commands.cli import app
 from sweeps.planning.first_checks import check_device
 
+pytestmark = pytest.mark.usefixtures("no_ray_left")
+
 COMMANDS = (["plan"], ["estimate"], ["prepare"], ["prepare", "--check"], ["train", "--from", "file"])
 ON_A_DEVICE = (["plan"], ["estimate"], ["sweep"], ["train", "--from", "file"])
 """Commands that train, or predict the memory of a training. Another machine may train than the one that prepares."""
-
-
-@pytest.fixture(autouse=True)
-def _no_ray_left() -> Iterator[None]:
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

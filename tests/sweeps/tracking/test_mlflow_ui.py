@@ -185,7 +185,7 @@ def test_pages_for_other_machines_without_a_login_come_with_a_warning(results: P
     process = start("ui", "--results", results, "--port", str(port), "--host", "0.0.0.0", mark=f"ui-{port}")
     try:
         printed = read_until(process, "Ctrl-C ends the server")
-        assert f"whoever reaches port {port} of this machine can read, change and delete all runs" in printed
+        assert f"anyone who reaches port {port} of this machine can read, change and delete all runs" in printed
         assert "Add --login" in printed
     finally:
         press_ctrl_c(process)
