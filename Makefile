@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_TEST := $(VENV)/.ready-test
 
-.PHONY: quickstart test test-older-cpu test-busy quick long ray lint types systems
+.PHONY: quickstart test test-older-cpu test-busy without-ray quick long ray lint types systems
 
 quickstart: $(READY)
 	$(BIN)/pretune sweep sweeps/configs/quickstart.yaml
@@ -14,20 +14,24 @@ quickstart: $(READY)
 systems: $(READY)
 	$(BIN)/python tests/run_systems.py
 
-test: lint types quick long ray
+test: lint types without-ray ray
 
 # The tests of `test` as an older processor runs them: it has neither bf16, so `auto` is fp32, nor AVX-512.
 test-older-cpu:
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(MAKE) quick long ray
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(MAKE) without-ray ray
 
 # The tests of `test` beside two busy loops, which last as long as the shell of this recipe and end with it in any way.
 test-busy:
-	for loop in 1 2; do (while kill -0 $$$$; do :; done) 2>/dev/null & done; $(MAKE) quick long ray
+	for loop in 1 2; do (while kill -0 $$$$; do :; done) 2>/dev/null & done; $(MAKE) without-ray ray
 
 # One process a core, each with one thread of torch's. What starts Ray takes all cores: two at a time, because each
-# spends half of its time waiting for processes to start.
+# spends half of its time waiting for processes to start, in the order of tests/conftest.py.
 # Modules are compiled once, also where the environment says otherwise: every process would do it again.
 A_PROCESS_A_CORE := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# Together, because each process of pytest spends a quarter of a minute on imports.
+without-ray: $(READY_TEST)
+	$(A_PROCESS_A_CORE) -m "not ray and not slow"
 
 quick: $(READY_TEST)
 	$(A_PROCESS_A_CORE) -m "not ray and not slow and not long"
@@ -36,7 +40,7 @@ long: $(READY_TEST)
 	$(A_PROCESS_A_CORE) -m "long and not ray and not slow"
 
 ray: $(READY_TEST)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "ray and not slow"
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "ray and not slow"
 
 lint: $(READY_TEST)
 	$(BIN)/ruff check .

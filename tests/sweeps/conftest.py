@@ -3,13 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
-from finished_sweep import TinySweep, run_tiny_sweep
+from finished_sweep import TinySweep, tiny_sweep_in
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def no_ray_left() -> Iterator[None]:
-    """For tests that run commands in this process: one that had to judge rows has started Ray in it."""
+    """For modules that run commands in this process: those that have to judge rows start Ray in it, once for all."""
     yield
     import ray  # Most tests need none of it.
 
@@ -17,9 +18,13 @@ def no_ray_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_sweep(tmp_path_factory: pytest.TempPathFactory) -> TinySweep:
-    """Run by the first test of all modules that asks for it."""
-    return run_tiny_sweep(tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("store"))
+def tiny_sweep(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> TinySweep:
+    """Run once, by the first test of all processes that asks for it."""
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        folder = folder.parent  # Which all processes of this run of pytest have in common.
+    with FileLock(folder / "tiny-sweep.lock"):
+        return tiny_sweep_in(folder / "tiny-sweep")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from core.settings.model_config import ModelConfig
 from core.settings.training_config import LoraConfig
 from data_pipeline.tokens.tokenizer import Vocabulary
 
-peft = pytest.importorskip("peft", reason="no peft (pip install peft)")
 transformers = pytest.importorskip("transformers", reason="no transformers (pip install transformers)")
 
 __all__ = ["tokenizer_path", "vocabulary"]  # fixtures
@@ -47,13 +46,19 @@ def adapted(model: LanguageModel, config: ModelConfig, lora: LoraConfig) -> Lang
     return model.eval()
 
 
+@pytest.fixture(scope="module")
+def peft() -> Any:
+    """PEFT, whose import takes seconds that each process of a test run would spend."""
+    return pytest.importorskip("peft", reason="no peft (pip install peft)")
+
+
 def assert_equal_logits(ours: Tensor, theirs: Tensor) -> None:
     assert (ours - theirs).abs().max().item() < TOLERANCE * theirs.abs().max().item()
 
 
 @pytest.mark.parametrize(("form", "targets"), CASES)
 def test_peft_loads_our_adapter_with_the_same_logits_and_so_do_we(
-    form: str, targets: str, tokenizer_path: Path, vocabulary: Vocabulary, tmp_path: Path
+    peft: Any, form: str, targets: str, tokenizer_path: Path, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     config, lora = CONFIGS[form], LoraConfig(rank=4, alpha=6, targets=targets)
     base, folder = tmp_path / "base", tmp_path / "adapter"
@@ -83,7 +88,7 @@ def test_peft_loads_our_adapter_with_the_same_logits_and_so_do_we(
 
 @pytest.mark.parametrize("form", TARGETS)
 def test_adapter_that_peft_made_gives_the_same_logits_here(
-    form: str, tokenizer_path: Path, vocabulary: Vocabulary, tmp_path: Path
+    peft: Any, form: str, tokenizer_path: Path, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     config, base = CONFIGS[form], tmp_path / "base"
     a_base(config, tokenizer_path, vocabulary, base)

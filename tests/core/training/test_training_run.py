@@ -33,6 +33,9 @@ from core.step.step_stretches import STRETCHES
 from core.training import run_checkpoints, training_run
 from core.training.run_end import RunEnd
 from core.training.training_run import run_training
+from data_pipeline.preparation.prepare import prepare
+from data_pipeline.reading.parcel_tasks import for_each_parcel_here
+from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.tokens.token_blocks import open_prepared
 
 torch.set_num_threads(1)
@@ -471,23 +474,15 @@ def test_compiled_run_learns_the_same_and_never_compiles_again(tmp_path: Path) -
     )
 
 
-@pytest.mark.ray
+@pytest.mark.long
 def test_run_on_a_corpus_prepared_from_text_learns_and_two_workers_agree(tmp_path: Path) -> None:
-    import ray
-
-    from data_pipeline.preparation.prepare import prepare
-    from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
-
-    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True)
-    try:
-        data = prepare(
-            CorpusConfig(builtin="python-docs"),
-            TokenizerConfig(vocabulary=512),
-            PackingConfig(sequence_length=32),
-            prepared_folder=tmp_path / "prepared",
-        )
-    finally:
-        ray.shutdown()
+    data = prepare(
+        CorpusConfig(builtin="python-docs"),
+        TokenizerConfig(vocabulary=512),
+        PackingConfig(sequence_length=32),
+        prepared_folder=tmp_path / "prepared",
+        run=for_each_parcel_here,
+    )
     alone = trained_on(Workers(), data.folder, tmp_path / "alone")
     first, second = on_workers(2, trained_on, data.folder, tmp_path / "together")
     assert alone["holdout/loss_nats_per_token"] < 0.95 * math.log(512)

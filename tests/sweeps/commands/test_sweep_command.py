@@ -146,8 +146,9 @@ def test_the_next_sweep_knows_what_ran_out_and_lists_what_a_grid_must_leave_out(
         MEMORY.format(name="grid").replace("batch_size: 256}", "batch_size: 256, on_oom: stop}")
         + "start_with: [{training.learning_rate: 1e-3, training.micro_batch_size: 256}]\n"
     )
-    code, output = run("sweep", file, "--results", results)
+    code, output = run("sweep", file, "--results", results, "-v")
     assert code == 0, output
+    assert CHATTER.search(output), output
     assert "observations of earlier sweeps on cpu" in output
     assert "2 settings of the grid are refused before launch" in output
     known, *ran = TrialStore(sweep_folder(results, "grid") / "trials").load_all()
@@ -160,6 +161,7 @@ def test_the_next_sweep_knows_what_ran_out_and_lists_what_a_grid_must_leave_out(
     assert {one["trial"].split("-")[0] for one in frontier["observations"]} == {"tiny", "grid"}
 
 
+@pytest.mark.slow
 def test_a_survived_out_of_memory_says_so_everywhere_and_the_next_trial_does_without_one(results: Path) -> None:
     file = results / "survives.yaml"
     file.write_text(
@@ -168,9 +170,8 @@ def test_a_survived_out_of_memory_says_so_everywhere_and_the_next_trial_does_wit
         + "  - {training.learning_rate: 1e-3, training.micro_batch_size: 256}\n"
         + "  - {training.learning_rate: 3e-3, training.micro_batch_size: 256}\n"
     )
-    code, output = run("sweep", file, "--results", results, "--set", "budget.trials=2", "-v")
+    code, output = run("sweep", file, "--results", results, "--set", "budget.trials=2")
     assert code == 0, output
-    assert CHATTER.search(output), output
     survived, spared = TrialStore(sweep_folder(results, "survives") / "trials").load_all()
     assert survived.outcome is Outcome.COMPLETED
     assert survived.memory_verdict == "ran out of memory and went on"
@@ -191,6 +192,7 @@ def test_a_survived_out_of_memory_says_so_everywhere_and_the_next_trial_does_wit
     assert runs["trial-0002"].metrics["memory/out_of_memory_events"] == 0
 
 
+@pytest.mark.slow
 def test_a_space_that_is_infeasible_altogether_ends_at_once_with_the_numbers(results: Path) -> None:
     file = results / "hopeless.yaml"
     # In fp32, which auto means on a processor without bf16, one row would fit and eight need more.
@@ -230,6 +232,7 @@ def test_the_same_command_again_finds_everything_done_and_makes_no_new_run(
     assert (sweep_folder(results, "tiny") / "trials.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_changed_file_takes_over_what_still_holds_and_mlflow_says_where_it_comes_from(
     results: Path, tiny: tuple[Path, str], tmp_path: Path
 ) -> None:

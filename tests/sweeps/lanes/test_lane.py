@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
@@ -245,40 +246,14 @@ def test_workers_get_the_variables_that_limit_a_processor_and_so_compute_in_the_
     assert ray.get(ray.remote(num_cpus=0)(told).remote()) == told()
 
 
-@pytest.mark.ray
-def test_lane_is_free_while_a_step_still_runs_and_clean_after_a_bad_end(prepared: Path, tmp_path: Path) -> None:
-    lane = Lane(one_worker(tmp_path), name="lane")
-    # One step of this trial takes minutes: 400,000 rows, four at a time.
-    began_at = time.monotonic()
-    lane.begin(assignment(prepared, tmp_path, 1, batch_size=400_000, tokens=10**9))
-    log = tmp_path / "trial-1" / "log.txt"
-    wait_until(log.exists, "the trial never began")
-    start_s = time.monotonic() - began_at
-    time.sleep(2.0)
-    stopped_at = time.monotonic()
-    lane.stop_current()
-    took_s = time.monotonic() - stopped_at
-    # Not one step was waited for. A micro-batch and a message take a hundredth of the start of a new worker group.
-    assert "stopped by the caller after 0 tokens, before the next report" in log.read_text()
-    assert took_s < start_s, f"the lane was free after {took_s:.1f} s"
-    group = lane._group
-    lane.begin(assignment(prepared, tmp_path, 2, learning_rate=1e4, schedule="constant", clip=None))
-    diverged = end_of(lane)
-    assert (diverged.end.outcome, diverged.is_last) == ("diverged", False)
-    # The same trial in two legs, on the same workers.
-    for pause, outcome in ((Pause(10_000, 1500), "paused"), (None, "completed")):
-        lane.begin(assignment(prepared, tmp_path, 3, pause))
-        assert end_of(lane).end.outcome == outcome
-    assert lane._group is group
-    lane.close()
+@pytest.fixture(scope="module")
+def lane(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lane, float, list[EndMessage]]]:
+    """A lane with its second group of workers, seconds until the first had its first trial, ends of its three trials.
 
+    Something in the first group holds a tensor of each of its trials.
+    """
 
-@pytest.mark.ray
-def test_workers_that_a_bad_end_leaves_with_less_memory_are_replaced_and_the_lane_continues(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     def forgetful(config: dict[str, Any]) -> None:
-        """A worker as it is, but that something holds a tensor of each of its trials."""
         held = []
         train = lane_worker._train
 
@@ -289,18 +264,56 @@ def test_workers_that_a_bad_end_leaves_with_less_memory_are_replaced_and_the_lan
         lane_worker._train = train_and_hold
         train_assignments(config)
 
-    monkeypatch.setattr("sweeps.lanes.lane.train_assignments", forgetful)
-    lane = Lane(one_worker(tmp_path), name="forgetful")
-    # A trial that ends well has nothing to be suspected of.
-    lane.begin(assignment(prepared, tmp_path, 1))
-    first = end_of(lane)
-    group = lane._group
-    lane.begin(assignment(prepared, tmp_path, 2, learning_rate=1e4, schedule="constant", clip=None))
-    assert lane._group is group
-    diverged = end_of(lane)
-    assert lane._group is None
-    lane.begin(assignment(prepared, tmp_path, 3))
-    last = end_of(lane)
+    folder = tmp_path_factory.mktemp("lane")
+    lane, began_at = Lane(one_worker(folder), name="lane"), time.monotonic()
+    with mock.patch("sweeps.lanes.lane.train_assignments", forgetful):
+        # A trial that ends well has nothing to be suspected of.
+        lane.begin(assignment(prepared, folder, 1))
+        wait_until((folder / "trial-1" / "log.txt").exists, "the trial never began")
+        start_s = time.monotonic() - began_at
+        ends = [end_of(lane)]
+        group = lane._group
+        lane.begin(assignment(prepared, folder, 2, learning_rate=1e4, schedule="constant", clip=None))
+        assert lane._group is group
+        ends.append(end_of(lane))
+        assert lane._group is None
+    lane.begin(assignment(prepared, folder, 3))
+    ends.append(end_of(lane))
+    yield lane, start_s, ends
     lane.close()
-    outcomes = [(one.end.outcome, one.is_last) for one in (first, diverged, last)]
+
+
+@pytest.mark.ray
+def test_workers_that_a_bad_end_leaves_with_less_memory_are_replaced_and_the_lane_continues(
+    lane: tuple[Lane, float, list[EndMessage]],
+) -> None:
+    _, _, ends = lane
+    outcomes = [(one.end.outcome, one.is_last) for one in ends]
     assert outcomes == [("completed", False), ("diverged", True), ("completed", False)]
+
+
+@pytest.mark.ray
+def test_lane_is_free_while_a_step_still_runs_and_clean_after_a_bad_end(
+    lane: tuple[Lane, float, list[EndMessage]], prepared: Path, tmp_path: Path
+) -> None:
+    free, start_s, _ = lane
+    # One step of this trial takes minutes: 400,000 rows, four at a time.
+    free.begin(assignment(prepared, tmp_path, 1, batch_size=400_000, tokens=10**9))
+    log = tmp_path / "trial-1" / "log.txt"
+    wait_until(log.exists, "the trial never began")
+    time.sleep(2.0)
+    stopped_at = time.monotonic()
+    free.stop_current()
+    took_s = time.monotonic() - stopped_at
+    # Not one step was waited for. A micro-batch and a message take a hundredth of the start of a new worker group.
+    assert "stopped by the caller after 0 tokens, before the next report" in log.read_text()
+    assert took_s < start_s, f"the lane was free after {took_s:.1f} s"
+    group = free._group
+    free.begin(assignment(prepared, tmp_path, 2, learning_rate=1e4, schedule="constant", clip=None))
+    diverged = end_of(free)
+    assert (diverged.end.outcome, diverged.is_last) == ("diverged", False)
+    # The same trial in two legs, on the same workers.
+    for pause, outcome in ((Pause(10_000, 1500), "paused"), (None, "completed")):
+        free.begin(assignment(prepared, tmp_path, 3, pause))
+        assert end_of(free).end.outcome == outcome
+    assert free._group is group

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,9 @@ from sweeps.commands.cli import app
 from sweeps.planning.preparation import prepare_with_progress
 from sweeps.settings.sweep_file import load_sweep_file
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.usefixtures("no_ray_left")]
 
 ROWS = "".join(json.dumps({"text": f"text number {n % 900} of the corpus"}) + "\n" for n in range(1000))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_ray_left() -> Iterator[None]:
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture
