@@ -54,7 +54,7 @@ ORDER_OF_MEETING = [
 ELSEWHERE = {
     "make quickstart": ".ci/run",
     "make test": ".ci/run",
-    "make quick": "Makefile",  # Part of `make test`.
+    "make quick": "Makefile",  # Its tests are a part of `make test`.
     "pip install -c constraints.txt -e": "Makefile",  # With another extra.
     "pytest -m slow": "pyproject.toml",
     "pretune ui": "tests/sweeps/tracking/test_mlflow_ui.py",

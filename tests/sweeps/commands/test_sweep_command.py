@@ -133,6 +133,7 @@ search:
   training.learning_rate: {{choice: [1e-3, 3e-3]}}
   training.micro_batch_size: {{choice: [8, 256]}}
 searcher: {{method: grid}}
+early_stopping: {{method: none}}
 budget: {{trials: 4, tokens_per_trial: 10k}}
 resources: {{memory: 16MiB, concurrent_trials: 1}}
 """
