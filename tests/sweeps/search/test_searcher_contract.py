@@ -17,6 +17,8 @@ from sweeps.settings.sweep_config import SweepConfig
 METHODS = ("tpe", "gp", "random", "grid")
 LONG_GP = pytest.param("gp", marks=pytest.mark.long)
 """Where many trials end: each is a Gaussian process fitted anew."""
+SLOW_GP = pytest.param("gp", marks=pytest.mark.slow)
+"""Where tests of the others, and of this one with fewer kinds of ends, look at the same code."""
 LONG_WITH_GP = ("tpe", LONG_GP, "random", "grid")
 RATE, BATCH, MICRO = "training.learning_rate", "training.batch_size", "training.micro_batch_size"
 
@@ -188,7 +190,7 @@ def test_a_model_learns_where_losses_are_small(method: str, tmp_path: Path) -> N
     assert sum(2 / 3 < rate / 0.003 < 1.5 for rate in rates) >= 12, rates
 
 
-@pytest.mark.parametrize("method", ["tpe", LONG_GP])
+@pytest.mark.parametrize("method", ["tpe", SLOW_GP])
 def test_a_model_keeps_away_from_where_trials_are_stopped(method: str, tmp_path: Path) -> None:
     """Nothing above 0.003 ever completes: a search that forgot stopped trials would ask for it again and again."""
 
@@ -201,7 +203,7 @@ def test_a_model_keeps_away_from_where_trials_are_stopped(method: str, tmp_path:
     assert sum(rate > 0.003 for rate in rates) <= 7, rates
 
 
-@pytest.mark.parametrize("method", ["tpe", LONG_GP])
+@pytest.mark.parametrize("method", ["tpe", SLOW_GP])
 def test_a_model_keeps_away_from_where_trials_diverge(method: str, tmp_path: Path) -> None:
     def end(record: TrialRecord) -> tuple[Outcome, float | None]:
         return (Outcome.DIVERGED, None) if record.settings[RATE] > 0.003 else (Outcome.COMPLETED, 4.0)
@@ -272,7 +274,7 @@ def test_search_leaves_the_tokens_that_repeats_need(tmp_path: Path) -> None:
     assert [record.chosen_by for record in started] == ["search"] * 3 + ["repeat"] * 2
 
 
-@pytest.mark.parametrize("method", LONG_WITH_GP)
+@pytest.mark.parametrize("method", ("tpe", SLOW_GP, "random", "grid"))
 def test_a_best_trial_on_the_edge_widens_the_space_and_the_search_goes_on(method: str, tmp_path: Path) -> None:
     """The loss falls up to a rate of 0.02, and the space ends at 0.01."""
 
