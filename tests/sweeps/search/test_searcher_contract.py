@@ -18,7 +18,7 @@ METHODS = ("tpe", "gp", "random", "grid")
 LONG_GP = pytest.param("gp", marks=pytest.mark.long)
 """Where many trials end: each is a Gaussian process fitted anew."""
 SLOW_GP = pytest.param("gp", marks=pytest.mark.slow)
-"""Where tests of the others, and of this one with fewer kinds of ends, look at the same code."""
+"""Where the tests with `tpe`, and the others of `gp`, run the same code of ours."""
 LONG_WITH_GP = ("tpe", LONG_GP, "random", "grid")
 RATE, BATCH, MICRO = "training.learning_rate", "training.batch_size", "training.micro_batch_size"
 
@@ -274,7 +274,7 @@ def test_search_leaves_the_tokens_that_repeats_need(tmp_path: Path) -> None:
     assert [record.chosen_by for record in started] == ["search"] * 3 + ["repeat"] * 2
 
 
-@pytest.mark.parametrize("method", ("tpe", SLOW_GP, "random", "grid"))
+@pytest.mark.parametrize("method", ["tpe", SLOW_GP, "random", "grid"])
 def test_a_best_trial_on_the_edge_widens_the_space_and_the_search_goes_on(method: str, tmp_path: Path) -> None:
     """The loss falls up to a rate of 0.02, and the space ends at 0.01."""
 
