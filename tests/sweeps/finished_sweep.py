@@ -29,8 +29,9 @@ def tiny_sweep_in(folder: Path) -> TinySweep:
     results, store, printed = folder / "results", folder / "store", folder / "printed.txt"
     file = results / "tiny.yaml"
     if not printed.exists():
-        results.mkdir(parents=True)
-        store.mkdir()
+        # Where it failed in another process, it fails here with the same words.
+        results.mkdir(parents=True, exist_ok=True)
+        store.mkdir(exist_ok=True)
         space = TINY.replace("choice: [16, 32]", "choice: [16, 32, 256]").replace("[4, 8, 16]", "[4, 8, 256]")
         file.write_text(f"{space}start_with: [{TIGHT}]\nresources: {{memory: 16MiB}}\ntraining: {{on_oom: stop}}\n")
         code, output = run("sweep", file, "--results", results)
