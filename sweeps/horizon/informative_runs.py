@@ -18,7 +18,7 @@ def most_informative(
     tokens: int,
     cost: Callable[[Run], float],
 ) -> int:
-    """Index of the candidate that most narrows the differences between likely winners, per cost.
+    """Index of the candidate that most narrows the difference between the favourite and its rivals, per cost.
 
     Args:
         candidates: Possible runs, at least one.
@@ -32,14 +32,16 @@ def most_informative(
 def information(
     candidates: Sequence[Run], fitted: LossOverLength, targets: Sequence[Mapping[str, Any]], tokens: int
 ) -> np.ndarray:
-    """Expected fall of the variance between likely winners by each candidate, in squared nats.
+    """Expected fall of the variance between the favourite and its rivals by each candidate, in squared nats.
 
-    A loss moves the expected losses of the targets along one direction, by a standard normal number. Where all targets
-    move alike, nothing is learnt about their order. So the value of a run is the variance of its direction over the
-    targets, weighted by their probabilities of being the best: half the expected fall of the variance of the difference
-    between two targets that are drawn by that probability.
+    The favourite has the lowest expected loss; each of the others is a rival in proportion to the expected loss that it
+    would save. A loss moves the expected losses of the targets along one direction, by a standard normal number, so the
+    variance of a difference falls by the square of the difference of that direction. Where favourite and rivals move
+    alike, nothing is learnt.
     """
     lengths = [length for _, length in candidates]
     predicted, steps = fitted.lessons([settings for settings, _ in candidates], lengths, targets, tokens)
-    best = predicted.probability_of_best()
-    return np.asarray(best @ (steps - best @ steps) ** 2)
+    favourite, rivals = int(predicted.mean.argmin()), predicted.samples.argmin(axis=1)
+    saved = predicted.samples[:, favourite] - predicted.samples.min(axis=1)
+    weights = np.bincount(rivals, weights=saved, minlength=len(targets))
+    return np.asarray(weights @ (steps - steps[favourite]) ** 2 / max(float(weights.sum()), 1e-12))
