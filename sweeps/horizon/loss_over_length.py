@@ -22,7 +22,7 @@ FEWEST_LOSSES = 6
 """Losses below which a prediction is mostly prior."""
 FARTHEST = 16.0
 """Extrapolation beyond this factor of the longest known length is in doubt."""
-_MOST_LOSSES = 160
+_MOST_LOSSES = 120
 """The cost of a fit grows with the cube of the losses; of more, the best and an even choice of the others are kept."""
 _SAMPLES = 1024
 _SAME_LENGTH = 1.2
