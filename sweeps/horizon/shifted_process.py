@@ -43,8 +43,10 @@ _LOG_SIZE = _Prior(math.log(0.8), 1.0)
 _POWER = _Prior(0.28, 0.12)
 """Of the level; arXiv:2203.15556 has 0.28 for tokens."""
 _QUANTILES = (np.arange(12) + 0.5) / 12
-_BEND_SD = 0.03
-"""Of the coefficient of t^2, as a share of that size: losses do not follow a power law exactly."""
+_WALK_SD = 0.15
+"""Of the level's deviation from a power law, a random walk, after a factor e of tokens, at size 1. It grows with the
+square of the size: early in training, where the loss falls steeply, it follows a power law the least (it may have
+stayed on the unigram plateau before)."""
 _OFFSET_SD = 1.0
 _SHRINKAGE = _Prior(0.25, 0.15)
 """w: a bowl that shrinks with the excess over the irreducible loss has the exponent of the level."""
@@ -160,10 +162,10 @@ class ShiftedProcess:
         self._best_loss = float(losses_N[finite].min())
         self._t0 = float(known.t_N[finite][losses_N[finite].argmin()])
         self._set_priors(shifts, bowls, noise_sd)
-        self._level_mean_N, self._level_N = self._level(known)
+        self._level_mean_N = self._level_mean(known)
         self._cut_losses(losses_N)
         self._pairs = _Pairs(known, known)
-        self._level_NN = self._level_N @ self._level_N.T
+        self._level_2NN = self._level_covariance(known, known)
         mode = self._mode(np.zeros(len(self._prior_mean)))
         if self._doubt_contradicted(mode):
             mode = self._mode(mode)
@@ -185,12 +187,13 @@ class ShiftedProcess:
     def see(self, at: Coordinates) -> Seen:
         """The points with their expected losses in nats."""
         pairs = _Pairs(at, self._known)
-        level_mean, level = self._level(at)
-        level_MN = level @ self._level_N.T
+        level_mean, level_2MN = self._level_mean(at), self._level_covariance(at, self._known)
         all_features, all_projected, means = [], [], []
         for point, (factor, solved) in zip(self._points, self._solved, strict=True):
             features = self._features(at, point)
-            kernel = self._kernel(pairs, at, self._known, point, features, self._features(self._known, point), level_MN)
+            kernel = self._kernel(
+                pairs, at, self._known, point, features, self._features(self._known, point), level_2MN
+            )
             projected = solve_triangular(factor, kernel.T, lower=True, check_finite=False)
             all_features.append(features)
             all_projected.append(projected)
@@ -209,22 +212,23 @@ class ShiftedProcess:
     def covariance(self, a: Seen, b: Seen) -> np.ndarray:
         """Covariance [A, B] of expected losses, without the noise of a seed."""
         pairs = _Pairs(a.at, b.at)
-        level_AB = self._level(a.at)[1] @ self._level(b.at)[1].T
-        total = np.zeros(level_AB.shape)
+        level_2AB = self._level_covariance(a.at, b.at)
+        total = np.zeros(level_2AB.shape[1:])
         for index, (point, weight) in enumerate(zip(self._points, self._weights, strict=True)):
-            kernel = self._kernel(pairs, a.at, b.at, point, a.features[index], b.features[index], level_AB)
+            kernel = self._kernel(pairs, a.at, b.at, point, a.features[index], b.features[index], level_2AB)
             total += weight * (kernel - a.projected[index].T @ b.projected[index])
         total += (self._weights[:, None] * (a.means_SM - a.mean_M)).T @ (b.means_SM - b.mean_M)
         return np.asarray(total + np.diag(a.doubt_M) if a is b else total)
 
     def variance(self, seen: Seen) -> np.ndarray:
         """Diagonal [M] of `covariance(seen, seen)`."""
-        level_M = (self._level(seen.at)[1] ** 2).sum(1)
+        walked = np.abs(seen.at.t_N - self._t0)
+        level_2M = np.stack([self._level_curves(seen.at.t_N).var(0), _WALK_SD**2 * walked])
         words = _WORD_SD**2 * seen.at.words_NC.shape[1]
         total = seen.doubt_M
         for index, (point, weight) in enumerate(zip(self._points, self._weights, strict=True)):
             _, (moved, unmoved, own) = self._unpacked(point)
-            prior = seen.features[index] ** 2 @ self._feature_variance + own + math.exp(2 * point[-3]) * level_M
+            prior = seen.features[index] ** 2 @ self._feature_variance + own + self._level_sizes(point) @ level_2M
             prior += (moved + unmoved + words) * self._size(seen.at, point) ** 2
             total = total + weight * (prior - (seen.projected[index] ** 2).sum(0))
         return np.asarray(total + self._weights @ (seen.means_SM - seen.mean_M) ** 2)
@@ -232,11 +236,10 @@ class ShiftedProcess:
     def mean_at_mode(self, at: Coordinates) -> np.ndarray:
         """Expected losses [M] under the most probable hyperparameters: cheap, for searches."""
         point = self._points[0]
-        features, (level_mean, level) = self._features(at, point), self._level(at)
-        pairs = _Pairs(at, self._known)
-        features_of_known, level_MN = self._features(self._known, point), level @ self._level_N.T
-        kernel = self._kernel(pairs, at, self._known, point, features, features_of_known, level_MN)
-        mean = self._best_loss + features @ self._feature_mean + math.exp(point[-3]) * level_mean
+        features, features_of_known = self._features(at, point), self._features(self._known, point)
+        pairs, level_2MN = _Pairs(at, self._known), self._level_covariance(at, self._known)
+        kernel = self._kernel(pairs, at, self._known, point, features, features_of_known, level_2MN)
+        mean = self._best_loss + features @ self._feature_mean + math.exp(point[-3]) * self._level_mean(at)
         return np.asarray(mean + kernel @ self._mode_weights)
 
     def _set_priors(self, shifts: Sequence[tuple[float, float]], bowls: Sequence[int], noise_sd: float | None) -> None:
@@ -254,14 +257,25 @@ class ShiftedProcess:
         self._feature_mean = np.array([prior.mean for prior in features])
         self._feature_variance = np.array([prior.sd**2 for prior in features])
 
-    def _level(self, at: Coordinates) -> tuple[np.ndarray, np.ndarray]:
-        """Level of size 1 over its value at the reference length: mean [N], root of the covariance [N, R]."""
-        lengths, inverse = np.unique(at.t_N - self._t0, return_inverse=True)
+    def _level_mean(self, at: Coordinates) -> np.ndarray:
+        """Expected level [N] of size 1 over its value at the reference length."""
+        return np.asarray(self._level_curves(at.t_N).mean(0))
+
+    def _level_covariance(self, a: Coordinates, b: Coordinates) -> np.ndarray:
+        """Covariances [2, A, B] of a level of size 1: of the power law and of the walk."""
+        of_a, of_b = (curves - curves.mean(0) for curves in (self._level_curves(a.t_N), self._level_curves(b.t_N)))
+        t_A, t_B = a.t_N[:, None] - self._t0, b.t_N[None, :] - self._t0
+        walked = np.where(t_A * t_B > 0, np.minimum(np.abs(t_A), np.abs(t_B)), 0.0)
+        return np.stack([of_a.T @ of_b / len(of_a), _WALK_SD**2 * walked])
+
+    def _level_curves(self, t_N: np.ndarray) -> np.ndarray:
         power = np.maximum(_POWER.mean + _POWER.sd * ndtri(_QUANTILES), 0.03)
-        curves = np.expm1(-power[:, None] * lengths)
-        mean = curves.mean(0)
-        root = np.concatenate([(curves - mean) / math.sqrt(len(curves)), _BEND_SD * lengths[None, :] ** 2])
-        return mean[inverse], root.T[inverse]
+        return np.asarray(np.expm1(-power[:, None] * (t_N - self._t0)))
+
+    @staticmethod
+    def _level_sizes(point: np.ndarray) -> np.ndarray:
+        """Factors [2] of the covariances of the level."""
+        return np.exp(np.array([2.0, 4.0]) * point[-3])
 
     def _cut_losses(self, losses_N: np.ndarray) -> None:
         """Sets the losses over the best one after the cut, their further variances, and the middle of the bowl."""
@@ -340,12 +354,13 @@ class ShiftedProcess:
         point: np.ndarray,
         features_of_a: np.ndarray,
         features_of_b: np.ndarray,
-        level_AB: np.ndarray,
+        level_2AB: np.ndarray,
     ) -> np.ndarray:
         """Covariance [A, B] under one point of the hyperparameters."""
         smooth, own = self._smooth(pairs, a, b, point), self._unpacked(point)[1][2]
         kernel = (features_of_a * self._feature_variance) @ features_of_b.T + smooth.g_AB + smooth.u_AB
-        return np.asarray(kernel + own * pairs.own_AB + smooth.words_AB + math.exp(2 * point[-3]) * level_AB)
+        kernel += own * pairs.own_AB + smooth.words_AB
+        return np.asarray(kernel + np.tensordot(self._level_sizes(point), level_2AB, 1))
 
     def _unpacked(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Length scales of the axes, and the variances of `g`, `u` and `own`."""
@@ -362,9 +377,9 @@ class ShiftedProcess:
         slopes = self._feature_slopes(point, features)
         smooth = self._smooth(pairs, known, known, point)
         weighted = features * self._feature_variance
-        size = math.exp(point[-3])
+        size, level_sizes = math.exp(point[-3]), self._level_sizes(point)
         kernel = smooth.words_AB + weighted @ features.T + smooth.g_AB + smooth.u_AB + own * pairs.own_AB
-        kernel += size**2 * self._level_NN
+        kernel += np.tensordot(level_sizes, self._level_2NN, 1)
         kernel[np.diag_indices(len(kernel))] += noise + self._doubt_N + _JITTER
         factor = np.linalg.cholesky(kernel)
         lower = np.tril(dpotri(factor, lower=1)[0])
@@ -386,7 +401,8 @@ class ShiftedProcess:
             gradient[axes + axis] = -2 * scale * (moved + on_u[axis])
         gradient[-6], gradient[-5] = 2 * np.vdot(pull, smooth.g_AB), 2 * np.vdot(pull, smooth.u_AB)
         gradient[-4], gradient[-2] = 2 * own * np.vdot(pull, pairs.own_AB), 2 * noise * np.trace(pull)
-        gradient[-3] = 2 * size**2 * np.vdot(pull, self._level_NN) - size * (alpha @ self._level_mean_N)
+        by_level = np.array([2.0, 4.0]) * level_sizes @ np.tensordot(self._level_2NN, pull, 2)
+        gradient[-3] = by_level - size * (alpha @ self._level_mean_N)
         by_features = 2 * np.vdot(on_features, slopes[-1]) - alpha @ (slopes[-1] @ self._feature_mean)
         by_smooth = 2 * (known.t_N - self._t0) @ (pull * (smooth.g_AB + smooth.u_AB + smooth.words_AB)).sum(1)
         gradient[-1] = by_features - by_smooth
@@ -395,7 +411,7 @@ class ShiftedProcess:
     def _solve(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         """Cholesky factor [N, N], whitened residuals [N], and the negative log posterior."""
         features = self._features(self._known, point)
-        kernel = self._kernel(self._pairs, self._known, self._known, point, features, features, self._level_NN)
+        kernel = self._kernel(self._pairs, self._known, self._known, point, features, features, self._level_2NN)
         kernel[np.diag_indices(len(kernel))] += math.exp(2 * point[-2]) + self._doubt_N + _JITTER
         factor = np.linalg.cholesky(kernel)
         residual = self._losses_N - features @ self._feature_mean - math.exp(point[-3]) * self._level_mean_N

@@ -48,7 +48,9 @@ def jobs_of(path: Path) -> dict[str, list[KnownLoss]]:
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if "smooth loss" in row:
-                at = {LEARNING_RATE: float(f"{float(row['lr']):.2g}"), BATCH: int(row["bs"])}
+                # One rate is written in several precisions; the grid has half powers of two.
+                rate = 2 ** (round(2 * math.log2(float(row["lr"]))) / 2)
+                at = {LEARNING_RATE: rate, BATCH: int(row["bs"])}
                 tokens, loss = round(float(row["D"]), -6), float(row["smooth loss"])
                 jobs[f"{path.stem} {float(row['N']) / 1e6:.0f}M"].append(KnownLoss(at, int(tokens), loss))
             elif "share_of_length" in row:
