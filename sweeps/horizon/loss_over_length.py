@@ -1,8 +1,8 @@
 """The loss over settings and length of training, learnt from losses at any lengths.
 
-The best learning rate and batch size move with the length, so the losses of short runs hardly rank the long ones.
-They say a lot through the shift: a short run stands for the long run whose settings are those of the short one moved
-along the shift. How far, this sweep's own lengths and published exponents tell (`SettingAxis`).
+The best learning rate and batch size move with the length, so the losses of short runs hardly rank the long ones. A
+short run resembles the long run whose settings are its own moved along that shift. The size of the shift is learnt from
+this sweep's own lengths; before, and with one length, it is the published one (`SettingAxis`).
 """
 
 import math
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr
 
+from sweeps.horizon.one_thread import one_thread
 from sweeps.horizon.setting_axes import SettingAxis, coordinate_rows
 from sweeps.horizon.shifted_process import Coordinates, ShiftedProcess
 from sweeps.settings.setting_paths import BATCH, LEARNING_RATE
@@ -23,7 +24,7 @@ FEWEST_LOSSES = 6
 FARTHEST = 16.0
 """Extrapolation beyond this factor of the longest known length is in doubt."""
 _MOST_LOSSES = 120
-"""The cost of a fit grows with the cube of the losses; of more, the best and an even choice of the others are kept."""
+"""The cost of a fit grows with the cube of the losses; of more, the lowest of each length are kept."""
 _SAMPLES = 1024
 _SAME_LENGTH = 1.2
 """Lengths closer than this factor say nothing of a shift."""
@@ -68,6 +69,7 @@ class Predictions:
         return np.asarray(np.sqrt(np.maximum(np.diag(self.covariance), 0.0)))
 
     @cached_property
+    @one_thread()
     def samples(self) -> np.ndarray:
         """Joint draws [1024, n], always the same for the same predictions."""
         values, vectors = np.linalg.eigh(self.covariance)
@@ -128,6 +130,7 @@ class LossOverLength:
             return self.doubts
         return (*self.doubts, f"the length is {tokens / longest:.0f} times the longest known one")
 
+    @one_thread()
     def predict(self, settings: Sequence[Settings], tokens: int | Sequence[int]) -> Predictions:
         """Expected losses at a length, or at one length for each of the settings.
 
@@ -138,6 +141,7 @@ class LossOverLength:
         seen = self._process.see(self._coordinates(settings, lengths))
         return Predictions(seen.mean_M, self._process.covariance(seen, seen))
 
+    @one_thread()
     def lessons(
         self, runs: Sequence[Settings], lengths: Sequence[int], about: Sequence[Settings], tokens: int
     ) -> tuple[Predictions, np.ndarray]:
@@ -173,12 +177,20 @@ class LossOverLength:
                 moved[axis.path] = axis.value_at(axis.coordinate(settings[axis.path]) + shift)
         return moved
 
+    @one_thread()
     def optimum(self, tokens: int) -> dict[str, Any]:
-        """The settings with the lowest expected loss, up to half a range outside the known settings moved there."""
+        """The settings with the lowest expected loss.
+
+        Learning rate and batch size may lie up to a quarter of their range outside the known settings and these moved
+        to the length; other numbers lie within the search space, and combinations of words are known ones.
+        """
         coordinates = self._coordinates([one.settings for one in self._known], [one.tokens for one in self._known])
         shift_K = np.array([value for value, _ in self._process.shifts])
         moved_NK = coordinates.x_NK + (math.log(tokens) - coordinates.t_N)[:, None] * shift_K
         low, high = (end(np.concatenate([moved_NK, coordinates.x_NK]), axis=0) for end in (np.min, np.max))
+        may_leave = np.array([axis.path in (LEARNING_RATE, BATCH) for axis in self._numbers], bool)
+        lowest = np.where(may_leave, -np.inf, [axis.coordinate(axis.low) for axis in self._numbers])
+        highest = np.where(may_leave, np.inf, [axis.coordinate(axis.high) for axis in self._numbers])
         rng = np.random.default_rng(0)
         words = np.unique(coordinates.words_NC, axis=0)
         best, width = (low + high) / 2, (high - low) * 0.75 + 1e-9
@@ -186,6 +198,7 @@ class LossOverLength:
         for _ in range(6):
             x = best + width * rng.uniform(-1, 1, (256, len(best)))
             x[0] = best
+            x = np.clip(x, lowest, highest)
             chosen = words[rng.integers(len(words), size=len(x))] if best_words.shape[1] else np.empty((len(x), 0))
             chosen[:64] = best_words
             at = Coordinates(x, chosen, np.full(len(x), math.log(tokens)))
@@ -207,6 +220,7 @@ class LossOverLength:
         return Coordinates(coordinate_rows(self._numbers, settings), coordinate_rows(self._words, settings), t_N)
 
 
+@one_thread()
 def fit_loss_over_length(
     axes: Sequence[SettingAxis], known: Sequence[KnownLoss], *, noise_sd: float | None = None
 ) -> LossOverLength | None:

@@ -112,6 +112,17 @@ def test_the_optimum_moves_with_the_length_as_the_true_one(model: LossOverLength
     assert model.optimum(FULL)[BATCH] > 2 * model.optimum(FULL // 16)[BATCH]
 
 
+def test_the_optimum_keeps_settings_without_a_published_shift_inside_the_space() -> None:
+    space = {**RATE_AND_BATCH, "training.weight_decay": SPACE["training.weight_decay"]}
+    known = [
+        # Lower decay is better to the edge of the space.
+        KnownLoss(one.settings, one.tokens, one.loss + one.settings["training.weight_decay"])
+        for one in (*drawn(16, FULL // 16, seed=3, space=space), *drawn(16, FULL // 6, seed=4, space=space))
+    ]
+    assert fitted(known, space).optimum(FULL)["training.weight_decay"] == pytest.approx(0, abs=0.02)
+    assert fitted(known, space).optimum(FULL)["training.weight_decay"] >= 0
+
+
 def test_settings_are_scaled_along_the_exponents_and_whole_numbers_stay_whole(model: LossOverLength) -> None:
     at = {LEARNING_RATE: 3e-3, BATCH: 256, "training.weight_decay": 0.1}
     down = model.scaled_down(at, FULL, FULL // 16)
