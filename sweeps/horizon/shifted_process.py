@@ -275,7 +275,7 @@ class ShiftedProcess:
     @staticmethod
     def _level_sizes(point: np.ndarray) -> np.ndarray:
         """Factors [2] of the covariances of the level."""
-        return np.exp(np.array([2.0, 4.0]) * point[-3])
+        return np.asarray(np.exp(np.array([2.0, 4.0]) * point[-3]))
 
     def _cut_losses(self, losses_N: np.ndarray) -> None:
         """Sets the losses over the best one after the cut, their further variances, and the middle of the bowl."""
