@@ -16,6 +16,7 @@ _INSTALLED = frozenset(
         *("ray", "torch", "tokenizers", "pandas", "mlflow", "pyarrow", "charset_normalizer", "filelock", "fsspec"),
         *("jinja2", "markupsafe", "matplotlib", "numpy", "optuna", "psutil", "pydantic", "yaml", "rich", "sklearn"),
         *("scipy", "safetensors", "tensorboardX", "typer", "zstandard", "transformers", "click", "grpc", "sqlalchemy"),
+        "threadpoolctl",
     }
 )
 _PACKAGES = ("site-packages", "dist-packages")
