@@ -19,6 +19,7 @@ from sweeps.memory_knowledge.micro_batch_store import MicroBatches, without_micr
 from sweeps.records.outcomes import Outcome
 from sweeps.records.throttle import Pace
 from sweeps.records.trial_records import ChosenBy, MemoryVerdict, TrialRecord
+from sweeps.search.full_length_search import FullLengthSearch, InFull, Longer, Probe
 from sweeps.search.initial_points import informed_points, with_smaller_micro_batch
 from sweeps.search.ledger import Ledger
 from sweeps.search.settings_sampler import SettingsSampler
@@ -45,6 +46,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         largest_micro_batch: Callable[[RunConfig, int], int],
         budget: SweepBudget | None = None,
         promotions: Promotions | None = None,
+        full_length: FullLengthSearch | None = None,
         micro_batches: MicroBatches | None = None,
     ) -> None:
         """
@@ -63,6 +65,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         self.ended_by = ""
         """The limit that ended the search, in words; empty until then."""
         self._promotions, self._micro_batches = promotions, micro_batches
+        self._full_length = full_length
         known = [
             record
             for record in ledger.records.values()
@@ -144,7 +147,23 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         """The trial to start, resume or promote; None if there is none now."""
         if self._left_over:
             return self._ledger.reopen(self._left_over.popleft())
+        if self._full_length is not None:
+            return self._next_step(self._full_length)
         return self._promoted(is_closing=False) or self._next_record() or self._promoted(is_closing=True)
+
+    def _next_step(self, search: FullLengthSearch) -> TrialRecord | None:
+        """The trial of the next step towards the winner at the full length."""
+        step = search.next(self._ledger.records.values(), may_start=lambda settings: self._refusal(settings) is None)
+        match step:
+            case Probe(settings):
+                return self._ledger.open(settings, ChosenBy.PROBE)
+            case Longer(record):
+                return record
+            case InFull(settings, None):
+                return self._ledger.open(settings, ChosenBy.PREDICTED)
+            case InFull(_, record) if record is not None:
+                return self._ledger.train_in_full(record)
+        return None
 
     def _promoted(self, *, is_closing: bool) -> TrialRecord | None:
         if self._promotions is None:
