@@ -18,13 +18,19 @@ import numpy as np
 from scipy.special import ndtr
 
 from core.settings.cooldown_branch import Pause
-from sweeps.horizon.loss_over_length import KnownLoss, LossOverLength, fit_loss_over_length, scaled_settings
-from sweeps.horizon.setting_axes import SettingAxis, axes_of, coordinates_NK
+from sweeps.early_stopping.rungs import rung_tokens
+from sweeps.horizon.loss_over_length import KnownLoss, LossOverLength, fit_loss_over_length
+from sweeps.horizon.setting_axes import SettingAxis, axes_of, coordinate_rows
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialRecord
+from sweeps.search.candidate_settings import candidate_settings
 from sweeps.settings.search_space import SearchSpace
+from sweeps.settings.setting_paths import BATCH, LEARNING_RATE, MICRO_BATCH, SEED
+from sweeps.settings.sweep_config import SweepConfig
 
 Settings = dict[str, Any]
+FEWEST_BRANCH_STEPS = 50
+"""Steps of a branch below which it anneals too little: AdamW with beta2 0.98 remembers about as many."""
 SMALLEST_CHANCE = 0.05
 """Chance to beat the best full training below which no further rival is trained in full."""
 
@@ -84,12 +90,14 @@ class FullLengthSearch:
             may_start: Whether settings fit and are valid.
         """
         known = [record for record in records if not record.is_repeat and record.twin_of is None]
+        if not self._axes:
+            return self._in_full(known, may_start)
         for index in range(len(self.rungs)):
             if self._num_at(known, index) < self._count(index):
                 step = self._step_at(known, index, may_start)
                 if step is not None:
                     return step
-        if any(map(_is_running, known)):
+        if any(_is_running(record) and not record.run_to_end for record in known):
             return None
         return self._in_full(known, may_start)
 
@@ -175,11 +183,11 @@ class FullLengthSearch:
     ) -> list[Settings]:
         """Settings of the space, moved to the length of a rung that is the first long enough for them."""
         rung, shorter = self.rungs[index], self.rungs[:index]
-        tried = [record.settings for record in known]
+        tried = [_learning(record.settings) for record in known]
         found: list[Settings] = []
         for candidate in self.candidates:
             scaled = self.nearest(scaled_settings(self._axes, candidate, self.full, rung, fitted), rung)
-            if scaled is None or scaled in tried or scaled in found:
+            if scaled is None or _learning(scaled) in tried or scaled in found:
                 continue
             shortest = self.shortest(scaled)
             if shortest <= rung and all(one < shortest for one in shorter) and may_start(scaled):
@@ -188,32 +196,104 @@ class FullLengthSearch:
 
     def _farthest(self, wanted: Sequence[Settings], tried: Sequence[Settings]) -> Settings:
         """The settings farthest from all tried ones; the middle of all for the first."""
-        points = coordinates_NK(self._axes, wanted)
+        points = coordinate_rows(self._axes, wanted)
         width = np.ptp(points, axis=0)
         width[width == 0] = 1.0
         if not tried:
             return wanted[int(np.linalg.norm((points - points.mean(axis=0)) / width, axis=1).argmin())]
-        known = coordinates_NK(self._axes, tried)
+        known = coordinate_rows(self._axes, tried)
         distances = np.linalg.norm((points[:, None] - known[None]) / width, axis=2).min(axis=1)
         return wanted[int(distances.argmax())]
 
     def _in_full(self, known: Sequence[TrialRecord], may_start: Callable[[Settings], bool]) -> InFull | None:
         """The candidate with the lowest predicted loss, then rivals by their expected gain over the best."""
-        done = [record.settings for record in known if record.run_to_end]
-        left = [c for c in self.candidates if c not in done and may_start(c)]
-        fitted = self.surrogate(known)
-        if len(done) >= self.confirm or not left:
+        asked = [record for record in known if record.run_to_end]
+        trained = [record for record in asked if _is_running(record) or record.outcome is Outcome.COMPLETED]
+        tried = [_learning(record.settings) for record in asked]
+        left = [one for one in self.candidates if _learning(one) not in tried and may_start(one)]
+        if len(trained) >= self.confirm or not left:
             return None
-        settings = left[0]
-        if fitted is not None:
-            found = fitted.predict(left, self.full)
-            best = min((r.loss for r in known if r.outcome is Outcome.COMPLETED and r.loss is not None), default=None)
-            chosen = int(found.mean.argmin() if best is None else found.expected_improvement(best).argmax())
-            if best is not None and ndtr((best - found.mean[chosen]) / found.sd[chosen]) < SMALLEST_CHANCE:
+        fitted = self.surrogate(known)
+        if fitted is None:
+            return InFull(left[0], None)
+        found = fitted.predict(left, self.full)
+        if trained:
+            best = min(self._expected_loss(record, fitted) for record in trained)
+            gains = found.expected_improvement(best)
+            chosen = int(gains.argmax())
+            if ndtr((best - found.mean[chosen]) / max(found.sd[chosen], 1e-12)) < SMALLEST_CHANCE:
                 return None
-            settings = left[chosen]
+        else:
+            chosen = int(found.mean.argmin())
+        settings = left[chosen]
         waiting = (record for record in known if record.settings == settings and record.paused_at is not None)
         return InFull(settings, next(waiting, None))
+
+    def _expected_loss(self, record: TrialRecord, fitted: LossOverLength) -> float:
+        """The loss of a training in full; predicted while it runs."""
+        if record.outcome is Outcome.COMPLETED and record.loss is not None:
+            return record.loss
+        return float(fitted.predict([record.settings], self.full).mean[0])
+
+    def reason(self, record: TrialRecord, records: Iterable[TrialRecord]) -> str:
+        """The reason why a paused trial does not continue, with the numbers."""
+        rung = record.paused_at
+        assert rung is not None, "only paused trials wait"
+        loss = record.rung_losses[rung]
+        if not math.isfinite(loss):
+            return f"loss {loss} of the probe at {rung:,} tokens is not finite"
+        fitted = self.surrogate(records)
+        assert fitted is not None, "a finite loss is known"
+        found = fitted.predict([record.settings], self.full)
+        return (
+            f"probe: loss {loss:.4f} at {rung:,} tokens; its settings are predicted to come to {found.mean[0]:.4f} "
+            f"+- {1.96 * found.sd[0]:.4f} at the full length"
+        )
+
+    @property
+    def ended_by(self) -> str:
+        """The end of the search in words."""
+        return "trainings in full of the settings predicted to be best"
+
+
+def full_length_search(sweep: SweepConfig) -> FullLengthSearch:
+    """The rule of a sweep file whose tokens are known."""
+    stopping, full, cooldown = sweep.early_stopping, sweep.budget.trial_tokens, sweep.training.cooldown
+    tokens_of_a_row = sweep.model.sequence_length
+
+    def shortest(settings: Settings) -> float:
+        batch = settings.get(BATCH, sweep.training.batch_size)
+        return FEWEST_BRANCH_STEPS * batch * tokens_of_a_row / cooldown
+
+    return FullLengthSearch(
+        space=sweep.search,
+        candidates=candidate_settings(sweep),
+        rungs=rung_tokens(stopping, full),
+        full=full,
+        search_tokens=sweep.probe_tokens,
+        cooldown=cooldown,
+        confirm=stopping.confirm,
+        shortest=shortest,
+    )
+
+
+def scaled_settings(
+    axes: Sequence[SettingAxis], settings: Settings, tokens_from: int, tokens_to: int, fitted: LossOverLength | None
+) -> Settings:
+    """Settings moved along the path of the optimum to another length; by published exponents without a fit."""
+    if fitted is not None:
+        return fitted.scaled_down(settings, tokens_from, tokens_to)
+    moved = dict(settings)
+    for axis in axes:
+        if axis.path in (LEARNING_RATE, BATCH) and axis.scale == "log":
+            shift = axis.exponent * math.log(tokens_to / tokens_from)
+            moved[axis.path] = axis.value_at(axis.coordinate(settings[axis.path]) + shift)
+    return moved
+
+
+def _learning(settings: Settings) -> Settings:
+    """The settings that change what a model learns."""
+    return {path: value for path, value in settings.items() if path not in (MICRO_BATCH, SEED)}
 
 
 def _is_running(record: TrialRecord) -> bool:

@@ -148,11 +148,14 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         if self._left_over:
             return self._ledger.reopen(self._left_over.popleft())
         if self._full_length is not None:
-            return self._next_step(self._full_length)
+            return self._next_listed() or self._next_step(self._full_length)
         return self._promoted(is_closing=False) or self._next_record() or self._promoted(is_closing=True)
 
     def _next_step(self, search: FullLengthSearch) -> TrialRecord | None:
         """The trial of the next step towards the winner at the full length."""
+        if self._budget.is_over():
+            self.ended_by = WALL_CLOCK_USED_UP
+            return None
         step = search.next(self._ledger.records.values(), may_start=lambda settings: self._refusal(settings) is None)
         match step:
             case Probe(settings):
@@ -163,6 +166,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
                 return self._ledger.open(settings, ChosenBy.PREDICTED)
             case InFull(_, record) if record is not None:
                 return self._ledger.train_in_full(record)
+        self.ended_by = search.ended_by
         return None
 
     def _promoted(self, *, is_closing: bool) -> TrialRecord | None:
@@ -175,6 +179,13 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         return promoted
 
     def _next_record(self) -> TrialRecord | None:
+        record = self._next_listed()
+        if record is not None or not self._has_budget_left():
+            return record
+        return self._next_informed() or self._propose_feasible()
+
+    def _next_listed(self) -> TrialRecord | None:
+        """The next trial of `start_with`; None if none is left or may start now."""
         while self._listed and not self._is_in_doubt_beside_another(self._listed[0]):
             settings = self._listed.popleft()
             record = self._ledger.open(settings, ChosenBy.START_WITH)
@@ -183,9 +194,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             if refusal is None:
                 return record
             self._ledger.refuse(record, refusal)
-        if not self._has_budget_left():
-            return None
-        return self._next_informed() or self._propose_feasible()
+        return None
 
     def _is_search_over(self) -> bool:
         running = [self._ledger.records[number] for number in self._numbers.values()]

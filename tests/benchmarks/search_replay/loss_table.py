@@ -138,7 +138,10 @@ def _between_batch_sizes(annealed: Mapping[tuple[Setting, int], tuple[float, ...
         if ((rate, batch), length) in annealed:
             continue
         known = [b for (r, b), d in annealed if r == rate and d == length]
-        below, above = max((b for b in known if b < batch), default=None), min((b for b in known if b > batch), default=None)
+        below, above = (
+            max((b for b in known if b < batch), default=None),
+            min((b for b in known if b > batch), default=None),
+        )
         if below is None or above is None:
             continue
         share = math.log(batch / below) / math.log(above / below)
@@ -158,9 +161,7 @@ def _pilot(name: str, rows: Sequence[Mapping[str, str]]) -> LossTable:
     return _table(name, (LEARNING_RATE, BATCH), annealed)
 
 
-def _table(
-    name: str, paths: Sequence[str], annealed: Mapping[tuple[Setting, int], tuple[float, ...]]
-) -> LossTable:
+def _table(name: str, paths: Sequence[str], annealed: Mapping[tuple[Setting, int], tuple[float, ...]]) -> LossTable:
     lengths = tuple(sorted({length for _, length in annealed}))
     settings = {setting for setting, _ in annealed if all((setting, length) in annealed for length in lengths)}
     axes = {path: tuple(sorted({setting[i] for setting in settings})) for i, path in enumerate(paths)}

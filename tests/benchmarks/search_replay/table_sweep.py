@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.settings.run_config import RunConfig
+from loss_table import BATCH, LossTable, Setting
+
 from core.settings.cooldown_branch import Branch
+from core.settings.run_config import RunConfig
 from core.training.run_end import RunEnd
 from data_pipeline.schema.dotted_paths import value_at
-from loss_table import BATCH, LossTable, Setting
 from sweeps.analysis.noise_floor import Verdict, verdict
 from sweeps.early_stopping.promotion import Promotions
 from sweeps.early_stopping.rungs import Rungs
@@ -117,7 +118,12 @@ class ReplayedSweep:
 
 
 def replay_sweep(
-    table: LossTable, sweep: SweepConfig, *, rungs: tuple[int, ...], lanes: int = 1, full_length: FullLengthSearch | None = None
+    table: LossTable,
+    sweep: SweepConfig,
+    *,
+    rungs: tuple[int, ...],
+    lanes: int = 1,
+    full_length: FullLengthSearch | None = None,
 ) -> ReplayedSweep:
     """Run a sweep of pretune's own parts on a table.
 
