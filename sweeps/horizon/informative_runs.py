@@ -14,30 +14,32 @@ Run = tuple[Mapping[str, Any], int]
 def most_informative(
     candidates: Sequence[Run],
     fitted: LossOverLength,
-    targets: Sequence[Run],
+    targets: Sequence[Mapping[str, Any]],
+    tokens: int,
     cost: Callable[[Run], float],
 ) -> int:
     """Index of the candidate that most narrows the differences between likely winners, per cost.
 
-    An observation moves the expected losses of the targets along one direction s, by a standard normal step. Where all
-    targets move alike, nothing is learnt about their order. So the value of a run is the variance of s over the
-    targets, each weighted by its probability of being the best: the expected fall of the variance of the difference
-    between two targets drawn by that probability.
-
     Args:
         candidates: Possible runs, at least one.
-        targets: Settings at the full length, one of which will be named the best.
+        targets: Settings, one of which will be named the best at `tokens`.
         cost: Positive; tokens for instance.
     """
-    return int(np.argmax(information(candidates, fitted, targets) / np.array([cost(one) for one in candidates])))
+    taught = information(candidates, fitted, targets, tokens)
+    return int(np.argmax(taught / np.array([cost(one) for one in candidates])))
 
 
-def information(candidates: Sequence[Run], fitted: LossOverLength, targets: Sequence[Run]) -> np.ndarray:
-    """Expected fall of the variance between likely winners by each candidate, in squared nats."""
-    runs = [*targets, *candidates]
-    joint = fitted.predict([settings for settings, _ in runs], [tokens for _, tokens in runs])
-    count = len(targets)
-    best = np.bincount(joint.samples[:, :count].argmin(axis=1), minlength=count) / len(joint.samples)
-    variance = np.diag(joint.covariance)[count:] + fitted.noise_sd**2
-    steps = joint.covariance[:count, count:] / np.sqrt(np.maximum(variance, 1e-18))
+def information(
+    candidates: Sequence[Run], fitted: LossOverLength, targets: Sequence[Mapping[str, Any]], tokens: int
+) -> np.ndarray:
+    """Expected fall of the variance between likely winners by each candidate, in squared nats.
+
+    A loss moves the expected losses of the targets along one direction, by a standard normal number. Where all targets
+    move alike, nothing is learnt about their order. So the value of a run is the variance of its direction over the
+    targets, weighted by their probabilities of being the best: half the expected fall of the variance of the difference
+    between two targets that are drawn by that probability.
+    """
+    lengths = [length for _, length in candidates]
+    predicted, steps = fitted.lessons([settings for settings, _ in candidates], lengths, targets, tokens)
+    best = predicted.probability_of_best()
     return np.asarray(best @ (steps - best @ steps) ** 2)

@@ -135,7 +135,23 @@ class LossOverLength:
             KeyError: Settings without a value for an axis.
         """
         lengths = [tokens] * len(settings) if isinstance(tokens, int) else list(tokens)
-        return Predictions(*self._process.predict(self._coordinates(settings, lengths)))
+        seen = self._process.see(self._coordinates(settings, lengths))
+        return Predictions(seen.mean_M, self._process.covariance(seen, seen))
+
+    def lessons(
+        self, runs: Sequence[Settings], lengths: Sequence[int], about: Sequence[Settings], tokens: int
+    ) -> tuple[Predictions, np.ndarray]:
+        """Predictions of n settings at a length, and how each of m runs would move them.
+
+        Returns:
+            The predictions, and steps [n, m]: the loss of a run moves the expected losses by its column times a
+            standard normal number.
+        """
+        targets = self._process.see(self._coordinates(about, [tokens] * len(about)))
+        seen = self._process.see(self._coordinates(runs, lengths))
+        deviation = np.sqrt(np.maximum(self._process.variance(seen) + self.noise_sd**2, 1e-18))
+        steps = self._process.covariance(targets, seen) / deviation
+        return Predictions(targets.mean_M, self._process.covariance(targets, targets)), steps
 
     def exponents(self) -> dict[str, Exponent]:
         """Exponents of the settings on log axes."""

@@ -1,18 +1,19 @@
-"""A Gaussian process over shifted settings and log tokens, with its hyperparameters averaged.
+"""A Gaussian process over shifted settings and log tokens, averaged over its hyperparameters.
 
-With t = ln(tokens / reference), the excess of a loss over the irreducible loss E is
+With t = ln(tokens / reference), a loss in nats is
 
-    ln(L - E) = ln d - a t + exp(-w t) (bowl(z) + g(z) + u(x)) + offsets of words + own(x, t) + noise
+    L = level(t) + exp(-w t) (bowl(z) + g(z) + u(x)) + offsets of words + own(x, t) + noise
 
-x are coordinates of settings and z = x - e t the same moved against the shift of the optimum, so `bowl` and `g` see a
-short run of small batch beside the long run of large batch it resembles. `u` does not move: a limit of stability, for
-instance. `own` is a setting's own deviation, correlated between lengths. `bowl` is a quadratic with Gaussian
-coefficients, `g` and `u` are Matern 5/2, and the power law `a`, the bowl and the offsets are integrated in closed form.
-The other hyperparameters have priors; their posterior is a few points around its mode, drawn by Laplace's
-approximation and weighted by the true posterior.
+x are coordinates of settings and z = x - e t the same moved back along the shift of the optimum, so `bowl` and `g` see
+a short run of a small batch beside the long run of a large batch that it resembles. `u` does not move (a limit of
+stability, for instance). `own` is a setting's own deviation, correlated between lengths. `level` is a power law with an
+unknown exponent, taken as the Gaussian process with the same mean and covariance. `bowl` is a quadratic with Gaussian
+coefficients; `g` and `u` are Matern 5/2. The other hyperparameters (e, w, size of the power law, length scales,
+deviations) have priors, and their posterior is a few points around its mode: Laplace's approximation, weighted by the
+true posterior.
 
-An observation far above the valley says little of the valley: its variance grows with its distance, and its loss is
-cut off (divergences). All of it depends on differences of losses only.
+A loss far above the valley says little of the valley: its variance grows with its height, and it is cut off
+(divergences). A loss that the others contradict loses its weight. All of it depends on differences of losses only.
 """
 
 import math
@@ -23,6 +24,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
+from scipy.special import ndtri
 
 _SQRT5 = math.sqrt(5.0)
 _NUM_POINTS = 16
@@ -36,18 +38,19 @@ class _Prior:
     sd: float
 
 
-_LOG_EXCESS = _Prior(0.0, 1.2)
-"""ln d: the best known loss is about 1 nat above the irreducible loss, within a factor of 3."""
-_POWER = _Prior(0.28, 0.1)
-"""a: arXiv:2203.15556 has 0.28 for tokens."""
-_BEND_SD = 0.1
-"""Of the coefficient of t^2: losses do not follow the power law exactly, so a level far ahead is uncertain."""
-_SHRINKAGE = _Prior(0.0, 0.15)
-"""w: differences may shrink faster (or more slowly) than the excess itself."""
-_LEVEL_SD = 0.3
+_LOG_SIZE = _Prior(math.log(0.8), 1.0)
+"""Of the level above the irreducible loss, at the best known loss, in nats."""
+_POWER = _Prior(0.28, 0.12)
+"""Of the level; arXiv:2203.15556 has 0.28 for tokens."""
+_QUANTILES = (np.arange(12) + 0.5) / 12
+_BEND_SD = 0.03
+"""Of the coefficient of t^2, as a share of that size: losses do not follow a power law exactly."""
+_OFFSET_SD = 1.0
+_SHRINKAGE = _Prior(0.25, 0.15)
+"""w: a bowl that shrinks with the excess over the irreducible loss has the exponent of the level."""
 _SLOPE_SD = 0.15
 _CURVATURE = _Prior(0.05, 0.05)
-"""Of settings with a published shift. Relative excess per squared coordinate; others: 0 +- 0.05."""
+"""Of settings with a published shift, in nats per squared coordinate; others: 0 +- 0.05."""
 _PRODUCT = _Prior(-0.03, 0.04)
 """Of learning rate and batch size: larger batches want larger rates."""
 _WORD_SD = 0.1
@@ -62,7 +65,11 @@ _GIVEN_NOISE_SD = 0.2
 _OWN_RANGE = 2.0
 """Factor e^2 of tokens over which a setting's own deviation decorrelates."""
 _FREE, _DOUBT, _CUT = 0.15, 0.6, 1.5
-"""Relative excess over the valley that is taken at face value; growth of the deviation beyond; where losses are cut."""
+"""Nats over the valley that are taken at face value; growth of the deviation beyond; height where losses are cut."""
+_SAME_LENGTH = 0.18
+"""Largest |t| between losses that share a valley."""
+_CONTRADICTED = 3.0
+"""Deviations from the prediction of all others beyond which a loss loses its weight."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +83,12 @@ class Coordinates:
     t_N: np.ndarray
     """Natural logarithm of tokens."""
 
-    def __len__(self) -> int:
-        return len(self.t_N)
-
-    def with_others(self, others: "Coordinates") -> "Coordinates":
-        """These and then the others."""
-        pairs = zip(self._arrays(), others._arrays(), strict=True)
-        return Coordinates(*(np.concatenate(pair) for pair in pairs))
-
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.x_NK, self.words_NC, self.t_N
+    def __getitem__(self, rows: np.ndarray) -> "Coordinates":
+        return Coordinates(self.x_NK[rows], self.words_NC[rows], self.t_N[rows])
 
 
 class _Pairs:
-    """All that the kernels need to know of pairs of points; independent of the hyperparameters."""
+    """All that kernels need to know of pairs of points; independent of the hyperparameters."""
 
     def __init__(self, a: Coordinates, b: Coordinates) -> None:
         self.dx_KAB = a.x_NK.T[:, :, None] - b.x_NK.T[:, None, :]
@@ -99,6 +98,36 @@ class _Pairs:
         self.offsets_AB = _WORD_SD**2 * alike_ABC.sum(-1)
         equal_AB = alike_ABC.all(-1) & (np.abs(self.dx_KAB) < 1e-9).all(0)
         self.own_AB = equal_AB * np.exp(-np.abs(self.dt_AB) / _OWN_RANGE)
+
+
+@dataclass(frozen=True)
+class _Smooth:
+    """Kernel matrices of `g` and `u`, with what their derivatives need."""
+
+    g_AB: np.ndarray
+    u_AB: np.ndarray
+    g_slope_AB: np.ndarray
+    """Derivative of `g_AB` by the squared distance."""
+    u_slope_AB: np.ndarray
+    z_KAB: np.ndarray
+    """Scaled differences, shifted."""
+    x_KAB: np.ndarray
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Points with their posterior under each of the S points of the hyperparameters."""
+
+    at: Coordinates
+    features: tuple[np.ndarray, ...]
+    """Per hyperparameter point, [M, F]."""
+    projected: tuple[np.ndarray, ...]
+    """Per hyperparameter point, [N, M]: what the known losses explain."""
+    means_SM: np.ndarray
+    mean_M: np.ndarray
+    """In nats, over all S."""
+    doubt_M: np.ndarray
+    """Variance of points far above the valley."""
 
 
 class ShiftedProcess:
@@ -131,205 +160,280 @@ class ShiftedProcess:
         self._best_loss = float(losses_N[finite].min())
         self._t0 = float(known.t_N[finite][losses_N[finite].argmin()])
         self._set_priors(shifts, bowls, noise_sd)
+        self._level_mean_N, self._level_N = self._level(known)
         self._cut_losses(losses_N)
         self._pairs = _Pairs(known, known)
-        self._fit()
+        self._level_NN = self._level_N @ self._level_N.T
+        mode = self._mode(np.zeros(len(self._prior_mean)))
+        if self._doubt_contradicted(mode):
+            mode = self._mode(mode)
+        self._average(mode)
 
     @property
     def shifts(self) -> list[tuple[float, float]]:
         """Mean and standard deviation of the shift of each axis."""
         points = self._points[:, self._shift_slice]
         mean = self._weights @ points
-        return [
-            (float(m), float(math.sqrt(max(v, s))))
-            for m, v, s in zip(
-                mean, self._weights @ (points - mean) ** 2, self._laplace_variance[self._shift_slice], strict=True
-            )
-        ]
+        variance = np.maximum(self._weights @ (points - mean) ** 2, self._laplace_variance[self._shift_slice])
+        return list(zip(mean.tolist(), np.sqrt(variance).tolist(), strict=True))
 
     @property
     def noise_sd(self) -> float:
         """Standard deviation between seeds in nats."""
         return math.exp(float(self._weights @ self._points[:, -2]))
 
-    def predict(self, wanted: Coordinates) -> tuple[np.ndarray, np.ndarray]:
-        """Mean [M] and covariance [M, M] of the expected losses, in nats, without the noise of a seed."""
-        across, among = _Pairs(wanted, self._known), _Pairs(wanted, wanted)
-        means, covariances = [], []
+    def see(self, at: Coordinates) -> Seen:
+        """The points with their expected losses in nats."""
+        pairs = _Pairs(at, self._known)
+        level_mean, level = self._level(at)
+        level_MN = level @ self._level_N.T
+        all_features, all_projected, means = [], [], []
         for point, (factor, solved) in zip(self._points, self._solved, strict=True):
-            features = self._features(wanted, point)
-            kernel = self._kernel(across, wanted, self._known, point, features)
+            features = self._features(at, point)
+            kernel = self._kernel(pairs, at, self._known, point, features, self._features(self._known, point), level_MN)
             projected = solve_triangular(factor, kernel.T, lower=True, check_finite=False)
-            log_mean = features @ self._feature_mean + point[0] + projected.T @ solved
-            log_covariance = self._kernel(among, wanted, wanted, point, features) - projected.T @ projected
-            # Moments of a log-normal distribution.
-            mean = np.exp(np.minimum(log_mean + np.diag(log_covariance) / 2, 5.0))
-            means.append(self._best_loss - math.exp(point[0]) + mean)
-            covariances.append(np.outer(mean, mean) * np.expm1(np.clip(log_covariance, -5.0, 5.0)))
-        mean_M = self._weights @ np.array(means)
-        apart = np.array(means) - mean_M
-        within = np.tensordot(self._weights, np.array(covariances), 1)
-        return mean_M, within + (apart * self._weights[:, None]).T @ apart
+            all_features.append(features)
+            all_projected.append(projected)
+            means.append(
+                self._best_loss
+                + features @ self._feature_mean
+                + math.exp(point[-3]) * level_mean
+                + projected.T @ solved
+            )
+        means_SM = np.array(means)
+        mean_M = self._weights @ means_SM
+        above_M = mean_M - self._valley(at.t_N)
+        doubt_M = (_DOUBT * np.maximum(0.0, above_M - _FREE)) ** 2
+        return Seen(at, tuple(all_features), tuple(all_projected), means_SM, mean_M, doubt_M)
 
-    def mean_at_mode(self, wanted: Coordinates) -> np.ndarray:
+    def covariance(self, a: Seen, b: Seen) -> np.ndarray:
+        """Covariance [A, B] of expected losses, without the noise of a seed."""
+        pairs = _Pairs(a.at, b.at)
+        level_AB = self._level(a.at)[1] @ self._level(b.at)[1].T
+        total = np.zeros(level_AB.shape)
+        for index, (point, weight) in enumerate(zip(self._points, self._weights, strict=True)):
+            kernel = self._kernel(pairs, a.at, b.at, point, a.features[index], b.features[index], level_AB)
+            total += weight * (kernel - a.projected[index].T @ b.projected[index])
+        total += (self._weights[:, None] * (a.means_SM - a.mean_M)).T @ (b.means_SM - b.mean_M)
+        return np.asarray(total + np.diag(a.doubt_M) if a is b else total)
+
+    def variance(self, seen: Seen) -> np.ndarray:
+        """Diagonal [M] of `covariance(seen, seen)`."""
+        level_M = (self._level(seen.at)[1] ** 2).sum(1)
+        total = _WORD_SD**2 * seen.at.words_NC.shape[1] + seen.doubt_M
+        for index, (point, weight) in enumerate(zip(self._points, self._weights, strict=True)):
+            _, (moved, unmoved, own) = self._unpacked(point)
+            prior = seen.features[index] ** 2 @ self._feature_variance + own + math.exp(2 * point[-3]) * level_M
+            prior += (moved + unmoved) * self._size(seen.at, point) ** 2
+            total = total + weight * (prior - (seen.projected[index] ** 2).sum(0))
+        return np.asarray(total + self._weights @ (seen.means_SM - seen.mean_M) ** 2)
+
+    def mean_at_mode(self, at: Coordinates) -> np.ndarray:
         """Expected losses [M] under the most probable hyperparameters: cheap, for searches."""
-        point, (factor, solved) = self._points[0], self._solved[0]
-        features = self._features(wanted, point)
-        kernel = self._kernel(_Pairs(wanted, self._known), wanted, self._known, point, features)
-        weights = solve_triangular(factor, solved, lower=True, trans=1, check_finite=False)
-        excess = np.exp(np.minimum(features @ self._feature_mean + point[0] + kernel @ weights, 5.0))
-        return np.asarray(self._best_loss - math.exp(point[0]) + excess)
+        point = self._points[0]
+        features, (level_mean, level) = self._features(at, point), self._level(at)
+        pairs = _Pairs(at, self._known)
+        features_of_known, level_MN = self._features(self._known, point), level @ self._level_N.T
+        kernel = self._kernel(pairs, at, self._known, point, features, features_of_known, level_MN)
+        mean = self._best_loss + features @ self._feature_mean + math.exp(point[-3]) * level_mean
+        return np.asarray(mean + kernel @ self._mode_weights)
 
     def _set_priors(self, shifts: Sequence[tuple[float, float]], bowls: Sequence[int], noise_sd: float | None) -> None:
         axes = range(self._num_axes)
         noise = _LOG_NOISE if not noise_sd else _Prior(math.log(noise_sd), _GIVEN_NOISE_SD)
-        priors = [_LOG_EXCESS, *(_Prior(*shift) for shift in shifts), *(_LOG_LENGTH for _ in axes)]
-        priors += [_LOG_MOVED, _LOG_UNMOVED, _LOG_OWN, noise, _SHRINKAGE]
+        priors = [*(_Prior(*shift) for shift in shifts), *(_LOG_LENGTH for _ in axes)]
+        priors += [_LOG_MOVED, _LOG_UNMOVED, _LOG_OWN, _LOG_SIZE, noise, _SHRINKAGE]
         self._prior_mean = np.array([prior.mean for prior in priors])
         self._prior_sd = np.array([prior.sd for prior in priors])
-        self._shift_slice = slice(1, 1 + self._num_axes)
+        self._shift_slice = slice(0, self._num_axes)
         self._pair = tuple(bowls) if len(bowls) == 2 else None
-        curved = [_CURVATURE if axis in bowls else _Prior(0.0, _CURVATURE.sd) for axis in axes]
-        features = [_Prior(0.0, _LEVEL_SD), _Prior(-_POWER.mean, _POWER.sd), _Prior(0.0, _BEND_SD)]
-        features += [_Prior(0.0, _SLOPE_SD) for _ in axes] + curved + ([_PRODUCT] if self._pair else [])
+        features = [_Prior(0.0, _OFFSET_SD), *(_Prior(0.0, _SLOPE_SD) for _ in axes)]
+        features += [_CURVATURE if axis in bowls else _Prior(0.0, _CURVATURE.sd) for axis in axes]
+        features += [_PRODUCT] if self._pair else []
         self._feature_mean = np.array([prior.mean for prior in features])
         self._feature_variance = np.array([prior.sd**2 for prior in features])
 
+    def _level(self, at: Coordinates) -> tuple[np.ndarray, np.ndarray]:
+        """Level of size 1 over its value at the reference length: mean [N], root of the covariance [N, R]."""
+        lengths, inverse = np.unique(at.t_N - self._t0, return_inverse=True)
+        power = np.maximum(_POWER.mean + _POWER.sd * ndtri(_QUANTILES), 0.03)
+        curves = np.expm1(-power[:, None] * lengths)
+        mean = curves.mean(0)
+        root = np.concatenate([(curves - mean) / math.sqrt(len(curves)), _BEND_SD * lengths[None, :] ** 2])
+        return mean[inverse], root.T[inverse]
+
     def _cut_losses(self, losses_N: np.ndarray) -> None:
-        """Sets the losses after the cut, their further variances, and the middle of the bowl."""
-        excess = math.exp(_LOG_EXCESS.mean)
-        dt_N = self._known.t_N - self._t0
-        cut_N = self._best_loss - excess + excess * np.exp(_CUT - _POWER.mean * dt_N)
-        losses_N = np.where(np.isfinite(losses_N), np.minimum(losses_N, cut_N), cut_N)
-        above_N = np.log((losses_N - self._best_loss + excess) / excess) + _POWER.mean * dt_N
-        self._losses_N = losses_N
+        """Sets the losses over the best one after the cut, their further variances, and the middle of the bowl."""
+        t_N = self._known.t_N
+        losses_N = np.where(np.isfinite(losses_N), losses_N, np.inf)
+        lowest_N = np.array([losses_N[np.abs(t_N - t) < _SAME_LENGTH].min() for t in t_N])
+        # A lone divergence is no valley.
+        highest_N = self._best_loss + 2 * np.maximum(self._level_mean_N, 0.0) + 2 * _FREE
+        valley_N = np.minimum(lowest_N, highest_N)
+        above_N = np.minimum(losses_N - valley_N, _CUT)
+        self._losses_N = valley_N + above_N - self._best_loss
         self._doubt_N = (_DOUBT * np.maximum(0.0, above_N - _FREE)) ** 2
-        near_N = np.exp(-(above_N - above_N.min()) / 0.1)
-        moved_NK = self._known.x_NK - dt_N[:, None] * self._prior_mean[self._shift_slice]
+        near_N = np.exp(-above_N / 0.1)
+        moved_NK = self._known.x_NK - (t_N - self._t0)[:, None] * self._prior_mean[self._shift_slice]
         self._middle_K = near_N @ moved_NK / near_N.sum()
+        self._lowest = np.argsort(above_N, kind="stable")[:8]
+
+    def _valley(self, t_M: np.ndarray) -> np.ndarray:
+        """Lowest expected loss [M] of the best known settings moved along the shift to a length."""
+        lengths, inverse = np.unique(t_M, return_inverse=True)
+        best, count = self._known[self._lowest], len(self._lowest)
+        t = np.repeat(lengths, count)
+        moved = np.tile(best.x_NK, (len(lengths), 1))
+        moved = moved + (t - np.tile(best.t_N, len(lengths)))[:, None] * self._points[0][self._shift_slice]
+        at = Coordinates(moved, np.tile(best.words_NC, (len(lengths), 1)), t)
+        return np.asarray(self.mean_at_mode(at).reshape(-1, count).min(1)[inverse])
+
+    def _size(self, at: Coordinates, point: np.ndarray) -> np.ndarray:
+        return np.asarray(np.exp(-point[-1] * (at.t_N - self._t0)))
+
+    def _moved(self, at: Coordinates, point: np.ndarray) -> np.ndarray:
+        z_NK = at.x_NK - (at.t_N - self._t0)[:, None] * point[self._shift_slice] - self._middle_K
+        return np.asarray(z_NK.T)
 
     def _features(self, at: Coordinates, point: np.ndarray) -> np.ndarray:
-        dt = at.t_N - self._t0
-        z_KN = (at.x_NK - dt[:, None] * point[self._shift_slice] - self._middle_K).T
-        size = np.exp(-point[-1] * dt)
+        """Linear terms [N, F]: offset, and slopes, curvatures and product of the bowl."""
+        z_KN, size = self._moved(at, point), self._size(at, point)
         product = [z_KN[self._pair[0]] * z_KN[self._pair[1]] * size] if self._pair else []
-        return np.stack([np.ones_like(dt), dt, dt**2, *(z_KN * size), *(z_KN**2 * size), *product], axis=1)
+        return np.stack([np.ones_like(size), *(z_KN * size), *(z_KN**2 * size), *product], axis=1)
 
     def _feature_slopes(self, point: np.ndarray, features: np.ndarray) -> list[np.ndarray]:
-        """Derivatives of the features at the known points by each shift and by the shrinkage."""
-        at, axes = self._known, self._num_axes
-        dt = at.t_N - self._t0
-        z_KN = (at.x_NK - dt[:, None] * point[self._shift_slice] - self._middle_K).T
-        scaled = -dt * np.exp(-point[-1] * dt)
+        """Derivatives of the features at the known points by each shift, and by the shrinkage."""
+        axes, t = self._num_axes, self._known.t_N - self._t0
+        z_KN = self._moved(self._known, point)
+        scaled = -t * self._size(self._known, point)
         slopes = []
         for axis in range(axes):
             slope = np.zeros_like(features)
-            slope[:, 3 + axis] = scaled
-            slope[:, 3 + axes + axis] = 2 * z_KN[axis] * scaled
+            slope[:, 1 + axis] = scaled
+            slope[:, 1 + axes + axis] = 2 * z_KN[axis] * scaled
             if self._pair and axis in self._pair:
                 slope[:, -1] = z_KN[self._pair[1 - self._pair.index(axis)]] * scaled
             slopes.append(slope)
-        shrinking = -dt[:, None] * features
-        shrinking[:, :3] = 0.0
+        shrinking = -t[:, None] * features
+        shrinking[:, :1] = 0.0
         return [*slopes, shrinking]
 
+    def _smooth(self, pairs: _Pairs, a: Coordinates, b: Coordinates, point: np.ndarray) -> _Smooth:
+        length_K, (moved, unmoved, _) = self._unpacked(point)
+        size_AB = np.outer(self._size(a, point), self._size(b, point)) * pairs.factor_AB
+        x_KAB = pairs.dx_KAB / length_K[:, None, None]
+        z_KAB = x_KAB - (point[self._shift_slice] / length_K)[:, None, None] * pairs.dt_AB
+        g_AB, g_slope_AB = _matern((z_KAB**2).sum(0))
+        u_AB, u_slope_AB = _matern((x_KAB**2).sum(0))
+        g_size, u_size = moved * size_AB, unmoved * size_AB
+        return _Smooth(g_size * g_AB, u_size * u_AB, g_size * g_slope_AB, u_size * u_slope_AB, z_KAB, x_KAB)
+
     def _kernel(
-        self, pairs: _Pairs, a: Coordinates, b: Coordinates, point: np.ndarray, features_of_a: np.ndarray
+        self,
+        pairs: _Pairs,
+        a: Coordinates,
+        b: Coordinates,
+        point: np.ndarray,
+        features_of_a: np.ndarray,
+        features_of_b: np.ndarray,
+        level_AB: np.ndarray,
     ) -> np.ndarray:
-        features_of_b = features_of_a if a is b else self._features(b, point)
-        length_K, (moved, unmoved, own) = self._unpacked(point)
-        shift_K = point[self._shift_slice]
-        size = np.exp(-point[-1] * (a.t_N - self._t0))[:, None] * np.exp(-point[-1] * (b.t_N - self._t0))[None, :]
-        z = (pairs.dx_KAB - shift_K[:, None, None] * pairs.dt_AB) / length_K[:, None, None]
-        x = pairs.dx_KAB / length_K[:, None, None]
-        smooth = moved * _matern((z**2).sum(0)) + unmoved * _matern((x**2).sum(0))
-        kernel = (features_of_a * self._feature_variance) @ features_of_b.T + smooth * size * pairs.factor_AB
-        return np.asarray(kernel + pairs.offsets_AB + own * pairs.own_AB)
+        """Covariance [A, B] under one point of the hyperparameters."""
+        smooth, own = self._smooth(pairs, a, b, point), self._unpacked(point)[1][2]
+        kernel = (features_of_a * self._feature_variance) @ features_of_b.T + smooth.g_AB + smooth.u_AB
+        return np.asarray(kernel + own * pairs.own_AB + pairs.offsets_AB + math.exp(2 * point[-3]) * level_AB)
 
     def _unpacked(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Length scales of the axes, and the variances of `g`, `u` and `own`."""
         axes = self._num_axes
-        return np.exp(point[1 + axes : 1 + 2 * axes]), np.exp(2 * point[1 + 2 * axes : 4 + 2 * axes])
-
-    def _solve(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """Cholesky factor, whitened residuals, and the negative log posterior."""
-        excess = self._losses_N - self._best_loss + math.exp(point[0])
-        features = self._features(self._known, point)
-        kernel = self._kernel(self._pairs, self._known, self._known, point, features)
-        kernel[np.diag_indices(len(kernel))] += np.exp(2 * point[-2]) / excess**2 + self._doubt_N + _JITTER
-        factor = np.linalg.cholesky(kernel)
-        residual = np.log(excess) - features @ self._feature_mean - point[0]
-        solved = solve_triangular(factor, residual, lower=True, check_finite=False)
-        value = solved @ solved / 2 + np.log(np.diag(factor)).sum() + np.log(excess).sum()
-        return factor, solved, float(value + (((point - self._prior_mean) / self._prior_sd) ** 2).sum() / 2)
+        return np.exp(point[axes : 2 * axes]), np.exp(2 * point[2 * axes : 2 * axes + 3])
 
     def _posterior(self, whitened: np.ndarray) -> tuple[float, np.ndarray]:
-        """The negative log posterior of the hyperparameters and its gradient, in prior deviations."""
+        """The negative log posterior of the hyperparameters and its gradient, both in prior deviations."""
         point = self._prior_mean + whitened * self._prior_sd
-        axes, pairs, dt = self._num_axes, self._pairs, self._known.t_N - self._t0
-        length_K, (moved, unmoved, own) = self._unpacked(point)
-        d = math.exp(point[0])
-        excess = self._losses_N - self._best_loss + d
-        features = self._features(self._known, point)
+        axes, known, pairs = self._num_axes, self._known, self._pairs
+        _, (_, _, own) = self._unpacked(point)
+        length_K = np.exp(point[axes : 2 * axes])
+        noise = math.exp(2 * point[-2])
+        features = self._features(known, point)
         slopes = self._feature_slopes(point, features)
-        shrunk = np.exp(-point[-1] * dt)
-        size = np.outer(shrunk, shrunk) * pairs.factor_AB
-        z = (pairs.dx_KAB - point[self._shift_slice][:, None, None] * pairs.dt_AB) / length_K[:, None, None]
-        x = pairs.dx_KAB / length_K[:, None, None]
-        g, g_slope = _matern_and_slope((z**2).sum(0))
-        u, u_slope = _matern_and_slope((x**2).sum(0))
-        smooth_g, smooth_u = moved * size * g, unmoved * size * u
-        noise = np.exp(2 * point[-2]) / excess**2
-        kernel = (features * self._feature_variance) @ features.T + smooth_g + smooth_u + pairs.offsets_AB
-        kernel += own * pairs.own_AB
+        smooth = self._smooth(pairs, known, known, point)
+        weighted = features * self._feature_variance
+        size = math.exp(point[-3])
+        kernel = pairs.offsets_AB + weighted @ features.T + smooth.g_AB + smooth.u_AB + own * pairs.own_AB
+        kernel += size**2 * self._level_NN
         kernel[np.diag_indices(len(kernel))] += noise + self._doubt_N + _JITTER
         factor = np.linalg.cholesky(kernel)
-        inverse = dpotri(factor, lower=1)[0]
-        inverse = np.tril(inverse) + np.tril(inverse, -1).T
-        residual = np.log(excess) - features @ self._feature_mean - point[0]
+        lower = np.tril(dpotri(factor, lower=1)[0])
+        inverse = lower + np.tril(lower, -1).T
+        residual = self._losses_N - features @ self._feature_mean - size * self._level_mean_N
         alpha = inverse @ residual
-        value = residual @ alpha / 2 + np.log(np.diag(factor)).sum() + np.log(excess).sum() + whitened @ whitened / 2
+        value = residual @ alpha / 2 + np.log(np.diag(factor)).sum() + whitened @ whitened / 2
         # d value = sum(pull * d kernel) + alpha . d residual
         pull = (inverse - np.outer(alpha, alpha)) / 2
-        on_noise = np.diag(pull) * noise
-        on_features = pull @ (features * self._feature_variance)
-        on_g, on_u = pull * (moved * size * g_slope), pull * (unmoved * size * u_slope)
+        on_features, on_g, on_u = pull @ weighted, pull * smooth.g_slope_AB, pull * smooth.u_slope_AB
         gradient = np.empty_like(point)
-        gradient[0] = alpha @ (d / excess - 1) + (d / excess).sum() - 2 * (on_noise * d / excess).sum()
         for axis in range(axes):
-            by_shift = -2 * np.vdot(on_g * pairs.dt_AB, z[axis]) / length_K[axis]
-            gradient[1 + axis] = (
-                2 * np.vdot(on_features, slopes[axis]) - alpha @ (slopes[axis] @ self._feature_mean) + by_shift
-            )
-            gradient[1 + axes + axis] = -2 * np.vdot(on_g, z[axis] ** 2) - 2 * np.vdot(on_u, x[axis] ** 2)
-        gradient[-5], gradient[-4] = 2 * np.vdot(pull, smooth_g), 2 * np.vdot(pull, smooth_u)
-        gradient[-3], gradient[-2] = 2 * own * np.vdot(pull, pairs.own_AB), 2 * on_noise.sum()
-        gradient[-1] = 2 * np.vdot(on_features, slopes[-1]) - alpha @ (slopes[-1] @ self._feature_mean)
-        gradient[-1] -= 2 * (dt @ (pull * (smooth_g + smooth_u)).sum(1))
+            by_features = 2 * np.vdot(on_features, slopes[axis]) - alpha @ (slopes[axis] @ self._feature_mean)
+            gradient[axis] = by_features - 2 * np.vdot(on_g * pairs.dt_AB, smooth.z_KAB[axis]) / length_K[axis]
+            by_g, by_u = np.vdot(on_g, smooth.z_KAB[axis] ** 2), np.vdot(on_u, smooth.x_KAB[axis] ** 2)
+            gradient[axes + axis] = -2 * (by_g + by_u)
+        gradient[-6], gradient[-5] = 2 * np.vdot(pull, smooth.g_AB), 2 * np.vdot(pull, smooth.u_AB)
+        gradient[-4], gradient[-2] = 2 * own * np.vdot(pull, pairs.own_AB), 2 * noise * np.trace(pull)
+        gradient[-3] = 2 * size**2 * np.vdot(pull, self._level_NN) - size * (alpha @ self._level_mean_N)
+        by_features = 2 * np.vdot(on_features, slopes[-1]) - alpha @ (slopes[-1] @ self._feature_mean)
+        by_smooth = 2 * (known.t_N - self._t0) @ (pull * (smooth.g_AB + smooth.u_AB)).sum(1)
+        gradient[-1] = by_features - by_smooth
         return float(value), gradient * self._prior_sd + whitened
 
-    def _fit(self) -> None:
-        size = len(self._prior_mean)
+    def _solve(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Cholesky factor [N, N], whitened residuals [N], and the negative log posterior."""
+        features = self._features(self._known, point)
+        kernel = self._kernel(self._pairs, self._known, self._known, point, features, features, self._level_NN)
+        kernel[np.diag_indices(len(kernel))] += math.exp(2 * point[-2]) + self._doubt_N + _JITTER
+        factor = np.linalg.cholesky(kernel)
+        residual = self._losses_N - features @ self._feature_mean - math.exp(point[-3]) * self._level_mean_N
+        solved = solve_triangular(factor, residual, lower=True, check_finite=False)
+        value = solved @ solved / 2 + np.log(np.diag(factor)).sum()
+        return factor, solved, float(value + (((point - self._prior_mean) / self._prior_sd) ** 2).sum() / 2)
+
+    def _mode(self, start: np.ndarray) -> np.ndarray:
+        """The most probable hyperparameters, in prior deviations."""
         found = minimize(
             self._posterior,
-            np.zeros(size),
+            start,
             jac=True,
             method="L-BFGS-B",
-            bounds=[(-4.0, 4.0)] * size,
+            bounds=[(-4.0, 4.0)] * len(start),
             options={"maxiter": 40, "ftol": 1e-6, "gtol": 1e-3},
         )
-        mode, step = found.x, 0.02
+        return np.asarray(found.x)
+
+    def _doubt_contradicted(self, mode: np.ndarray) -> bool:
+        """Whether a loss is far above the prediction of all others; then its variance grows to that distance."""
+        factor, solved, _ = self._solve(self._prior_mean + mode * self._prior_sd)
+        lower = np.tril(dpotri(factor, lower=1)[0])
+        precision = np.diag(lower)
+        # Off by alpha / precision with standard deviation precision^-1/2, each loss left out in turn.
+        alpha = solve_triangular(factor, solved, lower=True, trans=1, check_finite=False)
+        contradicted = alpha / np.sqrt(precision) > _CONTRADICTED
+        self._doubt_N = self._doubt_N + np.where(contradicted, (alpha / precision) ** 2, 0.0)
+        return bool(contradicted.any())
+
+    def _average(self, mode: np.ndarray) -> None:
+        """Sets the points of the posterior and their weights, the mode first."""
+        size, step = len(mode), 0.02
         at_mode = self._posterior(mode)[1]
         hessian = np.array([(self._posterior(mode + step * row)[1] - at_mode) / step for row in np.eye(size)])
         values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
         # The prior alone has curvature 1 in every direction.
         values = np.maximum(values, 0.7)
         self._laplace_variance = np.square(vectors) @ (1 / values) * self._prior_sd**2
-        draws = _standard_draws(_NUM_POINTS, size)
-        whitened = np.clip(mode + draws @ (vectors / np.sqrt(values)).T, -4.0, 4.0)
+        whitened = np.clip(mode + _standard_draws(_NUM_POINTS, size) @ (vectors / np.sqrt(values)).T, -4.0, 4.0)
         self._points = self._prior_mean + whitened * self._prior_sd
         solved = [self._solve(point) for point in self._points]
         self._solved = [(factor, residuals) for factor, residuals, _ in solved]
+        self._mode_weights = solve_triangular(*self._solved[0], lower=True, trans=1, check_finite=False)
         proposal = (((whitened - mode) @ vectors) ** 2 * values).sum(1) / 2
         log_weights = proposal - np.array([value for _, _, value in solved])
         weights = np.exp(np.maximum(log_weights - log_weights.max(), -6.0))
@@ -338,16 +442,12 @@ class ShiftedProcess:
         self._weights = weights / weights.sum()
 
 
-def _matern(squared: np.ndarray) -> np.ndarray:
-    root = _SQRT5 * np.sqrt(squared)
-    return np.asarray((1 + root + 5 / 3 * squared) * np.exp(-root))
-
-
-def _matern_and_slope(squared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _matern(squared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Matern 5/2 and its derivative by the squared distance."""
     root = _SQRT5 * np.sqrt(squared)
     fall = np.exp(-root)
-    return (1 + root + 5 / 3 * squared) * fall, -5 / 6 * (1 + root) * fall
+    linear = (1 + root) * fall
+    return linear + 5 / 3 * squared * fall, -5 / 6 * linear
 
 
 def _standard_draws(count: int, size: int) -> np.ndarray:
