@@ -159,75 +159,74 @@ class FullLengthSearch:
             and self._next_rung(record) == rung
             and math.isfinite(record.rung_losses[record.paused_at])
         ]
-        new = self._new_settings(known, index, fitted, may_start)
-        if not waiting and not new:
-            return None
+        new = self._new_settings(known, index, fitted)
         if fitted is None or (index == 0 and len(known) < self._num_spread):
-            return Probe(self._farthest(new, [record.settings for record in known]))
-        found = fitted.predict([*(record.settings for record in waiting), *new], rung)
-        # One standard deviation below the prediction: the loss may be lowest there.
-        chosen = int((found.mean - found.sd).argmin())
-        return Longer(waiting[chosen]) if chosen < len(waiting) else Probe(new[chosen - len(waiting)])
+            order = self._farthest_first(new, [record.settings for record in known])
+        else:
+            found = fitted.predict([*(record.settings for record in waiting), *new], rung)
+            # One standard deviation below the prediction: the loss may be lowest there.
+            order = [int(one) - len(waiting) for one in (found.mean - found.sd).argsort(kind="stable")]
+        for one in order:
+            if one < 0:
+                return Longer(waiting[one])
+            if may_start(new[one]):
+                return Probe(new[one])
+        return None
 
     @cached_property
     def _num_spread(self) -> int:
         """First probes, spread over the space."""
         return max(2 * len(self._axes) + 1, self._count(0) // 2)
 
-    def _new_settings(
-        self,
-        known: Sequence[TrialRecord],
-        index: int,
-        fitted: LossOverLength | None,
-        may_start: Callable[[Settings], bool],
-    ) -> list[Settings]:
+    def _new_settings(self, known: Sequence[TrialRecord], index: int, fitted: LossOverLength | None) -> list[Settings]:
         """Settings of the space, moved to the length of a rung that is the first long enough for them."""
         rung, shorter = self.rungs[index], self.rungs[:index]
-        tried = [_learning(record.settings) for record in known]
+        seen = {repr(_learning(record.settings)) for record in known}
         found: list[Settings] = []
         for candidate in self.candidates:
             scaled = self.nearest(scaled_settings(self._axes, candidate, self.full, rung, fitted), rung)
-            if scaled is None or _learning(scaled) in tried or scaled in found:
+            if scaled is None or repr(_learning(scaled)) in seen:
                 continue
             shortest = self.shortest(scaled)
-            if shortest <= rung and all(one < shortest for one in shorter) and may_start(scaled):
+            if shortest <= rung and all(one < shortest for one in shorter):
                 found.append(scaled)
+                seen.add(repr(_learning(scaled)))
         return found
 
-    def _farthest(self, wanted: Sequence[Settings], tried: Sequence[Settings]) -> Settings:
-        """The settings farthest from all tried ones; the middle of all for the first."""
+    def _farthest_first(self, wanted: Sequence[Settings], tried: Sequence[Settings]) -> list[int]:
+        """Indices of settings, the farthest from all tried ones first; without tried ones the most central first."""
+        if not wanted:
+            return []
         points = coordinate_rows(self._axes, wanted)
         width = np.ptp(points, axis=0)
         width[width == 0] = 1.0
         if not tried:
-            return wanted[int(np.linalg.norm((points - points.mean(axis=0)) / width, axis=1).argmin())]
+            return [int(one) for one in np.linalg.norm((points - points.mean(axis=0)) / width, axis=1).argsort()]
         known = coordinate_rows(self._axes, tried)
         distances = np.linalg.norm((points[:, None] - known[None]) / width, axis=2).min(axis=1)
-        return wanted[int(distances.argmax())]
+        return [int(one) for one in (-distances).argsort(kind="stable")]
 
     def _in_full(self, known: Sequence[TrialRecord], may_start: Callable[[Settings], bool]) -> InFull | None:
         """The candidate with the lowest predicted loss, then rivals by their expected gain over the best."""
         asked = [record for record in known if record.run_to_end]
         trained = [record for record in asked if _is_running(record) or record.outcome is Outcome.COMPLETED]
-        tried = [_learning(record.settings) for record in asked]
-        left = [one for one in self.candidates if _learning(one) not in tried and may_start(one)]
-        if len(trained) >= self.confirm or not left:
+        if len(trained) >= self.confirm:
             return None
+        tried = {repr(_learning(record.settings)) for record in asked}
+        left = [one for one in self.candidates if repr(_learning(one)) not in tried]
         fitted = self.surrogate(known)
         if fitted is None:
-            return InFull(left[0], None)
+            return next((InFull(one, None) for one in left if may_start(one)), None)
         found = fitted.predict(left, self.full)
-        if trained:
-            best = min(self._expected_loss(record, fitted) for record in trained)
-            gains = found.expected_improvement(best)
-            chosen = int(gains.argmax())
-            if ndtr((best - found.mean[chosen]) / max(found.sd[chosen], 1e-12)) < SMALLEST_CHANCE:
+        best = min((self._expected_loss(record, fitted) for record in trained), default=None)
+        scores = -found.mean if best is None else found.expected_improvement(best)
+        for one in (-scores).argsort(kind="stable"):
+            if best is not None and ndtr((best - found.mean[one]) / max(found.sd[one], 1e-12)) < SMALLEST_CHANCE:
                 return None
-        else:
-            chosen = int(found.mean.argmin())
-        settings = left[chosen]
-        waiting = (record for record in known if record.settings == settings and record.paused_at is not None)
-        return InFull(settings, next(waiting, None))
+            if may_start(left[one]):
+                waiting = (r for r in known if r.settings == left[one] and r.paused_at is not None)
+                return InFull(left[one], next(waiting, None))
+        return None
 
     def _expected_loss(self, record: TrialRecord, fitted: LossOverLength) -> float:
         """The loss of a training in full; predicted while it runs."""
@@ -262,7 +261,7 @@ def full_length_search(sweep: SweepConfig) -> FullLengthSearch:
     tokens_of_a_row = sweep.model.sequence_length
 
     def shortest(settings: Settings) -> float:
-        batch = settings.get(BATCH, sweep.training.batch_size)
+        batch: int = settings.get(BATCH, sweep.training.batch_size)
         return FEWEST_BRANCH_STEPS * batch * tokens_of_a_row / cooldown
 
     return FullLengthSearch(

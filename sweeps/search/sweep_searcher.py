@@ -66,6 +66,8 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         """The limit that ended the search, in words; empty until then."""
         self._promotions, self._micro_batches = promotions, micro_batches
         self._full_length = full_length
+        self._nothing_to_do_at: list[Any] | None = None
+        """State of the trials at which the full-length search had no step."""
         known = [
             record
             for record in ledger.records.values()
@@ -156,7 +158,12 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         if self._budget.is_over():
             self.ended_by = WALL_CLOCK_USED_UP
             return None
-        step = search.next(self._ledger.records.values(), may_start=lambda settings: self._refusal(settings) is None)
+        records = self._ledger.records.values()
+        # Tune asks at every event of a running trial, and a decision takes some tens of milliseconds.
+        state = [(one.number, one.outcome, one.paused_at, one.run_to_end) for one in records]
+        if state == self._nothing_to_do_at:
+            return None
+        step = search.next(records, may_start=self._may_be_launched)
         match step:
             case Probe(settings):
                 return self._ledger.open(settings, ChosenBy.PROBE)
@@ -166,6 +173,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
                 return self._ledger.open(settings, ChosenBy.PREDICTED)
             case InFull(_, record) if record is not None:
                 return self._ledger.train_in_full(record)
+        self._nothing_to_do_at = state
         self.ended_by = search.ended_by
         return None
 
