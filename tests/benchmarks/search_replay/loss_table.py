@@ -5,7 +5,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -71,6 +71,15 @@ class LossTable:
         """Lowest true loss of the table."""
         return min(map(self.true_loss, self.settings))
 
+    def within(self, kept: Mapping[str, tuple[float, ...]]) -> "LossTable":
+        """The part of the table with these values of its axes; runs shorter than the full length are all kept."""
+        annealed = {
+            (setting, length): losses
+            for (setting, length), losses in self.annealed.items()
+            if length < self.full or all(v in axis for v, axis in zip(setting, kept.values(), strict=True))
+        }
+        return replace(self, axes=dict(kept), annealed=annealed)
+
     def regret(self, setting: Setting) -> float:
         """Nats by which the true loss of a setting is above the best of the table."""
         return self.true_loss(setting) - self.best_loss
@@ -90,8 +99,13 @@ class LossTable:
     def setting_of(self, values: Mapping[str, float]) -> Setting:
         """The setting of the table that is nearest on every axis."""
         return tuple(
-            min(axis, key=lambda known: abs(math.log(known / values[path]))) for path, axis in self.axes.items()
+            min(axis, key=lambda known: abs(math.log(known / values[path]))) for path, axis in self.all_axes.items()
         )
+
+    @cached_property
+    def all_axes(self) -> Mapping[str, tuple[float, ...]]:
+        """All values of the table, also those that only shorter runs have."""
+        return {path: tuple(sorted({setting[i] for setting, _ in self.annealed})) for i, path in enumerate(self.axes)}
 
 
 def read_tables(path: Path) -> list[LossTable]:

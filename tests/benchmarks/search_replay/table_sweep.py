@@ -3,8 +3,8 @@
 import heapq
 import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,21 @@ from core.settings.run_config import RunConfig
 from core.training.run_end import RunEnd
 from data_pipeline.schema.dotted_paths import value_at
 from sweeps.analysis.noise_floor import Verdict, verdict
+from sweeps.early_stopping.median_stopping import MedianRule
 from sweeps.early_stopping.promotion import Promotions
 from sweeps.early_stopping.rungs import Rungs
 from sweeps.early_stopping.token_scheduler import TokenScheduler
 from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, Refusal
-from sweeps.memory_knowledge.memory_observations import MemoryObservation
 from sweeps.records.trial_records import LOSS, MemoryVerdict, RefusedProposal, TrialRecord, TrialStore
-from sweeps.search.full_length_search import FullLengthSearch
+from sweeps.search.full_length_search import FullLengthSearch, full_length_search
 from sweeps.search.ledger import Ledger
 from sweeps.search.sweep_budget import SweepBudget
 from sweeps.search.sweep_searcher import SweepSearcher
 from sweeps.settings.setting_paths import SEED
 from sweeps.settings.sweep_config import SweepConfig
+
+LONGEST_PROBE = 0.4
+"""Share of the full length above which a run is no probe; tables have their own lengths."""
 
 
 class UnwrittenTrials(TrialStore):
@@ -62,20 +65,12 @@ class TableFrontier(MemoryFrontier):
 
     table: LossTable
 
-    def refusal(self, run: RunConfig, *, trust_prediction: bool = True, may_shrink: bool = False) -> Refusal | None:
+    def refusal(self, run: RunConfig, *, trust_prediction: bool = True, may_shrink: bool = False) -> Refusal | None:  # noqa: ARG002
         """A refusal of a combination that was not trained."""
         values = tuple(value_at(run, path) for path in self.table.axes)
         if values in self.table.settings_known:
             return None
         return Refusal(MemoryVerdict.INVALID, "the table does not have it", None, 1.0)
-
-    def learn_trial(self, record: TrialRecord, run: RunConfig) -> list[MemoryObservation]:
-        """Nothing."""
-        return []
-
-    def predicted_bytes(self, run: RunConfig) -> int | None:
-        """Unknown."""
-        return None
 
 
 def sweep_on(table: LossTable, *, seed: int, tokens: int, **sections: Mapping[str, Any]) -> SweepConfig:
@@ -121,23 +116,24 @@ def replay_sweep(
     table: LossTable,
     sweep: SweepConfig,
     *,
-    rungs: tuple[int, ...],
     lanes: int = 1,
-    full_length: FullLengthSearch | None = None,
 ) -> ReplayedSweep:
     """Run a sweep of pretune's own parts on a table.
 
     Args:
-        rungs: Lengths of the table at which trials pause or are judged.
         lanes: Trials at a time; each takes a second a token.
     """
     stopping = sweep.early_stopping
+    rungs = table.lengths[:-1]
+    full_length = _on_the_table(table, full_length_search(sweep)) if stopping.method == "full-length" else None
     promotions = None
-    rule = Rungs((), stopping.reduction_factor)
+    rule: Rungs | MedianRule = Rungs((), stopping.reduction_factor)
     if stopping.method == "trunk-and-branch":
         promotions = Promotions(rungs, stopping.reduction_factor, sweep.num_trials)
     elif stopping.method == "asha":
         rule = Rungs(rungs, stopping.reduction_factor)
+    elif stopping.method == "median":
+        rule = MedianRule(rungs)
     scheduler = TokenScheduler(rule)
     frontier = TableFrontier(10**12, num_workers=1, predict=lambda _: 1, source="replay")
     frontier.table = table
@@ -180,11 +176,38 @@ def replay_sweep(
         if not running:
             break
         now, tune_id, config, begin = heapq.heappop(running)
-        _end_leg(table, ledger, scheduler, searcher, tune_id, config, rule.tokens, begin)
+        _end_leg(
+            table,
+            ledger,
+            scheduler,
+            searcher,
+            tune_id,
+            config,
+            rungs if promotions is None and full_length is None and stopping.method != "none" else (),
+            begin,
+        )
     records = tuple(ledger.records.values())
     found = verdict(records)
     named = None if found is None else table.setting_of(found.best.records[0].settings)
     return ReplayedSweep(records, found, sum(record.tokens_spent for record in records), named)
+
+
+def pretune(stopping: str, *, searcher: str = "tpe") -> Callable[[LossTable, int, int], tuple[Setting, int]]:
+    """A search of pretune with a method of early stopping, as a function of table, tokens and seed."""
+
+    def search(table: LossTable, tokens: int, seed: int) -> tuple[Setting, int]:
+        sweep = sweep_on(
+            table,
+            seed=seed,
+            tokens=tokens,
+            searcher={"seed": seed, "method": searcher},
+            early_stopping={"method": stopping, "confirm": 2 if tokens > 4 * table.full else 1},
+        )
+        ended = replay_sweep(table, sweep)
+        # A budget that was too small for a training in full names nothing; the search stands where it began.
+        return table.settings[0] if ended.named is None else ended.named, ended.tokens
+
+    return search
 
 
 def _end_leg(
@@ -222,6 +245,19 @@ def _end_leg(
     searcher.on_trial_complete(
         tune_id, {"outcome": "COMPLETED", "reason": "as in the table", "interruptions": 0, "end": end}
     )
+
+
+def _on_the_table(table: LossTable, search: FullLengthSearch) -> FullLengthSearch:
+    """The same rule with probes at settings and lengths that the table has."""
+
+    def nearest(values: Mapping[str, Any], tokens: int) -> dict[str, Any] | None:
+        setting = table.setting_of(values)
+        return table.values(setting) if (setting, tokens) in table.annealed else None
+
+    candidates = [table.values(setting) for setting in map(table.setting_of, search.candidates)]
+    possible = [one for one in candidates if table.setting_of(one) in table.settings_known]
+    rungs = tuple(length for length in table.lengths if length <= LONGEST_PROBE * table.full)
+    return replace(search, candidates=possible, rungs=rungs, shortest=lambda _: 0.0, nearest=nearest)
 
 
 def _space(table: LossTable) -> dict[str, tuple[float, ...]]:

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sweep_examples import record
 from sweeps.records.outcomes import Outcome
@@ -23,6 +21,8 @@ BATCHES = [1, 2, 4, 8, 16, 32]
 SPACE = {LEARNING_RATE: Distribution(choice=tuple(RATES)), BATCH: Distribution(choice=tuple(BATCHES))}
 CANDIDATES = [{LEARNING_RATE: rate, BATCH: batch} for rate in RATES for batch in BATCHES]
 
+pytestmark = pytest.mark.long
+
 Surface = Callable[[dict[str, Any], int], float]
 
 
@@ -35,13 +35,13 @@ def moving_valley(chosen: dict[str, Any], tokens: int) -> float:
 
 
 def rule(**changes: Any) -> FullLengthSearch:
-    """The rule on the space above, with tokens of three trainings in full for probes."""
+    """The rule on the space above, with tokens of two trainings in full for probes."""
     values: dict[str, Any] = {
         "space": SPACE,
         "candidates": CANDIDATES,
         "rungs": RUNGS,
         "full": FULL,
-        "search_tokens": 3 * FULL,
+        "search_tokens": 2 * FULL,
         "cooldown": COOLDOWN,
         "confirm": 2,
     }
@@ -105,37 +105,41 @@ class Sweep:
         return sum(max(one.rung_losses, default=0) + one.branch_tokens for one in self.records.values())
 
 
-def test_the_winner_of_the_full_length_is_found_where_the_best_short_run_is_another() -> None:
+@pytest.fixture(scope="module")
+def ended() -> Sweep:
+    """A sweep at its end."""
+    return Sweep(rule(), moving_valley).run()
+
+
+def test_the_winner_of_the_full_length_is_found_where_the_best_short_run_is_another(ended: Sweep) -> None:
     best = min(CANDIDATES, key=lambda one: moving_valley(one, FULL))
     best_of_the_short = min(CANDIDATES, key=lambda one: moving_valley(one, RUNGS[0]))
     assert best[BATCH] >= 4 * best_of_the_short[BATCH], "this surface must mislead a ranking of short runs"
-    winner = Sweep(rule(), moving_valley).run().completed[0]
-    assert winner.settings == best
+    assert ended.completed[0].settings == best
 
 
-def test_probes_stay_within_their_tokens_and_trainings_in_full_within_their_number() -> None:
-    for share in (1.0, 2.0, 5.0):
-        sweep = Sweep(rule(search_tokens=round(share * FULL)), moving_valley).run()
-        assert sweep.probe_tokens <= share * FULL
-        assert 1 <= len(sweep.completed) <= 2
+def test_probes_stay_within_their_tokens_and_trainings_in_full_within_their_number(ended: Sweep) -> None:
+    assert ended.probe_tokens <= 2 * FULL
+    assert 1 <= len(ended.completed) <= 2
+    short = Sweep(rule(search_tokens=FULL, confirm=1), moving_valley).run()
+    assert short.probe_tokens <= FULL
+    assert len(short.completed) == 1
 
 
-def test_a_resumed_search_takes_the_same_steps() -> None:
-    whole = Sweep(rule(), moving_valley).run()
+def test_a_resumed_search_takes_the_same_steps(ended: Sweep) -> None:
     resumed = Sweep(rule(), moving_valley)
     while resumed.step():
         resumed.search = rule()
         resumed.records = {
             number: TrialRecord.model_validate_json(one.model_dump_json()) for number, one in resumed.records.items()
         }
-    assert [type(step) for step in resumed.steps] == [type(step) for step in whole.steps]
-    assert resumed.records == whole.records
+    assert [type(step) for step in resumed.steps] == [type(step) for step in ended.steps]
+    assert resumed.records == ended.records
 
 
-def test_only_settings_of_the_space_are_trained_in_full_and_probes_may_lie_outside_of_it() -> None:
-    sweep = Sweep(rule(), moving_valley).run()
-    assert all(one.settings in CANDIDATES for one in sweep.completed)
-    probed = [step.settings for step in sweep.steps if isinstance(step, Probe)]
+def test_only_settings_of_the_space_are_trained_in_full_and_probes_may_lie_outside_of_it(ended: Sweep) -> None:
+    assert all(one.settings in CANDIDATES for one in ended.completed)
+    probed = [step.settings for step in ended.steps if isinstance(step, Probe)]
     assert any(one[LEARNING_RATE] not in RATES for one in probed)
 
 
@@ -159,7 +163,7 @@ def test_refused_settings_are_neither_probed_nor_trained_in_full() -> None:
 
 
 def test_a_rival_is_trained_in_full_beside_the_predicted_best_and_probes_are_waited_for() -> None:
-    search = rule()
+    search = rule(search_tokens=FULL // 2)
     sweep = Sweep(search, moving_valley)
     while not isinstance(search.next(sweep.records.values(), may_start=lambda _: True), InFull):
         sweep.step()
@@ -192,18 +196,14 @@ def test_any_space_ends_with_a_training_in_full(space: Any, candidates: Any) -> 
     assert sweep.completed
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.sampled_from([math.nan, math.inf, 1.0, 5.0]), min_size=60, max_size=60))
-def test_losses_that_are_no_numbers_end_no_search(losses: list[float]) -> None:
-    drawn = iter(losses)
-    sweep = Sweep(rule(search_tokens=FULL // 2), lambda _, tokens: next(drawn, 2.0) if tokens < FULL else 2.0).run()
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 1.0])
+def test_equal_losses_and_losses_that_are_no_numbers_end_no_search(loss: float) -> None:
+    sweep = Sweep(rule(search_tokens=FULL // 2), lambda _, tokens: loss if tokens < FULL else 2.0).run()
     assert sweep.completed
 
 
-def test_every_paused_trial_has_a_reason_with_its_predicted_loss() -> None:
-    search = rule()
-    sweep = Sweep(search, moving_valley).run()
-    waiting = [one for one in sweep.records.values() if one.paused_at is not None]
+def test_every_paused_trial_has_a_reason_with_its_predicted_loss(ended: Sweep) -> None:
+    waiting = [one for one in ended.records.values() if one.paused_at is not None]
     assert waiting
-    for one in waiting:
-        assert "are predicted to come to" in search.reason(one, sweep.records.values())
+    for one in waiting[:3]:
+        assert "are predicted to come to" in ended.search.reason(one, ended.records.values())
