@@ -2,7 +2,7 @@
 
 With t = ln(tokens / reference), a loss in nats is
 
-    L = level(t) + exp(-w t) (bowl(z) + g(z) + u(x)) + offsets of words + own(x, t) + noise
+    L = level(t) + exp(-w t) (bowl(z) + g(z) + u(x) + offsets of words) + own(x, t) + noise
 
 x are coordinates of settings and z = x - e t the same moved back along the shift of the optimum, so `bowl` and `g` see
 a short run of a small batch beside the long run of a large batch that it resembles. `u` does not move (a limit of
@@ -91,27 +91,27 @@ class _Pairs:
     """All that kernels need to know of pairs of points; independent of the hyperparameters."""
 
     def __init__(self, a: Coordinates, b: Coordinates) -> None:
-        self.dx_KAB = a.x_NK.T[:, :, None] - b.x_NK.T[:, None, :]
-        self.dt_AB = a.t_N[:, None] - b.t_N[None, :]
+        dx_KAB = a.x_NK.T[:, :, None] - b.x_NK.T[:, None, :]
+        dt_AB = a.t_N[:, None] - b.t_N[None, :]
+        # Squared distances are linear in these, with or without a shift: dx^2 and dx dt of each axis, dt^2.
+        self.squares_QAB = np.concatenate([dx_KAB**2, dx_KAB * dt_AB, dt_AB[None] ** 2])
         alike_ABC = a.words_NC[:, None, :] == b.words_NC[None, :, :]
         self.factor_AB = _WORD_FACTOR ** (~alike_ABC).sum(-1)
         self.offsets_AB = _WORD_SD**2 * alike_ABC.sum(-1)
-        equal_AB = alike_ABC.all(-1) & (np.abs(self.dx_KAB) < 1e-9).all(0)
-        self.own_AB = equal_AB * np.exp(-np.abs(self.dt_AB) / _OWN_RANGE)
+        equal_AB = alike_ABC.all(-1) & (np.abs(dx_KAB) < 1e-9).all(0)
+        self.own_AB = equal_AB * np.exp(-np.abs(dt_AB) / _OWN_RANGE)
 
 
 @dataclass(frozen=True)
 class _Smooth:
-    """Kernel matrices of `g` and `u`, with what their derivatives need."""
+    """Kernel matrices of `g`, `u` and the offsets of words, with what their derivatives need."""
 
     g_AB: np.ndarray
     u_AB: np.ndarray
+    words_AB: np.ndarray
     g_slope_AB: np.ndarray
     """Derivative of `g_AB` by the squared distance."""
     u_slope_AB: np.ndarray
-    z_KAB: np.ndarray
-    """Scaled differences, shifted."""
-    x_KAB: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -220,11 +220,12 @@ class ShiftedProcess:
     def variance(self, seen: Seen) -> np.ndarray:
         """Diagonal [M] of `covariance(seen, seen)`."""
         level_M = (self._level(seen.at)[1] ** 2).sum(1)
-        total = _WORD_SD**2 * seen.at.words_NC.shape[1] + seen.doubt_M
+        words = _WORD_SD**2 * seen.at.words_NC.shape[1]
+        total = seen.doubt_M
         for index, (point, weight) in enumerate(zip(self._points, self._weights, strict=True)):
             _, (moved, unmoved, own) = self._unpacked(point)
             prior = seen.features[index] ** 2 @ self._feature_variance + own + math.exp(2 * point[-3]) * level_M
-            prior += (moved + unmoved) * self._size(seen.at, point) ** 2
+            prior += (moved + unmoved + words) * self._size(seen.at, point) ** 2
             total = total + weight * (prior - (seen.projected[index] ** 2).sum(0))
         return np.asarray(total + self._weights @ (seen.means_SM - seen.mean_M) ** 2)
 
@@ -320,13 +321,16 @@ class ShiftedProcess:
 
     def _smooth(self, pairs: _Pairs, a: Coordinates, b: Coordinates, point: np.ndarray) -> _Smooth:
         length_K, (moved, unmoved, _) = self._unpacked(point)
-        size_AB = np.outer(self._size(a, point), self._size(b, point)) * pairs.factor_AB
-        x_KAB = pairs.dx_KAB / length_K[:, None, None]
-        z_KAB = x_KAB - (point[self._shift_slice] / length_K)[:, None, None] * pairs.dt_AB
-        g_AB, g_slope_AB = _matern((z_KAB**2).sum(0))
-        u_AB, u_slope_AB = _matern((x_KAB**2).sum(0))
-        g_size, u_size = moved * size_AB, unmoved * size_AB
-        return _Smooth(g_size * g_AB, u_size * u_AB, g_size * g_slope_AB, u_size * u_slope_AB, z_KAB, x_KAB)
+        size_AB = np.outer(self._size(a, point), self._size(b, point))
+        shift_K, scale_K = point[self._shift_slice], length_K**-2.0
+        of_moved = np.concatenate([scale_K, -2 * scale_K * shift_K, [scale_K @ shift_K**2]])
+        moved_AB = np.maximum(np.tensordot(of_moved, pairs.squares_QAB, 1), 0.0)
+        unmoved_AB = np.tensordot(scale_K, pairs.squares_QAB[: len(scale_K)], 1)
+        g_AB, g_slope_AB = _matern(moved_AB)
+        u_AB, u_slope_AB = _matern(unmoved_AB)
+        words_AB = pairs.offsets_AB * size_AB
+        g_size, u_size = moved * size_AB * pairs.factor_AB, unmoved * size_AB * pairs.factor_AB
+        return _Smooth(g_size * g_AB, u_size * u_AB, words_AB, g_size * g_slope_AB, u_size * u_slope_AB)
 
     def _kernel(
         self,
@@ -341,7 +345,7 @@ class ShiftedProcess:
         """Covariance [A, B] under one point of the hyperparameters."""
         smooth, own = self._smooth(pairs, a, b, point), self._unpacked(point)[1][2]
         kernel = (features_of_a * self._feature_variance) @ features_of_b.T + smooth.g_AB + smooth.u_AB
-        return np.asarray(kernel + own * pairs.own_AB + pairs.offsets_AB + math.exp(2 * point[-3]) * level_AB)
+        return np.asarray(kernel + own * pairs.own_AB + smooth.words_AB + math.exp(2 * point[-3]) * level_AB)
 
     def _unpacked(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Length scales of the axes, and the variances of `g`, `u` and `own`."""
@@ -352,15 +356,14 @@ class ShiftedProcess:
         """The negative log posterior of the hyperparameters and its gradient, both in prior deviations."""
         point = self._prior_mean + whitened * self._prior_sd
         axes, known, pairs = self._num_axes, self._known, self._pairs
-        _, (_, _, own) = self._unpacked(point)
-        length_K = np.exp(point[axes : 2 * axes])
+        length_K, (_, _, own) = self._unpacked(point)
         noise = math.exp(2 * point[-2])
         features = self._features(known, point)
         slopes = self._feature_slopes(point, features)
         smooth = self._smooth(pairs, known, known, point)
         weighted = features * self._feature_variance
         size = math.exp(point[-3])
-        kernel = pairs.offsets_AB + weighted @ features.T + smooth.g_AB + smooth.u_AB + own * pairs.own_AB
+        kernel = smooth.words_AB + weighted @ features.T + smooth.g_AB + smooth.u_AB + own * pairs.own_AB
         kernel += size**2 * self._level_NN
         kernel[np.diag_indices(len(kernel))] += noise + self._doubt_N + _JITTER
         factor = np.linalg.cholesky(kernel)
@@ -371,18 +374,21 @@ class ShiftedProcess:
         value = residual @ alpha / 2 + np.log(np.diag(factor)).sum() + whitened @ whitened / 2
         # d value = sum(pull * d kernel) + alpha . d residual
         pull = (inverse - np.outer(alpha, alpha)) / 2
-        on_features, on_g, on_u = pull @ weighted, pull * smooth.g_slope_AB, pull * smooth.u_slope_AB
+        on_features = pull @ weighted
+        squares = pairs.squares_QAB.reshape(len(pairs.squares_QAB), -1)
+        on_g, on_u = squares @ (pull * smooth.g_slope_AB).ravel(), squares @ (pull * smooth.u_slope_AB).ravel()
         gradient = np.empty_like(point)
         for axis in range(axes):
             by_features = 2 * np.vdot(on_features, slopes[axis]) - alpha @ (slopes[axis] @ self._feature_mean)
-            gradient[axis] = by_features - 2 * np.vdot(on_g * pairs.dt_AB, smooth.z_KAB[axis]) / length_K[axis]
-            by_g, by_u = np.vdot(on_g, smooth.z_KAB[axis] ** 2), np.vdot(on_u, smooth.x_KAB[axis] ** 2)
-            gradient[axes + axis] = -2 * (by_g + by_u)
+            shift, scale = point[axis], length_K[axis] ** -2.0
+            gradient[axis] = by_features + 2 * scale * (shift * on_g[-1] - on_g[axes + axis])
+            moved = on_g[axis] - 2 * shift * on_g[axes + axis] + shift**2 * on_g[-1]
+            gradient[axes + axis] = -2 * scale * (moved + on_u[axis])
         gradient[-6], gradient[-5] = 2 * np.vdot(pull, smooth.g_AB), 2 * np.vdot(pull, smooth.u_AB)
         gradient[-4], gradient[-2] = 2 * own * np.vdot(pull, pairs.own_AB), 2 * noise * np.trace(pull)
         gradient[-3] = 2 * size**2 * np.vdot(pull, self._level_NN) - size * (alpha @ self._level_mean_N)
         by_features = 2 * np.vdot(on_features, slopes[-1]) - alpha @ (slopes[-1] @ self._feature_mean)
-        by_smooth = 2 * (known.t_N - self._t0) @ (pull * (smooth.g_AB + smooth.u_AB)).sum(1)
+        by_smooth = 2 * (known.t_N - self._t0) @ (pull * (smooth.g_AB + smooth.u_AB + smooth.words_AB)).sum(1)
         gradient[-1] = by_features - by_smooth
         return float(value), gradient * self._prior_sd + whitened
 
@@ -405,7 +411,7 @@ class ShiftedProcess:
             jac=True,
             method="L-BFGS-B",
             bounds=[(-4.0, 4.0)] * len(start),
-            options={"maxiter": 40, "ftol": 1e-6, "gtol": 1e-3},
+            options={"maxiter": 40, "ftol": 1e-5, "gtol": 1e-2},
         )
         return np.asarray(found.x)
 
