@@ -3,7 +3,7 @@
 A larger batch needs more tokens and less time for the same loss, a longer model more operations. The best settings
 depend on the budget that is fixed, so one ranking alone may mislead. Only comparable losses count:
 
-* trunk-and-branch: the loss of the branch at each rung, and the final loss;
+* full-length, trunk-and-branch: the loss of the branch at each rung, and the final loss;
 * `wsd` or `constant` without branches: holdout losses at constant learning rate, before any cooldown;
 * a decaying schedule: none. A loss in the middle of a decay differs from that of a run that ends there.
 """
@@ -49,7 +49,7 @@ def comparable_curve(findings: Findings, record: TrialRecord) -> Curve:
     """Losses of a trial that compare with those of other trials; may be empty."""
     training = findings.sweep.training
     schedule = str(findings.setting(record, "training.schedule"))
-    if findings.sweep.early_stopping.method == "trunk-and-branch":
+    if findings.sweep.early_stopping.has_branches:
         points = dict(record.rung_losses)
         if record in findings.completed and record.loss is not None:
             points[record.tokens] = record.loss

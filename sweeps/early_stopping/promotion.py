@@ -150,7 +150,7 @@ def drawn_to_run_to_the_end(config: EarlyStoppingConfig, *, num_trials: int, see
     They are drawn before the first trial, so their rung losses and final losses are an unbiased sample.
     """
     wanted = num_trials // 10 if config.run_to_end == "auto" else config.run_to_end
-    if config.method == "none":
+    if config.method in ("none", "full-length"):  # What full-length trains to the end is its own choice.
         return frozenset()
     numbers: Sequence[int] = range(1, num_trials + 1)
     return frozenset(random.Random(f"run to the end {seed}").sample(numbers, min(wanted, num_trials)))

@@ -17,6 +17,8 @@ def rung_tokens(config: EarlyStoppingConfig, tokens_per_trial: int) -> tuple[int
     """Token counts at which trials are compared, ascending, without the end of a trial."""
     if config.method == "none":
         return ()
+    if config.method == "full-length":
+        return tuple(max(1, round(length * tokens_per_trial)) for length in config.probe_lengths)
     if config.method == "median":
         count = math.ceil(1 / config.first_rung) - 1
         return tuple(round(config.first_rung * number * tokens_per_trial) for number in range(1, count + 1))
@@ -46,6 +48,8 @@ def rule_in_words(config: EarlyStoppingConfig, rungs: Sequence[int]) -> str:
     at = ", ".join(f"{rung:,}" for rung in rungs)
     best = f"the best 1/{config.reduction_factor}"
     return {
+        "full-length": f"full-length: probes end at {at} tokens, each with a cooldown; the {config.confirm} settings "
+        "predicted to be best at the full length are trained in full",
         "trunk-and-branch": f"trunk-and-branch: all pause at {at} tokens, a branch that cools down there judges each, "
         f"and {best} continue from the trunk",
         "asha": f"asha: {best} continue at {at} tokens",

@@ -102,7 +102,7 @@ class SweepRun:
             frontier=self.frontier,
             scheduler=self._scheduler,
             run_of=self.run_of,
-            rungs=() if plan.promotions else plan.rungs,
+            rungs=() if plan.pauses else plan.rungs,
             run_to_end=drawn_to_run_to_the_end(stopping, num_trials=sweep.num_trials, seed=sweep.searcher.seed),
             remember=self._remembering.add,
             size_of=lambda run: _size_of(run, data.vocabulary.size),
@@ -124,6 +124,7 @@ class SweepRun:
             largest_micro_batch=plan.largest_micro_batch,
             budget=SweepBudget(sweep.budget, elapsed_s=wall_s, num_repeats=sweep.repeats.count(sweep.budget.trials)),
             promotions=plan.promotions,
+            full_length=plan.full_length,
             micro_batches=self.micro_batches,
         )
 
@@ -173,11 +174,11 @@ class SweepRun:
         self.micro_batches.learn(RunConfig.model_validate(assignment.run), assignment.sizes_to_measure, speeds)
 
     def stop_paused(self) -> None:
-        """End the trials that still wait at a rung: no more promotions follow."""
-        if self.plan.promotions is None:
+        """End the trials that still wait at a rung: none of them continues."""
+        if self.plan.pauses is None:
             return
         waiting = [record for record in self.ledger.unfinished() if record.paused_at is not None]
-        reasons = [self.plan.promotions.reason(record, self.ledger.records.values()) for record in waiting]
+        reasons = [self.plan.pauses.reason(record, self.ledger.records.values()) for record in waiting]
         for record, reason in zip(waiting, reasons, strict=True):
             self.ledger.stop_paused(record.number, reason)
 
@@ -210,7 +211,7 @@ class SweepRun:
         self._remembering.flush()
 
     def _trial_config(self, record: TrialRecord, run: RunConfig) -> dict[str, Any]:
-        promotions = self.plan.promotions
+        pauses = self.plan.pauses
         to_measure = self.micro_batches.to_measure(run)
         size = self.micro_batches.fastest(run) if run.training.micro_batch_size == "auto" else None
         if size is not None and not to_measure:
@@ -224,7 +225,7 @@ class SweepRun:
             trunk_folder=None if self.plan.sweep.start is None else self.plan.sweep.start.trunk_of,
             evaluate_at_tokens=self.plan.evaluate_at_tokens,
             sizes_to_measure=to_measure,
-            pause=None if promotions is None else promotions.pause_of(record, cooldown=run.training.cooldown),
+            pause=None if pauses is None else pauses.pause_of(record, cooldown=run.training.cooldown),
             memory_limit_bytes=self.plan.memory_bytes,
             memory_limit_by=self.plan.sweep.resources.memory_limit_by,
             checkpoint_every_s=self.plan.sweep.resources.checkpoint_every_s,

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,6 +20,9 @@ from sweeps.early_stopping.rungs import rung_tokens
 from sweeps.lanes.lane_planning import AutoLanes, LanePlan, ResourcesError, plan_lanes, worker_memory_bytes
 from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, micro_batch_of
 from sweeps.settings.sweep_config import SweepConfig
+
+if TYPE_CHECKING:
+    from sweeps.search.full_length_search import FullLengthSearch
 
 FIRST_MARGIN_ON_CUDA = 0.10
 """Share of the predicted peak that must stay free on a GPU until a trial shows that less is enough."""
@@ -47,12 +51,24 @@ class SweepPlan:
         return Promotions(self.rungs, stopping.reduction_factor, num_trials) if is_theirs else None
 
     @cached_property
+    def full_length(self) -> "FullLengthSearch | None":
+        """The rule that names the winner at the full length from short probes; None with another method."""
+        from sweeps.search.full_length_search import full_length_search  # scipy: `plan` needs none of it.
+
+        return full_length_search(self.sweep) if self.sweep.early_stopping.method == "full-length" else None
+
+    @property
+    def pauses(self) -> "Promotions | FullLengthSearch | None":
+        """The rule by which trials pause at rungs; None if they do not."""
+        return self.promotions or self.full_length
+
+    @cached_property
     def evaluate_at_tokens(self) -> tuple[int, ...]:
         """Token counts at which the holdout is evaluated: evenly spread points, and every rung that can stop trials."""
         total, points = self.sweep.budget.trial_tokens, self.sweep.evaluation.points
         even = {round(total * point / points) for point in range(1, points)}
-        # With trunk-and-branch the branch evaluates its rung.
-        return tuple(sorted(even if self.promotions else even | set(self.rungs)))
+        # Where trials pause, the branch evaluates its rung.
+        return tuple(sorted(even if self.sweep.early_stopping.has_branches else even | set(self.rungs)))
 
     def predicted_bytes(self, run: RunConfig) -> int | None:
         """Predicted peak of one worker in bytes; None for micro-batch `auto`, which adapts to the memory."""

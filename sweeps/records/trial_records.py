@@ -33,6 +33,10 @@ class ChosenBy(StrEnum):
     """A point from prior knowledge."""
     REPEAT = "repeat"
     """The settings of a leading trial, with another seed."""
+    PROBE = "scaled probe"
+    """Settings of the space, moved along the path of the optimum to the length of a short training."""
+    PREDICTED = "predicted best"
+    """Trained in full because its loss there is predicted to be lowest."""
     TAKEN_OVER = "taken over"
     """A trial of an earlier sweep."""
 

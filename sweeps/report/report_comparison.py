@@ -72,7 +72,7 @@ def budgets_section(findings: Findings) -> Section:
 
 
 def _what_compares(findings: Findings) -> str:
-    if findings.sweep.early_stopping.method == "trunk-and-branch":
+    if findings.sweep.early_stopping.has_branches:
         return (
             "Losses are those of the branches at the rungs and at the end. Between two of them the loss is "
             "interpolated over the logarithm of the budget."

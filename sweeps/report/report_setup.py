@@ -14,6 +14,7 @@ from core.costs.parameter_counts import parameter_counts
 from data_pipeline.schema.manifest import Manifest
 from data_pipeline.schema.settings import clock
 from sweeps.analysis.sweep_findings import Findings
+from sweeps.early_stopping.rungs import rule_in_words, rung_tokens
 from sweeps.figures.cost_plots import timeline
 from sweeps.records.git_state import git_state
 from sweeps.report.report_blocks import (
@@ -64,9 +65,7 @@ def setup_section(findings: Findings) -> Section:
         ("proposed by", f"{sweep.searcher.method}, seed {sweep.searcher.seed}"),
         (
             "stopped early by",
-            "nothing"
-            if stopping.method == "none"
-            else f"{stopping.method}: each rung promotes the best 1/{stopping.reduction_factor}",
+            rule_in_words(stopping, rung_tokens(stopping, sweep.budget.trial_tokens)),
         ),
         ("budget", f"{sweep.num_trials} trials of {sweep.budget.trial_tokens:,} tokens each"),
     ]

@@ -83,7 +83,7 @@ class Ledger:
         """A new trial with the next number."""
         number = max(self.records, default=0) + 1
         # Repeats compare at their end, and a stopped one would have no loss there.
-        runs_to_end = chosen_by is ChosenBy.REPEAT or self._is_to_run_to_the_end(number)
+        runs_to_end = chosen_by in (ChosenBy.REPEAT, ChosenBy.PREDICTED) or self._is_to_run_to_the_end(number)
         record = TrialRecord(number=number, settings=settings, chosen_by=chosen_by, run_to_end=runs_to_end)
         run = self._run_of(record)
         record = record.model_copy(
@@ -129,6 +129,10 @@ class Ledger:
         record = self._change(number, started_at=record.started_at or now(), micro_batch_size_used=size, paused_at=None)
         self._say(event, record)
         return record
+
+    def train_in_full(self, record: TrialRecord) -> TrialRecord:
+        """Record that a paused trial is to be trained to the end."""
+        return self._change(record.number, run_to_end=True)
 
     def report(self, number: int, report: dict[str, float]) -> None:
         """Record a report of a running trial."""

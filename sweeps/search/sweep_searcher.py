@@ -19,6 +19,7 @@ from sweeps.memory_knowledge.micro_batch_store import MicroBatches, without_micr
 from sweeps.records.outcomes import Outcome
 from sweeps.records.throttle import Pace
 from sweeps.records.trial_records import ChosenBy, MemoryVerdict, TrialRecord
+from sweeps.search.full_length_search import FullLengthSearch, InFull, Longer, Probe
 from sweeps.search.initial_points import informed_points, with_smaller_micro_batch
 from sweeps.search.ledger import Ledger
 from sweeps.search.settings_sampler import SettingsSampler
@@ -45,6 +46,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         largest_micro_batch: Callable[[RunConfig, int], int],
         budget: SweepBudget | None = None,
         promotions: Promotions | None = None,
+        full_length: FullLengthSearch | None = None,
         micro_batches: MicroBatches | None = None,
     ) -> None:
         """
@@ -63,6 +65,9 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         self.ended_by = ""
         """The limit that ended the search, in words; empty until then."""
         self._promotions, self._micro_batches = promotions, micro_batches
+        self._full_length = full_length
+        self._nothing_to_do_at: list[Any] | None = None
+        """State of the trials at which the full-length search had no step."""
         known = [
             record
             for record in ledger.records.values()
@@ -144,7 +149,33 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         """The trial to start, resume or promote; None if there is none now."""
         if self._left_over:
             return self._ledger.reopen(self._left_over.popleft())
+        if self._full_length is not None:
+            return self._next_listed() or self._next_step(self._full_length)
         return self._promoted(is_closing=False) or self._next_record() or self._promoted(is_closing=True)
+
+    def _next_step(self, search: FullLengthSearch) -> TrialRecord | None:
+        """The trial of the next step towards the winner at the full length."""
+        if self._budget.is_over():
+            self.ended_by = WALL_CLOCK_USED_UP
+            return None
+        records = self._ledger.records.values()
+        # Tune asks at every event of a running trial, and a decision takes some tens of milliseconds.
+        state = [(one.number, one.outcome, one.paused_at, one.run_to_end) for one in records]
+        if state == self._nothing_to_do_at:
+            return None
+        step = search.next(records, may_start=self._may_be_launched)
+        match step:
+            case Probe(settings):
+                return self._ledger.open(settings, ChosenBy.PROBE)
+            case Longer(record):
+                return record
+            case InFull(settings, None):
+                return self._ledger.open(settings, ChosenBy.PREDICTED)
+            case InFull(_, record) if record is not None:
+                return self._ledger.train_in_full(record)
+        self._nothing_to_do_at = state
+        self.ended_by = search.ended_by
+        return None
 
     def _promoted(self, *, is_closing: bool) -> TrialRecord | None:
         if self._promotions is None:
@@ -156,6 +187,13 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         return promoted
 
     def _next_record(self) -> TrialRecord | None:
+        record = self._next_listed()
+        if record is not None or not self._has_budget_left():
+            return record
+        return self._next_informed() or self._propose_feasible()
+
+    def _next_listed(self) -> TrialRecord | None:
+        """The next trial of `start_with`; None if none is left or may start now."""
         while self._listed and not self._is_in_doubt_beside_another(self._listed[0]):
             settings = self._listed.popleft()
             record = self._ledger.open(settings, ChosenBy.START_WITH)
@@ -164,9 +202,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             if refusal is None:
                 return record
             self._ledger.refuse(record, refusal)
-        if not self._has_budget_left():
-            return None
-        return self._next_informed() or self._propose_feasible()
+        return None
 
     def _is_search_over(self) -> bool:
         running = [self._ledger.records[number] for number in self._numbers.values()]

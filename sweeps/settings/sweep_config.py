@@ -244,19 +244,44 @@ class SweepConfig(Settings):
 
     def _branch_faults(self) -> Iterator[str]:
         stopping = self.early_stopping
-        if stopping.method != "trunk-and-branch":
+        if not stopping.has_branches:
             return
         others = sorted(set(self.values_of("training.schedule")) - {"wsd"})
         if others:
             yield (
-                f"early_stopping.method=trunk-and-branch needs a trunk at constant learning rate, and "
+                f"early_stopping.method={stopping.method} needs a trunk at constant learning rate, and "
                 f"training.schedule={others[0]} has none; use training.schedule: wsd, or early_stopping.method: asha"
             )
         cooldown = max(self.values_of("training.cooldown"))
-        if cooldown + 1 / stopping.reduction_factor > 1:
+        if stopping.method == "full-length":
+            yield from self._probe_faults(cooldown)
+        elif cooldown + 1 / stopping.reduction_factor > 1:
             yield (
                 f"training.cooldown={cooldown:g} begins before the last rung, at 1/{stopping.reduction_factor} of the "
                 f"tokens; use a cooldown of at most {1 - 1 / stopping.reduction_factor:.2g}"
+            )
+
+    def _probe_faults(self, cooldown: float) -> Iterator[str]:
+        longest = self.early_stopping.probe_lengths[-1]
+        if cooldown + longest > 1:
+            yield (
+                f"training.cooldown={cooldown:g} begins before the longest probe ends, at {longest:.0%} of the tokens; "
+                f"use a cooldown of at most {1 - longest:.2g}"
+            )
+        others = {
+            "budget.flops": self.budget.flops,
+            "budget.patience": self.budget.patience,
+            "searcher.extend": self.searcher.extend,
+        }
+        for path, value in others.items():
+            if value:
+                yield f"{path} has no meaning with early_stopping.method=full-length; remove it, or use another method"
+        tokens, a_trial = self.budget.tokens, self.budget.tokens_per_trial
+        if tokens is not None and a_trial is not None and tokens < (self.early_stopping.confirm + 0.5) * a_trial:
+            yield (
+                f"budget.tokens={tokens:,} leaves less than half a training for probes beside the "
+                f"{self.early_stopping.confirm} trainings in full; use at least "
+                f"{math.ceil((self.early_stopping.confirm + 0.5) * a_trial):,}, or a smaller early_stopping.confirm"
             )
 
     def lora_faults(self, model: ModelConfig) -> list[str]:
@@ -292,6 +317,13 @@ class SweepConfig(Settings):
             return max(self.budget.trials, len(self.start_with))
         beside = sum(not self._is_in_space(settings, points) for settings in self.start_with)
         return max(min(self.budget.trials, int(num_settings) + beside), len(self.start_with))
+
+    @property
+    def probe_tokens(self) -> int:
+        """Tokens that early_stopping.method: full-length may use for probes, branches included."""
+        if self.budget.tokens is not None:
+            return self.budget.tokens - self.early_stopping.confirm * self.budget.trial_tokens
+        return round(self.budget.search_share * self.num_trials * self.budget.trial_tokens)
 
     def _is_in_space(self, settings: dict[str, Any], grid_points: int | None) -> bool:
         """Whether the search would propose exactly these settings."""

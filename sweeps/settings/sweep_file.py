@@ -27,6 +27,10 @@ def resolve_sweep(document: YamlDocument, overrides: Sequence[str] = (), *, sour
     return resolve_settings(document, _SWEEP, overrides, source=source)
 
 
+ONLY_FOR_PROBES = (("early_stopping", "probe_lengths"), ("early_stopping", "confirm"), ("budget", "search_share"))
+"""Section and name of the settings that only early_stopping.method: full-length has."""
+
+
 def dump_sweep(sweep: SweepConfig) -> str:
     """YAML with every default written out; loading it gives an equal sweep."""
     plain = sweep.model_dump(mode="json", exclude_none=True)
@@ -38,6 +42,10 @@ def dump_sweep(sweep: SweepConfig) -> str:
     if not sweep.corpus.follow_links:
         # Younger than the first results; resolved files keep their bytes.
         del plain["corpus"]["follow_links"]
+    if sweep.early_stopping.method != "full-length":
+        # No other method reads them, and files of before do not have them.
+        for section, name in ONLY_FOR_PROBES:
+            del plain[section][name]
     for name in ("start_with", "stages"):
         if not plain[name]:
             del plain[name]

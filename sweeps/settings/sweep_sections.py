@@ -53,16 +53,34 @@ class SearcherConfig(Settings):
     search continues with a quarter more trials; twice at most."""
 
 
+METHODS_WITH_BRANCHES = ("full-length", "trunk-and-branch")
+"""Methods of early stopping whose trials pause at rungs, and whose losses there are those of annealed branches."""
+
+
 class EarlyStoppingConfig(Settings):
     """Which trials end before their tokens are used up."""
 
-    method: Literal["trunk-and-branch", "asha", "median", "none"] = "trunk-and-branch"
-    """Rule of early stopping. trunk-and-branch: a trial pauses at each rung, and a short branch cools down from there
+    method: Literal["full-length", "trunk-and-branch", "asha", "median", "none"] = "trunk-and-branch"
+    """Rule of early stopping. full-length: short probes at several lengths show how the best settings move with the
+    length of training; the settings predicted to be best at the full length are trained in full. It needs
+    training.schedule: wsd, and chooses the settings itself: searcher.method only says whether they lie on a grid.
+    trunk-and-branch: a trial pauses at each rung, and a short branch cools down from there
     (training.cooldown of the rung's tokens), so that its loss is that of a training of this length. The best trials are
     promoted and continue from before the branch: asynchronous successive halving. It needs training.schedule: wsd; with
     another schedule the default is asha. asha: trials stop at rungs by their losses at the learning rate of that moment
     (arXiv:1810.05934). median: a trial stops where its best loss is above the median of the others' average losses up
     to there. none: no trial stops early."""
+    probe_lengths: Annotated[tuple[Annotated[Share, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (
+        1 / 16,
+        1 / 8,
+        1 / 4,
+    )
+    """full-length only: lengths of probes, as shares of the tokens of a trial, ascending. Each gets the same part of
+    budget.search_share. A probe is as long as the branch of 50 steps needs that anneals it, so large batches leave the
+    short ones out."""
+    confirm: Count = 2
+    """full-length only: settings that are trained in full, at most: the predicted best, then rivals as long as one may
+    be better."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """Ratio of two rungs' tokens; the best 1/factor of the trials are promoted at each rung. 3 and 4 are usual
     (arXiv:1810.05934). Not used by median."""
@@ -72,6 +90,17 @@ class EarlyStoppingConfig(Settings):
     run_to_end: NonNegativeInt | Literal["auto"] = "auto"
     """Trials that are trained to the end whatever their losses at rungs; they are drawn at random beforehand. They show
     without bias how well losses at rungs predict final losses. auto: one in ten."""
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether trials pause at rungs, where a branch cools down."""
+        return self.method in METHODS_WITH_BRANCHES
+
+    @model_validator(mode="after")
+    def _lengths_ascend(self) -> Self:
+        if list(self.probe_lengths) != sorted(set(self.probe_lengths)):
+            raise ValueError("probe_lengths must ascend; list each length once, the shortest first")
+        return self
 
 
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -112,6 +141,10 @@ class BudgetConfig(Settings):
     """Time that the sweep may take from its first trial, as 90min, 2h or 1d (units s, min, h, d). Running trials are
     then stopped at their next report, and no trial starts with less time left than the fastest one took. null: no
     limit."""
+
+    search_share: Annotated[Share, Field(gt=0)] = 0.1
+    """early_stopping.method: full-length only: tokens of all probes, as a share of trials x tokens of a trial. With
+    budget.tokens the probes get all that trainings in full leave."""
 
     patience: Count | None = None
     """Trials in a row without an expected improvement above the noise, after which the search ends. The improvement is

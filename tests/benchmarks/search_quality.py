@@ -1,0 +1,129 @@
+"""Regret of the winner that a search names, against the tokens it spends, on tables of real trainings.
+
+Each search is run many times against a table of losses: pretune's own searcher, ledger, promotion, budget and verdict,
+with a table in place of lanes. Regret is the loss of the named winner at the full length above the best of the table,
+in nats. Each repetition sees another part of the grid (a run of at least two thirds of the values of each axis), so
+that no search profits from a grid whose middle is good.
+
+    python tests/benchmarks/search_quality.py [--quick] [--table FILE.csv ...] [--seeds 40]
+
+Without `--table` it reads the tables of tests/benchmarks/ground_truth, and the public table where it lies beside the
+project (../shared/data/sweeps). Columns of a table: those of either.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "search_replay"))
+
+from loss_table import LossTable, read_tables  # noqa: E402
+from peers import optuna_hyperband, ray_tune  # noqa: E402
+from table_sweep import pretune  # noqa: E402
+
+PUBLIC = HERE.parents[2] / "shared" / "data" / "sweeps" / "steplaw_dense.csv"
+SHARES = (0.05, 0.1, 0.2)
+"""Tokens of a search, as a share of those of the full grid."""
+NEW, PEER = "full-length", "Ray Tune: Optuna and ASHA"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A search that has ended."""
+
+    regret: float
+    """Nats above the best of the table."""
+    share: float
+    """Tokens spent, as a share of those of the full grid."""
+
+
+Search = Callable[[LossTable, int, int], tuple[tuple[float, ...], int]]
+"""Table, tokens and seed to the named settings and the tokens spent."""
+
+SEARCHES: dict[str, Search] = {
+    NEW: pretune("full-length"),
+    "trunk and branch": pretune("trunk-and-branch"),
+    "ASHA, TPE": pretune("asha"),
+    "median, TPE": pretune("median"),
+    "TPE, in full": pretune("none"),
+    "GP, in full": pretune("none", searcher="gp"),
+    "random, in full": pretune("none", searcher="random"),
+    PEER: ray_tune,
+    "Optuna: TPE and Hyperband": optuna_hyperband,
+}
+
+
+def part_of(table: LossTable, seed: int) -> LossTable:
+    """A run of at least two thirds of the values of each axis."""
+    draw = random.Random(f"part {seed}")
+    kept = {}
+    for path, axis in table.axes.items():
+        count = draw.randint(-(-2 * len(axis) // 3), len(axis))
+        start = draw.randint(0, len(axis) - count)
+        kept[path] = axis[start : start + count]
+    return table.within(kept)
+
+
+def measure(table: LossTable, search: Search, share: float, seeds: int) -> list[Named]:
+    """One search for each seed."""
+    found = []
+    for seed in range(seeds):
+        part = part_of(table, seed)
+        named, tokens = search(part, round(share * part.grid_tokens), seed)
+        found.append(Named(part.regret(named), tokens / part.grid_tokens))
+    return found
+
+
+def main() -> None:
+    """Print a table for each job and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--table", type=Path, action="append", default=[])
+    parser.add_argument("--seeds", type=int, default=40)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", module="optuna|ray")
+    files = arguments.table or [*sorted((HERE / "ground_truth").glob("*.csv")), *([PUBLIC] if PUBLIC.exists() else [])]
+    tables = [table for file in files for table in read_tables(file) if len(table.lengths) > 1]
+    seeds, shares = arguments.seeds, SHARES
+    if arguments.quick:
+        tables, seeds, shares = tables[:1], 3, (0.1,)
+    ratios: dict[str, float] = {}
+    for table in tables:
+        noise = "" if table.seed_deviation is None else f", deviation between seeds {table.seed_deviation:.4f} nats"
+        print(f"{table.name}: {len(table.settings)} settings{noise}; regret in nats, median (90 %) of {seeds} searches")
+        print(
+            f"{'':<28}" + "".join(f"{share:>14.0%} of the grid" for share in shares) + f"{'spent':>9}{'a search':>10}"
+        )
+        medians: dict[str, dict[float, float]] = {}
+        for name, search in SEARCHES.items():
+            began = time.process_time()
+            runs = {share: measure(table, search, share, seeds) for share in shares}
+            seconds = (time.process_time() - began) / (seeds * len(shares))
+            medians[name] = {share: statistics.median(one.regret for one in runs[share]) for share in shares}
+            cells = "".join(
+                f"{medians[name][share]:>15.4f} ({_high([one.regret for one in runs[share]]):.4f})" for share in shares
+            )
+            spent = statistics.fmean(one.share for one in runs[shares[-1]])
+            print(f"{name:<28}{cells}{spent:>9.1%}{seconds:>9.2f}s", flush=True)
+        for share in shares:
+            # A regret below the rounding of the tables is none.
+            ratios[f"{table.name}, {share:.0%}"] = round(
+                max(medians[PEER][share], 1e-4) / max(medians[NEW][share], 1e-4), 2
+            )
+    print(json.dumps({"benchmark": "search_quality", "ratios": ratios, "quick": arguments.quick}))
+
+
+def _high(values: list[float]) -> float:
+    return sorted(values)[min(len(values) - 1, int(0.9 * len(values)))]
+
+
+if __name__ == "__main__":
+    main()
