@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from small_disk import SmallDisk, small_disk
 
 from command import read_until, run, start
 from finished_results import child_runs, summary_of, sweep_folder
 from patience import COMMAND_HANGS_AFTER_S, wait_until
-from small_disk import SmallDisk, small_disk
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialRecord, TrialStore
 
