@@ -71,7 +71,7 @@ class FullStore(TrialStore):
     """A store on a disk that takes nothing more."""
 
     def save(self, record: TrialRecord) -> None:
-        raise NoRoomError(str(self.folder), 2000, 0)
+        raise NoRoomError(str(self.folder / record.name), 2000, 0)
 
 
 def predict(run: RunConfig) -> int:
