@@ -92,6 +92,10 @@ def test_a_disk_that_becomes_full_stops_the_sweep_and_with_room_the_same_command
     disk: SmallDisk, tmp_path: Path
 ) -> None:
     file, results = write_sweep(tmp_path), disk.path / "results"
+    code, output = run("plan", file, "--results", results, "--json")
+    assert code == 0, output
+    planned = json.loads(output.splitlines()[-1])["disk"][0]
+    assert planned["place"] == str(results)
     process = start("sweep", file, "--results", results)
     output = read_until(process, "holdout loss")
     disk.fill(leave=900 * KIB)
@@ -109,16 +113,11 @@ def test_a_disk_that_becomes_full_stops_the_sweep_and_with_room_the_same_command
     assert record.tokens > 0
     assert summary_of(results, "full")["status"] == "interrupted"
     disk.make_room()
-    code, output = run("plan", file, "--results", results, "--json")
-    assert code == 0, output
-    planned = json.loads(output.splitlines()[-1])["disk"][0]
     most = [0]
     with watched(disk, most):
         check_that_it_resumes(file, results)
-    # All that was written: `there` of the earlier run, the corpus and MLflow's store besides what is still planned.
-    assert planned["place"] == str(results)
-    estimated = planned["needed_bytes"] + disk.used_bytes - disk.used_bytes  # The plan counts all from the start.
-    assert 0.6 * estimated < most[0] < 1.4 * estimated, (planned, most)
+    # The plan counts the fullest moment, with guesses for the vocabulary and for the number of reports.
+    assert 0.7 * planned["needed_bytes"] < most[0] <= planned["needed_bytes"], (planned, most)
 
 
 @pytest.mark.slow
