@@ -5,15 +5,17 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from rich.console import Console
 
+from data_pipeline.files.disk_room import RESERVE_BYTES
 from data_pipeline.files.machine_faults import MachineFault
 from data_pipeline.schema.dotted_paths import flattened
+from data_pipeline.schema.settings import format_bytes
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.analysis.fairness import RemarkVerdict, num_predicted_positions, refuse_unfair, remarks
 from sweeps.analysis.result_tables import ranked
@@ -35,7 +37,7 @@ from sweeps.planning.first_checks import check_device
 from sweeps.planning.preparation import corpus_in_words
 from sweeps.planning.resolved_sweep import PreparedSweep
 from sweeps.planning.stage_preparation import stages_in_words
-from sweeps.planning.sweep_plan import plan_sweep, predictions_kept
+from sweeps.planning.sweep_plan import SweepPlan, plan_sweep, predictions_kept
 from sweeps.planning.warm_start import notes_of, refuse_settings_of
 from sweeps.records.remote_results import ResultsAtUri
 from sweeps.records.result_parts import FailedPart, ResultParts
@@ -208,7 +210,7 @@ def _run(
         except KeyboardInterrupt:
             status = SweepStatus.INTERRUPTED
         except SweepHaltedError as halted:
-            status, halted_by = SweepStatus.INTERRUPTED, halted.fault
+            status, halted_by = SweepStatus.INTERRUPTED, _with_the_rest(halted.fault, plan, folder)
     parts = ResultParts(folder.path)
     with uninterrupted():
         run.settle_rest(reason="" if halted_by is None else str(halted_by))
@@ -237,6 +239,18 @@ def _run(
         parts_missing=tuple(parts.failed),
         halted_by=halted_by,
     )
+
+
+def _with_the_rest(fault: MachineFault, plan: SweepPlan, folder: SweepFolder) -> MachineFault:
+    """A lack of room in the results folder, with the room that the rest of the sweep needs."""
+    if not fault.is_about_room or not Path(fault.place).is_relative_to(folder.path.parent):
+        return fault
+    try:
+        need = disk_needs(plan, folder.path.parent, there_bytes=bytes_below(folder.path))[0]
+    except OSError:
+        return fault
+    remedy = f"{fault.remedy}: the rest of the sweep needs about {format_bytes(need.needed_bytes + RESERVE_BYTES)}"
+    return replace(fault, remedy=remedy)
 
 
 def _connected_cluster() -> dict[str, Any]:

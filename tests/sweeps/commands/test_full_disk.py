@@ -31,11 +31,13 @@ search: {{training.learning_rate: {{choice: [2e-3, 4e-3]}}}}
 searcher: {{method: grid}}
 early_stopping: {{method: none}}
 budget: {{trials: 2, tokens_per_trial: {tokens}}}
+evaluation: {{points: 4}}
 resources: {{concurrent_trials: 1, checkpoint_every_s: 0.5}}
 """
 NO_ROOM = re.compile(
-    r"pretune: (?P<place>\S+): the disk is full: (?P<needed>[\d.]+ \w+) are needed, (?P<free>[\d.]+ \w+) are free\. "
-    r"Make room there\. Then the same command resumes the sweep: pretune sweep "
+    r"pretune: (?P<place>\S+): the disk is full: ((?P<needed>[\d.]+ \w+) are needed, )?(?P<free>[\d.]+ \w+) are free\. "
+    r"Make room there: the rest of the sweep needs about (?P<rest>[\d.]+ \w+)\. Then the same command resumes the "
+    "sweep: pretune sweep "
 )
 KIB = 1024
 
@@ -46,7 +48,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
         yield mounted
 
 
-def write_sweep(folder: Path, *, tokens: str = "60k") -> Path:
+def write_sweep(folder: Path, *, tokens: str = "40k") -> Path:
     """A sweep of two trials on a small corpus; neither lies on the small disk."""
     corpus = folder / "corpus.txt"
     corpus.write_text("\n".join(f"line {n} tells of {n % 7} apples and {n * n % 101} pears" for n in range(4000)))
