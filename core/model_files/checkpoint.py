@@ -10,7 +10,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -176,26 +177,31 @@ def _write(
         shutil.rmtree(left_over)
     num_bytes = sum(map(tensor_file_bytes, tensor_files.values()))
     check_room(folder, num_bytes + RESERVE_BYTES)
-    try:
-        with room_named(finished, num_bytes):
-            unfinished.mkdir()
-            for file_name, tensors in tensor_files.items():
-                _save_tensors(tensors, unfinished / file_name)
-            for file_name, values in json_files.items():
-                (unfinished / file_name).write_text(json.dumps(values, indent=1))
-            for path in (*unfinished.iterdir(), unfinished):
-                _force_to_disk(path)
-            unfinished.rename(finished)
-    except OSError:
-        # A part of a checkpoint is of no use, and others need its room.
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    _force_to_disk(folder)
+    with room_named(finished, num_bytes), _nothing_left_of(unfinished):
+        unfinished.mkdir()
+        for file_name, tensors in tensor_files.items():
+            _save_tensors(tensors, unfinished / file_name)
+        for file_name, values in json_files.items():
+            (unfinished / file_name).write_text(json.dumps(values, indent=1))
+        for path in (*unfinished.iterdir(), unfinished):
+            _force_to_disk(path)
+        unfinished.rename(finished)
+        _force_to_disk(folder)
     kind = name.split("-")[0]
     for older in _newest_first(folder, f"{kind}-"):
         if older != finished:
             shutil.rmtree(older)
     return finished
+
+
+@contextmanager
+def _nothing_left_of(folder: Path) -> Iterator[None]:
+    """Remove a folder if the disk refuses a part of it: the rest is of no use, and others need its room."""
+    try:
+        yield
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def tensor_file_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -52,13 +52,13 @@ def write_atomically(path: Path, text: str) -> None:
 @contextmanager
 def _in_place_of(path: Path, partial: Path | str, num_bytes: int) -> Iterator[None]:
     """Remove the partial file if the block fails."""
-    try:
-        with room_named(path, num_bytes):
+    with room_named(path, num_bytes):
+        try:
             yield
-    except OSError:
-        with suppress(OSError):
-            os.unlink(partial)
-        raise
+        except OSError:
+            with suppress(OSError):
+                os.unlink(partial)
+            raise
 
 
 def append_line(path: Path, line: str) -> None:

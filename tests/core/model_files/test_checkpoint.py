@@ -103,7 +103,7 @@ def test_left_over_of_a_killed_writer_is_removed_by_the_next(tmp_path: Path) -> 
 def test_a_checkpoint_without_room_is_refused_and_the_one_before_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with small_disk(tmp_path / "disk", "4M") as disk:
+    with small_disk(tmp_path / "disk", "9M") as disk:
         folder = disk.path / "trial"
         state = model_and_optimizer(width=128)
         size = sum(file.stat().st_size for file in save_checkpoint(folder, *state, {"step": 1}, step=1).iterdir())
