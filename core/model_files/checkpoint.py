@@ -175,7 +175,7 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(left_over)
-    num_bytes = sum(map(tensor_file_bytes, tensor_files.values()))
+    num_bytes = sum(map(_tensor_file_bytes, tensor_files.values()))
     check_room(folder, num_bytes + RESERVE_BYTES)
     with room_named(finished, num_bytes), _nothing_left_of(unfinished):
         unfinished.mkdir()
@@ -204,7 +204,7 @@ def _nothing_left_of(folder: Path) -> Iterator[None]:
         raise
 
 
-def tensor_file_bytes(tensors: Mapping[str, Tensor]) -> int:
+def _tensor_file_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of a safetensors file with these tensors: their values, and a header of names, types and shapes."""
     values = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     return values + sum(_HEADER_OF_A_TENSOR_BYTES + len(name) for name in tensors)

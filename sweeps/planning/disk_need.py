@@ -9,6 +9,7 @@ of the fullest moment; a sweep of four tiny trials came to 0.8 of it (tests/swee
 """
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def disk_needs(plan: SweepPlan, results_folder: Path, *, there_bytes: int = 0, c
     mlflow = {"MLflow": 0 if store.exists() else _EMPTY_STORE_BYTES}
     artifacts = {"the winner": 2 * model, "records and reports": reports + 2 * _PAGES_BYTES}
     here = {"checkpoints": _num_bytes_of_checkpoints(plan, checkpoint, weights), "the corpus": corpus_bytes}
-    temporary = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    temporary = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     needs = [
         DiskNeed(results_folder, here | artifacts | ({} if elsewhere else mlflow), there_bytes),
         DiskNeed(temporary, {"logs of Ray": _TEMPORARY_BYTES, "the winner": model}),

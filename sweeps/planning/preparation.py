@@ -35,12 +35,11 @@ def prepare_with_progress(
         CorpusError: The corpus is missing, empty, or has too many rejects.
     """
     folder = results_folder.absolute() / "prepared"
-    needed = corpus_bytes(sweep)
 
     def fetch_or_check_room(corpus: Path) -> None:
         fetch(corpus)
         if not corpus.is_dir():
-            check_room(folder, needed + RESERVE_BYTES)
+            check_room(folder, corpus_bytes(sweep) + RESERVE_BYTES)
 
     columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
@@ -53,7 +52,7 @@ def prepare_with_progress(
                 tasks[progress.phase], completed=progress.done, total=progress.total, done=_done_in_words(progress)
             )
 
-        with room_named(folder / "corpus", needed):
+        try:
             return prepare(
                 sweep.corpus,
                 sweep.tokenizer,
@@ -64,6 +63,9 @@ def prepare_with_progress(
                 fetch=fetch_or_check_room,
                 wanted="texts" if sweep.objective.sft is None else "conversations",
             )
+        except OSError:
+            with room_named(folder / "corpus", corpus_bytes(sweep)):
+                raise
 
 
 def corpus_bytes(sweep: SweepConfig) -> int:
