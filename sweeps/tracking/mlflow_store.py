@@ -115,7 +115,8 @@ class MlflowStore:
         if self._file is not None and not self._file.exists():
             return "its file is gone"
         fault = machine_fault(error)
-        return "" if fault is None else fault.reason
+        # Another disk may be the one that is full: the winner is copied to the temporary folder first.
+        return "" if fault is None else f"{fault.place}: {fault.reason}" if fault.place else fault.reason
 
     def answers(self) -> bool:
         """Whether the store responds now; takes at most some seconds."""
