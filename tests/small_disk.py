@@ -27,13 +27,13 @@ class SmallDisk:
         return (found.f_blocks - found.f_bfree) * found.f_frsize
 
     def fill(self, *, leave: int) -> None:
-        """Leave so many bytes free."""
+        """Leave this number of bytes free."""
         # Others write meanwhile, so that the last bytes may find no room.
         with suppress(OSError), open(self._filler, "ab", buffering=0) as file:
             file.write(bytes(max(0, self.free_bytes - leave)))
 
     def make_room(self) -> None:
-        """Remove what `fill` has written."""
+        """Remove the filler."""
         self._filler.unlink()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from data_pipeline.schema.settings import format_bytes
 
 RESERVE_BYTES = 1 << 20
-"""Room that large writes leave free, so that records and reports of what was done so far can still be written."""
+"""Room that large writes leave free, so that records and reports can still be written."""
 _IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -47,10 +47,10 @@ def free_bytes(folder: Path) -> int | None:
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:
-    """Check that a folder has room for so many bytes.
+    """Check that a folder has room for this number of bytes.
 
     Raises:
-        NoRoomError: It has not.
+        NoRoomError: Less is free.
     """
     free = free_bytes(folder)
     if free is not None and free < needed_bytes:

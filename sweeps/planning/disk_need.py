@@ -53,7 +53,7 @@ class DiskNeed:
 
     place: Path
     parts: dict[str, int]
-    """Bytes by what they are for."""
+    """Bytes by purpose."""
     there_bytes: int = 0
     """Bytes of them that an earlier run has written already."""
 

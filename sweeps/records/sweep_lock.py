@@ -137,7 +137,7 @@ def _beat(descriptor: int, path: Path, me: Holder, ends: threading.Event, beat_s
             echo(f"pretune: {visible(str(holder))} has taken over this sweep; this process ends", file=sys.stderr)
             os.kill(os.getpid(), signal.SIGKILL)
         beat += 1
-        with suppress(OSError):  # The sweep itself meets a disk that fails, and says so.
+        with suppress(OSError):  # The sweep itself reports a disk that fails.
             _write(descriptor, replace(me, beat=beat))
 
 

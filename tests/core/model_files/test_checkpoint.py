@@ -107,7 +107,7 @@ def test_a_checkpoint_without_room_is_refused_and_the_one_before_stays(
         folder = disk.path / "trial"
         state = model_and_optimizer(width=128)
         size = sum(file.stat().st_size for file in save_checkpoint(folder, *state, {"step": 1}, step=1).iterdir())
-        disk.fill(leave=size)  # Enough for the checkpoint, and not for what is written after it.
+        disk.fill(leave=size)  # Enough for the checkpoint alone, not for later records.
         with pytest.raises(NoRoomError) as found:
             save_checkpoint(folder, *state, {"step": 2}, step=2)
         assert found.value.filename == str(folder)

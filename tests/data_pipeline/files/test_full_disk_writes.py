@@ -1,4 +1,4 @@
-"""Files on a disk that is full: they stay as they were, and the error says what is missing."""
+"""Files on a disk that is full: they stay as they were, and the error names place, need and free room."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Faults of the machine are told apart from those of a trial, with place, need and free room, in any wrapping."""
+"""Faults of the machine are distinguished from those of a trial, with place, need and free room, in any wrapping."""
 
 import errno
 import os

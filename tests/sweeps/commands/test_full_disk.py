@@ -1,4 +1,4 @@
-"""A disk that is, or becomes, full ends a sweep in one sentence, and the same command goes the rest of the way."""
+"""A disk that is, or becomes, full ends a sweep in one sentence, and the same command finishes it once there is room."""
 
 import json
 import re
@@ -80,7 +80,7 @@ def watched(disk: SmallDisk, most: list[int]) -> Iterator[None]:
 
 
 def check_that_it_resumes(file: Path, results: Path) -> None:
-    """The same command, with room, ends the sweep; nothing is lost and nothing stands twice."""
+    """The same command, with room, ends the sweep; nothing is lost or doubled."""
     code, output = run("sweep", file, "--results", results)
     assert code == 0, output
     records = records_of(results)

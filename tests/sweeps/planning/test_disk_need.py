@@ -75,5 +75,5 @@ def test_too_little_room_is_refused_with_figures_and_a_little_too_little_is_said
         assert f"about 7.00 MiB in {disk.path} (checkpoints 7.00 MiB); 10.00 MiB are free; and about 6.00 MiB" in str(
             refused.value
         )
-        # What an earlier run has written is there already.
+        # Bytes of an earlier run count as written.
         assert check_disk([DiskNeed(disk.path, {"checkpoints": 20 * MIB}, there_bytes=12 * MIB)]) == []

@@ -494,7 +494,7 @@ def test_a_failure_that_will_pass_keeps_everything_until_it_has_passed() -> None
     for key in (1, 2, 3):
         outbox.put(key)
     wait_until(lambda: bool(said), "nobody said that the service takes nothing")
-    time.sleep(0.2)  # It tries again and again, and says so once.
+    time.sleep(0.2)  # It tries again and again, and reports the fault once.
     is_full.clear()
     wait_until(lambda: len(said) == 2, "nobody said that the service takes everything again")
     assert taken == [1, 2, 3]
