@@ -1,4 +1,4 @@
-"""A disk that is, or becomes, full ends a sweep in one sentence, and the same command finishes it once there is room."""
+"""A disk that is, or becomes, full ends a sweep in one sentence; with room, the same command finishes it."""
 
 import json
 import re
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.ray
 SWEEP = """\
 name: full
 corpus: {{path: {corpus}, holdout: 5%}}
-tokenizer: {{kind: byte-bpe, vocabulary: 1000}}
+tokenizer: {{kind: byte-bpe, vocabulary: 400}}
 model: {{family: encoder, layers: 1, width: 32, heads: 2, sequence_length: 32}}
 objective: {{masked_lm: {{}}}}
 training: {{batch_size: 16, micro_batch_size: 16}}
