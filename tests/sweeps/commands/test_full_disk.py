@@ -118,8 +118,8 @@ def test_a_disk_that_becomes_full_stops_the_sweep_and_with_room_the_same_command
     most = [0]
     with watched(disk, most):
         check_that_it_resumes(file, results)
-    # The plan counts the fullest moment, with guesses for the vocabulary and for the number of reports.
-    assert 0.7 * planned["needed_bytes"] < most[0] <= planned["needed_bytes"], (planned, most)
+    # 0.97 was measured. A slower machine has more reports, and a disk holds files in blocks of 4 KiB.
+    assert most[0] == pytest.approx(planned["needed_bytes"], rel=0.2), planned
 
 
 @pytest.mark.slow
