@@ -5,14 +5,17 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from rich.console import Console
 
+from data_pipeline.files.disk_room import RESERVE_BYTES
+from data_pipeline.files.machine_faults import MachineFault
 from data_pipeline.schema.dotted_paths import flattened
+from data_pipeline.schema.settings import format_bytes
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.analysis.fairness import RemarkVerdict, num_predicted_positions, refuse_unfair, remarks
 from sweeps.analysis.result_tables import ranked
@@ -20,6 +23,7 @@ from sweeps.early_stopping.rungs import rung_tokens
 from sweeps.execution.changed_sweep import begin
 from sweeps.execution.final_results import summary_of, write_final_results
 from sweeps.execution.live_progress import Progress
+from sweeps.execution.machine_halt import SweepHaltedError, halts_for_the_machine
 from sweeps.execution.running_results import RunningResults
 from sweeps.execution.signals import terminated_like_interrupted, uninterrupted
 from sweeps.execution.tune_run import SweepRun
@@ -28,11 +32,12 @@ from sweeps.lanes.lane import prepare_for_lanes
 from sweeps.lanes.lane_planning import this_machine
 from sweeps.lanes.ray_session import connect, has_cluster
 from sweeps.planning.auto_lanes import auto_lanes
+from sweeps.planning.disk_need import bytes_below, check_disk, disk_needs
 from sweeps.planning.first_checks import check_device
 from sweeps.planning.preparation import corpus_in_words
 from sweeps.planning.resolved_sweep import PreparedSweep
 from sweeps.planning.stage_preparation import stages_in_words
-from sweeps.planning.sweep_plan import plan_sweep, predictions_kept
+from sweeps.planning.sweep_plan import SweepPlan, plan_sweep, predictions_kept
 from sweeps.planning.warm_start import notes_of, refuse_settings_of
 from sweeps.records.remote_results import ResultsAtUri
 from sweeps.records.result_parts import FailedPart, ResultParts
@@ -62,6 +67,8 @@ class SweepEnd:
     """The winner in MLflow's model registry; empty if this run did not register it."""
     parts_missing: tuple[FailedPart, ...] = ()
     """Parts of the results that could not be made."""
+    halted_by: MachineFault | None = None
+    """The fault of the machine that ended the sweep early."""
 
 
 def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kept_at: str | None = None) -> SweepEnd:
@@ -155,6 +162,9 @@ def _run(
     plan = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto, **cluster)
     console.print(f"trials   {plan.lanes.reason}; results in {folder.path}", highlight=False, soft_wrap=True)
 
+    for doubt in check_disk(disk_needs(plan, folder.path.parent, there_bytes=bytes_below(folder.path))):
+        say(f"disk     {doubt}")
+
     def wall_s() -> float:
         return wall_s_before + time.monotonic() - started_at
 
@@ -191,16 +201,20 @@ def _run(
         so_far.on_event,
         progress.on_event,
     ]
-    status = SweepStatus.FINISHED
+    status, halted_by = SweepStatus.FINISHED, None
     with progress, terminated_like_interrupted():
         try:
-            run.train()
-            run.stop_paused()
+            with halts_for_the_machine(folder.path):
+                run.train()
+                run.stop_paused()
         except KeyboardInterrupt:
             status = SweepStatus.INTERRUPTED
+        except SweepHaltedError as halted:
+            status, halted_by = SweepStatus.INTERRUPTED, _with_the_rest(halted.fault, plan, folder)
     parts = ResultParts(folder.path)
     with uninterrupted():
-        run.settle_rest()
+        run.settle_rest(reason="" if halted_by is None else str(halted_by))
+        parts.attempt("the memory observations", run.keep_memory_knowledge)
         if status is SweepStatus.FINISHED and run.ledger.unfinished():
             status = SweepStatus.INCOMPLETE
         parts.attempt("the events of TensorBoard", events.close)
@@ -209,7 +223,9 @@ def _run(
         drop = checkpoints.drop_all_but_the_winners if status is SweepStatus.FINISHED else checkpoints.drop_beaten
         parts.attempt("the removal of checkpoints", drop)
         so_far.close()
-        summary = write_final_results(run, status=status, tracking=tracking, wall_s=wall_s(), parts=parts)
+        summary = write_final_results(
+            run, status=status, tracking=tracking, wall_s=wall_s(), parts=parts, halted_by=halted_by
+        )
     run.check_that_something_ran()
     records = tuple(run.ledger.records.values())
     return SweepEnd(
@@ -221,7 +237,20 @@ def _run(
         not_tracked=tracking.not_taken,
         model_uri=tracking.model_uri,
         parts_missing=tuple(parts.failed),
+        halted_by=halted_by,
     )
+
+
+def _with_the_rest(fault: MachineFault, plan: SweepPlan, folder: SweepFolder) -> MachineFault:
+    """A lack of room in the results folder, with the room that the rest of the sweep needs."""
+    if not fault.is_about_room or not Path(fault.place).is_relative_to(folder.path.parent):
+        return fault
+    try:
+        need = disk_needs(plan, folder.path.parent, there_bytes=bytes_below(folder.path))[0]
+    except OSError:
+        return fault
+    remedy = f"{fault.remedy}: the rest of the sweep needs about {format_bytes(need.needed_bytes + RESERVE_BYTES)}"
+    return replace(fault, remedy=remedy)
 
 
 def _connected_cluster() -> dict[str, Any]:

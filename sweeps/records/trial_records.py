@@ -8,12 +8,11 @@ import json
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from data_pipeline.files.own_files import no_link
-from data_pipeline.files.whole_files import write_atomically
+from data_pipeline.files.whole_files import append_line, write_atomically
 from data_pipeline.schema.settings import Settings
 from sweeps.records.outcomes import Outcome
 
@@ -218,13 +217,11 @@ class TrialStore:
 
     def append_report(self, record: TrialRecord, report: dict[str, float]) -> None:
         """Append one report of the running trial."""
-        with _appended(self.folder_of(record) / "reports.jsonl") as file:
-            file.write(json.dumps(report) + "\n")
+        append_line(self.folder_of(record) / "reports.jsonl", json.dumps(report))
 
     def append_refusal(self, refused: "RefusedProposal") -> None:
         """Append one proposal that was never launched."""
-        with _appended(self.folder / "refused.jsonl") as file:
-            file.write(refused.model_dump_json() + "\n")
+        append_line(self.folder / "refused.jsonl", refused.model_dump_json())
 
     def load_refusals(self) -> list["RefusedProposal"]:
         """All proposals that were never launched, in order."""
@@ -235,8 +232,7 @@ class TrialStore:
 
     def append_widening(self, widening: Settings) -> None:
         """Append one widening of the search space."""
-        with _appended(self.folder / "widened.jsonl") as file:
-            file.write(widening.model_dump_json(exclude_none=True) + "\n")
+        append_line(self.folder / "widened.jsonl", widening.model_dump_json(exclude_none=True))
 
     def load_widenings(self) -> list[Any]:
         """All widenings of the search space, in order, as plain values."""
@@ -253,10 +249,6 @@ class TrialStore:
             if report["tokens"] > last_tokens:
                 last_tokens = report["tokens"]
                 yield report
-
-
-def _appended(path: Path) -> TextIO:
-    return open(path, "a", encoding="utf-8", opener=no_link)
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
