@@ -5,22 +5,28 @@ replaces `trial.json` whole; `reports.jsonl` only grows.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, BinaryIO, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from data_pipeline.files.own_files import no_link
 from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.settings import Settings
+from data_pipeline.schema.user_errors import InputFault
 from sweeps.records.outcomes import Outcome
 
 LOSS = "holdout/loss_nats_per_token"
 """Metric that ranks trials and drives early stopping and the searcher."""
 LOSS_COLUMN = LOSS.replace("/", "_")
 """The same in trials.csv and in the best trial of summary.json."""
+
+
+class DamagedRecordError(InputFault):
+    """The record of a trial is no such record: a disk or another program has damaged it."""
 
 
 class ChosenBy(StrEnum):
@@ -206,21 +212,20 @@ class TrialStore:
         write_atomically(path, record.model_dump_json(indent=1))
 
     def load_all(self) -> list[TrialRecord]:
-        """All records, by number."""
-        return [
-            TrialRecord.model_validate_json(path.read_text(encoding="utf-8"))
-            for path in sorted(self.folder.glob("trial-*/trial.json"))
-        ]
+        """All records, by number.
+
+        Raises:
+            DamagedRecordError: One of them is damaged; the message names it.
+        """
+        return [_read(path) for path in sorted(self.folder.glob("trial-*/trial.json"))]
 
     def append_report(self, record: TrialRecord, report: dict[str, float]) -> None:
         """Append one report of the running trial."""
-        with _appended(self.folder_of(record) / "reports.jsonl") as file:
-            file.write(json.dumps(report) + "\n")
+        _append_line(self.folder_of(record) / "reports.jsonl", json.dumps(report))
 
     def append_refusal(self, refused: "RefusedProposal") -> None:
         """Append one proposal that was never launched."""
-        with _appended(self.folder / "refused.jsonl") as file:
-            file.write(refused.model_dump_json() + "\n")
+        _append_line(self.folder / "refused.jsonl", refused.model_dump_json())
 
     def load_refusals(self) -> list["RefusedProposal"]:
         """All proposals that were never launched, in order."""
@@ -231,8 +236,7 @@ class TrialStore:
 
     def append_widening(self, widening: Settings) -> None:
         """Append one widening of the search space."""
-        with _appended(self.folder / "widened.jsonl") as file:
-            file.write(widening.model_dump_json(exclude_none=True) + "\n")
+        _append_line(self.folder / "widened.jsonl", widening.model_dump_json(exclude_none=True))
 
     def load_widenings(self) -> list[Any]:
         """All widenings of the search space, in order, as plain values."""
@@ -251,8 +255,29 @@ class TrialStore:
                 yield report
 
 
-def _appended(path: Path) -> TextIO:
-    return open(path, "a", encoding="utf-8", opener=no_link)
+def _read(path: Path) -> TrialRecord:
+    try:
+        return TrialRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = "".join(f"{part}: " for part in fault["loc"])
+        raise DamagedRecordError(
+            f"{path} is damaged: {place}{fault['msg']}. Delete the folder {path.parent}: the same command then trains "
+            "its settings again."
+        ) from error
+
+
+def _append_line(path: Path, line: str) -> None:
+    with open(path, "ab+", opener=no_link) as file:
+        # A killed driver or a full disk can leave an incomplete line, which must not swallow this one.
+        if file.tell() and not _ends_a_line(file):
+            file.write(b"\n")
+        file.write(line.encode() + b"\n")
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def _json_lines(path: Path) -> Iterator[Any]:

@@ -71,6 +71,8 @@ class Ledger:
         self._run_of, self._rungs, self._remember = run_of, rungs, remember
         self._size_of = size_of
         self._run_to_end = run_to_end
+        self._stored_tokens: dict[int, float] = {}
+        """Trial number to the tokens of its last report in the store."""
         self._stages: dict[int, float] = {}
         """Trial number to the stage of its last report."""
 
@@ -134,8 +136,24 @@ class Ledger:
         """Record a report of a running trial."""
         record = self.records[number]
         # After an interruption a trial repeats tokens that it has reported; the reports are equal and count once.
-        if report["tokens"] <= record.tokens and record.tokens:
+        if report["tokens"] <= self._tokens_stored(record):
             return
+        # Before the record, so that a record never claims a report that a killed driver did not store.
+        self._store.append_report(record, report)
+        self._stored_tokens[number] = report["tokens"]
+        if report["tokens"] > record.tokens or not record.tokens:
+            record = self._reported(record, report)
+        self._say(TrialEvent.REPORT, record, report)
+
+    def _tokens_stored(self, record: TrialRecord) -> float:
+        if record.number not in self._stored_tokens:
+            stored = (report["tokens"] for report in self._store.reports(record))
+            self._stored_tokens[record.number] = max(stored, default=-1.0)
+        return self._stored_tokens[record.number]
+
+    def _reported(self, record: TrialRecord, report: dict[str, float]) -> TrialRecord:
+        """The record changed by a report of tokens beyond its own."""
+        number = record.number
         changes: dict[str, Any] = {
             "tokens": int(report["tokens"]),
             "training_s": report.get("training_s", record.training_s),
@@ -155,8 +173,7 @@ class Ledger:
         if record.out_of_memory_events > events_before and was_predicted:
             # The prediction rules out a neighbour as the cause, so the next proposal need not wait for the trial's end.
             self._learn(record)
-        self._store.append_report(record, report)
-        self._say(TrialEvent.REPORT, record, report)
+        return record
 
     def refuse(self, record: TrialRecord, refusal: Refusal) -> None:
         """Record a trial of `start_with` as infeasible before it starts."""

@@ -1,0 +1,72 @@
+"""Faults at chosen moments of real sweeps: nothing is lost, and the same command continues."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fault_list import FAULTS, Fault
+from fault_table import Row, write_row
+from struck_sweep import StruckSweep
+from sweep_accounts import Trained, check_accounts, check_same_training, trained, trained_again
+
+from patience import wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A sweep that no fault strikes."""
+
+    results: Path
+    trained: Trained
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Run once for all faults."""
+    sweep = StruckSweep(tmp_path_factory.mktemp("undisturbed") / "results")
+    sweep.start()
+    assert sweep.end() == 0, sweep.output
+    check_accounts(sweep)
+    return Undisturbed(sweep.results, trained(sweep))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Iterator[StruckSweep]:
+    """A sweep that has not begun; what its fault leaves behind is removed afterwards."""
+    sweep = StruckSweep(tmp_path / "results")
+    yield sweep
+    if sweep.is_running:
+        sweep.kill()
+    for undo in reversed(sweep.at_end):
+        undo()
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_after_a_fault_the_same_command_ends_the_sweep_with_the_weights_of_an_undisturbed_one(
+    fault: Fault, sweep: StruckSweep, undisturbed: Undisturbed, empty_store: Path
+) -> None:
+    shutil.copy(empty_store, sweep.results / "mlflow.db")
+    if fault.uses_prepared_corpus:
+        for name in ("prepared", "memory"):
+            shutil.copytree(undisturbed.results / name, sweep.results / name)
+    fault.cause(sweep)
+    sweep.end_or_again()
+    assert "Traceback" not in sweep.output
+    wait_until(lambda: not sweep.processes_left(), lambda: f"{sweep.processes_left()}")
+    check_accounts(sweep, uri=sweep.environment.get("MLFLOW_TRACKING_URI"))
+    again = trained_again(sweep)
+    check_same_training(trained(sweep), undisturbed.trained)
+    write_row(
+        Row(fault.name, fault.running, _in_words(sweep.codes[:-1]), f"{again:,}", "equal", sweep.continued_by),
+        [one.name for one in FAULTS],
+    )
+
+
+def _in_words(codes: list[int]) -> str:
+    """How the commands before the last one ended."""
+    names = {-9: "killed"}
+    return ", ".join(names.get(code, f"exit code {code}") for code in codes) or "nothing ended"
