@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+import disk_faults as disk
 import fault_causes as by
-from disk_faults import disk_full, read_only
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ FAULTS = (
     Fault("raylet: SIGSTOP for 60 s", _TRIAL, by.stopped(by.RAYLET)),
     Fault("GCS: SIGSTOP for 60 s", _TRIAL, by.stopped(by.GCS)),
     Fault("MLflow server: SIGSTOP for 60 s", _TRIAL, by.mlflow_stopped),
-    Fault("disk full: results", _TRIAL, disk_full("results")),
-    Fault("disk full: TMPDIR", _TRIAL, disk_full("temporary")),
-    Fault("disk full: MLflow's store", _TRIAL, disk_full("tracking")),
-    Fault("disk full: Ray's files", _TRIAL, disk_full("ray")),
-    Fault("file system of the results: read-only", _TRIAL, read_only),
+    Fault("disk full: results", _TRIAL, disk.results_full),
+    Fault("disk full: TMPDIR", _TRIAL, disk.temporary_full),
+    Fault("disk full: MLflow's store", _TRIAL, disk.tracking_full),
+    Fault("disk full: Ray's files", _TRIAL, disk.ray_full),
+    Fault("file system of the results: read-only", _TRIAL, disk.read_only),
     Fault("clock: set back by a day", _TRIAL, by.clock_set_back),
     Fault("newest checkpoint: cut at each byte of its headers", _TRIAL, by.checkpoint_cut),
     Fault("trial.json: cut at each byte", _TRIAL, by.record_cut),

@@ -1,13 +1,11 @@
 """The fault table of a README: one row a fault, written by the tests that cause the faults."""
 
-import os
+import fcntl
 from typing import NamedTuple
 
 from command import ROOT
 
 README = ROOT / "sweeps" / "execution" / "README.md"
-WRITES_TABLE = "PRETUNE_WRITE_FAULT_TABLE"
-"""Environment variable; if set, the tests write their rows."""
 _HEAD = "fault | running | ended by it with | tokens trained again | accounts, weights | continues by"
 
 
@@ -34,12 +32,13 @@ def write_row(row: Row, order: list[str]) -> None:
     Args:
         order: Names of all faults; rows of others are removed.
     """
-    if WRITES_TABLE not in os.environ:
-        return
-    before, rows, after = _split()
-    known = {one.fault: one for one in (*rows, row)}
-    lines = [" | ".join(known[name]) for name in order if name in known]
-    README.write_text("\n".join([*before, *lines, *after]) + "\n", encoding="utf-8")
+    # Several processes may run the tests.
+    with README.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before, rows, after = _split()
+        known = {one.fault: one for one in (*rows, row)}
+        lines = [" | ".join(known[name]) for name in order if name in known]
+        README.write_text("\n".join([*before, *lines, *after]) + "\n", encoding="utf-8")
 
 
 def _split() -> tuple[list[str], list[Row], list[str]]:

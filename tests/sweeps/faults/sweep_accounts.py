@@ -48,13 +48,12 @@ def _determined(report: dict[str, float]) -> dict[str, float]:
 
 
 def check_same_training(found: Trained, undisturbed: Trained) -> None:
-    """Every metric that both report of a step, every outcome and the winner's weights are equal, bit for bit."""
+    """Every metric of every step, every outcome and the winner's weights are equal, bit for bit."""
     assert {trial: found.outcomes.get(trial) for trial in undisturbed.outcomes} == undisturbed.outcomes
     for trial, reports in undisturbed.reports.items():
-        again = found.reports[trial]
-        assert max(again) == max(reports)
-        for step in reports.keys() & again.keys():
-            assert again[step] == reports[step], (trial, step)
+        assert found.reports[trial].keys() == reports.keys()
+        for step, report in reports.items():
+            assert found.reports[trial][step] == report, (trial, step)
     assert found.weights == undisturbed.weights
 
 
