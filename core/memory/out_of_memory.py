@@ -8,9 +8,10 @@ message about a vanished worker mentions the out-of-memory killer for every caus
 
 import errno
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from data_pipeline.schema.wrapped_errors import wrapped_errors
 
 OomKind = Literal["device", "host", "node", "suspect"]
 """device: accelerator memory or the memory limit; a property of the configuration.
@@ -78,7 +79,7 @@ def classify(exc: BaseException, *, phase: OomPhase | None = None, rank: int | N
                 phase=phase,
                 rank=error_rank,
             )
-        pending += [(inner, error_rank if named is None else named) for named, inner in _wrapped(error)]
+        pending += [(inner, error_rank if named is None else named) for named, inner in wrapped_errors(error)]
     return strongest
 
 
@@ -151,26 +152,6 @@ def _kind_of_text(text: str) -> OomKind | None:
     if _SUSPECT_TEXT.search(text):
         return "suspect"
     return None
-
-
-def _wrapped(error: BaseException) -> Iterator[tuple[int | None, BaseException]]:
-    """(rank named by the wrapper, inner exception) of all exceptions inside an exception."""
-    failures = getattr(error, "worker_failures", None)  # ray.train.WorkerGroupError: {rank: exception}
-    if isinstance(failures, dict):
-        for rank, inner in failures.items():
-            if isinstance(inner, BaseException):
-                yield rank, inner
-    # RayTaskError.cause, ControllerError, WorkerHealthCheckFailedError
-    kept = [getattr(error, name, None) for name in ("controller_failure", "health_check_failure", "cause", "__cause__")]
-    if (type(error).__module__ or "").split(".")[0] == "ray":
-        # Other wrappers of Ray's, UserExceptionWithTraceback for one, keep it under a name that they do not publish.
-        kept += vars(error).values()
-    for inner in kept:
-        if isinstance(inner, BaseException):
-            yield None, inner
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield None, inner
 
 
 _ASKED = re.compile(

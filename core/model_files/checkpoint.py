@@ -8,7 +8,9 @@ a longer training resumes from it at full learning rate, which is impossible fro
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from core.distributed.workers import Workers
 from core.model_files.safetensors_files import read_tensors
 from core.models.language_model import LanguageModel
+from data_pipeline.files.disk_room import RESERVE_BYTES, check_room, room_named
 from data_pipeline.files.plain_json import parse_object
 
 MODEL_FILE = "model.safetensors"
@@ -28,6 +31,9 @@ _PROGRESS_FILE = "progress.json"
 _METRICS_FILE = "metrics.json"
 _UNFINISHED = ".writing-"
 _STATE_NAMES = ("exp_avg", "exp_avg_sq", "step")
+_HEADER_OF_A_TENSOR_BYTES = 80
+"""About the bytes of an entry in the header of a safetensors file, without the name."""
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def save_checkpoint(
@@ -39,6 +45,9 @@ def save_checkpoint(
 
     Args:
         progress: State apart from tensors, as JSON values.
+
+    Raises:
+        NoRoomError: The disk is, or would become, full; earlier checkpoints stay.
     """
     return _write_checkpoint(folder, f"step-{step:012d}", model, optimizer, progress)
 
@@ -165,20 +174,45 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(left_over)
-    unfinished.mkdir()
-    for file_name, tensors in tensor_files.items():
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, unfinished / file_name)
-    for file_name, values in json_files.items():
-        (unfinished / file_name).write_text(json.dumps(values, indent=1))
-    for path in (*unfinished.iterdir(), unfinished):
-        _force_to_disk(path)
-    unfinished.rename(finished)
+    num_bytes = sum(map(tensor_file_bytes, tensor_files.values()))
+    check_room(folder, num_bytes + RESERVE_BYTES)
+    try:
+        with room_named(finished, num_bytes):
+            unfinished.mkdir()
+            for file_name, tensors in tensor_files.items():
+                _save_tensors(tensors, unfinished / file_name)
+            for file_name, values in json_files.items():
+                (unfinished / file_name).write_text(json.dumps(values, indent=1))
+            for path in (*unfinished.iterdir(), unfinished):
+                _force_to_disk(path)
+            unfinished.rename(finished)
+    except OSError:
+        # A part of a checkpoint is of no use, and others need its room.
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     _force_to_disk(folder)
     kind = name.split("-")[0]
     for older in _newest_first(folder, f"{kind}-"):
         if older != finished:
             shutil.rmtree(older)
     return finished
+
+
+def tensor_file_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of a safetensors file with these tensors: their values, and a header of names, types and shapes."""
+    values = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return values + sum(_HEADER_OF_A_TENSOR_BYTES + len(name) for name in tensors)
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    try:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
+    except SafetensorError as error:
+        # The library hides the number of the system's error in its text.
+        found = _OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from error
 
 
 def _force_to_disk(path: Path) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from contextlib import suppress
 from io import TextIOWrapper
@@ -122,6 +123,11 @@ class OwnLog(logging.FileHandler):
 
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, self.mode, encoding=self.encoding, opener=no_link)  # type: ignore[return-value]
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # The name of the library.
+        """Lose a line that the disk does not take: its traceback on the terminal would say no more."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def _refusal(path: str | Path) -> PlantedFileError:

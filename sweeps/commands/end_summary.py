@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from data_pipeline.schema.settings import clock
+from data_pipeline.schema.user_errors import InputFault
 from sweeps.analysis.next_steps import best_on_an_edge
 from sweeps.analysis.noise_floor import verdict, winner_in_words
 from sweeps.analysis.rankings import disagreement, equal_budgets
@@ -38,9 +39,13 @@ def close(end: SweepEnd, console: Console) -> None:
     """Print the final summary of a command and set its exit code.
 
     Raises:
+        InputFault: The machine has ended the sweep.
         typer.Exit: The sweep was interrupted, is incomplete, completed no trial, or lacks a part of its results.
     """
-    print_end(end, console, command=command_line(*sys.argv[1:]))
+    command = command_line(*sys.argv[1:])
+    print_end(end, console, command=command)
+    if end.halted_by is not None:
+        raise InputFault(f"{end.halted_by} Then the same command resumes the sweep: {command}")
     if end.status is SweepStatus.INTERRUPTED:
         raise typer.Exit(EXIT_INTERRUPTED)
     if end.status is SweepStatus.INCOMPLETE:
@@ -81,7 +86,8 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     )
     for label, warning in warnings:
         console.print(Text(f"{label:<8}", "yellow"), warning, highlight=False, soft_wrap=True)
-    for failed in end.parts_missing:
+    # The end of the resumed sweep makes the parts that a fault of the machine has prevented.
+    for failed in () if end.halted_by is not None else end.parts_missing:
         console.print(Text("missing ", "red"), str(failed), highlight=False, soft_wrap=True)
     folder = _short(end.folder.path)
     facts = [("model", _model(end))]
@@ -95,10 +101,10 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     facts += [("took", f"{clock(end.summary['wall_s'])}, {_spent(end)}")]
     if end.summary.get("search_ended_by"):
         facts += [("ended by", end.summary["search_ended_by"])]
-    if end.not_tracked:
+    if end.not_tracked and end.halted_by is None:
         facts += [("missing", f"{end.not_tracked}. To send it later, run the same command: {command}")]
     if end.status is not SweepStatus.FINISHED:
-        facts += [("resume", command)]
+        facts += [] if end.halted_by is not None else [("resume", command)]
     elif end.parts_missing:
         facts += [("again", f"the same command makes the missing parts: {command}")]
     for label, text in facts:

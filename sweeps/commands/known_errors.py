@@ -11,14 +11,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from data_pipeline.files.machine_faults import machine_fault
 from data_pipeline.schema.user_errors import InputFault, first_line
 
 _OF_THE_SYSTEM = {
-    errno.ENOSPC: ("the disk is full", "Make room there"),
-    errno.EDQUOT: ("your quota of disk space is used up", "Remove files of yours there"),
-    errno.EMFILE: ("this process has too many files open", "Raise the limit (ulimit -n 4096)"),
-    errno.ENFILE: ("the machine has too many files open", "End other programs"),
-    errno.EROFS: ("the file system is read-only", "Mount it for writing, or name another folder"),
     errno.EACCES: ("permission denied", "Change its permissions, or name another one"),
     errno.EPERM: ("permission denied", "Change its permissions, or name another one"),
     errno.ENOENT: ("no such file or folder", "Check the name, and that it is mounted on this machine"),
@@ -28,14 +24,11 @@ _OF_THE_SYSTEM = {
     errno.ENOTEMPTY: ("the folder is not empty", "Empty it, or name another one"),
     errno.ENAMETOOLONG: ("the name is too long", "Name a shorter path"),
     errno.ELOOP: ("the links in the path lead in a circle", "Name another path"),
-    errno.EIO: ("the storage does not work", "Check the disk or the network storage"),
-    errno.ESTALE: ("the network storage was lost", "Mount it again"),
-    errno.ENODEV: ("the storage was lost", "Mount it again"),
     errno.ENOMEM: ("the machine has no memory left", "End other programs"),
     errno.EAGAIN: ("the limit of processes is reached", "Raise it (ulimit -u)"),
     errno.EADDRINUSE: ("the address is in use", "Name another port"),
 }
-"""Reason and remedy by number."""
+"""Reason and remedy by number, besides those of `machine_fault`."""
 _NETWORK = "Check the network and that service"
 _MEMORY = "Use a smaller model or fewer lanes (resources.lanes), or end other programs"
 _RAY_LOST = "Ray lost a process or a node; see ray.log in the results folder"
@@ -48,8 +41,6 @@ _OF_LIBRARIES = {
     "botocore.exceptions": {"BotoCoreError": _NETWORK, "ClientError": _NETWORK},
     "aiohttp": {"ClientError": _NETWORK},
     "ray.exceptions": {
-        "OutOfDiskError": "Make room in the folder of Ray (RAY_TMPDIR)",
-        "ObjectStoreFullError": "Make room in /dev/shm",
         "OutOfMemoryError": _MEMORY,
         **dict.fromkeys(("RaySystemError", "RayActorError", "RpcError", "WorkerCrashedError"), _RAY_LOST),
         **dict.fromkeys(("NodeDiedError", "LocalRayletDiedError", "ObjectLostError", "GetTimeoutError"), _RAY_LOST),
@@ -68,7 +59,8 @@ def sentence_of(error: BaseException) -> str | None:
         found = _sentence(one)
         if found is not None:
             return found
-    return None
+    fault = machine_fault(error)  # Some libraries tell it in words alone.
+    return None if fault is None else f"{fault} {_AGAIN}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -96,6 +88,9 @@ def _sentence(error: BaseException) -> str | None:
         return "The program that reads the output has ended; the rest of the output is lost."
     if isinstance(error, ConnectionError | TimeoutError | socket.gaierror | socket.herror):
         return f"A connection failed: {_place(error)}{error.strerror or first_line(error)}. {_NETWORK}. {_AGAIN}"
+    fault = machine_fault(error)
+    if fault is not None:
+        return f"{fault} {_AGAIN}"
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
         reason, remedy = _OF_THE_SYSTEM[error.errno]
         if error.strerror and error.strerror != os.strerror(error.errno):

@@ -6,6 +6,7 @@ Each file is a part of its own: one that cannot be made is named, and all others
 import sys
 from typing import Any
 
+from data_pipeline.files.machine_faults import MachineFault
 from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.redaction import redact
 from sweeps.analysis.result_tables import best_trial, ended_by, ranked, summarize, write_summary, write_trials_csv
@@ -58,19 +59,29 @@ def summary_of(
 
 
 def write_final_results(
-    run: SweepRun, *, status: SweepStatus, tracking: Tracking, wall_s: float, parts: ResultParts
+    run: SweepRun,
+    *,
+    status: SweepStatus,
+    tracking: Tracking,
+    wall_s: float,
+    parts: ResultParts,
+    halted_by: MachineFault | None = None,
 ) -> dict[str, Any]:
     """Export the winner, write tables, map, report and summary, and close MLflow's runs.
 
     Args:
         parts: Receives the parts that cannot be made; the summary names them.
+        halted_by: Fault of the machine that ended the sweep. Then no model is exported: it would take the last room.
 
     Returns:
         The content of summary.json.
     """
     records = list(run.ledger.records.values())
     folder = run.folder.path
-    winner = parts.make("the winner's model", lambda: _exported(run, records), lambda failed: Winner(str(failed)))
+    if halted_by is not None:
+        winner = Winner(f"written when the sweep ends; {halted_by}")
+    else:
+        winner = parts.make("the winner's model", lambda: _exported(run, records), lambda failed: Winner(str(failed)))
     summary = summary_of(run, status=status, tracking=tracking, wall_s=wall_s, winner=winner)
 
     def write_map() -> None:

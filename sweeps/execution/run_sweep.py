@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from data_pipeline.files.machine_faults import MachineFault
 from data_pipeline.schema.dotted_paths import flattened
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.analysis.fairness import RemarkVerdict, num_predicted_positions, refuse_unfair, remarks
@@ -20,6 +21,7 @@ from sweeps.early_stopping.rungs import rung_tokens
 from sweeps.execution.changed_sweep import begin
 from sweeps.execution.final_results import summary_of, write_final_results
 from sweeps.execution.live_progress import Progress
+from sweeps.execution.machine_halt import SweepHaltedError, halts_for_the_machine
 from sweeps.execution.running_results import RunningResults
 from sweeps.execution.signals import terminated_like_interrupted, uninterrupted
 from sweeps.execution.tune_run import SweepRun
@@ -62,6 +64,8 @@ class SweepEnd:
     """The winner in MLflow's model registry; empty if this run did not register it."""
     parts_missing: tuple[FailedPart, ...] = ()
     """Parts of the results that could not be made."""
+    halted_by: MachineFault | None = None
+    """The fault of the machine that ended the sweep early."""
 
 
 def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kept_at: str | None = None) -> SweepEnd:
@@ -191,16 +195,20 @@ def _run(
         so_far.on_event,
         progress.on_event,
     ]
-    status = SweepStatus.FINISHED
+    status, halted_by = SweepStatus.FINISHED, None
     with progress, terminated_like_interrupted():
         try:
-            run.train()
-            run.stop_paused()
+            with halts_for_the_machine(folder.path):
+                run.train()
+                run.stop_paused()
         except KeyboardInterrupt:
             status = SweepStatus.INTERRUPTED
+        except SweepHaltedError as halted:
+            status, halted_by = SweepStatus.INTERRUPTED, halted.fault
     parts = ResultParts(folder.path)
     with uninterrupted():
-        run.settle_rest()
+        run.settle_rest(reason="" if halted_by is None else str(halted_by))
+        parts.attempt("the memory observations", run.keep_memory_knowledge)
         if status is SweepStatus.FINISHED and run.ledger.unfinished():
             status = SweepStatus.INCOMPLETE
         parts.attempt("the events of TensorBoard", events.close)
@@ -209,7 +217,9 @@ def _run(
         drop = checkpoints.drop_all_but_the_winners if status is SweepStatus.FINISHED else checkpoints.drop_beaten
         parts.attempt("the removal of checkpoints", drop)
         so_far.close()
-        summary = write_final_results(run, status=status, tracking=tracking, wall_s=wall_s(), parts=parts)
+        summary = write_final_results(
+            run, status=status, tracking=tracking, wall_s=wall_s(), parts=parts, halted_by=halted_by
+        )
     run.check_that_something_ran()
     records = tuple(run.ledger.records.values())
     return SweepEnd(
@@ -221,6 +231,7 @@ def _run(
         not_tracked=tracking.not_taken,
         model_uri=tracking.model_uri,
         parts_missing=tuple(parts.failed),
+        halted_by=halted_by,
     )
 
 

@@ -17,6 +17,7 @@ from core.costs.parameter_counts import parameter_counts
 from core.costs.training_flops import training_flops_a_token
 from core.memory.memory_reports import MicroBatchSpeed
 from core.settings.run_config import RunConfig
+from data_pipeline.files.machine_faults import machine_fault
 from data_pipeline.preparation.node_copies import all_nodes_see, serve_copies
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.early_stopping.median_stopping import MedianRule
@@ -24,6 +25,7 @@ from sweeps.early_stopping.promotion import drawn_to_run_to_the_end
 from sweeps.early_stopping.rungs import Rungs, StoppingRule
 from sweeps.early_stopping.token_scheduler import KeptOutOfPickles
 from sweeps.execution.checkpoint_retention import KeptCheckpoints
+from sweeps.execution.machine_halt import SweepHaltedError
 from sweeps.lanes.elastic_lanes import HoldsBack, LaneCount, nodes_now
 from sweeps.lanes.ended_trial_cleanup import ForgetsEndedTrials, RemembersNoTrials
 from sweeps.lanes.hardware import hardware
@@ -135,8 +137,16 @@ class SweepRun:
         """Run trials with Tune until the searcher proposes no more."""
         # Tune reads pickles of its state back: a trial's error, and all trials if it has run none. They must not lie in
         # the results folder, where others can write. Lanes run on this node, so no other node needs to see them.
-        with TemporaryDirectory(prefix="pretune-tune-", ignore_cleanup_errors=True) as state, old_objects_left_alone():
-            self._tuner(Path(state)).fit()
+        try:
+            with (
+                TemporaryDirectory(prefix="pretune-tune-", ignore_cleanup_errors=True) as state,
+                old_objects_left_alone(),
+            ):
+                self._tuner(Path(state)).fit()
+        except Exception as error:
+            # Tune writes its state once more when all is done, and nobody reads it.
+            if not self.search_ended_by or self.ledger.unfinished() or machine_fault(error) is None:
+                raise
 
     def _tuner(self, state: Path) -> tune.Tuner:
         return tune.Tuner(
@@ -202,11 +212,20 @@ class SweepRun:
         if not self.ledger.records and self.ledger.refused:
             check_that_something_fits(self.plan, self.frontier, nothing_ran=True)
 
-    def settle_rest(self) -> None:
-        """Record trials that were running as interrupted; paused trials stay paused."""
+    def settle_rest(self, *, reason: str = "") -> None:
+        """Record trials that were running as interrupted; paused trials stay paused.
+
+        Args:
+            reason: The fault of the machine that ended the sweep, in words. Then the disk may refuse the records: those
+                on it are older, and their trials resume from there.
+        """
+        self.ledger.is_halted = bool(reason)
         for record in self.ledger.unfinished():
             if record.started_at and not record.ended_at and record.paused_at is None:
-                self.ledger.settle(record.number, None)
+                self.ledger.settle(record.number, None, reason=reason)
+
+    def keep_memory_knowledge(self) -> None:
+        """Write the memory observations that still wait."""
         self._remembering.flush()
 
     def _trial_config(self, record: TrialRecord, run: RunConfig) -> dict[str, Any]:
@@ -242,7 +261,7 @@ def _leg_name(trial: Any) -> str:
 
 
 class LedgerCallback(KeptOutOfPickles, tune.Callback):
-    """Forwards Tune's trial events to the ledger."""
+    """Forwards Tune's trial events to the ledger; a fault of the machine ends the sweep as a whole."""
 
     def __init__(
         self, ledger: Ledger, learn_speeds: Callable[[Assignment, tuple[MicroBatchSpeed, ...]], None] = lambda *_: None
@@ -250,6 +269,9 @@ class LedgerCallback(KeptOutOfPickles, tune.Callback):
         self._ledger, self._learn_speeds = ledger, learn_speeds
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        if "machine_fault" in result:
+            self._ledger.settle(trial.config["number"], result)
+            raise SweepHaltedError(result["machine_fault"])
         if "report" in result:
             self._ledger.report(trial.config["number"], result["report"])
         if "speeds" in result:

@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from core.distributed.workers import WorkerSilentError
 from core.memory.host_memory import kernel_oom_kills
 from core.memory.out_of_memory import OomFacts, classify, corroborated
+from data_pipeline.files.machine_faults import MachineFault, machine_fault
 from sweeps.lanes.lane_spec import LaneSpec
 from sweeps.lanes.lane_worker import train_assignments
 from sweeps.lanes.mailbox import Assignment, EndMessage, ErrorMessage, Mailbox, Message, ReportMessage, SpeedsMessage
@@ -51,6 +52,14 @@ class TrialFailedError(RuntimeError):
     """A worker raised an unexpected error; the message is its traceback."""
 
 
+class LaneMachineError(RuntimeError):
+    """A worker met a fault of its machine, which every other trial would meet, too."""
+
+    def __init__(self, fault: MachineFault) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
 class Lane:
     """A lane with its worker group and its current trial."""
 
@@ -75,6 +84,7 @@ class Lane:
         Raises:
             WorkersLostError: A worker vanished (killed, node lost) or does not answer.
             TrialOutOfMemoryError: A worker ran out of memory, and the run could not continue with less.
+            LaneMachineError: The disk of a worker is full, or another fault of its machine.
             TrialFailedError: A worker raised an unexpected error.
         """
         pending = self._mailbox.next_message.remote()
@@ -102,7 +112,7 @@ class Lane:
         try:
             while not isinstance(self.next_message(), EndMessage):
                 pass
-        except (WorkersLostError, TrialOutOfMemoryError, TrialFailedError):
+        except (WorkersLostError, TrialOutOfMemoryError, LaneMachineError, TrialFailedError):
             # The trial has its outcome already; the next one gets a new group.
             return
 
@@ -154,6 +164,11 @@ class Lane:
         failures = self._group_error.worker_failures if isinstance(self._group_error, WorkerGroupError) else {}
         # The worker's own facts take precedence: an error loses its causes between processes.
         facts = None if told is None else told.oom
+        fault = None if told is None else told.fault
+        if facts is None and fault is None and self._group_error is not None:
+            fault = machine_fault(self._group_error, near=Path(self._spec.storage_folder))
+        if fault is not None:
+            return LaneMachineError(fault)
         if facts is None and self._group_error is not None:
             facts = classify(self._group_error)
         if facts is not None and not facts.is_certain:

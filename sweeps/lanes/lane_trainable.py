@@ -11,6 +11,7 @@ from ray import tune
 from core.training.run_end import RunEnd
 from sweeps.lanes.lane import (
     Lane,
+    LaneMachineError,
     TrialFailedError,
     TrialOutOfMemoryError,
     WorkerKilledForMemoryError,
@@ -67,6 +68,8 @@ class LaneTrainable(tune.Trainable):
                 continue
             except TrialOutOfMemoryError as out_of_memory:
                 return self._end(Outcome.INFEASIBLE, str(out_of_memory))
+            except LaneMachineError as machine:
+                return self._end(Outcome.INTERRUPTED, str(machine.fault)) | {"machine_fault": machine.fault}
             except TrialFailedError as failure:
                 return self._end(Outcome.FAILED, str(failure))
             match message:

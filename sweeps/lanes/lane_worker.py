@@ -1,10 +1,13 @@
 """The loop of each worker of a lane: take a trial, train it, report, take the next."""
 
 import logging
+import socket
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from core.training.run_checks import Beginning
 from core.training.run_end import RunEnd
 from core.training.staged_run import Stage, run_stages
 from core.training.training_run import run_training
+from data_pipeline.files.machine_faults import MachineFault, machine_fault
 from data_pipeline.files.own_files import OwnLog
 from data_pipeline.preparation.node_copies import open_on_this_node
 from data_pipeline.schema.redaction import RedactingFormatter, redact
@@ -64,8 +68,10 @@ def train_assignments(config: dict[str, Any]) -> None:
             # The run could not handle the error, so this process takes no further trial: report, then end the worker
             # group.
             oom = classify(error, rank=workers.rank)
-            _tell(mailbox, ErrorMessage(assignment.number, redact(traceback.format_exc()), oom))
-            _log(assignment).exception("the trial failed")
+            fault = None if oom is not None else _fault_of_this_machine(error, assignment)
+            _tell(mailbox, ErrorMessage(assignment.number, redact(traceback.format_exc()), oom, fault))
+            with suppress(OSError):  # The disk may be full.
+                _log(assignment).exception("the trial failed" if fault is None else str(fault))
             raise
         is_clean = end.outcome not in _ENDED_BADLY or _is_clean(workers, level_bytes)
         if workers.is_first:
@@ -73,6 +79,12 @@ def train_assignments(config: dict[str, Any]) -> None:
             _tell(mailbox, EndMessage(assignment.number, end, is_last=not is_clean))
         if not is_clean:
             return  # A new worker group replaces this one, which would have less memory for each further trial.
+
+
+def _fault_of_this_machine(error: Exception, assignment: Assignment) -> MachineFault | None:
+    fault = machine_fault(error, near=Path(assignment.trial_folder))
+    is_elsewhere = fault is not None and not _is_on(assignment.driver_node)
+    return replace(fault, host=socket.gethostname()) if fault is not None and is_elsewhere else fault
 
 
 def _is_clean(workers: Workers, level_bytes: int) -> bool:

@@ -10,6 +10,7 @@ from core.memory.memory_reports import LimitBy, MicroBatchSpeed
 from core.memory.out_of_memory import OomFacts
 from core.settings.cooldown_branch import Pause
 from core.training.run_end import RunEnd
+from data_pipeline.files.machine_faults import MachineFault
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class ErrorMessage:
     traceback: str
     oom: OomFacts | None
     """Facts that the worker itself found about running out of memory. None: the error has another cause."""
+    fault: MachineFault | None = None
+    """Fault of the worker's machine behind the error. None: the error has another cause."""
 
 
 Message = ReportMessage | SpeedsMessage | EndMessage | ErrorMessage

@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from data_pipeline.files.disk_room import room_named
 from data_pipeline.files.own_files import PlantedFileError, no_link
 from data_pipeline.files.plain_json import parse_object
 from data_pipeline.schema.terminal_text import echo, visible
@@ -78,7 +79,8 @@ def hold(
             see_that_it_is_dead(before, lambda: _read(path), say=say, silence_s=silence_s)
         if before is not None and before.host == me.host and before.mark != me.mark:
             end_leftovers(before.mark, path.parent)
-        _write(file.fileno(), me)
+        with room_named(path, _RECORD_BYTES):
+            _write(file.fileno(), me)
         ends = threading.Event()
         pulse = threading.Thread(target=_beat, args=(file.fileno(), path, me, ends, beat_s), name="pulse", daemon=True)
         pulse.start()
@@ -87,7 +89,8 @@ def hold(
         finally:
             ends.set()
             pulse.join()
-            os.ftruncate(file.fileno(), 0)
+            with suppress(OSError):  # On a disk that has failed; the kernel's lock ends with this process.
+                os.ftruncate(file.fileno(), 0)
 
 
 def _lock(descriptor: int, path: Path) -> bool:
@@ -134,7 +137,8 @@ def _beat(descriptor: int, path: Path, me: Holder, ends: threading.Event, beat_s
             echo(f"pretune: {visible(str(holder))} has taken over this sweep; this process ends", file=sys.stderr)
             os.kill(os.getpid(), signal.SIGKILL)
         beat += 1
-        _write(descriptor, replace(me, beat=beat))
+        with suppress(OSError):  # The sweep itself meets a disk that fails, and says so.
+            _write(descriptor, replace(me, beat=beat))
 
 
 def holder_in(content: bytes | None) -> Holder | None:

@@ -9,6 +9,6 @@ class SweepStatus(StrEnum):
     RUNNING = "running"
     FINISHED = "finished"
     INTERRUPTED = "interrupted"
-    """By the user."""
+    """By the user, or by a fault of the machine."""
     INCOMPLETE = "incomplete"
     """Trials were given up after losing their workers."""

@@ -5,16 +5,14 @@ replaces `trial.json` whole; `reports.jsonl` only grows.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from data_pipeline.files.own_files import no_link
-from data_pipeline.files.whole_files import write_atomically
+from data_pipeline.files.whole_files import append_line, write_atomically
 from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.records.outcomes import Outcome
@@ -221,11 +219,11 @@ class TrialStore:
 
     def append_report(self, record: TrialRecord, report: dict[str, float]) -> None:
         """Append one report of the running trial."""
-        _append_line(self.folder_of(record) / "reports.jsonl", json.dumps(report))
+        append_line(self.folder_of(record) / "reports.jsonl", json.dumps(report))
 
     def append_refusal(self, refused: "RefusedProposal") -> None:
         """Append one proposal that was never launched."""
-        _append_line(self.folder / "refused.jsonl", refused.model_dump_json())
+        append_line(self.folder / "refused.jsonl", refused.model_dump_json())
 
     def load_refusals(self) -> list["RefusedProposal"]:
         """All proposals that were never launched, in order."""
@@ -236,7 +234,7 @@ class TrialStore:
 
     def append_widening(self, widening: Settings) -> None:
         """Append one widening of the search space."""
-        _append_line(self.folder / "widened.jsonl", widening.model_dump_json(exclude_none=True))
+        append_line(self.folder / "widened.jsonl", widening.model_dump_json(exclude_none=True))
 
     def load_widenings(self) -> list[Any]:
         """All widenings of the search space, in order, as plain values."""
@@ -265,19 +263,6 @@ def _read(path: Path) -> TrialRecord:
             f"{path} is damaged: {place}{fault['msg']}. Delete the folder {path.parent}: the same command then trains "
             "its settings again."
         ) from error
-
-
-def _append_line(path: Path, line: str) -> None:
-    with open(path, "ab+", opener=no_link) as file:
-        # A killed driver or a full disk can leave an incomplete line, which must not swallow this one.
-        if file.tell() and not _ends_a_line(file):
-            file.write(b"\n")
-        file.write(line.encode() + b"\n")
-
-
-def _ends_a_line(file: BinaryIO) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
 
 
 def _json_lines(path: Path) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """The ledger turns the events of Tune into trial records; it records each event once."""
 
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -64,6 +65,8 @@ class Ledger:
         self.refused = store.load_refusals()
         self.widenings = [Widening.model_validate(one) for one in store.load_widenings()]
         self.listeners: list[Listener] = []
+        self.is_halted = False
+        """True: the machine has failed, and records that the disk refuses are kept in memory alone."""
         # Cached because every event asks for them, and most sweeps have none.
         self._twins = {record.number for record in self.records.values() if record.twin_of is not None}
         self._has_broken = any(map(_broke_at_once, self.records.values()))
@@ -138,7 +141,8 @@ class Ledger:
         # After an interruption a trial repeats tokens that it has reported; the reports are equal and count once.
         if report["tokens"] <= self._tokens_stored(record):
             return
-        # Before the record, so that a record never claims a report that a killed driver did not store.
+        # Before the record: a report that the disk refuses, or that the driver does not live to store, is repeated by
+        # the resumed trial.
         self._store.append_report(record, report)
         self._stored_tokens[number] = report["tokens"]
         if report["tokens"] > record.tokens or not record.tokens:
@@ -206,8 +210,15 @@ class Ledger:
         """Note the reason before a running trial is stopped."""
         self._scheduler.stopped[number] = reason
 
-    def settle(self, number: int, result: dict[str, Any] | None, *, lost: bool = False) -> TrialRecord:
-        """Record the end of a trial, or its pause at a rung, from Tune's last result; the first call decides."""
+    def settle(
+        self, number: int, result: dict[str, Any] | None, *, lost: bool = False, reason: str = ""
+    ) -> TrialRecord:
+        """Record the end of a trial, or its pause at a rung, from Tune's last result; the first call decides.
+
+        Args:
+            lost: The process of its lane was lost.
+            reason: Why it was interrupted, if that is known.
+        """
         record = self.records[number]
         if record.ended_at:
             return record
@@ -224,11 +235,9 @@ class Ledger:
         elif number in self._scheduler.stopped:
             changes |= {"outcome": Outcome.STOPPED, "reason": self._scheduler.stopped[number]}
         else:
-            reason = (
-                f"the process of the lane was lost; see {LOG_FILE}"
-                if lost
-                else "the sweep was interrupted before the trial ended"
-            )
+            if lost:
+                reason = f"the process of the lane was lost; see {LOG_FILE}"
+            reason = reason or "the sweep was interrupted before the trial ended"
             changes |= {"outcome": Outcome.INTERRUPTED, "reason": reason}
         if end is not None:
             changes |= {
@@ -324,7 +333,8 @@ class Ledger:
         """Learn the memory observations of a trial, for the next proposal and for later sweeps."""
         learnt = self._frontier.learn_trial(record, self._run_of(record))
         if learnt:
-            self._remember(learnt)
+            with suppress(OSError) if self.is_halted else nullcontext():
+                self._remember(learnt)
 
     def _shrunk(self, record: TrialRecord, report: dict[str, float]) -> dict[str, Any]:
         """Changes by the micro-batch of a report: the only sign of out of memory in a trial that is stopped early."""
@@ -351,12 +361,14 @@ class Ledger:
         if record.twin_of is not None:
             self._twins.add(record.number)
         self._has_broken = self._has_broken or _broke_at_once(record)
-        self._store.save(record)
+        with suppress(OSError) if self.is_halted else nullcontext():
+            self._store.save(record)
         return record
 
     def _say(self, event: TrialEvent, record: TrialRecord, report: dict[str, float] | None = None) -> None:
         for listener in self.listeners:
-            listener(event, record, report)
+            with suppress(OSError) if self.is_halted else nullcontext():
+                listener(event, record, report)
 
 
 def _broke_at_once(record: TrialRecord) -> bool:
