@@ -79,7 +79,7 @@ def killed_while(moment: Callable[[StruckSweep], bool], what: str) -> Cause:
 
 def corpus_is_read(sweep: StruckSweep) -> bool:
     """Preparation has begun, and has not ended."""
-    return any((sweep.results / "prepared").glob(".*"))
+    return any((sweep.results / "prepared").glob(".work-*"))
 
 
 def lane_starts(sweep: StruckSweep) -> bool:
@@ -118,6 +118,7 @@ def mlflow_killed(sweep: StruckSweep) -> None:
         server.kill()
         sweep.end()
         server.start()
+    sweep.continued_by = "same command, which sends the missed records"
     sweep.start()
 
 
@@ -195,11 +196,11 @@ def node_lost(sweep: StruckSweep) -> None:
     """The node that trains trial 2 is lost, and another one joins the cluster."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     sweep.at_end.append(cluster.shutdown)
-    node = cluster.add_node(num_cpus=2)
+    node = cluster.add_node(num_cpus=os.cpu_count())
     sweep.environment["RAY_ADDRESS"] = cluster.address
     sweep.start_and_train()
     cluster.remove_node(node, allow_graceful=False)
-    cluster.add_node(num_cpus=2)
+    cluster.add_node(num_cpus=os.cpu_count())
 
 
 # Files
@@ -261,8 +262,7 @@ def record_cut(sweep: StruckSweep) -> None:
     sweep.start()
     assert sweep.end() == 2, sweep.output
     assert f"Delete the folder {file.parent}: " in sweep.output
-    shutil.rmtree(file.parent)
-    sweep.start()
+    _deleted_and_again(sweep, file.parent)
 
 
 def corpus_cut(sweep: StruckSweep) -> None:
@@ -279,7 +279,13 @@ def corpus_cut(sweep: StruckSweep) -> None:
     sweep.start()
     assert sweep.end() == 2, sweep.output
     assert f"delete {folder} and prepare again" in sweep.output
+    _deleted_and_again(sweep, folder)
+
+
+def _deleted_and_again(sweep: StruckSweep, folder: Path) -> None:
+    """The damaged folder is deleted, as the message says, and the command given again."""
     shutil.rmtree(folder)
+    sweep.continued_by = "the folder that it names is deleted, same command"
     sweep.start()
 
 
