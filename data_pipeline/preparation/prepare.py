@@ -17,7 +17,7 @@ from data_pipeline.preparation.fingerprint import library_versions, row_fingerpr
 from data_pipeline.preparation.token_stream import make_stream
 from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.corpus_files import find_files
-from data_pipeline.reading.file_inspection import examine_files
+from data_pipeline.reading.file_inspection import are_examined, examine_files
 from data_pipeline.reading.parcel_tasks import RunParcels, for_each_parcel
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError, PackingConfig, TokenizerConfig
 from data_pipeline.schema.manifest import FORMAT_VERSION, Manifest, PassedOver, StreamReport
@@ -31,6 +31,8 @@ from data_pipeline.tokens.tokenizer import load_tokenizer, vocabulary_of
 
 __all__ = ["CorpusError", "PrepareProgress", "prepare"]
 
+_EXAMINED = ".examined.json"
+"""File that remembers the files of corpora, with their hashes."""
 _WAIT_S = 0.2
 _CUTS = 2
 """Version of the places at which files are cut into parcels. Work of another version cannot be resumed: rows would be
@@ -74,11 +76,10 @@ def prepare(
         ) from cause
     found = find_files(corpus)
     counter = PhaseCounter(report, "reading files", total=sum(file.num_bytes for file in found.files), unit="bytes")
-    files = examine_files(found, corpus, memory=prepared_folder / ".examined.json", on_bytes=counter.add)
+    files = _with_template(
+        examine_files(found, corpus, memory=prepared_folder / _EXAMINED, on_bytes=counter.add), tokenizer
+    )
     check_kind(files, wanted)
-    if tokenizer.path is not None:
-        path = Path(tokenizer.path).expanduser()
-        files = replace(files, template=template_beside(path, load_tokenizer(path)))
     stream = stream_fingerprint(files, tokenizer)
     folder = prepared_folder / row_fingerprint(stream, packing)
     if not folder.is_dir():
@@ -91,6 +92,28 @@ def prepare(
     check_files(prepared.manifest.files, corpus)
     check_rejects(prepared.manifest.rejects, prepared.manifest.rows_read, corpus)
     return prepared
+
+
+def is_prepared(
+    corpus: CorpusConfig, tokenizer: TokenizerConfig, packing: PackingConfig, *, prepared_folder: Path
+) -> bool:
+    """Whether the prepared corpus is there, as far as that is known without reading files of the corpus.
+
+    Raises:
+        CorpusError, ValueError: As `prepare`.
+    """
+    memory, found = prepared_folder / _EXAMINED, find_files(corpus)
+    if not are_examined(found, corpus, memory=memory):
+        return False
+    files = _with_template(examine_files(found, corpus, memory=memory), tokenizer)
+    return (prepared_folder / row_fingerprint(stream_fingerprint(files, tokenizer), packing)).is_dir()
+
+
+def _with_template(files: Corpus, tokenizer: TokenizerConfig) -> Corpus:
+    if tokenizer.path is None:
+        return files
+    path = Path(tokenizer.path).expanduser()
+    return replace(files, template=template_beside(path, load_tokenizer(path)))
 
 
 def check_kind(corpus: Corpus, wanted: Literal["texts", "conversations"] | None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from data_pipeline.files.machine_faults import machine_fault
 from data_pipeline.files.whole_files import write_whole
 from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.corpus_files import FoundFile, FoundFiles
@@ -54,6 +55,8 @@ def examine_files(
             try:
                 kinds[file.path] = done.result()
             except OSError as cause:
+                if machine_fault(cause) is not None:
+                    raise
                 raise CorpusError(
                     f"{file.path} cannot be read: {cause}; check its permissions, or exclude it from corpus.path"
                 ) from cause
@@ -61,6 +64,11 @@ def examine_files(
     if memory is not None and unknown:
         _remember(memory, {_key(file, config): kinds[file.path] for file in unknown if _is_settled(file)} | known)
     return Corpus(config, with_borrowed_headers(tuple(kinds[file.path] for file in found.files)))
+
+
+def are_examined(found: FoundFiles, config: CorpusConfig, *, memory: Path) -> bool:
+    """Whether the cache file knows all files of a corpus as they are now."""
+    return {_key(file, config) for file in found.files} <= _recall(memory).keys()
 
 
 def with_borrowed_headers(files: tuple[FileKind, ...]) -> tuple[FileKind, ...]:

@@ -44,10 +44,13 @@ def plan(file: File, overrides: Set = None, results: Results = None, as_json: As
 
     asked = load_sweep_file(file, overrides or ())
     # Ray takes seconds to import, so a mistake in the file is reported first.
+    from data_pipeline.preparation.prepare import is_prepared
     from sweeps.lanes.lane_planning import this_machine
     from sweeps.planning.auto_lanes import auto_lanes
+    from sweeps.planning.disk_need import disk_needs
     from sweeps.planning.first_checks import check_device
     from sweeps.planning.plan_output import plan_as_json, print_plan
+    from sweeps.planning.preparation import corpus_bytes
     from sweeps.planning.resolved_sweep import ExpectedSweep
     from sweeps.planning.sweep_plan import plan_sweep, predictions_kept
 
@@ -59,10 +62,12 @@ def plan(file: File, overrides: Set = None, results: Results = None, as_json: As
     with predictions_kept(folder, say=_say_beside):
         auto = auto_lanes(sweep, cluster=this_machine(), vocabulary_size=vocabulary_size, results_folder=folder)
         planned = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto)
+        is_there = is_prepared(sweep.corpus, sweep.tokenizer, sweep.packing, prepared_folder=folder / "prepared")
+        disks = disk_needs(planned, folder, corpus_bytes=0 if is_there else corpus_bytes(sweep))
         if as_json:
-            print_json(plan_as_json(planned))
+            print_json(plan_as_json(planned, disks))
         else:
-            print_plan(planned, terminal())
+            print_plan(planned, terminal(), disks)
 
 
 @explains_faults

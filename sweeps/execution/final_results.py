@@ -79,7 +79,7 @@ def write_final_results(
     records = list(run.ledger.records.values())
     folder = run.folder.path
     if halted_by is not None:
-        winner = Winner(f"written when the sweep ends; {halted_by}")
+        winner = Winner("not written: the sweep has not ended")
     else:
         winner = parts.make("the winner's model", lambda: _exported(run, records), lambda failed: Winner(str(failed)))
     summary = summary_of(run, status=status, tracking=tracking, wall_s=wall_s, winner=winner)

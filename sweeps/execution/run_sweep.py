@@ -30,6 +30,7 @@ from sweeps.lanes.lane import prepare_for_lanes
 from sweeps.lanes.lane_planning import this_machine
 from sweeps.lanes.ray_session import connect, has_cluster
 from sweeps.planning.auto_lanes import auto_lanes
+from sweeps.planning.disk_need import bytes_below, check_disk, disk_needs
 from sweeps.planning.first_checks import check_device
 from sweeps.planning.preparation import corpus_in_words
 from sweeps.planning.resolved_sweep import PreparedSweep
@@ -158,6 +159,9 @@ def _run(
     prepare_for_lanes()
     plan = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto, **cluster)
     console.print(f"trials   {plan.lanes.reason}; results in {folder.path}", highlight=False, soft_wrap=True)
+
+    for doubt in check_disk(disk_needs(plan, folder.path.parent, there_bytes=bytes_below(folder.path))):
+        say(f"disk     {doubt}")
 
     def wall_s() -> float:
         return wall_s_before + time.monotonic() - started_at

@@ -1,6 +1,6 @@
 """The plan on the terminal and as JSON."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ from data_pipeline.schema.settings import format_bytes
 from data_pipeline.schema.terminal_text import echo
 from sweeps.analysis.fairness import RemarkVerdict, remarks
 from sweeps.early_stopping.rungs import rule_in_words
+from sweeps.planning.disk_need import DiskNeed
 from sweeps.planning.sweep_plan import SweepPlan
 from sweeps.search.initial_points import informed_points
 from sweeps.settings.search_space import format_setting
@@ -23,13 +24,13 @@ from sweeps.settings.sweep_sections import BudgetConfig, StartConfig
 _STYLES = {RemarkVerdict.FAIR: "green", RemarkVerdict.WARNING: "yellow", RemarkVerdict.REFUSED: "red"}
 
 
-def print_plan(plan: SweepPlan, console: Console) -> None:
-    """Print the plan: resolved settings, trials, tokens, predicted memory."""
+def print_plan(plan: SweepPlan, console: Console, disks: Sequence[DiskNeed] = ()) -> None:
+    """Print the plan: resolved settings, trials, tokens, predicted memory, and the disk needed in each place."""
     sweep = plan.sweep
     console.print(Text("Settings", "bold"), ", every default written out", sep="")
     echo(dump_sweep(sweep), file=console.file)
     console.print("What will be done", style="bold")
-    for label, text in _facts(plan):
+    for label, text in (*_facts(plan), *_disk_facts(disks)):
         console.print(f"  {label:<14}{text}", highlight=False, soft_wrap=True)
     console.print()
     _print_comparisons(plan, console)
@@ -37,8 +38,8 @@ def print_plan(plan: SweepPlan, console: Console) -> None:
     console.print(_memory_table(plan))
 
 
-def plan_as_json(plan: SweepPlan) -> dict[str, Any]:
-    """The content of `print_plan` for scripts; memory in bytes."""
+def plan_as_json(plan: SweepPlan, disks: Sequence[DiskNeed] = ()) -> dict[str, Any]:
+    """The content of `print_plan` for scripts; memory and disk in bytes."""
     sweep = plan.sweep
     return {
         "sweep": sweep.model_dump(mode="json"),
@@ -54,6 +55,15 @@ def plan_as_json(plan: SweepPlan) -> dict[str, Any]:
         "largest_micro_batch": plan.largest_micro_batch(sweep.run_config()),
         "partly_invalid": [asdict(one) | {"num_valid": one.num_valid} for one in sweep.partly_invalid()],
         "predicted_peak_memory_bytes": dict(_predicted_peaks(plan)),
+        "disk": [
+            {
+                "place": str(need.place),
+                "needed_bytes": need.needed_bytes,
+                "free_bytes": need.free_bytes,
+                "parts_bytes": need.parts,
+            }
+            for need in disks
+        ],
     }
 
 
@@ -114,6 +124,11 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
         leaders = f"the best {sweep.repeats.leaders} settings"
         yield "repeated", f"{leaders} with other seeds, until no longer tied, in at most {repeats} more trials"
     yield "side by side", plan.lanes.reason
+
+
+def _disk_facts(disks: Sequence[DiskNeed]) -> Iterator[tuple[str, str]]:
+    for need in disks:
+        yield "disk", str(need)
 
 
 def _begins_with(start: StartConfig) -> str:

@@ -9,9 +9,11 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from data_pipeline.preparation.corpus_check import CheckReport
+from data_pipeline.files.disk_room import RESERVE_BYTES, check_room, room_named
+from data_pipeline.preparation.corpus_check import BYTES_OF_TOKEN, CheckReport
 from data_pipeline.preparation.prepare import PrepareProgress, prepare
 from data_pipeline.reading.corpus import Corpus
+from data_pipeline.reading.corpus_files import find_files
 from data_pipeline.reading.parcel_tasks import ParcelWork, for_each_parcel
 from data_pipeline.schema.manifest import FileReport, Manifest, PassedOver
 from data_pipeline.schema.settings import format_bytes
@@ -33,6 +35,13 @@ def prepare_with_progress(
         CorpusError: The corpus is missing, empty, or has too many rejects.
     """
     folder = results_folder.absolute() / "prepared"
+    needed = corpus_bytes(sweep)
+
+    def fetch_or_check_room(corpus: Path) -> None:
+        fetch(corpus)
+        if not corpus.is_dir():
+            check_room(folder, needed + RESERVE_BYTES)
+
     columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
@@ -44,16 +53,30 @@ def prepare_with_progress(
                 tasks[progress.phase], completed=progress.done, total=progress.total, done=_done_in_words(progress)
             )
 
-        return prepare(
-            sweep.corpus,
-            sweep.tokenizer,
-            sweep.packing,
-            prepared_folder=folder,
-            on_progress=show,
-            run=_on_ray,
-            fetch=fetch,
-            wanted="texts" if sweep.objective.sft is None else "conversations",
-        )
+        with room_named(folder / "corpus", needed):
+            return prepare(
+                sweep.corpus,
+                sweep.tokenizer,
+                sweep.packing,
+                prepared_folder=folder,
+                on_progress=show,
+                run=_on_ray,
+                fetch=fetch_or_check_room,
+                wanted="texts" if sweep.objective.sft is None else "conversations",
+            )
+
+
+def corpus_bytes(sweep: SweepConfig) -> int:
+    """About the bytes of the prepared corpus: each token of its text in two or four bytes.
+
+    Compressed files count as they are, which is too little.
+
+    Raises:
+        CorpusError: There is nothing to read.
+    """
+    text = sum(file.num_bytes for file in find_files(sweep.corpus).files)
+    width = 4 if sweep.tokenizer.kind != "file" and sweep.tokenizer.vocabulary > 1 << 16 else 2
+    return round(text / BYTES_OF_TOKEN * width)
 
 
 def _done_in_words(progress: PrepareProgress) -> str:

@@ -10,14 +10,17 @@ from pathlib import Path
 from filelock import FileLock
 from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
+from data_pipeline.files.machine_faults import machine_fault
 from data_pipeline.files.own_files import own_lock, refuse_link
 from data_pipeline.schema.redaction import has_user_information, redact_url
 from data_pipeline.schema.user_errors import InputFault, first_line
 
 EXPERIMENT = "pretune"
+_SQLITE = "sqlite:///"
 
 
 class TrackingError(InputFault):
@@ -55,6 +58,8 @@ def make_quick() -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It logs the traceback of each database error that it also raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     # Hide the warning about a missing transformers: only serving needs it, not training.
     logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
     # By default MLflow retries each request for many minutes.
@@ -76,9 +81,12 @@ class MlflowStore:
         """
         make_quick()
         self.uri = store_uri(results_folder)
+        self._file = _file_of(self.uri)
+        self._opened = (-1, -1)
+        """Device and number of that file."""
         with self.explained(), _patience(timeout_s=5, retries=1), _one_at_a_time(results_folder):
-            if self.uri.startswith("sqlite:///"):
-                _make_whole(Path(self.uri.removeprefix("sqlite:///")))
+            if self._file is not None:
+                _make_whole(self._file)
             self.client = MlflowClient(self.uri)
             self.experiment_id = self._find_or_create_experiment(results_folder, say)
 
@@ -87,9 +95,33 @@ class MlflowStore:
         """Name of the store for messages."""
         return f"MLflow at {redact_url(self.uri)}"
 
+    def check_file(self) -> None:
+        """Check that the SQLite file, if the store is one, is still there: SQLite would begin a new one.
+
+        Raises:
+            FileNotFoundError: It is gone.
+        """
+        if self._file is None:
+            return
+        found = self._file.stat()
+        if (found.st_dev, found.st_ino) != self._opened:
+            # A copy was brought back; open connections are to the file that was there before.
+            self._opened = (found.st_dev, found.st_ino)
+            store = self.client._tracking_client.store
+            if isinstance(store, SqlAlchemyStore):
+                store.engine.dispose()
+
+    def reason_to_wait(self, error: Exception) -> str:
+        """Why an error will pass with time or the user's help, in words; empty if the store refuses the content."""
+        if self._file is not None and not self._file.exists():
+            return "its file is gone"
+        fault = machine_fault(error)
+        return "" if fault is None else fault.reason
+
     def answers(self) -> bool:
         """Whether the store responds now; takes at most some seconds."""
         try:
+            self.check_file()
             with _patience(timeout_s=5, retries=0):
                 self.client.get_experiment(self.experiment_id)
         except Exception:  # Any failure means that the store is not available.
@@ -104,6 +136,9 @@ class MlflowStore:
         except InputFault:
             raise
         except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+            fault = machine_fault(error, near=self._file)
+            if fault is not None:
+                raise TrackingError(f"{self.name} cannot be used: {fault}") from error
             remedy = (
                 "Start that server, or unset MLFLOW_TRACKING_URI to record in a file next to the results."
                 if _is_given()
@@ -162,6 +197,11 @@ def refuse_deleted(experiment: Experiment, uri: str) -> None:
 def _is_given() -> bool:
     """Whether the user has chosen the store, which others may use, too."""
     return bool(os.environ.get("MLFLOW_TRACKING_URI"))
+
+
+def _file_of(uri: str) -> Path | None:
+    """The SQLite file at an address; None for another store."""
+    return Path(uri.removeprefix(_SQLITE).partition("?")[0]) if uri.startswith(_SQLITE) else None
 
 
 def _make_whole(file: Path) -> None:

@@ -139,6 +139,7 @@ class Tracking:
         self._outbox = Outbox(
             self._send,
             answers=self._store.answers,
+            reason_to_wait=self._store.reason_to_wait,
             say=lambda text: self._say(f"{self._store.name} {text}"),
             retry_s=self._retry_s,
         )
@@ -191,6 +192,7 @@ class Tracking:
 
     def _send(self, keys: Sequence[Hashable]) -> None:
         """Bring the runs of trials, or the end of the sweep, up to date. Idempotent."""
+        self._store.check_file()
         with self._lock:
             unsent = [self._unsent[key] for key in keys if isinstance(key, int) and key in self._unsent]
             news = [(one, one.record, list(one.reports)) for one in unsent]

@@ -14,6 +14,7 @@ PATIENT_S = 10.0
 """Pause between two sendings of an entry that can wait: everything new in between is sent together."""
 GATHER_S = 1.0
 """Delay of urgent entries, so that entries right after them are sent together with them."""
+_SILENT = "it does not answer"
 MOST_AT_ONCE = 100
 """Maximum number of keys sent together."""
 
@@ -30,6 +31,7 @@ class Outbox:
         *,
         answers: Callable[[], bool],
         say: Callable[[str], None],
+        reason_to_wait: Callable[[Exception], str] = lambda _: "",
         retry_s: float = RETRY_S,
         patient_s: float = PATIENT_S,
         gather_s: float = GATHER_S,
@@ -41,8 +43,10 @@ class Outbox:
                 called again, key by key if the service is available and so refuses one of them.
             answers: Returns quickly whether the service is available.
             say: Called once when the service becomes unavailable, and once when it is back.
+            reason_to_wait: Returns why a failure will pass although the service answers (its disk is full, its database
+                is locked); empty if the service refuses the content.
         """
-        self._send, self._answers, self._say = send, answers, say
+        self._send, self._answers, self._say, self._reason_to_wait = send, answers, say, reason_to_wait
         self._retry_s, self._patient_s, self._gather_s = retry_s, patient_s, gather_s
         self._changed = threading.Condition()
         # A dict for its order: the keys that are due, each with the number of its last `put`.
@@ -50,7 +54,9 @@ class Outbox:
         self._refused: dict[Hashable, str] = {}
         self._not_before: dict[Hashable, float] = {}
         self._puts = 0
-        self._is_away = self._is_closing = False
+        self._is_closing = False
+        self._away = ""
+        """Why the service is unavailable; empty while it is not."""
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
         self._thread.start()
 
@@ -79,27 +85,38 @@ class Outbox:
             self._is_closing = True
             self._changed.notify_all()
         self._thread.join()
-        return dict.fromkeys(self._due, "it does not answer") | self._refused
+        return dict.fromkeys(self._due, self._away or _SILENT) | self._refused
 
     def _work(self) -> None:
         while (due := self._next()) is not None:
-            self._deliver(due)
+            is_available = self._deliver(due)
+            if not is_available and self._is_closing:
+                return
 
-    def _deliver(self, due: dict[Hashable, int]) -> None:
+    def _deliver(self, due: dict[Hashable, int]) -> bool:
+        """Send keys, and note those that are refused; False if the service is unavailable."""
         try:
             self._send(list(due))
         except Exception as error:  # The caller of `put` cannot fix any failure and must not stop for it.
-            if not self._answers():
-                self._is_away = True
-                self._say("does not answer; training continues, and missed records are sent when it answers again")
-            elif len(due) == 1:
-                self._not_taken(*due.popitem(), error)
-            else:
-                for key, put in due.items():
-                    if not self._is_away:
-                        self._deliver({key: put})
+            why = self._reason_to_wait(error) or ("" if self._answers() else _SILENT)
+            if why:
+                self._note_away(why)
+                return False
+            if len(due) > 1:
+                return all(self._deliver({key: put}) for key, put in due.items())
+            self._not_taken(*due.popitem(), error)
         else:
             self._taken(due)
+        if self._away:
+            self._away = ""
+            self._say("answers again; the missed records are being sent")
+        return True
+
+    def _note_away(self, why: str) -> None:
+        if not self._away:
+            words = why.removeprefix("it ") if why == _SILENT else f"takes no records ({why})"
+            self._say(f"{words}; training continues, and missed records are sent when it answers again")
+        self._away = why
 
     def _next(self) -> dict[Hashable, int] | None:
         """The keys to send now; waits for a key and for the service. None: nothing is left to do."""
@@ -109,13 +126,12 @@ class Outbox:
                     if self._is_closing:
                         return None
                     self._changed.wait(self._until_ready())
-                if not self._is_away:
+                if not self._away:
                     return due
                 self._changed.wait_for(lambda: self._is_closing, timeout=self._retry_s)
             if self._answers():
-                self._is_away = False
-                self._say("answers again; the missed records are being sent")
-            elif self._is_closing:
+                return due
+            if self._is_closing:
                 return None
 
     def _ready(self) -> dict[Hashable, int]:

@@ -2,12 +2,14 @@
 
 import importlib.metadata
 import json
+import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +389,82 @@ def test_what_a_server_missed_at_the_end_is_sent_when_the_sweep_is_started_again
     assert runs.history("trial-0001", LOSS) == losses(1)
     assert runs.history("trial-0002", LOSS) == losses(2)
     assert sweep.tracking().is_complete
+
+
+@pytest.fixture
+def impatient(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """A sweep whose database waits for a lock a moment instead of five seconds."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{sweep.results / 'mlflow.db'}?timeout=0.1")
+    return sweep
+
+
+@contextmanager
+def locked(sweep: Sweep, how: str) -> Iterator[None]:
+    """Another program holds MLflow's file."""
+    other = sqlite3.connect(sweep.results / "mlflow.db", isolation_level=None)
+    other.execute(f"BEGIN {how}")
+    yield
+    other.execute("ROLLBACK")
+    other.close()
+
+
+@contextmanager
+def moved(sweep: Sweep, how: str) -> Iterator[None]:
+    """MLflow's file is gone for a while, and comes back as itself or as a copy."""
+    file, away = sweep.results / "mlflow.db", sweep.results / "elsewhere.db"
+    file.rename(away)
+    yield
+    assert not file.exists(), "a new one was begun"
+    if how == "as itself":
+        away.rename(file)
+    else:
+        shutil.copy(away, file)
+
+
+@pytest.mark.parametrize(
+    ("away", "how", "why"),
+    [
+        (locked, "IMMEDIATE", "takes no records (the database is locked)"),
+        (locked, "EXCLUSIVE", "takes no records (the database is locked)"),
+        (moved, "as itself", "takes no records (its file is gone)"),
+        (moved, "as a copy", "takes no records (its file is gone)"),
+    ],
+)
+def test_a_database_that_is_locked_or_gone_for_a_while_misses_nothing(
+    away: Callable[[Sweep, str], AbstractContextManager[None]], how: str, why: str, impatient: Sweep
+) -> None:
+    sweep = impatient
+    tracking = sweep.tracking()
+    sweep.begin(tracking, 1)
+    sweep.report(tracking, 1, 1)
+    wait_until(lambda: bool(local_runs(sweep).children), "the first trial never arrived")
+    with away(sweep, how):
+        for step in range(2, NUM_REPORTS + 1):
+            sweep.report(tracking, 1, step)
+        sweep.end(tracking, 1, Outcome.COMPLETED)
+        wait_until(lambda: bool(sweep.said), "nobody said that the database is away")
+        sweep.whole_trial(tracking, 2)
+    assert sweep.finish(tracking) == ""
+    name = f"MLflow at {os.environ['MLFLOW_TRACKING_URI']}"
+    assert [line.split("; ")[0] for line in sweep.said] == [f"{name} {why}", f"{name} answers again"]
+    runs = local_runs(sweep)
+    for number in (1, 2):
+        assert runs.history(f"trial-{number:04d}", LOSS) == losses(number)
+        assert runs.children[f"trial-{number:04d}"].data.tags["pretune.outcome"] == "COMPLETED"
+    assert runs.parent.info.status == "FINISHED"
+
+
+def test_a_database_that_stays_locked_is_named_at_the_end_and_gets_everything_from_the_next_command(
+    impatient: Sweep,
+) -> None:
+    sweep = impatient
+    tracking = sweep.tracking()
+    with locked(sweep, "IMMEDIATE"):
+        sweep.whole_trial(tracking, 1)
+        missing = sweep.finish(tracking)
+    assert missing.endswith("did not receive all of 1 trial: the database is locked")
+    assert sweep.finish(sweep.tracking()) == ""
+    assert local_runs(sweep).history("trial-0001", LOSS) == losses(1)
 
 
 def test_one_thing_that_is_refused_does_not_hold_up_the_others() -> None:
