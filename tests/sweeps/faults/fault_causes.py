@@ -72,7 +72,7 @@ def killed_while(moment: Callable[[StruckSweep], bool], what: str) -> Cause:
     def strike(sweep: StruckSweep) -> None:
         sweep.start()
         sweep.wait(lambda: moment(sweep), what)
-        sweep.kill()
+        sweep.driver.send_signal(signal.SIGKILL)
 
     return strike
 
