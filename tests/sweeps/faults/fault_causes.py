@@ -207,12 +207,14 @@ def node_lost(sweep: StruckSweep) -> None:
 
 
 def two_drivers(sweep: StruckSweep) -> None:
-    """The same command is given again while trial 2 trains."""
+    """The same command is given again while trial 2 trains, in a driver that stands still for as long."""
     sweep.start_and_train()
+    sweep.driver.send_signal(signal.SIGSTOP)
     second = subprocess.run(
         [sys.executable, "-m", "sweeps", "sweep", str(sweep.file), "--results", str(sweep.results)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
+    sweep.driver.send_signal(signal.SIGCONT)
     assert second.returncode == 2, second.stdout + second.stderr
     assert f"this sweep is running already (pid {sweep.driver.pid} on " in second.stderr
 
