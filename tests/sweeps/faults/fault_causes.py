@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from moved_clock import MovedClock
 from ray.cluster_utils import Cluster
 from struck_sweep import FILE, StruckSweep
 
@@ -32,7 +33,6 @@ DRIVER = "driver"
 WORKER, LANE, RAYLET, GCS = "RayTrainWorker", "Trainable.", "raylet", "gcs_server"
 """Names of processes of Ray, as they give them."""
 _A_DAY_S = 86_400
-_FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 _CGROUPS = Path("/sys/fs/cgroup/memory")
 
 Cause = Callable[[StruckSweep], None]
@@ -151,18 +151,11 @@ def terminal_lost(sweep: StruckSweep) -> None:
 
 def clock_set_back(sweep: StruckSweep) -> None:
     """The clock of all processes stood a day ahead; it is set right while trial 2 trains."""
-    if not Path(_FAKETIME).exists():
-        pytest.skip("no libfaketime (apt-get install faketime)")
-    offset = sweep.results.parent / f"{sweep.results.name}-clock"
-    offset.write_text(f"+{_A_DAY_S}\n")
-    sweep.environment |= {
-        "LD_PRELOAD": _FAKETIME,
-        "FAKETIME_TIMESTAMP_FILE": str(offset),
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "FAKETIME_NO_CACHE": "1",
-    }
+    clock = MovedClock(sweep.results.parent)
+    clock.set_ahead(_A_DAY_S)
+    sweep.environment |= clock.environment
     sweep.start_and_train()
-    offset.write_text("+0\n")
+    clock.set_ahead(0)
 
 
 def killed_for_memory(sweep: StruckSweep) -> None:

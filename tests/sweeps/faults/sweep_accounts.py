@@ -26,8 +26,9 @@ class Trained:
     """Results of training that the seeds determine."""
 
     reports: dict[str, dict[int, dict[str, float]]]
-    """Metrics by trial and step."""
+    """Metrics by settings and step."""
     outcomes: dict[str, str]
+    """By settings."""
     weights: str
     """Hash of the winner's weights."""
 
@@ -37,8 +38,11 @@ def trained(sweep: StruckSweep) -> Trained:
     store = TrialStore(sweep.folder / "trials")
     records = store.load_all()
     return Trained(
-        {record.name: {int(one["step"]): _determined(one) for one in store.reports(record)} for record in records},
-        {record.name: str(record.outcome) for record in records},
+        {
+            str(record.settings): {int(one["step"]): _determined(one) for one in store.reports(record)}
+            for record in records
+        },
+        {str(record.settings): str(record.outcome) for record in records},
         hashlib.sha256((sweep.folder / "best" / "model.safetensors").read_bytes()).hexdigest(),
     )
 
@@ -49,11 +53,11 @@ def _determined(report: dict[str, float]) -> dict[str, float]:
 
 def check_same_training(found: Trained, undisturbed: Trained) -> None:
     """Every metric of every step, every outcome and the winner's weights are equal, bit for bit."""
-    assert {trial: found.outcomes.get(trial) for trial in undisturbed.outcomes} == undisturbed.outcomes
-    for trial, reports in undisturbed.reports.items():
-        assert found.reports[trial].keys() == reports.keys()
+    assert {settings: found.outcomes.get(settings) for settings in undisturbed.outcomes} == undisturbed.outcomes
+    for settings, reports in undisturbed.reports.items():
+        assert found.reports[settings].keys() == reports.keys()
         for step, report in reports.items():
-            assert found.reports[trial][step] == report, (trial, step)
+            assert found.reports[settings][step] == report, (settings, step)
     assert found.weights == undisturbed.weights
 
 
