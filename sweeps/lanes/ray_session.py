@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import resource
 import secrets
 import signal
 import threading
@@ -25,6 +26,8 @@ from sweeps.records.results_folder import LOG_FILE, check_writable
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable of a submitted job, whose working folder Ray itself hands to the workers."""
+_FEWEST_FILES, _ENOUGH_FILES = 256, 4096
+"""Open files of a process: Ray's own have 50 to 60 before the first lane and end without a word at 64; plenty."""
 _SOCKET_BYTES = 107
 """Longest path of a socket on Linux."""
 _TEMP_CHARACTERS = 40
@@ -64,6 +67,7 @@ def _join(address: str, output: dict[str, Any]) -> None:
 
 def _start_on_this_machine(output: dict[str, Any]) -> None:
     """Start Ray for this user alone: on the addresses of the machine itself, with its files in a private folder."""
+    _allow_open_files()
     here: dict[str, Any] = {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False}
     given = os.environ.get("RAY_TMPDIR")
     longest = _SOCKET_BYTES - len(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
@@ -86,6 +90,23 @@ def _start_on_this_machine(output: dict[str, Any]) -> None:
             _init_twice(here | output)
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _allow_open_files() -> None:
+    """Let this process and those of Ray open as many files as they need.
+
+    Raises:
+        ClusterError: The system allows too few: Ray's processes would end in the middle of a sweep, without a word.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _ENOUGH_FILES if hard == resource.RLIM_INFINITY else hard
+    if most < _FEWEST_FILES:
+        raise ClusterError(
+            f"a process may have {most:,} files open here, and Ray needs {_FEWEST_FILES:,}. Raise the limit "
+            f"(ulimit -n {_ENOUGH_FILES}). Then run the same command again."
+        )
+    if 0 <= soft < min(most, _ENOUGH_FILES):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, _ENOUGH_FILES), hard))
 
 
 @contextmanager

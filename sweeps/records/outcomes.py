@@ -15,7 +15,7 @@ class Outcome(StrEnum):
     DIVERGED = "DIVERGED"
     """The loss or gradient exploded or is no longer finite."""
     INTERRUPTED = "INTERRUPTED"
-    """A process or node was lost; the settings are not to blame."""
+    """A process or node was lost, or the machine failed; the settings are not to blame."""
     FAILED = "FAILED"
     """A bug: the trial's log has the traceback."""
 

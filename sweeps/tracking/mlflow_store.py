@@ -10,7 +10,6 @@ from pathlib import Path
 from filelock import FileLock
 from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -107,9 +106,9 @@ class MlflowStore:
         if (found.st_dev, found.st_ino) != self._opened:
             # A copy was brought back; open connections are to the file that was there before.
             self._opened = (found.st_dev, found.st_ino)
-            store = self.client._tracking_client.store
-            if isinstance(store, SqlAlchemyStore):
-                store.engine.dispose()
+            engine = getattr(self.client._tracking_client.store, "engine", None)
+            if engine is not None:
+                engine.dispose()
 
     def reason_to_wait(self, error: Exception) -> str:
         """Why an error will pass with time or the user's help, in words; empty if the store refuses the content."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from small_corpus import VOCABULARY
+from small_disk import small_disk
 from small_runs import TOKENS_PER_STEP, final_weights, small_run, train
 
 from core.model_files.checkpoint import (
@@ -29,6 +30,7 @@ from core.settings.model_config import ModelConfig
 from core.settings.run_config import RunConfig
 from core.settings.training_config import TrainingConfig
 from core.step.optimizer import build_optimizer
+from data_pipeline.files.disk_room import RESERVE_BYTES, NoRoomError
 
 torch.set_num_threads(1)
 
@@ -96,6 +98,33 @@ def test_left_over_of_a_killed_writer_is_removed_by_the_next(tmp_path: Path) -> 
     assert newest_checkpoint(tmp_path) is None
     save_checkpoint(tmp_path, *model_and_optimizer(), {}, step=8)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000000008"]
+
+
+def test_a_checkpoint_without_room_is_refused_and_the_one_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "disk", "4M") as disk:
+        folder = disk.path / "trial"
+        state = model_and_optimizer(width=128)
+        size = sum(file.stat().st_size for file in save_checkpoint(folder, *state, {"step": 1}, step=1).iterdir())
+        disk.fill(leave=size)  # Enough for the checkpoint, and not for what is written after it.
+        with pytest.raises(NoRoomError) as found:
+            save_checkpoint(folder, *state, {"step": 2}, step=2)
+        assert found.value.filename == str(folder)
+        assert found.value.needed_bytes == pytest.approx(size + RESERVE_BYTES, rel=0.01)
+        assert found.value.free_bytes == disk.free_bytes
+        # Somebody else takes the room after the check.
+        monkeypatch.setattr("core.model_files.checkpoint.check_room", lambda *_: None)
+        disk.fill(leave=size // 2)
+        with pytest.raises(NoRoomError) as found:
+            save_checkpoint(folder, *state, {"step": 2}, step=2)
+        assert found.value.needed_bytes == pytest.approx(size, rel=0.01)
+        assert [path.name for path in folder.iterdir()] == ["step-000000000001"]
+        checkpoint = newest_checkpoint(folder)
+        assert checkpoint is not None
+        assert read_progress(checkpoint) == {"step": 1}
+        disk.make_room()
+        assert save_checkpoint(folder, *state, {"step": 2}, step=2).name == "step-000000000002"
 
 
 def save_and_die_at(event_number: int, folder: Path, step: int) -> bool:

@@ -1,6 +1,7 @@
 """Ray as a sweep on one machine starts it."""
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -55,3 +56,14 @@ def test_ray_on_one_machine_listens_to_it_alone_and_keeps_its_files_and_modules_
     assert not Path(found["modules"].pop("tokenizers")).is_relative_to(tmp_path)
     assert all(Path(file).is_relative_to(ROOT) for file in found["modules"].values()), found["modules"]
     assert found["mode"] == 0o700, found["folder"]
+
+
+def test_a_limit_of_open_files_under_which_ray_would_die_is_refused_before_it_starts() -> None:
+    code = "from sweeps.lanes.ray_session import connect\nconnect()"
+    command = ["sh", "-c", 'ulimit -n 100; exec "$@"', "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"RAY_ADDRESS": "local"})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(
+        "a process may have 100 files open here, and Ray needs 256. Raise the limit (ulimit -n 4096). Then run the "
+        "same command again."
+    )

@@ -9,12 +9,14 @@ from core.memory.memory_reports import OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts, OomKind, OomPhase
 from core.settings.run_config import RunConfig
 from core.training.run_end import RunEnd
+from data_pipeline.files.disk_room import NoRoomError
 from sweep_examples import tiny_sweep
 from sweeps.early_stopping.rungs import Rungs
 from sweeps.early_stopping.token_scheduler import TokenScheduler
 from sweeps.memory_knowledge.memory_frontier import MemoryFrontier
 from sweeps.memory_knowledge.memory_observations import MemoryObservation, without_repetitions
 from sweeps.records.outcomes import Outcome
+from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import LOSS, TrialRecord, TrialStore
 from sweeps.search.ledger import Ledger
 
@@ -63,6 +65,13 @@ class Told:
         """Micro-batches and whether they fit, as later sweeps read them."""
         assert without_repetitions(self.remembered) == list(self.frontier.observations)
         return sorted((one.micro_batch_size, one.fits) for one in self.frontier.observations)
+
+
+class FullStore(TrialStore):
+    """A store on a disk that takes nothing more."""
+
+    def save(self, record: TrialRecord) -> None:
+        raise NoRoomError(str(self.folder / record.name), 2000, 0)
 
 
 def predict(run: RunConfig) -> int:
@@ -188,3 +197,21 @@ def test_three_trials_in_a_row_that_break_before_they_train_end_the_search_and_o
     again = Told(tmp_path)
     assert again.ledger.records[5].outcome is None
     assert again.ledger.is_hopeless()
+
+
+def test_a_machine_that_fails_leaves_older_records_on_disk_and_tells_listeners_all_the_same(tmp_path: Path) -> None:
+    told = Told(tmp_path)
+    told.report(1000, 32)
+    heard: list[tuple[TrialEvent, TrialRecord]] = []
+    told.ledger.listeners.append(lambda event, record, _: heard.append((event, record)))
+    told.ledger._store = FullStore(tmp_path / "trials")
+    with pytest.raises(NoRoomError):
+        told.report(2000, 32)
+    told.ledger.is_halted = True
+    record = told.ledger.settle(1, None, reason="/x: the disk is full. Make room there.")
+    assert (record.outcome, record.reason) == (Outcome.INTERRUPTED, "/x: the disk is full. Make room there.")
+    assert heard == [(TrialEvent.ENDED, record)]
+    (on_disk,) = TrialStore(tmp_path / "trials").load_all()
+    assert (on_disk.outcome, on_disk.tokens, on_disk.is_done) == (None, 1000, False)
+    # The report of the refused record is there, and the resumed trial repeats it.
+    assert [report["tokens"] for report in TrialStore(tmp_path / "trials").reports(on_disk)] == [1000, 2000]

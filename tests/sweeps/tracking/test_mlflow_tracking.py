@@ -2,11 +2,11 @@
 
 import importlib.metadata
 import json
-import os
 import shutil
 import socket
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -391,13 +391,6 @@ def test_what_a_server_missed_at_the_end_is_sent_when_the_sweep_is_started_again
     assert sweep.tracking().is_complete
 
 
-@pytest.fixture
-def impatient(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    """A sweep whose database waits for a lock a moment instead of five seconds."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{sweep.results / 'mlflow.db'}?timeout=0.1")
-    return sweep
-
-
 @contextmanager
 def locked(sweep: Sweep, how: str) -> Iterator[None]:
     """Another program holds MLflow's file."""
@@ -424,16 +417,16 @@ def moved(sweep: Sweep, how: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("away", "how", "why"),
     [
-        (locked, "IMMEDIATE", "takes no records (the database is locked)"),
-        (locked, "EXCLUSIVE", "takes no records (the database is locked)"),
+        # MLflow waits 20 s for a lock before it gives up.
+        pytest.param(locked, "IMMEDIATE", "takes no records (the database is locked)", marks=pytest.mark.slow),
+        pytest.param(locked, "EXCLUSIVE", "takes no records (the database is locked)", marks=pytest.mark.slow),
         (moved, "as itself", "takes no records (its file is gone)"),
         (moved, "as a copy", "takes no records (its file is gone)"),
     ],
 )
 def test_a_database_that_is_locked_or_gone_for_a_while_misses_nothing(
-    away: Callable[[Sweep, str], AbstractContextManager[None]], how: str, why: str, impatient: Sweep
+    away: Callable[[Sweep, str], AbstractContextManager[None]], how: str, why: str, sweep: Sweep
 ) -> None:
-    sweep = impatient
     tracking = sweep.tracking()
     sweep.begin(tracking, 1)
     sweep.report(tracking, 1, 1)
@@ -445,7 +438,7 @@ def test_a_database_that_is_locked_or_gone_for_a_while_misses_nothing(
         wait_until(lambda: bool(sweep.said), "nobody said that the database is away")
         sweep.whole_trial(tracking, 2)
     assert sweep.finish(tracking) == ""
-    name = f"MLflow at {os.environ['MLFLOW_TRACKING_URI']}"
+    name = f"MLflow at sqlite:///{sweep.results / 'mlflow.db'}"
     assert [line.split("; ")[0] for line in sweep.said] == [f"{name} {why}", f"{name} answers again"]
     runs = local_runs(sweep)
     for number in (1, 2):
@@ -454,10 +447,10 @@ def test_a_database_that_is_locked_or_gone_for_a_while_misses_nothing(
     assert runs.parent.info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_database_that_stays_locked_is_named_at_the_end_and_gets_everything_from_the_next_command(
-    impatient: Sweep,
+    sweep: Sweep,
 ) -> None:
-    sweep = impatient
     tracking = sweep.tracking()
     with locked(sweep, "IMMEDIATE"):
         sweep.whole_trial(tracking, 1)
@@ -482,6 +475,33 @@ def test_one_thing_that_is_refused_does_not_hold_up_the_others() -> None:
     assert outbox.close() == {2: "not this one"}
     assert taken == [1, 3]
     assert said == []
+
+
+def test_a_failure_that_will_pass_keeps_everything_until_it_has_passed() -> None:
+    taken: list[object] = []
+    is_full = threading.Event()
+    is_full.set()
+
+    def send(keys: Sequence[object]) -> None:
+        if is_full.is_set():
+            raise OSError("full")
+        taken.extend(keys)
+
+    said: list[str] = []
+    outbox = Outbox(
+        send, answers=lambda: True, say=said.append, reason_to_wait=lambda _: "the disk is full", retry_s=0.01
+    )
+    for key in (1, 2, 3):
+        outbox.put(key)
+    wait_until(lambda: bool(said), "nobody said that the service takes nothing")
+    time.sleep(0.2)  # It tries again and again, and says so once.
+    is_full.clear()
+    wait_until(lambda: len(said) == 2, "nobody said that the service takes everything again")
+    assert taken == [1, 2, 3]
+    assert said[0].startswith("takes no records (the disk is full); ")
+    is_full.set()
+    outbox.put(4)
+    assert outbox.close() == {4: "the disk is full"}
 
 
 def test_what_comes_in_quick_succession_is_sent_together_in_order() -> None:
