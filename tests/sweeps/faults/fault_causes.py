@@ -166,10 +166,10 @@ def killed_for_memory(sweep: StruckSweep) -> None:
     sweep.at_end.append(lambda: _remove(group))
     sweep.start_and_train()
     worker = sweep.process(WORKER)
-    (group / "memory.limit_in_bytes").write_text("8M")
-    (group / "memory.swappiness").write_text("0")
+    # Not one page more: memory that a process has already stays in the group where it was taken.
+    (group / "memory.limit_in_bytes").write_text("0")
     (group / "cgroup.procs").write_text(str(worker.pid))
-    sweep.wait(lambda: not worker.is_running(), "the kernel did not end the worker")
+    sweep.wait(lambda: "oom_kill 1" in (group / "memory.oom_control").read_text(), "the kernel did not end the worker")
 
 
 def _is_made(group: Path) -> bool:

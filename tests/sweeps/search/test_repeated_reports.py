@@ -1,4 +1,4 @@
-"""Reports of a trial that repeats tokens after its driver was killed: each stands once in the store, and none is lost."""
+"""Reports of a trial that repeats tokens after a kill of its driver: each stands in the store, and once."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from sweeps.search.ledger import Ledger
 SWEEP = tiny_sweep()
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """The driver ends here."""
 
 
@@ -48,11 +48,12 @@ def test_a_driver_killed_between_record_and_report_loses_neither(
 
     def killed(store: TrialStore, record: TrialRecord) -> None:
         save(store, record)
-        raise Killed
+        raise KilledError
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(TrialStore, "save", killed)
-        report(ledger, 200)
+        with pytest.raises(KilledError):
+            report(ledger, 200)
     again = ledger_of(store)
     for tokens in (100, 200, 300):
         report(again, tokens)
@@ -69,7 +70,7 @@ def test_a_report_cut_by_a_lost_machine_is_stored_when_its_tokens_are_trained_ag
     file = store.folder / "trial-0001" / "reports.jsonl"
     file.write_bytes(file.read_bytes()[:-5])
     again, heard = ledger_of(store), list[float]()
-    again.listeners.append(lambda event, record, told: heard.append(told["tokens"] if told else -1))
+    again.listeners.append(lambda _event, _record, told: heard.append(told["tokens"] if told else -1))
     for tokens in (200, 300, 400):
         report(again, tokens)
     assert stored(store) == [100, 200, 300, 400]
