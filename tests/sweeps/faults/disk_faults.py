@@ -1,6 +1,7 @@
 """File systems that fill up or turn read-only while trial 2 trains: small mounts of their own."""
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -32,7 +33,7 @@ def tracking_full(sweep: StruckSweep) -> None:
     """No room for MLflow's store, which lies apart from the results."""
     folder = sweep.results.parent / "tracking"
     _mounted(sweep, folder)
-    (sweep.results / "mlflow.db").rename(folder / "mlflow.db")
+    shutil.move(sweep.results / "mlflow.db", folder / "mlflow.db")
     sweep.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     _fills_up(sweep, folder)
 

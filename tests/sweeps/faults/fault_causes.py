@@ -118,7 +118,7 @@ def mlflow_killed(sweep: StruckSweep) -> None:
         server.kill()
         sweep.end()
         server.start()
-    sweep.continued_by = "same command, which sends the missed records"
+    sweep.continued_by = "same command, which sends what MLflow misses"
     sweep.start()
 
 

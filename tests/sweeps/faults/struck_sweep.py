@@ -39,6 +39,7 @@ _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     "RAY_worker_niceness": "0",
 }
+_UNSENT = "To send it later, run the same command: "
 MOST_COMMANDS = 3
 """Most times that a command is given, the first included."""
 
@@ -99,6 +100,7 @@ class StruckSweep:
 
     def start(self) -> None:
         """Give the command."""
+        self._begun_at = len(self.output) if self.printed.exists() else 0
         with self.printed.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sweeps", "sweep", str(self.file), "--results", str(self.results)],
@@ -159,9 +161,11 @@ class StruckSweep:
         self.end()
 
     def end_or_again(self) -> None:
-        """The running command ends, and is given again until it ends with 0."""
-        while self.end():
+        """The running command ends, and is given again until it ends with 0 and does not ask for itself once more."""
+        while self.end() or _UNSENT in self.output[self._begun_at :]:
             assert len(self.codes) < MOST_COMMANDS, f"exit codes {self.codes}:\n{self.output}"
+            if not self.codes[-1]:
+                self.continued_by = "same command, which sends what MLflow misses"
             self.start()
 
     @property
