@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,9 @@ def _check_mlflow(uri: str, records: list[TrialRecord]) -> None:
 
 def _check_run(run: Run, record: TrialRecord) -> None:
     assert run.data.tags["pretune.outcome"] == str(record.outcome)
-    assert _equal(run.data.metrics.get(LOSS), record.loss)
+    # A loss that is not a number is recorded as infinite, which MLflow's database keeps as the largest number.
+    loss = sys.float_info.max if record.loss is not None and math.isnan(record.loss) else record.loss
+    assert run.data.metrics.get(LOSS) == loss
     assert run.data.metrics["final/tokens"] == record.tokens
     assert {name: _number(run.data.params[name]) for name in record.settings} == record.settings
 
