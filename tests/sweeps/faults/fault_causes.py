@@ -30,7 +30,7 @@ from sweeps.records.trial_records import DamagedRecordError, TrialStore
 STOPPED_S = 60
 """Seconds for which a process stands still, or a database is locked."""
 DRIVER = "driver"
-WORKER, LANE, RAYLET, GCS = "RayTrainWorker", "Trainable.", "raylet", "gcs_server"
+WORKER, LANE, RAYLET, GCS = "RayTrainWorker", "Trainable", "raylet", "gcs_server"
 """Names of processes of Ray, as they give them."""
 _A_DAY_S = 86_400
 _CGROUPS = Path("/sys/fs/cgroup/memory")
@@ -143,12 +143,6 @@ def database_locked(sweep: StruckSweep) -> None:
 # The machine
 
 
-def terminal_lost(sweep: StruckSweep) -> None:
-    """A lost connection: SIGHUP to all processes of the command."""
-    sweep.start_and_train()
-    os.killpg(sweep.driver.pid, signal.SIGHUP)
-
-
 def clock_set_back(sweep: StruckSweep) -> None:
     """The clock of all processes stood a day ahead; it is set right while trial 2 trains."""
     clock = MovedClock(sweep.results.parent)
@@ -257,6 +251,7 @@ def record_cut(sweep: StruckSweep) -> None:
     sweep.start()
     assert sweep.end() == 2, sweep.output
     assert f"Delete the folder {file.parent}: " in sweep.output
+    sweep.deleted_tokens = sweep.parts(2)[-1][-1].tokens
     _deleted_and_again(sweep, file.parent)
 
 

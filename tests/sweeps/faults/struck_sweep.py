@@ -16,7 +16,6 @@ from command import ROOT, listen_to_ctrl_c, processes_marked
 from patience import COMMAND_HANGS_AFTER_S, wait_until
 
 CHECKPOINT_EVERY_S = 1
-NUM_TRIALS = 3
 FILE = f"""\
 name: faults
 corpus: {{builtin: python-docs, holdout: 0.3%}}
@@ -29,7 +28,7 @@ search:
 searcher: {{method: grid}}
 early_stopping: {{method: none}}
 evaluation: {{points: 100}}
-budget: {{trials: {NUM_TRIALS}, tokens_per_trial: 20k}}
+budget: {{trials: 3, tokens_per_trial: 20k}}
 resources: {{concurrent_trials: 1, checkpoint_every_s: {CHECKPOINT_EVERY_S}}}
 """
 """Every step is evaluated and reported, so that records show each token trained again, and each weight that differs."""
@@ -66,6 +65,8 @@ class StruckSweep:
     """Exit codes of the commands that have ended."""
     continued_by: str = "same command"
     """Way to the end after the fault, in words."""
+    deleted_tokens: int = 0
+    """Tokens whose training was deleted, as a message said."""
     at_end: list[Callable[[], None]] = field(default_factory=list)
     """Called when the sweep has ended, the last one first."""
 
