@@ -74,18 +74,19 @@ def test_a_limit_of_open_files_under_which_ray_would_die_is_refused_before_it_st
 
 
 def test_processes_of_a_start_that_failed_do_not_run_beside_those_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[subprocess.Popen[bytes]] = []
+    of_others, *started = [subprocess.Popen(["sleep", "600"])]
 
     def starts_slowly(**_: object) -> None:
         started.append(subprocess.Popen(["sleep", "600"]))
         if len(started) == 1:
-            raise TimeoutError("the current node timed out during startup")
+            raise RuntimeError("the current node timed out during startup")
 
-    with subprocess.Popen(["sleep", "600"]) as of_others, monkeypatch.context() as patch:
-        patch.setattr(ray, "init", starts_slowly)
+    monkeypatch.setattr(ray, "init", starts_slowly)
+    try:
         ray_session._init_twice({})
-        assert [one.poll() for one in (of_others, started[1])] == [None, None]
         assert started[0].wait(HANGS_AFTER_S) == -signal.SIGKILL
-        for one in (of_others, started[1]):
+        assert [one.poll() for one in (of_others, started[1])] == [None, None]
+    finally:
+        for one in (of_others, *started):
             one.kill()
             one.wait()
