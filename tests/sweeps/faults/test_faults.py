@@ -1,6 +1,7 @@
 """Faults at chosen moments of real sweeps: nothing is lost, and the same command continues."""
 
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +62,16 @@ def test_after_a_fault_the_same_command_ends_the_sweep_with_the_weights_of_an_un
     again = trained_again(sweep)
     check_same_training(trained(sweep), undisturbed.trained)
     if request.config.getoption("--write-table", default=False):
-        ended = _in_words(sweep.codes[:-1])
-        row = Row(fault.name, fault.running, ended, f"{again:,}", "equal", sweep.continued_by)
-        write_row(row, [one.name for one in FAULTS])
+        write_row(row_of(fault, sweep, again), [one.name for one in FAULTS])
 
 
-def _in_words(codes: list[int]) -> str:
-    """How the commands before the last one ended."""
-    names = {-9: "killed"}
-    return ", ".join(names.get(code, f"exit code {code}") for code in codes) or "nothing ended"
+def row_of(fault: Fault, sweep: StruckSweep, again: int) -> Row:
+    """The row of a fault whose sweep has ended with equal accounts and weights.
+
+    Args:
+        again: Tokens trained again.
+    """
+    names = {-signal.SIGKILL: "killed"}
+    ended = [names.get(code, f"exit code {code}") for code in sweep.codes[:-1]]
+    way = sweep.continued_by if ended else "itself"
+    return Row(fault.name, fault.running, ", ".join(ended) or "-", f"{again:,}", "equal", way)
