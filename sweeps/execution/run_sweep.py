@@ -112,7 +112,7 @@ def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kep
     folder = SweepFolder(results_folder, sweep, sweep_identity(sweep, data.fingerprint))
     if at_uri is not None:
         at_uri.bring_back(folder.path)
-    earlier = folder.summary()
+    earlier = folder.summary(say)
     if earlier is not None and earlier["status"] == SweepStatus.FINISHED and not earlier.get("parts_missing"):
         records = tuple(TrialStore(folder.trials).load_all())
         _start_tracking(tracking, sweep, data, folder)

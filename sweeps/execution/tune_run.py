@@ -25,6 +25,7 @@ from sweeps.early_stopping.promotion import drawn_to_run_to_the_end
 from sweeps.early_stopping.rungs import Rungs, StoppingRule
 from sweeps.early_stopping.token_scheduler import KeptOutOfPickles
 from sweeps.execution.checkpoint_retention import KeptCheckpoints
+from sweeps.execution.lost_ray import SeesLostRay
 from sweeps.execution.machine_halt import SweepHaltedError
 from sweeps.lanes.elastic_lanes import HoldsBack, LaneCount, nodes_now
 from sweeps.lanes.ended_trial_cleanup import ForgetsEndedTrials, RemembersNoTrials
@@ -168,7 +169,12 @@ class SweepRun:
                 name=f"tune-{os.getpid()}",
                 stop=self._searcher.is_cut_off,
                 storage_path=str(state),
-                callbacks=[LedgerCallback(self.ledger, self._learn_speeds), FreesDeadLanes(), RemembersNoTrials()],
+                callbacks=[
+                    LedgerCallback(self.ledger, self._learn_speeds),
+                    FreesDeadLanes(),
+                    RemembersNoTrials(),
+                    SeesLostRay(),
+                ],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=_MAX_LOST_LANES),
                 verbose=0,

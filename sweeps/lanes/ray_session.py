@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._private import ray_constants
 from ray.exceptions import RayError
@@ -128,9 +129,12 @@ def _processes_ignore_hangup() -> Iterator[None]:
 def _init_twice(arguments: dict[str, Any]) -> None:
     """`ray.init`; once more if it fails, because Ray gives its processes 30 s, which a busy machine may exceed.
 
+    Processes that this one starts meanwhile count as Ray's, and end with a start that fails.
+
     Raises:
         ClusterError: It failed twice.
     """
+    children = psutil.Process().children()
     for is_last in (False, True):
         try:
             ray.init(**arguments)
@@ -139,6 +143,10 @@ def _init_twice(arguments: dict[str, Any]) -> None:
             raise  # The system refuses something: another attempt changes nothing.
         except Exception as error:  # Ray raises this class itself.
             ray.shutdown()
+            # Ray forgets the processes of a start that failed; they would run beside those of the next one.
+            for left in set(psutil.Process().children()).difference(children):
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
             if is_last:
                 raise ClusterError(
                     f"Ray does not start on this machine: {first_line(error).rstrip('.')}. The machine may be too "

@@ -173,13 +173,21 @@ class SweepFolder:
         header = f"# Resolved sweep file: every default written out. Identity {self.identity}.\n"
         write_atomically(self.path / "sweep.yaml", header + dump_sweep(self.sweep))
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self, say: Callable[[str], None]) -> dict[str, Any] | None:
         """Content of summary.json from an earlier run of this sweep; None without one.
 
-        Raises:
-            ResultsError: It is damaged.
+        A damaged one counts as none: the trials have records of their own, and the end of this run writes it again.
+
+        Args:
+            say: Called with a line about a damaged one.
         """
-        return read_summary(self.path) if (self.path / SUMMARY_FILE).exists() else None
+        if not (self.path / SUMMARY_FILE).exists():
+            return None
+        try:
+            return read_summary(self.path, needs=("status", "wall_s"))
+        except ResultsError:
+            say(f"summary  {self.path / SUMMARY_FILE} is damaged; the end of this run writes it again")
+            return None
 
     def locked(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
         """Hold the folder for this process; see `hold`."""

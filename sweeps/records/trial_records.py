@@ -10,16 +10,21 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from data_pipeline.files.whole_files import append_line, write_atomically
 from data_pipeline.schema.settings import Settings
+from data_pipeline.schema.user_errors import InputFault
 from sweeps.records.outcomes import Outcome
 
 LOSS = "holdout/loss_nats_per_token"
 """Metric that ranks trials and drives early stopping and the searcher."""
 LOSS_COLUMN = LOSS.replace("/", "_")
 """The same in trials.csv and in the best trial of summary.json."""
+
+
+class DamagedRecordError(InputFault):
+    """The record of a trial is no such record: a disk or another program has damaged it."""
 
 
 class ChosenBy(StrEnum):
@@ -209,11 +214,12 @@ class TrialStore:
         write_atomically(path, record.model_dump_json(indent=1))
 
     def load_all(self) -> list[TrialRecord]:
-        """All records, by number."""
-        return [
-            TrialRecord.model_validate_json(path.read_text(encoding="utf-8"))
-            for path in sorted(self.folder.glob("trial-*/trial.json"))
-        ]
+        """All records, by number.
+
+        Raises:
+            DamagedRecordError: One of them is damaged; the message names it.
+        """
+        return [_read(path) for path in sorted(self.folder.glob("trial-*/trial.json"))]
 
     def append_report(self, record: TrialRecord, report: dict[str, float]) -> None:
         """Append one report of the running trial."""
@@ -249,6 +255,18 @@ class TrialStore:
             if report["tokens"] > last_tokens:
                 last_tokens = report["tokens"]
                 yield report
+
+
+def _read(path: Path) -> TrialRecord:
+    try:
+        return TrialRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = "".join(f"{part}: " for part in fault["loc"])
+        raise DamagedRecordError(
+            f"{path} is damaged: {place}{fault['msg']}. Delete the folder {path.parent}: the same command then trains "
+            "its settings again."
+        ) from error
 
 
 def _json_lines(path: Path) -> Iterator[Any]:

@@ -74,6 +74,8 @@ class Ledger:
         self._run_of, self._rungs, self._remember = run_of, rungs, remember
         self._size_of = size_of
         self._run_to_end = run_to_end
+        self._stored_tokens: dict[int, float] = {}
+        """Trial number to the tokens of its last report in the store."""
         self._stages: dict[int, float] = {}
         """Trial number to the stage of its last report."""
 
@@ -141,8 +143,25 @@ class Ledger:
         """Record a report of a running trial."""
         record = self.records[number]
         # After an interruption a trial repeats tokens that it has reported; the reports are equal and count once.
-        if report["tokens"] <= record.tokens and record.tokens:
+        if report["tokens"] <= self._tokens_stored(record):
             return
+        # Before the record: a report that the disk refuses, or that the driver does not live to store, is repeated by
+        # the resumed trial.
+        self._store.append_report(record, report)
+        self._stored_tokens[number] = report["tokens"]
+        if report["tokens"] > record.tokens or not record.tokens:
+            record = self._reported(record, report)
+        self._say(TrialEvent.REPORT, record, report)
+
+    def _tokens_stored(self, record: TrialRecord) -> float:
+        if record.number not in self._stored_tokens:
+            stored = (report["tokens"] for report in self._store.reports(record))
+            self._stored_tokens[record.number] = max(stored, default=-1.0)
+        return self._stored_tokens[record.number]
+
+    def _reported(self, record: TrialRecord, report: dict[str, float]) -> TrialRecord:
+        """The record changed by a report of tokens beyond its own."""
+        number = record.number
         changes: dict[str, Any] = {
             "tokens": int(report["tokens"]),
             "training_s": report.get("training_s", record.training_s),
@@ -157,14 +176,12 @@ class Ledger:
             reached = [rung for rung in self._rungs if record.tokens < rung <= report["tokens"]]
             changes["rung_losses"] = record.rung_losses | dict.fromkeys(reached, loss)
         events_before = record.out_of_memory_events
-        # Before the record: a report that the disk refuses then is one that the resumed trial repeats.
-        self._store.append_report(record, report)
         record = self._change(number, **{name: value for name, value in changes.items() if value is not None})
         was_predicted = (record.predicted_peak_memory_bytes or 0) > self._frontier.limit_bytes
         if record.out_of_memory_events > events_before and was_predicted:
             # The prediction rules out a neighbour as the cause, so the next proposal need not wait for the trial's end.
             self._learn(record)
-        self._say(TrialEvent.REPORT, record, report)
+        return record
 
     def refuse(self, record: TrialRecord, refusal: Refusal) -> None:
         """Record a trial of `start_with` as infeasible before it starts."""

@@ -55,9 +55,14 @@ class MlflowServer:
             return False
 
     def stand_still(self) -> None:
-        """It takes connections, and answers none of them until it is killed."""
+        """It takes connections, and answers none of them until it is killed or goes on."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """It answers again, after it stood still."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """End it without warning, as a machine that goes down."""

@@ -2,14 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
+import ray
 
 from command import ROOT
+from patience import HANGS_AFTER_S
+from sweeps.lanes import ray_session
 
 _SESSION = """
 from sweeps.commands.module_search import put_ours_first
@@ -67,3 +71,22 @@ def test_a_limit_of_open_files_under_which_ray_would_die_is_refused_before_it_st
         "a process may have 100 files open here, and Ray needs 256. Raise the limit (ulimit -n 4096). Then run the "
         "same command again."
     )
+
+
+def test_processes_of_a_start_that_failed_do_not_run_beside_those_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_others, *started = [subprocess.Popen(["sleep", "600"])]
+
+    def starts_slowly(**_: object) -> None:
+        started.append(subprocess.Popen(["sleep", "600"]))
+        if len(started) == 1:
+            raise RuntimeError("the current node timed out during startup")
+
+    monkeypatch.setattr(ray, "init", starts_slowly)
+    try:
+        ray_session._init_twice({})
+        assert started[0].wait(HANGS_AFTER_S) == -signal.SIGKILL
+        assert [one.poll() for one in (of_others, started[1])] == [None, None]
+    finally:
+        for one in (of_others, *started):
+            one.kill()
+            one.wait()

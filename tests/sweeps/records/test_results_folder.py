@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.records.results_folder import ended_sweeps, may_be_finished
+from sweep_examples import tiny_sweep
+from sweeps.records.results_folder import SweepFolder, ended_sweeps, may_be_finished
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,17 @@ def test_ended_sweeps_of_a_name_come_newest_first_without_those_of_longer_names_
 @pytest.mark.parametrize("name", ["/nowhere/a", "../a", "b/a"])
 def test_a_path_is_no_name_of_a_sweep(tmp_path: Path, name: str) -> None:
     assert ended_sweeps(tmp_path, name) == []
+
+
+def test_a_summary_that_a_lost_machine_has_cut_anywhere_does_not_keep_its_sweep_from_going_on(tmp_path: Path) -> None:
+    folder, said = SweepFolder(tmp_path, tiny_sweep(), "0" * 64), list[str]()
+    folder.create()
+    assert folder.summary(said.append) is None
+    whole = b'{"status": "finished", "wall_s": 12.5}'
+    file = folder.path / "summary.json"
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        assert folder.summary(said.append) is None
+    assert said == [f"summary  {file} is damaged; the end of this run writes it again"] * len(whole)
+    file.write_bytes(whole)
+    assert folder.summary(said.append) == {"status": "finished", "wall_s": 12.5}
