@@ -14,6 +14,7 @@ from core.step.holdout_masks import MASKING_RATE
 from data_pipeline.schema.manifest import Manifest
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.analysis.noise_floor import nats
+from sweeps.early_stopping.probe_lengths import FEWEST_BRANCH_STEPS, probed_at, tokens_to_probe
 from sweeps.settings.setting_paths import BATCH, BETA2, HALF_LIFE, MASKING, half_life_tokens
 from sweeps.settings.sweep_config import SweepConfig
 
@@ -66,6 +67,7 @@ def remarks(sweep: SweepConfig, *, rungs: tuple[int, ...], num_predicted: int | 
     checks: tuple[Callable[[SweepConfig, tuple[int, ...]], Iterator[Remark]], ...] = (
         _evaluation,
         _rungs_and_batches,
+        _probes,
         _schedule_and_stopping,
         _beta2_and_batches,
     )
@@ -138,7 +140,7 @@ def _evaluation(sweep: SweepConfig, _rungs: tuple[int, ...]) -> Iterator[Remark]
 
 
 def _rungs_and_batches(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterator[Remark]:
-    if not rungs:
+    if not rungs or sweep.early_stopping.method == "full-length":
         return
     if BATCH in sweep.search:
         largest = max(value for value in sweep.search[BATCH].extremes() if isinstance(value, int))
@@ -162,6 +164,46 @@ def _rungs_and_batches(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterator[R
             RemarkVerdict.WARNING,
             f"the first rung, {rungs[0]:,} tokens, lies in the warm-up ({warmup:.0%} of all tokens)",
             "Shorten training.warmup, or raise early_stopping.first_rung",
+        )
+
+
+def _probes(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterator[Remark]:
+    """Whether probes are long enough to say something of the full length."""
+    if sweep.early_stopping.method != "full-length" or not sweep.search:
+        return
+    batches = sorted(value for value in sweep.values_of(BATCH) if isinstance(value, int))
+    probed = {batch: probed_at(sweep, batch, rungs) for batch in (batches[0], batches[-1])}
+    smallest, largest = batches[0], batches[-1]
+    more = f"Give budget.tokens_per_trial of at least {tokens_to_probe(sweep, smallest):,}, or a smaller batch size"
+    if not probed[smallest]:
+        yield Remark(
+            RemarkVerdict.REFUSED,
+            f"no probe is long enough: the longest has {rungs[-1]:,} tokens, and even with a batch of {smallest} rows "
+            f"its cooldown has fewer than {FEWEST_BRANCH_STEPS} steps",
+            f"{more}; or set early_stopping.method: asha",
+        )
+        return
+    lengths = {rung for one in probed.values() for rung in one}
+    if len(lengths) < 2:
+        yield Remark(
+            RemarkVerdict.WARNING,
+            f"probes have one length, {min(lengths):,} tokens: the shift of the best settings with the length is that "
+            "of published work and not learnt",
+            f"{more}, or add to early_stopping.probe_lengths",
+        )
+    elif not probed[largest]:
+        yield Remark(
+            RemarkVerdict.WARNING,
+            f"batches near {largest} rows are not probed, because their cooldown would have fewer than "
+            f"{FEWEST_BRANCH_STEPS} steps: their loss is predicted from smaller batches",
+            f"Give budget.tokens_per_trial of at least {tokens_to_probe(sweep, largest):,}, or remove the largest "
+            "batch sizes",
+        )
+    else:
+        yield Remark(
+            RemarkVerdict.FAIR,
+            "settings are compared by their predicted loss at the full length; probes use learning rates and batch "
+            "sizes scaled down to their length",
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sweeps.records.trial_records import TrialRecord
+from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_sections import EarlyStoppingConfig
 
 
@@ -55,6 +56,13 @@ def rule_in_words(config: EarlyStoppingConfig, rungs: Sequence[int]) -> str:
         "asha": f"asha: {best} continue at {at} tokens",
         "median": f"median: at {at} tokens trials continue if their best loss is within the others' median average",
     }[config.method]
+
+
+def proposer_in_words(sweep: SweepConfig) -> str:
+    """The source of the settings that are tried, as a phrase."""
+    if sweep.early_stopping.method == "full-length":
+        return f"the predicted loss at the full length, seed {sweep.searcher.seed}"
+    return f"{sweep.searcher.method}, seed {sweep.searcher.seed}"
 
 
 @dataclass(frozen=True)

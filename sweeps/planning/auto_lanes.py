@@ -178,7 +178,7 @@ def speed_shape(run: RunConfig, vocabulary_size: int) -> str:
 def expected_sweep_tokens(sweep: SweepConfig) -> float:
     """Estimated total tokens of a sweep's trials, without its repeats."""
     if sweep.early_stopping.method == "full-length":
-        return sweep.probe_tokens + sweep.early_stopping.confirm * sweep.budget.trial_tokens
+        return sweep.max_tokens
     tokens = sweep.num_trials * expected_tokens(sweep.early_stopping, sweep.budget.trial_tokens)
     return tokens if sweep.budget.tokens is None else min(tokens, sweep.budget.tokens)
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from data_pipeline.schema.settings import format_bytes
 from data_pipeline.schema.terminal_text import echo
 from sweeps.analysis.fairness import RemarkVerdict, remarks
-from sweeps.early_stopping.rungs import rule_in_words
+from sweeps.early_stopping.rungs import proposer_in_words, rule_in_words
 from sweeps.planning.disk_need import DiskNeed
 from sweeps.planning.sweep_plan import SweepPlan
 from sweeps.search.initial_points import informed_points
@@ -19,7 +19,7 @@ from sweeps.settings.search_space import format_setting
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep
-from sweeps.settings.sweep_sections import BudgetConfig, StartConfig
+from sweeps.settings.sweep_sections import StartConfig
 
 _STYLES = {RemarkVerdict.FAIR: "green", RemarkVerdict.WARNING: "yellow", RemarkVerdict.REFUSED: "red"}
 
@@ -46,7 +46,7 @@ def plan_as_json(plan: SweepPlan, disks: Sequence[DiskNeed] = ()) -> dict[str, A
         "rungs_tokens": list(plan.rungs),
         "evaluate_at_tokens": list(plan.evaluate_at_tokens),
         "max_trials": sweep.num_trials,
-        "max_tokens": sweep.num_trials * sweep.budget.trial_tokens,
+        "max_tokens": sweep.max_tokens,
         "concurrent_trials": plan.lanes.count,
         "workers_per_trial": plan.lanes.workers,
         "threads_per_worker": plan.lanes.threads_per_worker,
@@ -98,7 +98,7 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
             length = f"{stage.tokens:,} tokens" if stage.tokens is not None else f"{stage.epochs:g} epochs"
             yield f"stage {number}", f"{length}, rows of {run.model.sequence_length}, batch {run.training.batch_size}"
     else:
-        yield from _budget_facts(budget, num_trials=sweep.num_trials)
+        yield from _budget_facts(sweep)
     for path, distribution in sweep.search.items():
         yield "swept", f"{path}: {distribution}"
     for combinations in sweep.partly_invalid():
@@ -112,7 +112,7 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
     # Later points differ from the first only in the settings that depend on the batch size.
     for reason in points[0].reasons if points else ():
         yield "", reason
-    yield "proposed by", f"{sweep.searcher.method}, seed {sweep.searcher.seed}"
+    yield "proposed by", proposer_in_words(sweep)
     yield "stopped by", rule_in_words(sweep.early_stopping, plan.rungs)
     yield (
         "compared by",
@@ -138,9 +138,14 @@ def _begins_with(start: StartConfig) -> str:
     return "; ".join((*named, *start.notes))
 
 
-def _budget_facts(budget: BudgetConfig, *, num_trials: int) -> Iterator[tuple[str, str]]:
-    total = num_trials * budget.trial_tokens
-    yield "trials", f"{num_trials} of up to {budget.trial_tokens:,} tokens: {total:,} at most"
+def _budget_facts(sweep: SweepConfig) -> Iterator[tuple[str, str]]:
+    budget, num_trials = sweep.budget, sweep.num_trials
+    if sweep.early_stopping.method == "full-length":
+        in_full = f"{sweep.early_stopping.confirm} trainings in full of {budget.trial_tokens:,}"
+        yield "trials", f"probes of {sweep.probe_tokens:,} tokens in all, {in_full}: {sweep.max_tokens:,} at most"
+        yield "probes", "at learning rates and batch sizes scaled down to the length of each"
+    else:
+        yield "trials", f"{num_trials} of up to {budget.trial_tokens:,} tokens: {sweep.max_tokens:,} at most"
     if num_trials < budget.trials:
         yield "", f"budget.trials is {budget.trials}, and the search space has no more settings"
     if budget.shorten_to is not None:

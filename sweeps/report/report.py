@@ -18,6 +18,7 @@ from sweeps.report import report_results as results
 from sweeps.report import report_setup as setup
 from sweeps.report.experiment_record import markdown_record
 from sweeps.report.report_blocks import Block, Failed, Paragraph, Picture, Section, Table, number
+from sweeps.report.report_length import length_section
 from sweeps.report.report_page import html_page
 from sweeps.settings.sweep_config import SweepConfig
 
@@ -84,6 +85,7 @@ _PAGE = (
         "purpose",
         "ranking",
         "ties",
+        "length",
         "budgets",
         "curves",
         "settings",
@@ -106,6 +108,7 @@ _RECORD = (
         "samples",
         "ranking",
         "ties",
+        "length",
         "budgets",
         "settings",
         "comparison",
@@ -135,6 +138,7 @@ _MAKERS: dict[str, Callable[[Findings], Section]] = {
     "samples": lambda findings: _samples_section(findings),
     "ranking": results.ranking_section,
     "ties": comparison.ties_section,
+    "length": length_section,
     "budgets": comparison.budgets_section,
     "settings": results.settings_section,
     "comparison": results.comparison_section,

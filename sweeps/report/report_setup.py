@@ -14,7 +14,7 @@ from core.costs.parameter_counts import parameter_counts
 from data_pipeline.schema.manifest import Manifest
 from data_pipeline.schema.settings import clock
 from sweeps.analysis.sweep_findings import Findings
-from sweeps.early_stopping.rungs import rule_in_words, rung_tokens
+from sweeps.early_stopping.rungs import proposer_in_words, rule_in_words, rung_tokens
 from sweeps.figures.cost_plots import timeline
 from sweeps.records.git_state import git_state
 from sweeps.report.report_blocks import (
@@ -62,7 +62,7 @@ def setup_section(findings: Findings) -> Section:
     facts += [("starts with", _in_words(settings)) for settings in sweep.start_with]
     stopping = sweep.early_stopping
     facts += [
-        ("proposed by", f"{sweep.searcher.method}, seed {sweep.searcher.seed}"),
+        ("proposed by", proposer_in_words(sweep)),
         (
             "stopped early by",
             rule_in_words(stopping, rung_tokens(stopping, sweep.budget.trial_tokens)),

@@ -11,15 +11,17 @@ The rule has no state: it decides from the records, so a resumed sweep decides a
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
 
 from core.settings.cooldown_branch import Pause
+from sweeps.analysis.full_length import known_losses
+from sweeps.early_stopping.probe_lengths import shortest_probe
 from sweeps.early_stopping.rungs import rung_tokens
-from sweeps.horizon.loss_over_length import KnownLoss, LossOverLength, fit_loss_over_length
+from sweeps.horizon.loss_over_length import LossOverLength, fit_loss_over_length
 from sweeps.horizon.setting_axes import SettingAxis, axes_of, coordinate_rows
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialRecord
@@ -29,8 +31,6 @@ from sweeps.settings.setting_paths import BATCH, LEARNING_RATE, MICRO_BATCH, SEE
 from sweeps.settings.sweep_config import SweepConfig
 
 Settings = dict[str, Any]
-FEWEST_BRANCH_STEPS = 50
-"""Steps of a branch below which it anneals too little: AdamW with beta2 0.98 remembers about as many."""
 SMALLEST_CHANCE = 0.05
 """Chance to beat the best full training below which no further rival is trained in full."""
 
@@ -112,16 +112,7 @@ class FullLengthSearch:
 
     def surrogate(self, records: Iterable[TrialRecord]) -> LossOverLength | None:
         """The loss over settings and length, from all losses that are known; None without any."""
-        return fit_loss_over_length(self._axes, list(self._losses(records)))
-
-    def _losses(self, records: Iterable[TrialRecord]) -> Iterable[KnownLoss]:
-        for record in records:
-            for tokens, loss in record.rung_losses.items():
-                yield KnownLoss(record.settings, tokens, loss)
-            if record.outcome is Outcome.COMPLETED and record.loss is not None:
-                yield KnownLoss(record.settings, self.full, record.loss)
-            elif record.outcome is Outcome.DIVERGED:
-                yield KnownLoss(record.settings, self.rungs[0], math.inf)
+        return fit_loss_over_length(self._axes, list(known_losses(records, full=self.full, shortest=self.rungs[0])))
 
     @cached_property
     def _axes(self) -> tuple[SettingAxis, ...]:
@@ -257,22 +248,16 @@ class FullLengthSearch:
 
 def full_length_search(sweep: SweepConfig) -> FullLengthSearch:
     """The rule of a sweep file whose tokens are known."""
-    stopping, full, cooldown = sweep.early_stopping, sweep.budget.trial_tokens, sweep.training.cooldown
-    tokens_of_a_row = sweep.model.sequence_length
-
-    def shortest(settings: Settings) -> float:
-        batch: int = settings.get(BATCH, sweep.training.batch_size)
-        return FEWEST_BRANCH_STEPS * batch * tokens_of_a_row / cooldown
-
+    stopping, full = sweep.early_stopping, sweep.budget.trial_tokens
     return FullLengthSearch(
         space=sweep.search,
         candidates=candidate_settings(sweep),
         rungs=rung_tokens(stopping, full),
         full=full,
         search_tokens=sweep.probe_tokens,
-        cooldown=cooldown,
+        cooldown=sweep.training.cooldown,
         confirm=stopping.confirm,
-        shortest=shortest,
+        shortest=partial(shortest_probe, sweep),
     )
 
 

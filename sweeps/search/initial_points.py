@@ -39,8 +39,16 @@ class InformedPoint:
 
 
 def informed_points(sweep: SweepConfig) -> list[InformedPoint]:
-    """First points of a sweep, the smallest batch size first; none for a grid, which tries all points anyway."""
-    if sweep.searcher.start == "none" or sweep.searcher.method == "grid" or not sweep.search:
+    """First points of a sweep, the smallest batch size first.
+
+    None for a grid, which tries all points anyway, and for the method full-length, whose probes are spread evenly.
+    """
+    if (
+        sweep.early_stopping.method == "full-length"
+        or sweep.searcher.start == "none"
+        or sweep.searcher.method == "grid"
+        or not sweep.search
+    ):
         return []
     most = min(_MOST_POINTS, max(1, sweep.budget.trials // _SHARE_OF_TRIALS))
     points: list[InformedPoint] = []

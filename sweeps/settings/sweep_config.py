@@ -154,6 +154,23 @@ class SweepConfig(Settings):
                 value = {**value, "early_stopping": {**stopping, "method": "asha"}}
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _probes_have_a_short_warmup(cls, value: Any) -> Any:
+        # The warm-up is equal in tokens for all lengths; a tenth of the shortest leaves the probe to training.
+        stopping = value.get("early_stopping") if isinstance(value, dict) else None
+        if not isinstance(stopping, dict) or stopping.get("method") != "full-length":
+            return value
+        training = value.get("training") or {}
+        lengths = stopping.get("probe_lengths", EarlyStoppingConfig.model_fields["probe_lengths"].default)
+        if not isinstance(training, dict) or "warmup" in training or "training.warmup" in (value.get("search") or {}):
+            return value
+        try:
+            shortest = min(EarlyStoppingConfig(probe_lengths=lengths).probe_lengths)
+        except ValidationError:
+            return value  # The section names the fault.
+        return {**value, "training": {**training, "warmup": shortest / 10}}
+
     @field_validator("search")
     @classmethod
     def _values_are_of_their_types(cls, search: dict[str, Distribution]) -> dict[str, Distribution]:
@@ -324,6 +341,13 @@ class SweepConfig(Settings):
         if self.budget.tokens is not None:
             return self.budget.tokens - self.early_stopping.confirm * self.budget.trial_tokens
         return round(self.budget.search_share * self.num_trials * self.budget.trial_tokens)
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of all trials of the search."""
+        if self.early_stopping.method == "full-length":
+            return self.probe_tokens + self.early_stopping.confirm * self.budget.trial_tokens
+        return self.num_trials * self.budget.trial_tokens
 
     def _is_in_space(self, settings: dict[str, Any], grid_points: int | None) -> bool:
         """Whether the search would propose exactly these settings."""
