@@ -32,6 +32,8 @@ from table_sweep import pretune  # noqa: E402
 PUBLIC = HERE.parents[2] / "shared" / "data" / "sweeps" / "steplaw_dense.csv"
 SHARES = (0.05, 0.1, 0.2)
 """Tokens of a search, as a share of those of the full grid."""
+FEWEST_SETTINGS = 16
+"""Settings below which a table has nothing to search."""
 NEW, PEER = "full-length", "Ray Tune: Optuna and ASHA"
 
 
@@ -91,7 +93,11 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", module="optuna|ray")
     files = arguments.table or [*sorted((HERE / "ground_truth").glob("*.csv")), *([PUBLIC] if PUBLIC.exists() else [])]
-    tables = [table for file in files for table in read_tables(file) if len(table.lengths) > 1]
+    found = [table for file in files for table in read_tables(file)]
+    tables = [table for table in found if len(table.lengths) > 1 and len(table.settings) >= FEWEST_SETTINGS]
+    for table in found:
+        if table not in tables:
+            print(f"{table.name}: left out, {len(table.settings)} settings at {len(table.lengths)} lengths are too few")
     seeds, shares = arguments.seeds, SHARES
     if arguments.quick:
         tables, seeds, shares = tables[:1], 3, (0.1,)

@@ -68,3 +68,28 @@ def test_a_public_table_is_one_job_a_model_and_reads_rates_of_three_and_four_dig
     assert small.settings == ((0.000488, 32.0), (0.000488, 64.0))
     assert small.best_loss == 2.9
     assert large.lengths == (100,)
+
+
+def test_a_table_of_ground_truth_has_seeds_losses_on_the_way_and_infinite_losses_after_divergence(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "job.csv"
+    shares = [f"annealed_1_{share}" for share in (16, 8, 4, 2, 1)]
+    trunk = [f"trunk_{point}_32" for point in range(1, 33)]
+    header = ["learning_rate", "batch_rows", "beta2", "seed", "trunk_tokens", *shares, *trunk]
+    good = ["4", "3.5", "3.2", "3.1", "3.0", *[str(5 - point / 32) for point in range(1, 33)]]
+    rows = [
+        ["0.001", "1", "0.95", "1", "1600", *good[:4], "3.2", *good[5:]],
+        ["0.001", "1", "0.95", "0", "1600", *good],
+        ["0.01", "1", "0.95", "0", "1600", *[""] * 37],
+    ]
+    file.write_text("\n".join(",".join(row) for row in [header, *rows]) + "\n")
+    (table,) = read_tables(file)
+    setting = (0.001, 1.0, 0.95)
+    assert table.lengths == (100, 200, 400, 800, 1600)
+    assert table.true_loss(setting) == pytest.approx(3.1)
+    assert table.loss(setting, 1600, seed=0) == 3.0
+    assert table.raw_loss(setting, 800) == 4.5
+    assert math.isinf(table.true_loss((0.01, 1.0, 0.95)))
+    # Two seeds that are 0.2 apart.
+    assert table.seed_deviation == pytest.approx(0.2 / math.sqrt(2))

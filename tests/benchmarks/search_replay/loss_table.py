@@ -121,6 +121,8 @@ def read_tables(path: Path) -> list[LossTable]:
         return list(_public_tables(path.stem, rows))
     if {"share_of_length", "learning_rate", "batch_rows", "holdout_loss"} <= columns:
         return [_pilot(path.stem, rows)]
+    if {"learning_rate", "batch_rows", "seed", "trunk_tokens", "annealed_1_1"} <= columns:
+        return [_ground_truth(path.stem, rows)]
     raise ValueError(f"{path}: unknown columns {sorted(columns)}; tests/benchmarks/README.md lists the known tables")
 
 
@@ -173,6 +175,35 @@ def _pilot(name: str, rows: Sequence[Mapping[str, str]]) -> LossTable:
         if r["holdout_loss"]
     }
     return _table(name, (LEARNING_RATE, BATCH), annealed)
+
+
+_THIRD_SETTINGS = {"beta2": "training.beta2", "masking_rate": "objective.masked_lm.masking_rate"}
+_SHARES = {
+    "annealed_1_16": 1 / 16,
+    "annealed_1_8": 1 / 8,
+    "annealed_1_4": 1 / 4,
+    "annealed_1_2": 1 / 2,
+    "annealed_1_1": 1,
+}
+
+
+def _ground_truth(name: str, rows: Sequence[Mapping[str, str]]) -> LossTable:
+    """A table of tests/benchmarks/ground_truth: seeds, branches, and the trunk at 32 points."""
+    third = next(column for column in _THIRD_SETTINGS if column in rows[0])
+    full = max(int(row["trunk_tokens"]) for row in rows)
+    annealed: dict[tuple[Setting, int], tuple[float, ...]] = {}
+    on_the_way: dict[tuple[Setting, int], float] = {}
+    for row in sorted(rows, key=lambda one: int(one["seed"])):
+        setting = (float(row["learning_rate"]), float(row["batch_rows"]), float(row[third]))
+        for column, share in _SHARES.items():
+            # A diverged training never came there.
+            loss = float(row[column]) if row[column] else math.inf
+            annealed[setting, round(share * full)] = (*annealed.get((setting, round(share * full)), ()), loss)
+        for point in range(1, 33):
+            loss = float(row[f"trunk_{point}_32"]) if row[f"trunk_{point}_32"] else math.inf
+            on_the_way.setdefault((setting, point * full // 32), loss)
+    table = _table(name, (LEARNING_RATE, BATCH, _THIRD_SETTINGS[third]), annealed)
+    return replace(table, on_the_way=on_the_way)
 
 
 def _table(name: str, paths: Sequence[str], annealed: Mapping[tuple[Setting, int], tuple[float, ...]]) -> LossTable:
