@@ -70,7 +70,7 @@ def test_a_public_table_is_one_job_a_model_and_reads_rates_of_three_and_four_dig
     assert large.lengths == (100,)
 
 
-def test_a_table_of_ground_truth_has_seeds_losses_on_the_way_and_infinite_losses_after_divergence(
+def test_a_table_of_our_own_has_seeds_losses_on_the_way_and_infinite_ones_after_divergence(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "job.csv"

@@ -178,13 +178,7 @@ def _pilot(name: str, rows: Sequence[Mapping[str, str]]) -> LossTable:
 
 
 _THIRD_SETTINGS = {"beta2": "training.beta2", "masking_rate": "objective.masked_lm.masking_rate"}
-_SHARES = {
-    "annealed_1_16": 1 / 16,
-    "annealed_1_8": 1 / 8,
-    "annealed_1_4": 1 / 4,
-    "annealed_1_2": 1 / 2,
-    "annealed_1_1": 1,
-}
+_SHARES = {f"annealed_1_{part}": 1 / part for part in (16, 8, 4, 2, 1)}
 
 
 def _ground_truth(name: str, rows: Sequence[Mapping[str, str]]) -> LossTable:
