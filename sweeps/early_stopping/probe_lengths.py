@@ -19,6 +19,12 @@ def shortest_probe(sweep: SweepConfig, settings: dict[str, Any]) -> float:
     return FEWEST_BRANCH_STEPS * batch * sweep.model.sequence_length / sweep.training.cooldown
 
 
+def most_probes(sweep: SweepConfig, rungs: Sequence[int]) -> int:
+    """Probes at the shortest length, which has the most."""
+    a_probe = (1 + sweep.training.cooldown) * rungs[0]
+    return max(1, math.floor(sweep.probe_tokens / len(rungs) / a_probe))
+
+
 def probed_at(sweep: SweepConfig, batch: int, rungs: Sequence[int]) -> list[int]:
     """The rungs at which a batch size of the full length can be probed, with a batch scaled down to the rung."""
     full = sweep.budget.trial_tokens

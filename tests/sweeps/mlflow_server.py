@@ -55,7 +55,7 @@ class MlflowServer:
             return False
 
     def stand_still(self) -> None:
-        """It takes connections, and answers none of them until it is killed or goes on."""
+        """It takes connections and answers none of them until it is killed or continued."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGSTOP)
 

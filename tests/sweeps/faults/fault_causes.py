@@ -49,7 +49,7 @@ def killed(name: str) -> Cause:
 
 
 def stopped(name: str) -> Cause:
-    """A process gets SIGSTOP while trial 2 trains, and SIGCONT later, if Ray has not ended it meanwhile."""
+    """A process gets SIGSTOP while trial 2 trains, and SIGCONT later, unless Ray ended it meanwhile."""
 
     def strike(sweep: StruckSweep) -> None:
         sweep.start_and_train()
@@ -78,12 +78,12 @@ def killed_while(moment: Callable[[StruckSweep], bool], what: str) -> Cause:
 
 
 def corpus_is_read(sweep: StruckSweep) -> bool:
-    """Preparation has begun, and has not ended."""
+    """Preparation is under way."""
     return any((sweep.results / "prepared").glob(".work-*"))
 
 
 def lane_starts(sweep: StruckSweep) -> bool:
-    """Trial 1 was handed to a lane that has not trained yet."""
+    """Trial 1 was handed to a lane that still starts."""
     return sweep.trial(1).exists()
 
 

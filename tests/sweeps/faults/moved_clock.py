@@ -90,6 +90,6 @@ class MovedClock:
         self._file.write_bytes(bytes(8))
 
     def set_ahead(self, seconds: int) -> None:
-        """Let the clock stand so many seconds ahead of that of the machine, from now on."""
+        """Set the clock this many seconds ahead of that of the machine, from now on."""
         with self._file.open("r+b") as file, mmap.mmap(file.fileno(), 8) as page:
             page[:] = seconds.to_bytes(8, "little", signed=True)

@@ -37,7 +37,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Iterator[StruckSweep]:
-    """A sweep that has not begun; what its fault leaves behind is removed afterwards."""
+    """A sweep before its start; the traces of its fault are removed afterwards."""
     sweep = StruckSweep(tmp_path / "results")
     yield sweep
     if sweep.is_running:

@@ -1,4 +1,4 @@
-"""Reports of a trial that repeats tokens after a kill of its driver: each stands in the store, and once."""
+"""Reports of a trial that repeats tokens after a kill of its driver: the store has each of them once."""
 
 from pathlib import Path
 
