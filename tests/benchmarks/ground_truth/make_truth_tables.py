@@ -2,8 +2,8 @@
 
     python tests/benchmarks/ground_truth/make_truth_tables.py [--quick] [--job NAME ...] [--workers 2] [--folder FOLDER]
 
-A row is appended whole when its training ends, so the script can be killed at any moment; started again with the same
-arguments it trains what is missing. When all settings of a job are there, its best ones get further seeds. It needs
+A row is appended whole when its training ends, so the script can be killed at any moment. Started again with the same
+arguments, it trains the missing rows. When all settings of a job are there, its best ones get further seeds. It needs
 ../shared/data, and hours: one process and one thread for each worker.
 
 --quick: seconds; small copies of all jobs on text made here, into a temporary folder unless one is named.

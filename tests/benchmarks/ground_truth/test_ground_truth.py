@@ -191,7 +191,7 @@ def test_averaged_weights_are_the_mean_of_the_last_checkpoints_of_the_trunk(
     assert row["averaged_1_1"] == pytest.approx(metrics[LOSS], abs=ROUNDED)
 
 
-def test_a_diverged_training_keeps_what_it_had_before(data: PreparedCorpus, tmp_path: Path) -> None:
+def test_a_diverged_training_keeps_its_earlier_losses(data: PreparedCorpus, tmp_path: Path) -> None:
     row = train(TINY, replace(SETTING, learning_rate=1e4), seed=0, data=data, folder=tmp_path)
     assert row["outcome"] == "diverged"
     assert 0 < row["diverged_at_tokens"] == row["trunk_tokens"] < TINY.tokens

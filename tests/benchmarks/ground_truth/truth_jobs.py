@@ -151,7 +151,7 @@ def rates(lowest: float) -> tuple[float, ...]:
 
 _BOOKS = CorpusConfig(path=str(REAL_DATA / "english/books/*.txt"), documents="paragraphs", holdout=0.0014)
 _PACKETS = CorpusConfig(path=str(REAL_DATA / "traffic_ndpi/packets.csv"), text="text", holdout=0.025)
-_CHINESE = CorpusConfig(path=str(REAL_DATA / "chinese/poems_minimind.jsonl"), holdout=0.0012)
+_CHINESE = CorpusConfig(path=str(REAL_DATA / "chinese/poems_minimind.jsonl"), holdout=0.0019)
 
 JOBS = {
     job.name: job
@@ -172,7 +172,7 @@ JOBS = {
             unigram_loss=3.59,
         ),
         Job("masked_books", "judge", _BOOKS, 300, 64, "masking_rate", (0.3, 0.5), rates(2e-4), unigram_loss=4.21),
-        Job("causal_chinese", "judge", _CHINESE, 300, 32, "beta2", (0.95, 0.99), rates(5e-4)),
+        Job("causal_chinese", "judge", _CHINESE, 300, 32, "beta2", (0.95, 0.99), rates(5e-4), unigram_loss=4.44),
     )
 }
 
