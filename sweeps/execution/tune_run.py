@@ -45,6 +45,7 @@ from sweeps.records.remote_results import ResultsAtUri
 from sweeps.records.results_folder import SweepFolder
 from sweeps.records.trial_records import TrialRecord, TrialSize, TrialStore
 from sweeps.report.baseline import read_baseline
+from sweeps.search.full_length_search import full_length_search
 from sweeps.search.ledger import Ledger
 from sweeps.search.sweep_budget import SweepBudget
 from sweeps.search.sweep_searcher import SweepSearcher
@@ -78,6 +79,9 @@ class SweepRun:
         self._stages = stage_assignments(resolved.stages, is_shared=self._corpus_server is None)
         sweep = plan.sweep
         stopping = sweep.early_stopping
+        # Here and not in the plan: it needs scipy, and `pretune plan` does without.
+        self._full_length = full_length_search(sweep) if stopping.method == "full-length" else None
+        self._pauses = plan.promotions or self._full_length
         rule: StoppingRule = Rungs((), stopping.reduction_factor)  # No rungs: trials that pause are not stopped early.
         if stopping.method == "asha":
             rule = Rungs(plan.rungs, stopping.reduction_factor)
@@ -105,7 +109,7 @@ class SweepRun:
             frontier=self.frontier,
             scheduler=self._scheduler,
             run_of=self.run_of,
-            rungs=() if plan.pauses else plan.rungs,
+            rungs=() if stopping.has_branches else plan.rungs,
             run_to_end=drawn_to_run_to_the_end(stopping, num_trials=sweep.num_trials, seed=sweep.searcher.seed),
             remember=self._remembering.add,
             size_of=lambda run: _size_of(run, data.vocabulary.size),
@@ -127,7 +131,7 @@ class SweepRun:
             largest_micro_batch=plan.largest_micro_batch,
             budget=SweepBudget(sweep.budget, elapsed_s=wall_s, num_repeats=sweep.repeats.count(sweep.budget.trials)),
             promotions=plan.promotions,
-            full_length=plan.full_length,
+            full_length=self._full_length,
             micro_batches=self.micro_batches,
         )
 
@@ -191,10 +195,10 @@ class SweepRun:
 
     def stop_paused(self) -> None:
         """End the trials that still wait at a rung: none of them continues."""
-        if self.plan.pauses is None:
+        if self._pauses is None:
             return
         waiting = [record for record in self.ledger.unfinished() if record.paused_at is not None]
-        reasons = [self.plan.pauses.reason(record, self.ledger.records.values()) for record in waiting]
+        reasons = [self._pauses.reason(record, self.ledger.records.values()) for record in waiting]
         for record, reason in zip(waiting, reasons, strict=True):
             self.ledger.stop_paused(record.number, reason)
 
@@ -236,7 +240,7 @@ class SweepRun:
         self._remembering.flush()
 
     def _trial_config(self, record: TrialRecord, run: RunConfig) -> dict[str, Any]:
-        pauses = self.plan.pauses
+        pauses = self._pauses
         to_measure = self.micro_batches.to_measure(run)
         size = self.micro_batches.fastest(run) if run.training.micro_batch_size == "auto" else None
         if size is not None and not to_measure:

@@ -6,11 +6,11 @@ On a machine whose cores train, a fit of 40 losses took 0.5 s of processor time 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 # Their libraries must be loaded before the controller looks for them.
 import numpy as np  # noqa: F401
 import scipy.linalg  # noqa: F401
-from threadpoolctl import ThreadpoolController
 
 
 @contextmanager
@@ -21,6 +21,9 @@ def one_thread() -> Iterator[None]:
 
 
 @cache
-def _controller() -> ThreadpoolController:
+def _controller() -> Any:
+    # Here, because its import changes the environment of the process.
+    from threadpoolctl import ThreadpoolController
+
     # It looks through the libraries of the process, which takes some milliseconds.
     return ThreadpoolController()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.costs.parameter_counts import parameter_counts
-from core.costs.training_flops import training_flops_a_token
+from core.costs.training_flops import rough_training_flops_a_token
 from core.settings.run_config import RunConfig
 from data_pipeline.files.disk_room import RESERVE_BYTES, free_bytes
 from data_pipeline.schema.settings import format_bytes
@@ -171,7 +171,9 @@ def _num_reports(plan: SweepPlan) -> float:
     """About the reports of a trial: one at each evaluation, and one a second."""
     run, tokens = middle_run(plan.sweep), plan.sweep.budget.trial_tokens
     flops = _GPU_FLOPS if plan.lanes.use_gpu else _CPU_FLOPS
-    seconds = tokens * (_S_A_TOKEN + training_flops_a_token(run, plan.vocabulary_size) / flops / plan.lanes.workers)
+    seconds = tokens * (
+        _S_A_TOKEN + rough_training_flops_a_token(run, plan.vocabulary_size) / flops / plan.lanes.workers
+    )
     return len(plan.evaluate_at_tokens) + len(plan.rungs) + 1 + seconds
 
 

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,9 +19,6 @@ from sweeps.early_stopping.rungs import rung_tokens
 from sweeps.lanes.lane_planning import AutoLanes, LanePlan, ResourcesError, plan_lanes, worker_memory_bytes
 from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, micro_batch_of
 from sweeps.settings.sweep_config import SweepConfig
-
-if TYPE_CHECKING:
-    from sweeps.search.full_length_search import FullLengthSearch
 
 FIRST_MARGIN_ON_CUDA = 0.10
 """Share of the predicted peak that must stay free on a GPU until a trial shows that less is enough."""
@@ -49,18 +45,6 @@ class SweepPlan:
         stopping, num_trials = self.sweep.early_stopping, self.sweep.num_trials
         is_theirs = stopping.method == "trunk-and-branch"
         return Promotions(self.rungs, stopping.reduction_factor, num_trials) if is_theirs else None
-
-    @cached_property
-    def full_length(self) -> "FullLengthSearch | None":
-        """The rule that names the winner at the full length from short probes; None with another method."""
-        from sweeps.search.full_length_search import full_length_search  # scipy: `plan` needs none of it.
-
-        return full_length_search(self.sweep) if self.sweep.early_stopping.method == "full-length" else None
-
-    @property
-    def pauses(self) -> "Promotions | FullLengthSearch | None":
-        """The rule by which trials pause at rungs; None if they do not."""
-        return self.promotions or self.full_length
 
     @cached_property
     def evaluate_at_tokens(self) -> tuple[int, ...]:

@@ -13,7 +13,12 @@ from sweeps.settings.settings_faults import models_in
 
 ANY_SETTING = "SETTING"
 """In a path: the dotted path of a swept setting, under which a distribution is written."""
-_PLURALS = {"text": "texts", "value": "values", "settings with their values": "settings with their values"}
+_PLURALS = {
+    "text": "texts",
+    "value": "values",
+    "share": "shares",
+    "settings with their values": "settings with their values",
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,10 @@ def _sequence_words(items: tuple[Any, ...], details: list[Any]) -> str:
     if items[-1] is not Ellipsis:
         return f"[low, high], two {values_in_words(items[0])}s"
     fewest = "".join(f", at least {count}" for count in _named(details, "min_length"))
-    return f"list of {_PLURALS[values_in_words(items[0])]}{fewest}"
+    of_one = values_in_words(items[0])
+    # A limit follows the kind: `shares above 0`.
+    kind = next((one for one in sorted(_PLURALS, key=len, reverse=True) if of_one.startswith(one)), of_one)
+    return f"list of {_PLURALS[kind]}{of_one.removeprefix(kind)}{fewest}"
 
 
 def _section_words(annotation: Any) -> str:

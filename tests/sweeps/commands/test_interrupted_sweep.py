@@ -34,6 +34,9 @@ resources: {workers_per_trial: 2}
 """
 
 
+TWO_LANES = f"resources: {{concurrent_trials: {min(2, os.cpu_count() or 1)}}}\n"
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One results folder for all sweeps of this module, so that the corpus is prepared once."""
@@ -69,8 +72,8 @@ def test_a_sweep_survives_the_loss_of_a_worker_and_of_a_lanes_own_process_and_th
 def test_ctrl_c_ends_in_seconds_leaves_no_process_and_the_same_command_resumes(results: Path) -> None:
     file = results / "cut.yaml"
     text = TINY.replace("name: tiny", "name: cut").replace("trials: 6", "trials: 5")
-    # One lane, and trials that end one after another: with several all five could end with the first.
-    file.write_text(f"{text}resources: {{concurrent_trials: 1}}\nearly_stopping: {{method: none}}\n")
+    # Two lanes at most: on many processors all five trials would end with the first.
+    file.write_text(f"{text}{TWO_LANES}early_stopping: {{method: none}}\n")
     mark, started_at = f"cut-{time.time_ns()}", time.monotonic()
     process = start("sweep", file, "--results", results, mark=mark)
     read_until(process, "COMPLETED")
@@ -92,8 +95,8 @@ def test_ctrl_c_ends_in_seconds_leaves_no_process_and_the_same_command_resumes(r
 def test_killed_driver_leaves_its_results_and_the_same_command_resumes_without_duplicates(results: Path) -> None:
     file = results / "killed.yaml"
     text = TINY.replace("name: tiny", "name: killed").replace("trials: 6", "trials: 5").replace("30k", "100k")
-    # One lane and longer trials: some are left to train when the first has ended and the report is written.
-    file.write_text(f"{text}resources: {{concurrent_trials: 1}}\n")
+    # Longer trials: some are left to train when the first has ended and the report is written.
+    file.write_text(f"{text}{TWO_LANES}")
     mark = f"killed-{time.time_ns()}"
     process = start("sweep", file, "--results", results, mark=mark)
     read_until(process, "COMPLETED")
@@ -133,9 +136,9 @@ def check_that_it_resumes(results: Path, file: Path) -> None:
 
 def test_a_running_sweep_refuses_another_trains_on_without_a_terminal_and_hears_its_hangup(results: Path) -> None:
     file = results / "twice.yaml"
-    # One lane and no rungs: a signal may hit while a trial waits at a rung, and another may have begun by then.
+    # No rungs: the signal may hit while trials wait there, and they would be paused.
     text = TINY.replace("name: tiny", "name: twice").replace("30k", "3M")
-    file.write_text(f"{text}resources: {{concurrent_trials: 1}}\nearly_stopping: {{method: none}}\n")
+    file.write_text(f"{text}{TWO_LANES}early_stopping: {{method: none}}\n")
     mark = f"twice-{time.time_ns()}"
     first = start("sweep", file, "--results", results, mark=mark)
     try:
@@ -157,5 +160,5 @@ def test_a_running_sweep_refuses_another_trains_on_without_a_terminal_and_hears_
     assert "Traceback" not in log.read_text()
     summary = summary_of(results, "twice")
     assert summary["status"] == "interrupted"
-    assert summary["outcomes"] == {"INTERRUPTED": 1}
+    assert set(summary["outcomes"]) == {"INTERRUPTED"}
     assert [left.cmdline() for left in processes_marked(mark)] == []

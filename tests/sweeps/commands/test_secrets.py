@@ -198,7 +198,7 @@ def test_a_sweep_and_what_follows_leave_no_secret_in_a_file_on_the_terminal_or_i
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     command = [sys.executable, "-m", "sweeps", "sweep", str(file), "--results", str(results)]
-    changes = ("resources.concurrent_trials=1", "budget.trials=2", "budget.tokens_per_trial=20k", f"corpus.path={url}")
+    changes = ("budget.trials=2", "budget.tokens_per_trial=20k", f"corpus.path={url}")
     command += [f"--set={change}" for change in changes]
     process = subprocess.Popen(
         command,
