@@ -209,7 +209,13 @@ def test_record_has_the_sections_of_a_laboratory_record_in_order(reported: Path)
     assert titles == [
         *("Purpose", "Setup", "Command, code, environment", "Data", "Timeline", "Trials", "Errors", "Time"),
         *("Memory and micro-batch", "Critical batch size", "Loss curves", "Samples", "Ranking"),
-        *("Winner and noise", "Equal tokens, time, operations", "Settings", "Comparison with the baseline"),
+        *(
+            "Winner and noise",
+            "Length of training",
+            "Equal tokens, time, operations",
+            "Settings",
+            "Comparison with the baseline",
+        ),
         *("Other stopping rules", "Fairness", "Targets", "What was wasted", "Problems found", "Conclusions"),
         "What to try next",
     ]
