@@ -19,10 +19,15 @@ def shortest_probe(sweep: SweepConfig, settings: dict[str, Any]) -> float:
     return FEWEST_BRANCH_STEPS * batch * sweep.model.sequence_length / sweep.training.cooldown
 
 
-def most_probes(sweep: SweepConfig, rungs: Sequence[int]) -> int:
-    """Probes at the shortest length, which has the most."""
-    a_probe = (1 + sweep.training.cooldown) * rungs[0]
-    return max(1, math.floor(sweep.probe_tokens / len(rungs) / a_probe))
+def num_probes(tokens: int, rungs: Sequence[int], index: int, *, cooldown: float) -> int:
+    """Probes that a number of tokens affords at one of the rungs; each rung gets the same part of the tokens.
+
+    Args:
+        cooldown: Share of a rung's tokens that its branch adds.
+    """
+    before = rungs[index - 1] if index else 0
+    leg = rungs[index] - before + cooldown * rungs[index]
+    return max(1, math.floor(tokens / len(rungs) / leg))
 
 
 def probed_at(sweep: SweepConfig, batch: int, rungs: Sequence[int]) -> list[int]:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from sweeps.horizon.one_thread import one_thread
-from sweeps.horizon.setting_axes import SettingAxis, coordinate_rows
+from sweeps.horizon.setting_axes import SettingAxis, coordinate_rows, moved_settings
 from sweeps.horizon.shifted_process import Coordinates, ShiftedProcess
 from sweeps.settings.setting_paths import BATCH, LEARNING_RATE
 
@@ -168,14 +168,8 @@ class LossOverLength:
 
     def scaled_down(self, settings: Settings, tokens_from: int, tokens_to: int) -> dict[str, Any]:
         """The settings with learning rate and batch size moved along their exponents to another length."""
-        ratio = tokens_to / tokens_from
-        moved = dict(settings)
-        exponents = self.exponents()
-        for axis in self._numbers:
-            if axis.path in (LEARNING_RATE, BATCH) and axis.path in exponents:
-                shift = exponents[axis.path].value * math.log(ratio)
-                moved[axis.path] = axis.value_at(axis.coordinate(settings[axis.path]) + shift)
-        return moved
+        learnt = {path: exponent.value for path, exponent in self.exponents().items()}
+        return moved_settings(self.axes, settings, tokens_to / tokens_from, learnt)
 
     @one_thread()
     def optimum(self, tokens: int) -> dict[str, Any]:

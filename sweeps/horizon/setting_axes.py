@@ -75,6 +75,23 @@ def coordinate_rows(axes: Sequence[SettingAxis], settings: Sequence[Mapping[str,
     return np.array(rows, float).reshape(len(settings), len(axes))
 
 
+def moved_settings(
+    axes: Sequence[SettingAxis], settings: Mapping[str, Any], ratio: float, exponents: Mapping[str, float]
+) -> dict[str, Any]:
+    """Settings with learning rate and batch size moved along the path of the optimum to another length.
+
+    Args:
+        ratio: The other length over the length of the settings.
+        exponents: Of settings on log axes, by path; others stay.
+    """
+    moved = dict(settings)
+    for axis in axes:
+        if axis.path in _PUBLISHED and axis.scale == "log":
+            shift = exponents[axis.path] * math.log(ratio)
+            moved[axis.path] = axis.value_at(axis.coordinate(settings[axis.path]) + shift)
+    return moved
+
+
 def _varies(distribution: Distribution) -> bool:
     return len(set(map(repr, distribution.extremes()))) > 1
 

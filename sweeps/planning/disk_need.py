@@ -6,7 +6,7 @@ checkpoint before it, and writes the next checkpoint beside the last. Checkpoint
 those of the leaders and of the trial that ended last. With trunk-and-branch the trials that may still be promoted keep
 theirs, one in `reduction_factor`; with full-length all probes do. The largest model of the search space counts for
 every trial. So the figure is that of the fullest moment; a sweep of two tiny trials came to 0.97 of it, and one whose
-tokenizer learnt half of the entries that it might learn to 0.71 (tests/sweeps/commands/test_full_disk.py).
+tokenizer learnt half of the entries that it might learn to 0.71 (tests/sweeps/execution/test_full_disk.py).
 """
 
 import os
@@ -22,7 +22,7 @@ from core.settings.run_config import RunConfig
 from data_pipeline.files.disk_room import RESERVE_BYTES, free_bytes
 from data_pipeline.schema.settings import format_bytes
 from data_pipeline.schema.user_errors import InputFault
-from sweeps.early_stopping.probe_lengths import most_probes
+from sweeps.early_stopping.probe_lengths import num_probes
 from sweeps.early_stopping.promotion import FEWEST_FINALISTS
 from sweeps.planning.sweep_plan import SweepPlan
 from sweeps.search.initial_points import middle_run
@@ -163,7 +163,8 @@ def _num_bytes_of_checkpoints(plan: SweepPlan, checkpoint: int, weights: int) ->
         kept = max(sweep.num_trials // sweep.early_stopping.reduction_factor, FEWEST_FINALISTS)
         waiting = min(kept, most - running - ended)
     elif sweep.early_stopping.method == "full-length":
-        waiting = most_probes(sweep, plan.rungs)
+        # The shortest length has the most.
+        waiting = num_probes(sweep.probe_tokens, plan.rungs, 0, cooldown=sweep.training.cooldown)
     return running * (whole + checkpoint) + ended * whole + waiting * (checkpoint + weights)
 
 

@@ -19,15 +19,15 @@ from scipy.special import ndtr
 
 from core.settings.cooldown_branch import Pause
 from sweeps.analysis.full_length import known_losses
-from sweeps.early_stopping.probe_lengths import shortest_probe
+from sweeps.early_stopping.probe_lengths import num_probes, shortest_probe
 from sweeps.early_stopping.rungs import rung_tokens
 from sweeps.horizon.loss_over_length import LossOverLength, fit_loss_over_length
-from sweeps.horizon.setting_axes import SettingAxis, axes_of, coordinate_rows
+from sweeps.horizon.setting_axes import SettingAxis, axes_of, coordinate_rows, moved_settings
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialRecord
 from sweeps.search.candidate_settings import candidate_settings
 from sweeps.settings.search_space import SearchSpace
-from sweeps.settings.setting_paths import BATCH, LEARNING_RATE, MICRO_BATCH, SEED
+from sweeps.settings.setting_paths import MICRO_BATCH, SEED
 from sweeps.settings.sweep_config import SweepConfig
 
 Settings = dict[str, Any]
@@ -120,9 +120,7 @@ class FullLengthSearch:
 
     def _count(self, index: int) -> int:
         """Trials that the search can afford at a rung."""
-        before = self.rungs[index - 1] if index else 0
-        leg = self.rungs[index] - before + self.cooldown * self.rungs[index]
-        return max(1, math.floor(self.search_tokens / len(self.rungs) / leg))
+        return num_probes(self.search_tokens, self.rungs, index, cooldown=self.cooldown)
 
     def _num_at(self, known: Sequence[TrialRecord], index: int) -> int:
         """Trials that have been at a rung or are on their way there."""
@@ -267,12 +265,7 @@ def scaled_settings(
     """Settings moved along the path of the optimum to another length; by published exponents without a fit."""
     if fitted is not None:
         return fitted.scaled_down(settings, tokens_from, tokens_to)
-    moved = dict(settings)
-    for axis in axes:
-        if axis.path in (LEARNING_RATE, BATCH) and axis.scale == "log":
-            shift = axis.exponent * math.log(tokens_to / tokens_from)
-            moved[axis.path] = axis.value_at(axis.coordinate(settings[axis.path]) + shift)
-    return moved
+    return moved_settings(axes, settings, tokens_to / tokens_from, {axis.path: axis.exponent for axis in axes})
 
 
 def _learning(settings: Settings) -> Settings:
