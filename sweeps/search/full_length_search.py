@@ -155,12 +155,26 @@ class FullLengthSearch:
             found = fitted.predict([*(record.settings for record in waiting), *new], rung)
             # One standard deviation below the prediction: the loss may be lowest there.
             order = [int(one) - len(waiting) for one in (found.mean - found.sd).argsort(kind="stable")]
+        part = self.search_tokens * (index + 1) / len(self.rungs)
+        left = part - sum(self._probe_tokens(record) for record in known)
+        # Every length gets one trial: the exponents of one length alone are those of the prior.
+        is_first = not self._num_at(known, index)
         for one in order:
+            begun = (waiting[one].paused_at or 0) if one < 0 else 0
+            if not is_first and rung - begun + self.cooldown * rung > left:
+                continue
             if one < 0:
                 return Longer(waiting[one])
             if may_start(new[one]):
                 return Probe(new[one])
         return None
+
+    def _probe_tokens(self, record: TrialRecord) -> float:
+        """Tokens of a trial as a probe, with its branches; up to its next rung while it runs."""
+        reached = [rung for rung in self.rungs if rung in record.rung_losses]
+        if _is_running(record) and not record.run_to_end and (rung := self._next_rung(record)) is not None:
+            reached.append(rung)
+        return max(reached, default=0) + self.cooldown * sum(reached)
 
     @cached_property
     def _num_spread(self) -> int:

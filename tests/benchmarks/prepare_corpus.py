@@ -105,7 +105,7 @@ def compare_speed(folder: Path, *, megabytes: int, rounds: int) -> dict[str, Any
     tokenizer = TokenizerConfig(kind="file", path=str(tokenizer_path))
     corpus = CorpusConfig(path=str(path))
 
-    ray.init(num_cpus=NUM_CORES, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init("local", num_cpus=NUM_CORES, include_dashboard=False, log_to_driver=False, logging_level="error")
     warm_up = write_corpus(folder / "small.jsonl", 2)
     prepare(CorpusConfig(path=str(warm_up)), tokenizer, PackingConfig(), prepared_folder=folder / "warm-up")
     bare_s, prepare_s, again_s, map_s, recipe_s, num_tokens = [], [], [], [], [], 0
@@ -220,7 +220,7 @@ def peak_of_preparing(path: Path, tokenizer_path: Path) -> int:
         while not is_over.wait(0.2):
             peak[0] = max(peak[0], proportional_memory(os.getpid()))
 
-    ray.init(num_cpus=NUM_CORES, include_dashboard=False, log_to_driver=False, object_store_memory=300 * 2**20)
+    ray.init("local", num_cpus=NUM_CORES, include_dashboard=False, log_to_driver=False, object_store_memory=300 * 2**20)
     watcher = threading.Thread(target=watch)
     watcher.start()
     tokenizer = TokenizerConfig(kind="file", path=str(tokenizer_path))

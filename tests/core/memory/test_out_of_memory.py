@@ -296,7 +296,7 @@ def test_real_shortage_in_a_training_step_is_always_recognised():
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False)
+    ray.init("local", num_cpus=2, include_dashboard=False)
     yield
     ray.shutdown()
 
@@ -340,7 +340,7 @@ MONITORED = """
 import time
 import ray
 from core.memory.out_of_memory import classify
-ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 try:
     ray.get(ray.remote(max_retries=0)(lambda: time.sleep(600)).remote(), timeout=600)
 except Exception as error:

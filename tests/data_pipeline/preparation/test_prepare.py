@@ -34,7 +34,7 @@ ROWS = PackingConfig(sequence_length=64)
 
 @pytest.fixture(scope="module")
 def two_cores() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import ray
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.preparation.prepare import prepare
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory={OBJECT_STORE_BYTES})
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory={OBJECT_STORE_BYTES})
 # The limit counts the stacks of Ray's own threads, so it is set above what there is.
 (there_is,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmData:")]
 resource.setrlimit(resource.RLIMIT_DATA, (int(there_is) * 1024 + {HEAP_BYTES}, resource.RLIM_INFINITY))

@@ -139,7 +139,7 @@ def test_a_lane_that_starts_is_not_ended_when_another_becomes_free(tmp_path: Pat
         return len(set(pids("trains"))) == 2
 
     plan = plan_lanes(ResourcesConfig(), num_trials=60, num_cpus=2, num_gpus=0)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         lanes = LaneCount(plan, say=print)
         scheduler = LetsIdleLanesGo(Rungs((), 3))

@@ -126,6 +126,14 @@ def test_probes_stay_within_their_tokens_and_trainings_in_full_within_their_numb
     assert len(short.completed) == 1
 
 
+@pytest.mark.parametrize("tokens", [FULL, 2 * FULL])
+def test_probes_that_are_too_long_for_the_first_lengths_stay_within_the_tokens_as_well(tokens: int) -> None:
+    def shortest(chosen: dict[str, Any]) -> float:
+        return RUNGS[int(chosen[BATCH]) % len(RUNGS)]
+
+    assert Sweep(rule(shortest=shortest, search_tokens=tokens), moving_valley).run().probe_tokens <= tokens
+
+
 def test_a_resumed_search_takes_the_same_steps(ended: Sweep) -> None:
     resumed = Sweep(rule(), moving_valley)
     while resumed.step():
