@@ -39,7 +39,8 @@ class _Counts:
     """Counts of an evaluation. Every field is a sum over predicted positions, so ranks can be added."""
 
     sums: Tensor
-    """(5,) fp64: loss in nats, predicted positions, correct ones, correct in the top ten, tokens without padding."""
+    """(6,) fp64: loss in nats, predicted positions, correct ones, correct in the top ten, tokens without padding,
+    squared losses."""
     classes_3V: Tensor
     """int64, for each token: positions where it is predicted correctly, predicted, the label."""
     all_tokens: Tensor
@@ -64,7 +65,8 @@ def evaluate(
         listen: Called before each micro-batch; raises StopRequestedError to stop the run.
 
     Returns:
-        holdout/loss_nats_per_token; holdout/accuracy and holdout/top10_accuracy, shares of predicted positions;
+        holdout/loss_nats_per_token; holdout/loss_standard_error, its standard error over the predicted positions, as if
+        they were independent; holdout/accuracy and holdout/top10_accuracy, shares of predicted positions;
         holdout/macro_f1, the mean F1 over the tokens that occur or are predicted; holdout/perplexity;
         holdout/bits_per_byte, the mean loss in bits times the number of tokens, divided by the bytes of their text. It
         compares across tokenizers; for masked LM only among masked LMs, because it is no code length.
@@ -193,7 +195,7 @@ def _count(
 
 def _no_counts(vocabulary_size: int, device: torch.device) -> _Counts:
     return _Counts(
-        sums=torch.zeros(5, dtype=torch.float64, device=device),
+        sums=torch.zeros(6, dtype=torch.float64, device=device),
         classes_3V=torch.zeros(3, vocabulary_size, dtype=torch.int64, device=device),
         all_tokens=torch.zeros(2, dtype=torch.int64, device=device),
     )
@@ -211,10 +213,12 @@ def _add_predictions(counts: _Counts, model: LanguageModel, hidden_PD: Tensor, l
         # Counting the tokens with a larger logit finds the top ten without sorting; a tie counts for the label.
         is_near_p = (logits_pV > label_logits_p1).sum(-1) < 10
         losses_p = torch.logsumexp(logits_pV, dim=-1) - label_logits_p1.squeeze(-1)
-        counts.sums[0] += losses_p.double().sum()
+        exact_p = losses_p.double()
+        counts.sums[0] += exact_p.sum()
         counts.sums[1] += labels_p.numel()
         counts.sums[2] += is_right_p.sum()
         counts.sums[3] += is_near_p.sum()
+        counts.sums[5] += exact_p @ exact_p
         for row, (classes_p, weights_p) in enumerate(
             ((labels_p, is_right_p), (predicted_p, torch.ones_like(labels_p)), (labels_p, torch.ones_like(labels_p)))
         ):
@@ -242,12 +246,13 @@ def _add_all_tokens(counts: _Counts, model: LanguageModel, batch: Batch, *, pad_
 
 
 def _metrics(counts: _Counts, *, num_bytes: int) -> dict[str, float]:
-    loss_sum, num_predicted, num_right, num_near, num_tokens = counts.sums.tolist()
+    loss_sum, num_predicted, num_right, num_near, num_tokens, squares = counts.sums.tolist()
     if num_predicted == 0:
         raise ValueError("the holdout has no token to predict; raise corpus.holdout to give it more documents")
     loss = loss_sum / num_predicted
     found = {
         "holdout/loss_nats_per_token": loss,
+        "holdout/loss_standard_error": math.sqrt(max(squares / num_predicted - loss**2, 0.0) / num_predicted),
         "holdout/accuracy": num_right / num_predicted,
         "holdout/top10_accuracy": num_near / num_predicted,
         "holdout/macro_f1": _macro_f1(counts.classes_3V),

@@ -13,7 +13,6 @@ from enum import StrEnum
 from core.step.holdout_masks import MASKING_RATE
 from data_pipeline.schema.manifest import Manifest
 from data_pipeline.schema.user_errors import InputFault
-from sweeps.analysis.noise_floor import nats
 from sweeps.early_stopping.probe_lengths import FEWEST_BRANCH_STEPS, probed_at, tokens_to_probe
 from sweeps.settings.setting_paths import BATCH, BETA2, HALF_LIFE, MASKING, half_life_tokens
 from sweeps.settings.sweep_config import SweepConfig
@@ -24,10 +23,6 @@ _WIDE_BATCH_RANGE = 16
 """Ratio of batch sizes at which one beta2 averages over that many times more tokens at one end."""
 _FEWEST_PREDICTED = 2_000
 """Least predicted positions: with fewer, a loss of a few nats has a standard error above 0.05 nats."""
-_LARGEST_HOLDOUT = 10**9
-"""Most predicted tokens of a holdout that is advised: each trial predicts them several times."""
-_Z = 1.96
-"""Standard errors of a 95 % interval."""
 _DECAYING = ("cosine", "linear")
 _SCHEDULE = "training.schedule"
 _PRECISION = "training.precision"
@@ -75,33 +70,6 @@ def remarks(sweep: SweepConfig, *, rungs: tuple[int, ...], num_predicted: int | 
     if num_predicted is not None:
         found += _holdout(sweep, num_predicted)
     return sorted(found, key=lambda remark: list(RemarkVerdict).index(remark.verdict))
-
-
-def holdout_remark(*, loss: float, margin_nats: float | None, num_predicted: int) -> Remark | None:
-    """A warning that the holdout is too small for the lead of the winner; None if it is large enough.
-
-    The standard deviation of the losses of single tokens is about their mean, as in an exponential distribution. All
-    trials predict the same tokens under the same masks, so differences are more exact: the estimate is cautious.
-
-    Args:
-        loss: Loss of the winner, in nats per predicted token.
-        margin_nats: Lead of the winner; None without a second.
-    """
-    if not margin_nats or margin_nats <= 0 or not math.isfinite(margin_nats):
-        return None
-    error = loss / math.sqrt(max(num_predicted, 1))
-    if margin_nats >= _Z * error:
-        return None
-    needed = (_Z * loss / margin_nats) ** 2
-    return Remark(
-        RemarkVerdict.WARNING,
-        f"the winner leads by {nats(margin_nats)}, and the {num_predicted:,} predicted tokens of the holdout "
-        f"measure a loss of {loss:.2f} to within {_Z * error:.4f} (95 %)",
-        f"Give a holdout that predicts {math.ceil(needed):,} tokens to separate these settings on other text, or treat "
-        "them as tied"
-        if needed <= _LARGEST_HOLDOUT
-        else "No larger holdout can separate these settings: treat them as tied",
-    )
 
 
 def num_predicted_positions(sweep: SweepConfig, manifest: Manifest) -> int:

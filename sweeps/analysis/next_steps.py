@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from data_pipeline.schema.settings import format_bytes
-from sweeps.analysis.noise_floor import nats
+from sweeps.analysis.noise_floor import nats, remedy, verdict
 from sweeps.analysis.space_widening import best_on_edges
 from sweeps.analysis.sweep_findings import Findings, finite_loss
 from sweeps.records.outcomes import Outcome
@@ -116,14 +116,11 @@ def best_on_an_edge(findings: Findings) -> Iterator[str]:
 def _ties(findings: Findings) -> Iterator[str]:
     if findings.best is None or len(findings.completed) < 2:
         return
-    if findings.noise_nats is not None:
-        tied = [record.name for record in findings.completed if findings.is_tied_with_best(record)]
-        if tied:
-            yield (
-                f"{', '.join(tied)} {'ties' if len(tied) == 1 else 'tie'} with the best (difference below the noise): "
-                f"the standard deviation between seeds is {findings.noise_nats:.4f} nats. More seeds of these would "
-                "decide."
-            )
+    found = verdict(findings.records)
+    if found is not None and found.noise is not None:
+        if found.tied:
+            names = ", ".join(group.records[0].name for group in found.tied)
+            yield f"{names} {'ties' if len(found.tied) == 1 else 'tie'} with the best. {remedy(found)}"
         return
     best_loss, second_loss = (finite_loss(record) for record in findings.completed[:2])
     assert best_loss is not None

@@ -1,7 +1,8 @@
-"""The noise of a loss between seeds, and the ties that follow from it.
+"""The noise of a loss, and the ties that follow from it.
 
-The standard deviation between seeds is pooled over all repeated settings. Intervals are Student's: with few repeats the
-estimate of the deviation is itself uncertain, and normal intervals would be too narrow and miss ties.
+The standard deviation between seeds is pooled over all repeated settings, and with a prior: two repeats that happen to
+agree do not show that seeds change nothing. Intervals are Student's, because the estimate of the deviation is itself
+uncertain. The holdout is a sample as well: a difference of two losses on it has a sampling error.
 """
 
 import math
@@ -10,11 +11,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from sweeps.analysis.winners_luck import luck_of_lowest
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import TrialRecord
+from sweeps.records.trial_records import HOLDOUT_ERROR, TrialRecord
 from sweeps.settings.setting_paths import SEED
 
 _CONFIDENCE = 0.95
+_Z = 1.96
+_LARGEST_HOLDOUT = 1000
+"""Times the present holdout, at most, that is advised."""
+PRIOR_NATS, PRIOR_DEGREES = 0.01, 2
+"""Deviation between seeds before any repeat, and its weight in degrees of freedom. Known deviations span two orders:
+0.001 nats for 124M parameters (32 published settings of five seeds), 0.005 to 0.03 in the tables of
+tests/benchmarks/ground_truth."""
+PAIRED = 0.35
+"""Standard error of a difference of two losses on one holdout, over that of two independent holdouts: measured on pairs
+of settings of tests/benchmarks/ground_truth, whose losses differ by less than 0.1 nats."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +53,35 @@ class SeedGroup:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """Standard deviation of the loss between seeds, in nats, and the degrees of freedom behind it."""
+    """The noise of differences between losses."""
 
     std_nats: float
+    """Standard deviation between seeds."""
     degrees: int
+    """Degrees of freedom behind it, those of the prior included."""
+    holdout_nats: float
+    """Standard error of a difference of two losses on this holdout, as an estimate for other text; 0: unknown."""
 
     def half_width(self, count: int) -> float:
-        """Half width of the 95 % interval around a mean over `count` seeds."""
+        """Half width of the 95 % interval around a mean over `count` seeds, on this holdout."""
         return self._quantile * self.std_nats / math.sqrt(count)
 
     def least_difference(self, count: int, other: int) -> float:
         """Least significant difference between means over `count` and `other` seeds; smaller ones are ties."""
-        return self._quantile * self.standard_error(count, other)
+        return math.hypot(self.seed_part(count, other), self.holdout_part)
 
-    def standard_error(self, count: int, other: int) -> float:
-        """Standard error of the difference between means over `count` and `other` seeds."""
-        return self.std_nats * math.sqrt(1 / count + 1 / other)
+    def seed_part(self, count: int, other: int) -> float:
+        """The least significant difference on an endless holdout."""
+        return self._quantile * self.std_nats * math.sqrt(1 / count + 1 / other)
+
+    @property
+    def holdout_part(self) -> float:
+        """The least significant difference with endless seeds."""
+        return _Z * self.holdout_nats
+
+    def seeds_may_decide(self, difference: float) -> bool:
+        """Whether enough seeds would make a difference significant."""
+        return abs(difference) > self.holdout_part
 
     @cached_property
     def _quantile(self) -> float:
@@ -89,6 +114,10 @@ class Verdict:
     noise: NoiseFloor | None
     tied: tuple[SeedGroup, ...]
     """Other settings that tie with the best (difference below the noise)."""
+    num_settings: int
+    """Settings that completed."""
+    luck_nats: float
+    """Expected luck of the best mean as the lowest of all; 0 without repeats."""
 
     @property
     def margin_nats(self) -> float | None:
@@ -96,12 +125,11 @@ class Verdict:
         return None if self.second is None else self.second.mean - self.best.mean
 
     @property
-    def margin_over_noise(self) -> float | None:
-        """The margin in its standard errors; None without repeats."""
-        if self.second is None or self.noise is None or self.margin_nats is None:
+    def least_margin_nats(self) -> float | None:
+        """Margin from which on the winner is no tie; None without repeats."""
+        if self.second is None or self.noise is None:
             return None
-        error = self.noise.standard_error(self.best.count, self.second.count)
-        return self.margin_nats / error if error else None
+        return self.noise.least_difference(self.best.count, self.second.count)
 
     @property
     def is_told_apart(self) -> bool | None:
@@ -156,7 +184,8 @@ def verdict(records: Sequence[TrialRecord]) -> Verdict | None:
     noise = noise_floor(records)
     order = _tie_groups(groups, noise)
     tied = tuple(group for group in groups[1:] if order.get(id(group)) == 1)
-    return Verdict(groups[0], groups[1] if len(groups) > 1 else None, noise, tied)
+    luck = 0.0 if noise is None else luck_of_lowest([g.mean for g in groups], [_error(g, noise) for g in groups])
+    return Verdict(groups[0], groups[1] if len(groups) > 1 else None, noise, tied, len(groups), luck)
 
 
 def winner_in_words(found: Verdict) -> str:
@@ -170,16 +199,39 @@ def winner_in_words(found: Verdict) -> str:
             f"{name} leads {found.second.records[0].name} by {gap}. No settings were repeated with another seed, so "
             "the noise is unknown."
         )
-    floor = f"{found.noise.std_nats:.4f} nats between seeds ({found.noise.degrees} degrees of freedom)"
-    over = "" if found.margin_over_noise is None else f", {found.margin_over_noise:.1f} standard errors"
-    if found.tied:
-        names = ", ".join(group.records[0].name for group in found.tied[:4])
-        more = f" and {len(found.tied) - 4} more" if len(found.tied) > 4 else ""
-        return (
-            f"{name} leads by {gap}{over}. It ties with {names}{more} (difference below the noise): the standard "
-            f"deviation is {floor}."
-        )
-    return f"{name} wins by {gap}{over}, above the noise: the standard deviation is {floor}."
+    least = found.least_margin_nats
+    assert least is not None, "there is noise, and a second"
+    parts = f"{found.noise.std_nats:.4f} nats between seeds ({found.noise.degrees} degrees of freedom)"
+    if found.noise.holdout_nats:
+        parts += f", {found.noise.holdout_nats:.4f} nats from the holdout"
+    noise = f"differences up to {nats(least)} are noise (95 %; standard deviations: {parts})"
+    if not found.tied:
+        return f"{name} wins by {gap}; {noise}.{_luck_in_words(found)}"
+    names = ", ".join(group.records[0].name for group in found.tied[:4])
+    more = f" and {len(found.tied) - 4} more" if len(found.tied) > 4 else ""
+    return f"{name} leads by {gap} and ties with {names}{more}; {noise}.{_luck_in_words(found)} {remedy(found)}"
+
+
+def _luck_in_words(found: Verdict) -> str:
+    if found.luck_nats < 5e-5:
+        return ""
+    return (
+        f" As the lowest of {found.num_settings} settings it was lucky by {found.luck_nats:.4f} nats on average: "
+        f"expect {found.best.mean + found.luck_nats:.4f} of further seeds."
+    )
+
+
+def remedy(found: Verdict) -> str:
+    """The way to decide a tie with the next settings, as a sentence."""
+    noise, margin = found.noise, found.margin_nats
+    assert noise is not None, "without noise there is no tie"
+    assert margin is not None, "a tie has two sides"
+    if noise.seeds_may_decide(margin):
+        return "More seeds may decide."
+    factor = (noise.holdout_part / margin) ** 2 if margin > 0 else math.inf
+    if factor > _LARGEST_HOLDOUT:
+        return "No larger holdout decides: take any of them."
+    return f"More seeds do not decide; a holdout {max(2, math.ceil(factor))} times as large may."
 
 
 def nats(difference: float) -> str:
@@ -202,6 +254,8 @@ def next_repeat(records: Sequence[TrialRecord], *, leaders: int, file_seed: int)
     if noise is not None:
         best = groups[0]
         tied = [one for one in groups[1:] if one.mean - best.mean <= noise.least_difference(one.count, best.count)]
+        # A tie within the error of the holdout stays one; the winner still gets a second seed.
+        tied = [one for one in tied if one.count == 1 or noise.seeds_may_decide(one.mean - best.mean)]
         wanted = [best, *tied] if tied or len(groups) == 1 else []
         if len(groups) == 1 and best.count > 1:
             wanted = []
@@ -229,15 +283,24 @@ def _grouped(records: Sequence[TrialRecord]) -> list[SeedGroup]:
 
 
 def _noise(groups: Sequence[SeedGroup]) -> NoiseFloor | None:
-    degrees = sum(group.count - 1 for group in groups)
-    if not degrees:
+    repeats = sum(group.count - 1 for group in groups)
+    if not repeats:
         return None
     squares = math.fsum((loss - group.mean) ** 2 for group in groups for loss in group.losses)
-    return NoiseFloor(math.sqrt(squares / degrees), degrees)
+    degrees = PRIOR_DEGREES + repeats
+    errors = [record.metrics.get(HOLDOUT_ERROR, math.nan) for group in groups for record in group.records]
+    known = [error for error in errors if math.isfinite(error)]
+    holdout = PAIRED * math.sqrt(2) * math.fsum(known) / len(known) if known else 0.0
+    return NoiseFloor(math.sqrt((PRIOR_DEGREES * PRIOR_NATS**2 + squares) / degrees), degrees, holdout)
+
+
+def _error(group: SeedGroup, noise: NoiseFloor) -> float:
+    """Standard error of the mean of a group."""
+    return noise.std_nats / math.sqrt(group.count)
 
 
 def _with_its_error(group: SeedGroup, noise: NoiseFloor | None) -> float:
-    return group.mean + (noise.std_nats / math.sqrt(group.count) if noise else 0.0)
+    return group.mean + (_error(group, noise) if noise else 0.0)
 
 
 def _tie_groups(groups: Sequence[SeedGroup], noise: NoiseFloor | None) -> dict[int, int]:

@@ -217,9 +217,11 @@ def winner_figures(records: Sequence[TrialRecord]) -> dict[str, Any] | None:
         "mean_holdout_loss_nats_per_token": found.best.mean,
         "runner_up": None if found.second is None else found.second.records[0].name,
         "margin_nats_per_token": found.margin_nats,
-        "margin_over_noise": found.margin_over_noise,
+        "least_margin_nats_per_token": found.least_margin_nats,
         "noise_between_seeds_nats_per_token": None if found.noise is None else found.noise.std_nats,
         "degrees_of_freedom": None if found.noise is None else found.noise.degrees,
+        "noise_of_holdout_nats_per_token": None if found.noise is None else found.noise.holdout_nats,
+        "luck_nats_per_token": found.luck_nats,
         "is_told_apart": found.is_told_apart,
         "tied_with": [group.records[0].name for group in found.tied],
     }

@@ -29,7 +29,6 @@ from sweeps.records.printed_commands import command_line
 from sweeps.records.result_parts import ResultParts
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import LOSS_COLUMN
-from sweeps.report.report_comparison import after_the_sweep
 from sweeps.settings.search_space import format_setting, settings_in_words
 
 _REFUSALS_SHOWN = 3
@@ -118,7 +117,6 @@ def _warnings(end: SweepEnd) -> Iterator[tuple[str, str]]:
     findings = gather(end.folder.path, end.folder.sweep, end.records, end.summary)
     yield from (("edge", sentence) for sentence in best_on_an_edge(findings))
     yield from (("ranking", sentence) for sentence in disagreement(findings, equal_budgets(findings)))
-    yield from (("holdout", str(remark)) for remark in after_the_sweep(findings))
 
 
 def _print_others(end: SweepEnd, console: Console) -> None:

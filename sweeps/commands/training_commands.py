@@ -1,5 +1,6 @@
 """Commands that train: a whole sweep, or one configuration in full."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -67,9 +68,11 @@ def train(
         str | None,
         typer.Option("--from", metavar="TRIAL", help="Source of the settings: best, a trial (trial-0003), or file."),
     ] = None,
-    tokens: Annotated[str | None, typer.Option(metavar="COUNT", help="Total training tokens, e.g. 100M.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="Total training tokens: 100M, or 10x the sweep's.")
+    ] = None,
     keep_settings: Annotated[
-        bool, typer.Option("--keep-settings", help="Keep the learning rate as found: no scaling by batch or length.")
+        bool, typer.Option("--keep-settings", help="Keep learning rate and batch size as found, whatever the length.")
     ] = False,
     overrides: Set = None,
     results: Results = None,
@@ -87,8 +90,9 @@ def train(
     from sweeps.lanes.ray_session import log_libraries_in
     from sweeps.planning.full_training import plan_training
 
+    multiple = None if tokens is None else re.fullmatch(r"(\d*\.?\d+)x", tokens.strip())
     try:
-        count = None if tokens is None else int(parse_count(tokens))
+        count = None if tokens is None or multiple else int(parse_count(tokens))
     except ValueError as error:
         raise InputFault(f"--tokens {tokens}: {error}") from error
     console = terminal()
@@ -99,6 +103,7 @@ def train(
         overrides or (),
         chosen=chosen,
         tokens=count,
+        times=None if multiple is None else float(multiple[1]),
         keep_settings=keep_settings,
         results_folder=folder,
         console=console,

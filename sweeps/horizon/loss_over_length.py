@@ -115,9 +115,15 @@ class LossOverLength:
         found = []
         if len(tokens) < FEWEST_LOSSES:
             found.append(f"only {len(tokens)} losses are known, and {FEWEST_LOSSES} are the fewest that show a surface")
-        if max(tokens) < _SAME_LENGTH * min(tokens):
+        if not self.has_lengths:
             found.append("all losses are at one length, so the shift of the best settings is that of published work")
         return tuple(found)
+
+    @property
+    def has_lengths(self) -> bool:
+        """Whether losses at several lengths are known, so that exponents can be learnt."""
+        tokens = [one.tokens for one in self._known if math.isfinite(one.loss)]
+        return max(tokens) >= _SAME_LENGTH * min(tokens)
 
     def knows(self, tokens: int) -> bool:
         """Whether a prediction at this length rests on the losses of this sweep."""

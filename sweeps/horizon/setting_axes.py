@@ -17,9 +17,10 @@ from sweeps.settings.setting_paths import BATCH, LEARNING_RATE, MICRO_BATCH, SEE
 _WIDTH = 4.0
 """Width of a linear range in coordinates: about that of two decades on a logarithmic axis, so one prior fits both."""
 _PUBLISHED = {LEARNING_RATE: (0.307, 0.15), BATCH: (0.5, 0.15)}
-"""Mean and standard deviation of the exponent. Learning rate: D^0.307 (arXiv:2503.04715); at fixed batch size between
-D^-0.32 (arXiv:2409.19913) and D^0. Batch size: D^0.571 (arXiv:2503.04715), D^0.47 (arXiv:2410.21676), D^0.38
-(arXiv:2505.13738)."""
+"""Mean and standard deviation of the exponent. Learning rate: D^0.307 (arXiv:2503.04715). Batch size: D^0.571
+(arXiv:2503.04715), D^0.47 (arXiv:2410.21676), D^0.38 (arXiv:2505.13738)."""
+_AT_FIXED_BATCH = (-0.15, 0.15)
+"""Of the learning rate where the batch size stays: between D^-0.32 (arXiv:2409.19913) and D^0, disputed."""
 _UNKNOWN = (0.0, 0.1)
 _WITHOUT_EFFECT = {MICRO_BATCH, SEED}
 """The micro-batch changes no loss, and a seed is noise."""
@@ -60,9 +61,9 @@ class SettingAxis:
 
 def axes_of(space: SearchSpace) -> tuple[SettingAxis, ...]:
     """The settings that may change a loss, in the order of the space; a setting with one value is none of them."""
-    return tuple(
-        _axis(path, values) for path, values in space.items() if path not in _WITHOUT_EFFECT and _varies(values)
-    )
+    swept = {path: values for path, values in space.items() if path not in _WITHOUT_EFFECT and _varies(values)}
+    published = _PUBLISHED if BATCH in swept else {LEARNING_RATE: _AT_FIXED_BATCH}
+    return tuple(_axis(path, values, published.get(path, _UNKNOWN)) for path, values in swept.items())
 
 
 def coordinate_rows(axes: Sequence[SettingAxis], settings: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -96,12 +97,12 @@ def _varies(distribution: Distribution) -> bool:
     return len(set(map(repr, distribution.extremes()))) > 1
 
 
-def _axis(path: str, distribution: Distribution) -> SettingAxis:
+def _axis(path: str, distribution: Distribution, published: tuple[float, float]) -> SettingAxis:
     ends = distribution.extremes()
     if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
         return SettingAxis(path, "words", 0.0, 0.0, 0.0, 0.0, words=tuple(map(repr, ends)))
     low, high = float(min(ends)), float(max(ends))
     is_log = low > 0 and (distribution.kind.startswith("log") or distribution.kind == "choice" or path in _PUBLISHED)
-    exponent, sd = _PUBLISHED.get(path, _UNKNOWN) if is_log else _UNKNOWN
+    exponent, sd = published if is_log else _UNKNOWN
     is_whole = all(isinstance(end, int) for end in ends)
     return SettingAxis(path, "log" if is_log else "linear", low, high, exponent, sd, is_whole=is_whole)

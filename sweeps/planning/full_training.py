@@ -3,9 +3,10 @@
 It uses the same lanes, records, MLflow runs and report as every sweep, and the same command resumes it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -17,11 +18,12 @@ from data_pipeline.schema.dotted_paths import set_at
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.planning.learning_rate_rule import TRUNK_SCHEDULES, scaled_learning_rate
+from sweeps.planning.longer_training import MovedSettings, moved_to_length
 from sweeps.planning.resolved_sweep import PreparedSweep
 from sweeps.planning.stage_preparation import tokens_of_stage
 from sweeps.planning.warm_start import notes_of, with_notes, without_start
 from sweeps.records.trial_records import TrialRecord
-from sweeps.settings.setting_paths import MICRO_BATCH
+from sweeps.settings.setting_paths import BATCH, LEARNING_RATE, MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
 from sweeps.settings.sweep_sections import StartConfig
@@ -33,7 +35,6 @@ _OF_A_TRAINING = {
     *("evaluation", "resources"),
 }
 """Sections of a file that apply to a single trial; the others control the search."""
-_LEARNING_RATE = "training.learning_rate"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def plan_training(
     *,
     chosen: str | None,
     tokens: int | None,
+    times: float | None = None,
     keep_settings: bool,
     results_folder: Path,
     console: Console,
@@ -66,7 +68,8 @@ def plan_training(
         path: A sweep file, or a sweep's results folder.
         chosen: `best`, a trial's name, or `file`. None: the best trial, if there is one.
         tokens: Total training tokens, including those of a trunk. None: as in the file.
-        keep_settings: Keep the winner's learning rate unscaled.
+        times: The same as a multiple of the tokens of the sweep's trials, instead of `tokens`.
+        keep_settings: Keep the winner's learning rate and batch size.
 
     Raises:
         InputFault: An argument or the file is invalid; the message names the remedy.
@@ -75,10 +78,15 @@ def plan_training(
     file = path if folder is None else path / "sweep.yaml"
     if folder is not None:
         finished_sweep(folder)  # Raises if the folder holds no finished sweep.
-    length = [] if tokens is None else [f"budget.tokens_per_trial={tokens}", "budget.epochs_per_trial=null"]
-    given = [*overrides, *length]
-    asked = load_sweep_file(file, given)
+    asked = load_sweep_file(file, overrides)
     source = _source(asked, folder, chosen, results_folder)
+    if times is not None:
+        if source is None:
+            raise InputFault(f"--tokens {times:g}x: no sweep supplies the settings, so there are no tokens to multiply")
+        tokens = round(times * source.earlier.sweep.budget.trial_tokens)
+    if tokens is not None:
+        length = [f"budget.tokens_per_trial={tokens}", "budget.epochs_per_trial=null"]
+        asked = load_sweep_file(file, [*overrides, *length])
     _check_length(asked, source, tokens, is_file=folder is None)
     begun = PreparedSweep(asked, results_folder, console).in_tokens
     sweep = with_notes(_one_configuration(begun), *notes_of(begun)[len(notes_of(asked)) :])
@@ -88,7 +96,15 @@ def plan_training(
     sweep = with_notes(
         _taken_over(sweep, source, given_keys), f"settings of {source.record.name} in {source.earlier.folder}"
     )
-    if keep_settings or _LEARNING_RATE in given_keys:
+    moved = None if keep_settings or sweep.stages or given_keys & {LEARNING_RATE, BATCH} else _moved(sweep, source)
+    if moved is not None:
+        return with_notes(
+            _with(sweep, moved.values),
+            *moved.reasons,
+            "begins anew and not from the winner's trunk, whose settings are those of its own length; --keep-settings "
+            "keeps them",
+        )
+    if keep_settings or LEARNING_RATE in given_keys:
         sweep = with_notes(sweep, f"learning rate {sweep.training.learning_rate:.3g}, as asked")
     elif sweep.stages:
         sweep = _with_rates_of_stages(sweep, source, PreparedSweep(sweep, results_folder, console).stages)
@@ -150,10 +166,27 @@ def _taken_over(sweep: SweepConfig, source: _Source, overridden: set[str]) -> Sw
     settings = {path: value for path, value in source.record.settings.items() if path not in overridden}
     if source.record.micro_batch_size_used is not None and MICRO_BATCH in settings:
         settings[MICRO_BATCH] = source.record.micro_batch_size_used
+    return _with(sweep, settings)
+
+
+def _with(sweep: SweepConfig, settings: Mapping[str, Any]) -> SweepConfig:
+    """The sweep with values at dotted paths."""
     raw = sweep.model_dump()
     for path, value in settings.items():
         set_at(raw, path.split("."), value)
     return SweepConfig.model_validate(raw)
+
+
+def _moved(sweep: SweepConfig, source: _Source) -> MovedSettings | None:
+    """The winner's learning rate and batch size at the length of the training, by the losses of its sweep."""
+    there, tokens = source.earlier.sweep, sweep.budget.trial_tokens
+    if tokens == there.budget.trial_tokens:
+        return None
+    found = moved_to_length(there, source.earlier.records, source.record.settings, tokens)
+    micro = sweep.training.micro_batch_size
+    if found is None or micro == "auto" or (batch := found.values.get(BATCH, micro)) >= micro:
+        return found
+    return replace(found, values=found.values | {MICRO_BATCH: batch})
 
 
 def _with_scaled_rate(sweep: SweepConfig, source: _Source) -> SweepConfig:

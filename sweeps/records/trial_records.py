@@ -19,6 +19,8 @@ from sweeps.records.outcomes import Outcome
 
 LOSS = "holdout/loss_nats_per_token"
 """Metric that ranks trials and drives early stopping and the searcher."""
+HOLDOUT_ERROR = "holdout/loss_standard_error"
+"""Metric: standard error of LOSS as an estimate for other text, over independent tokens."""
 LOSS_COLUMN = LOSS.replace("/", "_")
 """The same in trials.csv and in the best trial of summary.json."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from sweeps.analysis.fairness import Remark, holdout_remark, num_predicted_positions, remarks
+from sweeps.analysis.fairness import num_predicted_positions, remarks
 from sweeps.analysis.noise_floor import seed_groups, standings, verdict, winner_in_words
 from sweeps.analysis.rankings import AXES, disagreement, equal_budgets, in_words
 from sweeps.analysis.stopping_replay import Replay, replay
@@ -121,17 +121,6 @@ def fairness_section(findings: Findings) -> Section:
     num_predicted = None if findings.manifest is None else num_predicted_positions(sweep, findings.manifest)
     rungs = rung_tokens(sweep.early_stopping, sweep.budget.trial_tokens)
     found = remarks(sweep, rungs=rungs, num_predicted=num_predicted)
-    found += after_the_sweep(findings)
     words = [f"{remark.verdict}: {remark}" for remark in found]
     nothing = "All trials of the sweep file compare."
     return Section("Fairness", [Bullets(words) if words else Paragraph(nothing)])
-
-
-def after_the_sweep(findings: Findings) -> list[Remark]:
-    """Remarks that need the results: differences too small for the holdout."""
-    found = verdict(findings.records)
-    if found is None or findings.manifest is None:
-        return []
-    num_predicted = num_predicted_positions(findings.sweep, findings.manifest)
-    remark = holdout_remark(loss=found.best.mean, margin_nats=found.margin_nats, num_predicted=num_predicted)
-    return [] if remark is None else [remark]

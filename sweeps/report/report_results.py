@@ -102,8 +102,8 @@ def ranking_section(findings: Findings) -> Section:
     blocks.append(
         Paragraph(
             f"The standard deviation of the loss between seeds is {noise.std_nats:.4f} nats ({noise.degrees} degrees "
-            "of freedom). Two single trials tie if their losses differ by less than "
-            f"{noise.least_difference(1, 1):.4f}."
+            f"of freedom), and the holdout adds {noise.holdout_nats:.4f} to a difference. Two single trials tie if "
+            f"their losses differ by less than {noise.least_difference(1, 1):.4f}."
             if noise is not None
             else f"No settings were repeated with other seeds (`{SEED}`). The noise is unknown, so ties are not marked."
         )

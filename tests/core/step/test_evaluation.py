@@ -63,6 +63,9 @@ def test_metrics_are_those_of_scikit_learn(family: str) -> None:
         labels, torch.from_numpy(logits).softmax(-1).numpy(), labels=np.arange(VOCABULARY.size)
     )
     assert found["holdout/loss_nats_per_token"] == pytest.approx(loss, rel=1e-6)
+    losses = -torch.from_numpy(logits).double().log_softmax(-1).numpy()[np.arange(len(labels)), labels]
+    # fp32 losses, and a difference of squares.
+    assert found["holdout/loss_standard_error"] == pytest.approx(losses.std() / math.sqrt(len(labels)), rel=1e-5)
     assert found["holdout/accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(labels, likeliest))
     assert found["holdout/macro_f1"] == pytest.approx(sklearn_metrics.f1_score(labels, likeliest, average="macro"))
     top10 = sklearn_metrics.top_k_accuracy_score(labels, logits, k=10, labels=np.arange(VOCABULARY.size))

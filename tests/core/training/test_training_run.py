@@ -59,6 +59,7 @@ REPORT_KEYS = {
 }
 HOLDOUT_KEYS = {
     "holdout/loss_nats_per_token",
+    "holdout/loss_standard_error",
     "holdout/accuracy",
     "holdout/top10_accuracy",
     "holdout/macro_f1",

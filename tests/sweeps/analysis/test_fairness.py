@@ -1,6 +1,5 @@
 """Comparisons that would mislead are named before a sweep, each with its remedy; fair ones pass."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from sweep_examples import tiny_sweep
 from sweeps.analysis.fairness import (
     Remark,
     UnfairSweepError,
-    holdout_remark,
     num_predicted_positions,
     refuse_unfair,
     remarks,
@@ -112,27 +110,6 @@ def test_of_conversations_the_holdout_predicts_the_answers_alone(tmp_path: Path)
     answers = int(is_target.sum())
     assert 0 < answers < data.holdout.num_tokens
     assert num_predicted_positions(tiny_sweep(), data.manifest) == answers
-
-
-def test_a_lead_within_the_error_of_the_holdout_is_warned_of_with_the_tokens_that_would_do() -> None:
-    remark = holdout_remark(loss=3.0, margin_nats=0.01, num_predicted=10_000)
-    assert remark is not None
-    assert remark.verdict == "warning"
-    # 1.96 standard errors of 3 nats over so many tokens are the lead itself.
-    (needed,) = re.findall(r"predicts ([\d,]+) tokens", str(remark))
-    enough = int(needed.replace(",", ""))
-    assert enough == pytest.approx((1.96 * 3.0 / 0.01) ** 2, abs=1)
-    assert holdout_remark(loss=3.0, margin_nats=0.01, num_predicted=enough + 1) is None
-    assert holdout_remark(loss=3.0, margin_nats=None, num_predicted=10) is None
-
-
-@pytest.mark.parametrize("margin", [1e-9, 4e-5])
-def test_a_lead_that_no_holdout_can_measure_is_a_tie_and_asks_for_no_number_of_tokens(margin: float) -> None:
-    remark = holdout_remark(loss=6.7, margin_nats=margin, num_predicted=4_000)
-    assert str(remark) == (
-        "the winner leads by less than 0.0001 nats, and the 4,000 predicted tokens of the holdout measure a loss of "
-        "6.70 to within 0.2076 (95 %). No larger holdout can separate these settings: treat them as tied."
-    )
 
 
 @pytest.mark.parametrize(

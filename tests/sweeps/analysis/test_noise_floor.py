@@ -5,14 +5,26 @@ import statistics
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep_examples import record
-from sweeps.analysis.noise_floor import next_repeat, noise_floor, seed_groups, standings, verdict
+from sweeps.analysis.noise_floor import (
+    PAIRED,
+    PRIOR_DEGREES,
+    PRIOR_NATS,
+    next_repeat,
+    noise_floor,
+    seed_groups,
+    standings,
+    verdict,
+    winner_in_words,
+)
 from sweeps.analysis.result_tables import best_trial, ranked
+from sweeps.analysis.winners_luck import luck_of_lowest
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import TrialRecord
+from sweeps.records.trial_records import HOLDOUT_ERROR, TrialRecord
 from sweeps.settings.setting_paths import SEED
 
 RATE = "training.learning_rate"
@@ -26,6 +38,11 @@ def trials(losses_of: dict[float, list[float]]) -> list[TrialRecord]:
             settings = {RATE: rate} | ({SEED: seed} if seed else {})
             found.append(record(len(found) + 1, loss=loss, settings=settings))
     return found
+
+
+def with_holdout_error(records: list[TrialRecord], error: float) -> list[TrialRecord]:
+    """The same trials on a holdout that measures their losses to this standard error."""
+    return [one.model_copy(update={"metrics": one.metrics | {HOLDOUT_ERROR: error}}) for one in records]
 
 
 def test_without_repeats_settings_stand_by_their_losses_and_nothing_is_called_a_tie() -> None:
@@ -42,8 +59,91 @@ def test_the_noise_is_pooled_over_all_settings_that_were_repeated() -> None:
     losses = {0.1: [3.0, 3.2], 0.2: [3.5, 3.6, 3.9], 0.3: [3.1]}
     noise = noise_floor(trials(losses))
     assert noise is not None
-    pooled = (1 * statistics.variance(losses[0.1]) + 2 * statistics.variance(losses[0.2])) / 3
-    assert (noise.std_nats, noise.degrees) == (pytest.approx(math.sqrt(pooled)), 3)
+    squares = 1 * statistics.variance(losses[0.1]) + 2 * statistics.variance(losses[0.2])
+    degrees = PRIOR_DEGREES + 3
+    pooled = (PRIOR_DEGREES * PRIOR_NATS**2 + squares) / degrees
+    assert (noise.std_nats, noise.degrees) == (pytest.approx(math.sqrt(pooled)), degrees)
+
+
+def test_two_seeds_that_happen_to_agree_make_no_certain_winner() -> None:
+    found = verdict(trials({0.1: [3.0, 3.0], 0.2: [3.01], 0.3: [3.2]}))
+    assert found is not None
+    assert [group.records[0].settings[RATE] for group in found.tied] == [0.2]
+    # Two of three degrees of freedom are the prior's.
+    deviation = PRIOR_NATS * math.sqrt(PRIOR_DEGREES / (PRIOR_DEGREES + 1))
+    quantile = scipy.stats.t.ppf(0.975, PRIOR_DEGREES + 1)
+    assert found.least_margin_nats == pytest.approx(quantile * deviation * math.sqrt(1 / 2 + 1))
+
+
+def test_a_lead_within_the_error_of_the_holdout_is_a_tie_and_more_seeds_are_not_asked_for() -> None:
+    records = trials({0.1: [3.0, 3.0001, 3.0], 0.2: [3.03, 3.0301, 3.03]})
+    sharp, blurred = verdict(records), verdict(with_holdout_error(records, 0.05))
+    assert sharp is not None
+    assert blurred is not None
+    assert not sharp.tied
+    assert len(blurred.tied) == 1
+    assert "a holdout 2 times as large may" in winner_in_words(blurred)
+    assert next_repeat(with_holdout_error(records, 0.05), leaders=2, file_seed=0) is None
+    no_difference = verdict(with_holdout_error(trials({0.1: [3.0, 3.0], 0.2: [3.0, 3.0]}), 0.05))
+    assert no_difference is not None
+    assert winner_in_words(no_difference).endswith("No larger holdout decides: take any of them.")
+
+
+def test_a_holdout_of_independent_tokens_calls_equal_settings_winners_in_five_of_a_hundred_sweeps() -> None:
+    """Losses of single tokens of two settings correlate as PAIRED tells; both are equally good on other text."""
+    rng = np.random.default_rng(0)
+    count, num_tokens, wins = 400, 500, 0
+    shared = math.sqrt(1 - PAIRED**2)
+    for _ in range(count):
+        common = rng.exponential(1.0, num_tokens)
+        tokens = [3.0 + shared * common + PAIRED * rng.exponential(1.0, num_tokens) for _ in range(2)]
+        records = trials({rate: [one.mean()] * 2 for rate, one in zip((0.1, 0.2), tokens, strict=True)})
+        error = float(np.mean([one.std() for one in tokens])) / math.sqrt(num_tokens)
+        found = verdict(with_holdout_error(records, error))
+        assert found is not None
+        assert found.noise is not None
+        wins += (found.margin_nats or 0.0) > found.noise.holdout_part
+    # Three standard deviations of a count of 400 at 5 % are 13.
+    assert wins <= 20 + 13
+
+
+@pytest.mark.parametrize("std", [0.001, 0.01, 0.04])
+def test_a_winner_is_the_best_in_nineteen_of_twenty_sweeps_whatever_the_noise(std: float) -> None:
+    """Eight settings that differ by about the noise, one seed each, and two more seeds of the two that lead."""
+    rng = np.random.default_rng(1)
+    wins = right = held = count = 0
+    for _ in range(600):
+        true = dict(
+            zip([0.1 * k for k in range(1, 9)], 3 + std * rng.standard_normal(8) * rng.exponential(2), strict=True)
+        )
+        losses = {rate: [loss + std * rng.standard_normal()] for rate, loss in true.items()}
+        for rate in sorted(losses, key=lambda one: losses[one])[:2]:
+            losses[rate] += [true[rate] + std * rng.standard_normal() for _ in range(2)]
+        found = verdict(trials(losses))
+        assert found is not None
+        best = min(true, key=lambda one: true[one])
+        tied = {group.records[0].settings[RATE] for group in (found.best, *found.tied)}
+        count += 1
+        held += best in tied
+        wins += not found.tied
+        right += not found.tied and tied == {best}
+    assert right >= 0.95 * wins - 3 * math.sqrt(0.05 * wins)
+    # Three standard deviations of a count of 600 at 5 % are 16.
+    assert held >= 0.95 * count - 16
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 0.05])
+def test_the_luck_of_the_winner_is_the_amount_by_which_it_gets_worse_when_measured_again(spread: float) -> None:
+    rng = np.random.default_rng(2)
+    expected, measured = [], []
+    for _ in range(300):
+        true = 3 + spread * rng.standard_normal(12)
+        means = true + 0.01 * rng.standard_normal(12)
+        expected.append(luck_of_lowest(list(means), [0.01] * 12))
+        measured.append(true[means.argmin()] - means.min())
+    # The means of 300 have standard errors of up to 0.0006 nats.
+    assert np.mean(expected) == pytest.approx(np.mean(measured), abs=0.0025)
+    assert np.mean(measured) > 0.001
 
 
 def test_intervals_hold_the_true_mean_and_luck_alone_seldom_tells_two_settings_apart() -> None:

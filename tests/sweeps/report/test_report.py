@@ -371,9 +371,10 @@ def test_ties_are_marked_where_seeds_were_repeated(tmp_path: Path) -> None:
         )
     ]  # fmt: skip
     search = {"training.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "training.seed": {"choice": [0, 1]}}
-    # Two pairs 0.02 apart: variance 2 * 2 * 0.01^2 over 2 degrees of freedom, so 0.0141 nats; means 0.03 apart.
+    # Two pairs 0.02 apart: squares of 2 * 2 * 0.01^2, and of 2 * 0.01^2 from the prior, over 4 degrees of freedom:
+    # 0.0122 nats; means 0.03 apart.
     text = report_of(tmp_path, records, search=search)
-    assert "The standard deviation of the loss between seeds is 0.0141 nats" in text
+    assert "The standard deviation of the loss between seeds is 0.0122 nats" in text
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     tied = [row["trial"] for row in page.tables["ranking"] if row["tie"]]
     assert tied == ["trial-0004", "trial-0003"]
