@@ -10,7 +10,7 @@ The rule has no state: it decides from the records, so a resumed sweep decides a
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from core.settings.cooldown_branch import Pause
 from sweeps.analysis.full_length import known_losses
 from sweeps.early_stopping.probe_lengths import num_probes, shortest_probe
 from sweeps.early_stopping.rungs import rung_tokens
-from sweeps.horizon.loss_over_length import LossOverLength, fit_loss_over_length
+from sweeps.horizon.loss_over_length import KnownLoss, LossOverLength, fit_loss_over_length
 from sweeps.horizon.setting_axes import SettingAxis, axes_of, coordinate_rows, moved_settings
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialRecord
@@ -82,6 +82,8 @@ class FullLengthSearch:
     """Fewest tokens of a run with these settings that its branch can anneal."""
     nearest: Callable[[Settings, int], Settings | None] = lambda settings, _: settings
     """Settings that can be trained, nearest to those wanted at a length; None: there are none."""
+    _last_fit: list[tuple[list[KnownLoss], LossOverLength | None]] = field(default_factory=list, compare=False)
+    """The newest fit and its losses: one step asks for it once a rung, and the report of a pause once more."""
 
     def next(self, records: Iterable[TrialRecord], *, may_start: Callable[[Settings], bool]) -> Step | None:
         """The next step; None if no step is left, or none before a running trial ends.
@@ -112,7 +114,10 @@ class FullLengthSearch:
 
     def surrogate(self, records: Iterable[TrialRecord]) -> LossOverLength | None:
         """The loss over settings and length, from all losses that are known; None without any."""
-        return fit_loss_over_length(self._axes, list(known_losses(records, full=self.full, shortest=self.rungs[0])))
+        known = list(known_losses(records, full=self.full, shortest=self.rungs[0]))
+        if not self._last_fit or self._last_fit[0][0] != known:
+            self._last_fit[:] = [(known, fit_loss_over_length(self._axes, known))]
+        return self._last_fit[0][1]
 
     @cached_property
     def _axes(self) -> tuple[SettingAxis, ...]:

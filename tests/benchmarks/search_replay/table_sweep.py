@@ -192,18 +192,23 @@ def replay_sweep(
     return ReplayedSweep(records, found, sum(record.tokens_spent for record in records), named)
 
 
+def replayed(table: LossTable, tokens: int, seed: int, *, stopping: str, searcher: str = "tpe") -> ReplayedSweep:
+    """The end of a search of pretune with a method of early stopping."""
+    sweep = sweep_on(
+        table,
+        seed=seed,
+        tokens=tokens,
+        searcher={"seed": seed, "method": searcher},
+        early_stopping={"method": stopping, "confirm": 2 if tokens > 4 * table.full else 1},
+    )
+    return replay_sweep(table, sweep)
+
+
 def pretune(stopping: str, *, searcher: str = "tpe") -> Callable[[LossTable, int, int], tuple[Setting, int]]:
-    """A search of pretune with a method of early stopping, as a function of table, tokens and seed."""
+    """A search of pretune as a function of table, tokens and seed."""
 
     def search(table: LossTable, tokens: int, seed: int) -> tuple[Setting, int]:
-        sweep = sweep_on(
-            table,
-            seed=seed,
-            tokens=tokens,
-            searcher={"seed": seed, "method": searcher},
-            early_stopping={"method": stopping, "confirm": 2 if tokens > 4 * table.full else 1},
-        )
-        ended = replay_sweep(table, sweep)
+        ended = replayed(table, tokens, seed, stopping=stopping, searcher=searcher)
         # A budget that was too small for a training in full names nothing; the search stands where it began.
         return table.settings[0] if ended.named is None else ended.named, ended.tokens
 
