@@ -4,13 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from sweeps.settings.default_stopping import BATCH_EXPONENT, FEWEST_BRANCH_STEPS
 from sweeps.settings.setting_paths import BATCH
 from sweeps.settings.sweep_config import SweepConfig
-
-FEWEST_BRANCH_STEPS = 50
-"""Steps of a branch below which it anneals too little: AdamW with beta2 0.98 remembers about as many."""
-_BATCH_EXPONENT = 0.5
-"""The best batch size grows about as the square root of the tokens (sweeps/horizon)."""
 
 
 def shortest_probe(sweep: SweepConfig, settings: dict[str, Any]) -> float:
@@ -34,12 +30,12 @@ def probed_at(sweep: SweepConfig, batch: int, rungs: Sequence[int]) -> list[int]
     """The rungs at which a batch size of the full length can be probed, with a batch scaled down to the rung."""
     full = sweep.budget.trial_tokens
     moves = BATCH in sweep.search
-    scaled = {rung: max(1, round(batch * (rung / full) ** _BATCH_EXPONENT)) if moves else batch for rung in rungs}
+    scaled = {rung: max(1, round(batch * (rung / full) ** BATCH_EXPONENT)) if moves else batch for rung in rungs}
     return [rung for rung in rungs if shortest_probe(sweep, {BATCH: scaled[rung]}) <= rung]
 
 
 def tokens_to_probe(sweep: SweepConfig, batch: int) -> int:
     """Tokens of a trial from which the longest probe is long enough for a batch size of the full length."""
     longest = sweep.early_stopping.probe_lengths[-1]
-    scaled = max(1, round(batch * longest**_BATCH_EXPONENT)) if BATCH in sweep.search else batch
+    scaled = max(1, round(batch * longest**BATCH_EXPONENT)) if BATCH in sweep.search else batch
     return math.ceil(shortest_probe(sweep, {BATCH: scaled}) / longest)

@@ -5,7 +5,15 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails
 
 from core.settings.model_config import ModelConfig
@@ -15,6 +23,7 @@ from core.settings.training_config import WITHOUT_BASE, LoraConfig, TrainingConf
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.schema.dotted_paths import value_at
 from data_pipeline.schema.settings import Settings
+from sweeps.settings.default_stopping import wants_full_length
 from sweeps.settings.search_space import Distribution, settings_in_words
 from sweeps.settings.setting_paths import PRECISION
 from sweeps.settings.settings_faults import field_at, rules_broken
@@ -153,6 +162,19 @@ class SweepConfig(Settings):
             if isinstance(stopping, dict) and "method" not in stopping and _schedules(value) != {"wsd"}:
                 value = {**value, "early_stopping": {**stopping, "method": "asha"}}
         return value
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _full_length_where_it_can_be_probed(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        made = handler(value)
+        stopping = made.early_stopping
+        if not isinstance(value, dict) or "method" in stopping.model_fields_set or made.stages:
+            return made
+        length = made.model.sequence_length
+        given = (made.search, made.training, made.budget, made.searcher, stopping)
+        if not wants_full_length(*given, sequence_length=length):
+            return made
+        return handler({**value, "early_stopping": {**(value.get("early_stopping") or {}), "method": "full-length"}})
 
     @model_validator(mode="before")
     @classmethod

@@ -61,7 +61,9 @@ class EarlyStoppingConfig(Settings):
     """Which trials end before their tokens are used up."""
 
     method: Literal["full-length", "trunk-and-branch", "asha", "median", "none"] = "trunk-and-branch"
-    """Rule of early stopping. full-length: short probes at several lengths show how the best settings move with the
+    """Rule of early stopping. A file that names none gets full-length if learning rate or batch size is swept, the
+    trials are 8 or more, and two probe lengths are long enough for the smallest batch; else trunk-and-branch.
+    full-length: short probes at several lengths show how the best settings move with the
     length of training; the settings predicted to be best at the full length are trained in full. It needs
     training.schedule: wsd, and chooses the settings itself: searcher.method only says whether they lie on a grid.
     trunk-and-branch: a trial pauses at each rung, and a short branch cools down from there

@@ -82,7 +82,8 @@ def test_a_lead_within_the_error_of_the_holdout_is_a_tie_and_more_seeds_are_not_
     assert blurred is not None
     assert not sharp.tied
     assert len(blurred.tied) == 1
-    assert "a holdout 2 times as large may" in winner_in_words(blurred)
+    factor = math.ceil((1.96 * PAIRED * math.sqrt(2) * 0.05 / 0.03) ** 2)
+    assert f"a holdout {factor} times as large may" in winner_in_words(blurred)
     assert next_repeat(with_holdout_error(records, 0.05), leaders=2, file_seed=0) is None
     no_difference = verdict(with_holdout_error(trials({0.1: [3.0, 3.0], 0.2: [3.0, 3.0]}), 0.05))
     assert no_difference is not None
