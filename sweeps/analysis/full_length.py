@@ -90,7 +90,7 @@ def full_length(sweep: SweepConfig, records: Iterable[TrialRecord], rungs: tuple
     best_probe = None if compared is None else min(at_rung[compared], key=lambda one: one.rung_losses[compared])
     return FullLength(
         exponents=fitted.exponents(),
-        path=tuple(_optimum(fitted, tokens) for tokens in (*rungs, full)),
+        path=tuple(_optimum(fitted, tokens, full) for tokens in (*rungs, full)),
         confirmations=() if before is None else tuple(_confirmation(before, one, full) for one in done),
         doubts=fitted.doubts_at(full),
         best_probe=best_probe,
@@ -98,8 +98,24 @@ def full_length(sweep: SweepConfig, records: Iterable[TrialRecord], rungs: tuple
     )
 
 
-def _optimum(fitted: LossOverLength, tokens: int) -> Optimum:
-    settings = fitted.optimum(tokens)
+def predicted_best(sweep: SweepConfig, records: Iterable[TrialRecord], rungs: tuple[int, ...]) -> Optimum | None:
+    """The settings of the search space with the lowest predicted loss at the full length; None before the first probe.
+
+    Args:
+        rungs: Lengths of probes, in tokens.
+    """
+    full, axes = sweep.budget.trial_tokens, axes_of(sweep.search)
+    trials = [one for one in records if one.twin_of is None and not one.is_repeat]
+    fitted = fit_loss_over_length(axes, list(known_losses(trials, full=full, shortest=rungs[0]))) if axes else None
+    if fitted is None:
+        return None
+    settings = {path: sweep.search[path].nearest(value) for path, value in fitted.optimum(full).items()}
+    found = fitted.predict([settings], full)
+    return Optimum(full, settings, float(found.mean[0]), _INTERVAL * math.hypot(float(found.sd[0]), fitted.noise_sd))
+
+
+def _optimum(fitted: LossOverLength, tokens: int, full: int) -> Optimum:
+    settings = fitted.optimum(tokens, full=full)
     found = fitted.predict([settings], tokens)
     return Optimum(tokens, settings, float(found.mean[0]), _INTERVAL * float(found.sd[0]))
 

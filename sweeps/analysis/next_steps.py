@@ -105,11 +105,13 @@ def best_on_an_edge(findings: Findings) -> Iterator[str]:
     best = findings.best
     if best is None:
         return
+    itself = ", or set searcher.extend: true, and the sweep widens it itself"
+    if findings.sweep.early_stopping.method == "full-length":
+        itself = ""
     for path, beyond in best_on_edges(findings.sweep, findings.records).items():
         yield (
             f"The best trial has {path} {format_setting(best.settings[path])}, on the edge of the swept range "
-            f"({findings.sweep.search[path]}): widen the range, to {format_setting(beyond)} for instance, or set "
-            "searcher.extend: true, and the sweep widens it itself."
+            f"({findings.sweep.search[path]}): widen the range, to {format_setting(beyond)} for instance{itself}."
         )
 
 

@@ -25,6 +25,8 @@ AXES: tuple[Axis, ...] = ("tokens", "training time", "operations")
 
 _FEWEST = 2
 _ROUNDING = 1e-9
+_A_STEP = 0.01
+"""A trial ends with a whole step, so lengths that are meant to be equal differ by up to one; as a share."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def _at_equal(findings: Findings, axis: Axis) -> EqualBudget | None:
     # The largest budget that all trials have a comparable loss at.
     at = min(float(curve.tokens[-1]) for curve in curves.values())
     records = {record.number: record for record in findings.completed}
-    reached = {n: curve for n, curve in curves.items() if curve.tokens[0] <= at * (1 + _ROUNDING)}
+    reached = {n: curve for n, curve in curves.items() if curve.tokens[0] <= at * (1 + _A_STEP)}
     losses = [(records[number], loss_at(curve, at)) for number, curve in reached.items()]
     return EqualBudget(
         axis,

@@ -49,7 +49,7 @@ def close(end: SweepEnd, console: Console) -> None:
         raise typer.Exit(EXIT_INTERRUPTED)
     if end.status is SweepStatus.INCOMPLETE:
         raise typer.Exit(EXIT_INCOMPLETE)
-    if end.summary["best"] is None:
+    if end.summary["best"] is None and not _named_without_training(end):
         raise typer.Exit(EXIT_NOTHING_COMPLETED)
     if end.parts_missing:
         raise typer.Exit(EXIT_PARTS_MISSING)
@@ -76,6 +76,12 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
         loss = best[LOSS_COLUMN]
         console.print(Text("best    ", "bold green"), f"{winner.name}, holdout loss {loss:.4f} nats per token")
         for path, value in winner.settings.items():
+            console.print(f"           {path}: {format_setting(value)}", highlight=False)
+    elif _named_without_training(end):
+        predicted = end.summary["predicted"]
+        between = f"{predicted[LOSS_COLUMN]:.4f} +- {predicted['half_width_95']:.4f} nats per token (95 %)"
+        console.print(Text("best    ", "bold green"), f"predicted, not trained: holdout loss {between}")
+        for path, value in predicted["settings"].items():
             console.print(f"           {path}: {format_setting(value)}", highlight=False)
     found = verdict(end.records)
     if found is not None:
@@ -108,6 +114,11 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
         facts += [("again", f"the same command makes the missing parts: {command}")]
     for label, text in facts:
         console.print(f"{label:<8} {text}", highlight=False, soft_wrap=True)
+
+
+def _named_without_training(end: SweepEnd) -> bool:
+    """Whether the sweep was to name settings without training them in full, and did."""
+    return end.folder.sweep.early_stopping.confirm == "none" and end.summary.get("predicted") is not None
 
 
 def _warnings(end: SweepEnd) -> Iterator[tuple[str, str]]:

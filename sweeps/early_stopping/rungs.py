@@ -48,9 +48,13 @@ def rule_in_words(config: EarlyStoppingConfig, rungs: Sequence[int]) -> str:
         return "nothing"
     at = ", ".join(f"{rung:,}" for rung in rungs)
     best = f"the best 1/{config.reduction_factor}"
+    in_full = (
+        "nothing is trained in full"
+        if config.confirm == "none"
+        else f"the {config.num_in_full} settings predicted to be best at the full length are trained in full"
+    )
     return {
-        "full-length": f"full-length: probes end at {at} tokens, each with a cooldown; the {config.confirm} settings "
-        "predicted to be best at the full length are trained in full",
+        "full-length": f"full-length: probes end at {at} tokens, each with a cooldown; {in_full}",
         "trunk-and-branch": f"trunk-and-branch: all pause at {at} tokens, a branch that cools down there judges each, "
         f"and {best} continue from the trunk",
         "asha": f"asha: {best} continue at {at} tokens",

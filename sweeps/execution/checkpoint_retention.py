@@ -29,7 +29,7 @@ class KeptCheckpoints:
         at_uri: ResultsAtUri | None,
     ) -> None:
         self._store, self._records, self._at_uri = store, records, at_uri
-        self._num_leaders = sweep.repeats.leaders + 1 if sweep.repeats.count(sweep.budget.trials) else 1
+        self._num_leaders = sweep.repeats.leaders + 1 if sweep.num_repeats else 1
         """Number of leaders that keep checkpoints: repeats may change their order; without repeats only the best."""
         self._beaten: list[TrialRecord] = []
         self._dropped: set[int] = set()

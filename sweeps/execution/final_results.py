@@ -9,6 +9,7 @@ from typing import Any
 from data_pipeline.files.machine_faults import MachineFault
 from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.redaction import redact
+from sweeps.analysis.full_length import predicted_best
 from sweeps.analysis.result_tables import best_trial, ended_by, ranked, summarize, write_summary, write_trials_csv
 from sweeps.execution.tune_run import SweepRun
 from sweeps.memory_knowledge.frontier_map import map_frontier
@@ -17,7 +18,7 @@ from sweeps.planning.warm_start import notes_of
 from sweeps.records.result_parts import ResultParts
 from sweeps.records.results_folder import MAP_FILE
 from sweeps.records.sweep_status import SweepStatus
-from sweeps.records.trial_records import TrialRecord
+from sweeps.records.trial_records import LOSS_COLUMN, TrialRecord
 from sweeps.report.report import write_report
 from sweeps.tracking.mlflow_tracking import Tracking
 from sweeps.trained_models.winner_export import NOT_YET, Winner, export_winner
@@ -84,6 +85,9 @@ def write_final_results(
         winner = parts.make("the winner's model", lambda: _exported(run, records), lambda failed: Winner(str(failed)))
     summary = summary_of(run, status=status, tracking=tracking, wall_s=wall_s, winner=winner)
 
+    if run.plan.sweep.early_stopping.method == "full-length":
+        summary["predicted"] = parts.make("the predicted best settings", lambda: _predicted(run), lambda _: None)
+
     def write_map() -> None:
         # Skip the memory frontier after Ctrl-C: its predictions take time.
         with_points = status is SweepStatus.FINISHED
@@ -107,6 +111,20 @@ def write_final_results(
     if len(parts.failed) > num_failed:
         parts.attempt("summary.json", end_of_summary)
     return summary
+
+
+def _predicted(run: SweepRun) -> dict[str, Any] | None:
+    found = predicted_best(run.plan.sweep, run.ledger.records.values(), run.plan.rungs)
+    return (
+        None
+        if found is None
+        else {
+            "settings": found.settings,
+            LOSS_COLUMN: found.loss,
+            "half_width_95": found.half_width,
+            "tokens": found.tokens,
+        }
+    )
 
 
 def _exported(run: SweepRun, records: list[TrialRecord]) -> Winner:

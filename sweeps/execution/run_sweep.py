@@ -182,7 +182,7 @@ def _run(
     progress = Progress(
         console,
         lambda: list(run.ledger.records.values()),
-        num_trials=sweep.num_trials + sweep.repeats.count(sweep.budget.trials),
+        num_trials=sweep.num_trials + sweep.num_repeats,
         tokens_per_trial=sweep.budget.trial_tokens,
         num_refused=lambda: len(run.ledger.refused),
     )

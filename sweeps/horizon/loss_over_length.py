@@ -178,19 +178,24 @@ class LossOverLength:
         return moved_settings(self.axes, settings, tokens_to / tokens_from, learnt)
 
     @one_thread()
-    def optimum(self, tokens: int) -> dict[str, Any]:
+    def optimum(self, tokens: int, *, full: int | None = None) -> dict[str, Any]:
         """The settings with the lowest expected loss.
 
-        Learning rate and batch size may lie up to a quarter of their range outside the known settings and these moved
-        to the length; other numbers lie within the search space, and combinations of words are known ones.
+        Learning rate and batch size lie within the search space, moved from the full length to this one along the path
+        of the optimum, and at most a quarter of their range outside the known settings and these moved to the length.
+        Other numbers lie within the search space, and combinations of words are known ones.
+
+        Args:
+            full: Length that the search space is for. None: this one.
         """
         coordinates = self._coordinates([one.settings for one in self._known], [one.tokens for one in self._known])
         shift_K = np.array([value for value, _ in self._process.shifts])
         moved_NK = coordinates.x_NK + (math.log(tokens) - coordinates.t_N)[:, None] * shift_K
         low, high = (end(np.concatenate([moved_NK, coordinates.x_NK]), axis=0) for end in (np.min, np.max))
-        may_leave = np.array([axis.path in (LEARNING_RATE, BATCH) for axis in self._numbers], bool)
-        lowest = np.where(may_leave, -np.inf, [axis.coordinate(axis.low) for axis in self._numbers])
-        highest = np.where(may_leave, np.inf, [axis.coordinate(axis.high) for axis in self._numbers])
+        moves = np.array([axis.path in (LEARNING_RATE, BATCH) for axis in self._numbers], bool)
+        along = np.where(moves, shift_K, 0.0) * (0.0 if full is None else math.log(tokens / full))
+        lowest = along + np.array([axis.coordinate(axis.low) for axis in self._numbers])
+        highest = along + np.array([axis.coordinate(axis.high) for axis in self._numbers])
         rng = np.random.default_rng(0)
         words = np.unique(coordinates.words_NC, axis=0)
         best, width = (low + high) / 2, (high - low) * 0.75 + 1e-9

@@ -154,7 +154,7 @@ def _num_bytes_of_checkpoints(plan: SweepPlan, checkpoint: int, weights: int) ->
     sweep = plan.sweep
     has_trunk = sweep.training.schedule == "wsd" and sweep.training.cooldown > 0
     whole = (2 if has_trunk else 1) * checkpoint + weights
-    repeats = sweep.repeats.count(sweep.budget.trials)
+    repeats = sweep.num_repeats
     most = sweep.num_trials + repeats
     running = min(plan.lanes.count, most)
     ended = min(1 + (sweep.repeats.leaders + 1 if repeats else 1), most - running)

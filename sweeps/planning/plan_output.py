@@ -88,7 +88,7 @@ def _print_comparisons(plan: SweepPlan, console: Console) -> None:
 
 
 def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
-    sweep, budget = plan.sweep, plan.sweep.budget
+    sweep = plan.sweep
     if sweep.start is not None:
         yield "starts from", _begins_with(sweep.start)
     if sweep.stages:
@@ -119,7 +119,7 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
         "holdout loss in nats per token, on the same holdout for every trial"
         + (" under the same masks at 15 %" if sweep.objective.masked_lm else ""),
     )
-    repeats = sweep.repeats.count(budget.trials)
+    repeats = sweep.num_repeats
     if repeats:
         leaders = f"the best {sweep.repeats.leaders} settings"
         yield "repeated", f"{leaders} with other seeds, until no longer tied, in at most {repeats} more trials"
@@ -141,7 +141,7 @@ def _begins_with(start: StartConfig) -> str:
 def _budget_facts(sweep: SweepConfig) -> Iterator[tuple[str, str]]:
     budget, num_trials = sweep.budget, sweep.num_trials
     if sweep.early_stopping.method == "full-length":
-        in_full = f"{sweep.early_stopping.confirm} trainings in full of {budget.trial_tokens:,}"
+        in_full = f"{sweep.early_stopping.num_in_full} trainings in full of {budget.trial_tokens:,}"
         yield "trials", f"probes of {sweep.probe_tokens:,} tokens in all, {in_full}: {sweep.max_tokens:,} at most"
         yield "probes", "at learning rates and batch sizes scaled down to the length of each"
     else:

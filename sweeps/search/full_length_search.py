@@ -260,6 +260,8 @@ class FullLengthSearch:
     @property
     def ended_by(self) -> str:
         """The end of the search in words."""
+        if not self.confirm:
+            return "probes; early_stopping.confirm: none trains nothing in full"
         return "trainings in full of the settings predicted to be best"
 
 
@@ -273,7 +275,7 @@ def full_length_search(sweep: SweepConfig) -> FullLengthSearch:
         full=full,
         search_tokens=sweep.probe_tokens,
         cooldown=sweep.training.cooldown,
-        confirm=stopping.confirm,
+        confirm=stopping.num_in_full,
         shortest=partial(shortest_probe, sweep),
     )
 

@@ -12,7 +12,7 @@ WALL_CLOCK_USED_UP = "budget.wall_clock was used up"
 """Reason of the trials that the wall-clock limit stopped."""
 
 _SHARE_FOR_REPEATS = 0.15
-"""Share of the wall-clock reserved for repeats, if the sweep has any."""
+"""Share of a limit reserved for repeats at most, if the sweep has any: a small budget is for the search."""
 
 MayStart = Literal["yes", "not yet", "no"]
 """Whether the budget lets one more trial start; `not yet`: while others run that may need the rest."""
@@ -107,7 +107,7 @@ class SweepBudget:
         for name, limit, used, committed, one_more in shares:
             if limit is None:
                 continue
-            wanted = one_more * (1 + kept)
+            wanted = one_more + min(one_more * kept, _SHARE_FOR_REPEATS * limit)
             if used + wanted > limit:
                 return "no", f"{used:,.4g} of {limit:,.4g} {name} are used; one more trial would exceed the limit"
             if used + committed + wanted > limit:

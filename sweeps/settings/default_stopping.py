@@ -9,8 +9,8 @@ FEWEST_BRANCH_STEPS = 50
 """Steps of a branch below which it anneals too little: AdamW with beta2 0.98 remembers about as many."""
 BATCH_EXPONENT = 0.5
 """The best batch size grows about as the square root of the tokens (sweeps/horizon)."""
-FEWEST_TRIALS = 8
-"""Trials whose tenth affords losses at several lengths."""
+FEWEST_TRIALS = 10
+"""Trials whose tenth affords some losses at each of three lengths."""
 _OF_RUNGS = {"first_rung", "reduction_factor", "run_to_end"}
 """Settings of other rules: a file that gives one of them wants rungs."""
 

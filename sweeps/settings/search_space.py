@@ -62,6 +62,18 @@ class Distribution(Settings):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and low <= value <= high and ("int" not in self.kind or value == int(value))
 
+    def nearest(self, value: Any) -> Any:
+        """The value of the distribution that is nearest to a number, by ratio where it is positive; words stay."""
+        if self.holds(value) or isinstance(value, bool | str):
+            return value
+        if self.choice is None:
+            low, high = self.extremes()
+            whole = isinstance(low, int)
+            return min(max(round(value) if whole else value, low), high)
+        numbers = [one for one in self.choice if isinstance(one, int | float) and not isinstance(one, bool)]
+        is_positive = value > 0 and all(one > 0 for one in numbers)
+        return min(numbers, key=lambda one: abs(math.log(one / value)) if is_positive else abs(one - value))
+
     def count(self, grid_points: int | None) -> float:
         """Number of its values; infinite for a range of numbers with fractions.
 

@@ -316,11 +316,11 @@ class SweepConfig(Settings):
             if value:
                 yield f"{path} has no meaning with early_stopping.method=full-length; remove it, or use another method"
         tokens, a_trial = self.budget.tokens, self.budget.tokens_per_trial
-        if tokens is not None and a_trial is not None and tokens < (self.early_stopping.confirm + 0.5) * a_trial:
+        if tokens is not None and a_trial is not None and tokens < (self.early_stopping.num_in_full + 0.5) * a_trial:
             yield (
                 f"budget.tokens={tokens:,} leaves less than half a training for probes beside the "
-                f"{self.early_stopping.confirm} trainings in full; use at least "
-                f"{math.ceil((self.early_stopping.confirm + 0.5) * a_trial):,}, or a smaller early_stopping.confirm"
+                f"{self.early_stopping.num_in_full} trainings in full; use at least "
+                f"{math.ceil((self.early_stopping.num_in_full + 0.5) * a_trial):,}, or a smaller early_stopping.confirm"
             )
 
     def lora_faults(self, model: ModelConfig) -> list[str]:
@@ -358,17 +358,24 @@ class SweepConfig(Settings):
         return max(min(self.budget.trials, int(num_settings) + beside), len(self.start_with))
 
     @property
+    def num_repeats(self) -> int:
+        """Most repeats after the search."""
+        count = self.repeats.count(self.budget.trials)
+        is_auto = self.repeats.trials == "auto"
+        return max(count, 2) if is_auto and self.early_stopping.method == "full-length" else count
+
+    @property
     def probe_tokens(self) -> int:
         """Tokens that early_stopping.method: full-length may use for probes, branches included."""
         if self.budget.tokens is not None:
-            return self.budget.tokens - self.early_stopping.confirm * self.budget.trial_tokens
+            return self.budget.tokens - self.early_stopping.num_in_full * self.budget.trial_tokens
         return round(self.budget.search_share * self.num_trials * self.budget.trial_tokens)
 
     @property
     def max_tokens(self) -> int:
         """Most tokens of all trials of the search."""
         if self.early_stopping.method == "full-length":
-            return self.probe_tokens + self.early_stopping.confirm * self.budget.trial_tokens
+            return self.probe_tokens + self.early_stopping.num_in_full * self.budget.trial_tokens
         return self.num_trials * self.budget.trial_tokens
 
     def _is_in_space(self, settings: dict[str, Any], grid_points: int | None) -> bool:

@@ -62,7 +62,7 @@ class EarlyStoppingConfig(Settings):
 
     method: Literal["full-length", "trunk-and-branch", "asha", "median", "none"] = "trunk-and-branch"
     """Rule of early stopping. A file that names none gets full-length if learning rate or batch size is swept, the
-    trials are 8 or more, and two probe lengths are long enough for the smallest batch; else trunk-and-branch.
+    trials are 10 or more, and two probe lengths are long enough for the smallest batch; else trunk-and-branch.
     full-length: short probes at several lengths show how the best settings move with the
     length of training; the settings predicted to be best at the full length are trained in full. It needs
     training.schedule: wsd, and chooses the settings itself: searcher.method only says whether they lie on a grid.
@@ -80,9 +80,9 @@ class EarlyStoppingConfig(Settings):
     """full-length only: lengths of probes, as shares of the tokens of a trial, ascending. Each gets the same part of
     budget.search_share. A probe is as long as the branch of 50 steps needs that anneals it, so large batches leave the
     short ones out."""
-    confirm: Count = 2
+    confirm: Count | Literal["none"] = 2
     """full-length only: settings that are trained in full, at most: the predicted best, then rivals as long as one may
-    be better."""
+    be better. none: no training in full; the sweep ends with the predicted best settings and no model."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """Ratio of two rungs' tokens; the best 1/factor of the trials are promoted at each rung. 3 and 4 are usual
     (arXiv:1810.05934). Not used by median."""
@@ -92,6 +92,11 @@ class EarlyStoppingConfig(Settings):
     run_to_end: NonNegativeInt | Literal["auto"] = "auto"
     """Trials that are trained to the end whatever their losses at rungs; they are drawn at random beforehand. They show
     without bias how well losses at rungs predict final losses. auto: one in ten."""
+
+    @property
+    def num_in_full(self) -> int:
+        """`confirm` as a number."""
+        return 0 if self.confirm == "none" else self.confirm
 
     @property
     def has_branches(self) -> bool:
@@ -202,7 +207,8 @@ class RepeatsConfig(Settings):
 
     trials: NonNegativeInt | Literal["auto"] = "auto"
     """Most repeats after the search; they end earlier when the best settings no longer tie with the other leaders.
-    auto: one for five trials of the budget, at most six, and none for a budget of fewer than ten trials."""
+    auto: one for five trials of the budget, at most six, and none for a budget of fewer than ten trials; two at least
+    with early_stopping.method: full-length, for the winner and its rival."""
     leaders: Count = 3
     """Settings of the lowest losses that are repeated with other seeds."""
 

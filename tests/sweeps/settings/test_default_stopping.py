@@ -40,7 +40,7 @@ def test_a_sweep_that_can_be_probed_searches_for_the_full_length_and_nothing_is_
     "sections",
     [
         {"budget": {"trials": 12, "tokens_per_trial": "20k"}},
-        {"budget": {"trials": 7, "tokens_per_trial": "200k"}},
+        {"budget": {"trials": 9, "tokens_per_trial": "200k"}},
         {"budget": {"trials": 12, "epochs_per_trial": 1.0}},
         {"budget": {"trials": 12, "tokens_per_trial": "200k", "patience": 5}},
         {"early_stopping": {"first_rung": 0.2}},
