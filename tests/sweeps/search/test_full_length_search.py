@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from sweep_examples import record
+from sweep_examples import record, tiny_sweep
+from sweeps.analysis.full_length import predicted_best
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import ChosenBy, TrialRecord
 from sweeps.search.full_length_search import FullLengthSearch, InFull, Longer, Probe, Step
 from sweeps.settings.search_space import Distribution
 from sweeps.settings.setting_paths import BATCH, LEARNING_RATE
+from sweeps.settings.sweep_config import SweepConfig
 
 FULL = 1_600_000
 RUNGS = (100_000, 200_000, 400_000)
@@ -215,3 +217,26 @@ def test_every_paused_trial_has_a_reason_with_its_predicted_loss(ended: Sweep) -
     assert waiting
     for one in waiting[:3]:
         assert "are predicted to come to" in ended.search.reason(one, ended.records.values())
+
+
+def test_without_confirmation_nothing_is_trained_in_full_and_the_predicted_best_lies_in_the_space() -> None:
+    sweep = Sweep(rule(confirm=0), moving_valley).run()
+    assert not sweep.completed
+    assert not any(isinstance(step, InFull) for step in sweep.steps)
+    found = predicted_best(sweep_file(), list(sweep.records.values()), RUNGS)
+    assert found is not None
+    assert found.settings[BATCH] in BATCHES
+    assert found.settings[LEARNING_RATE] in RATES
+    best = min(moving_valley(one, FULL) for one in CANDIDATES)
+    # The next rate of the grid costs 0.01 nats.
+    assert moving_valley(found.settings, FULL) <= best + 0.015
+    assert abs(found.loss - moving_valley(found.settings, FULL)) <= found.half_width
+
+
+def sweep_file() -> SweepConfig:
+    """A sweep file with the space above, which trains nothing in full."""
+    raw = tiny_sweep().model_dump(mode="json", exclude_none=True)
+    space = {path: {"choice": list(values.extremes())} for path, values in SPACE.items()}
+    stopping = {"method": "full-length", "confirm": "none"}
+    budget = {"trials": 20, "tokens_per_trial": FULL}
+    return SweepConfig.model_validate(raw | {"search": space, "early_stopping": stopping, "budget": budget})
