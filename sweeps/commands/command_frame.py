@@ -72,16 +72,13 @@ def explains_faults(command: Callable[..., None]) -> Callable[..., None]:
 
 def is_told(error: Exception) -> bool:
     """Print an error of a known kind as one paragraph on stderr; False: its kind is not known."""
-    from sweeps.commands.known_errors import STDOUT, sentence_of, stdout_is_closed
+    from sweeps.commands.known_errors import sentence_of
 
     sentence = sentence_of(error)
     if sentence is None:
         return False
     if os.environ.get(VERBOSE) and not isinstance(error, InputFault):
         echo(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-    if stdout_is_closed():
-        # Python would fail once more at its end, on the rest of the output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
     _print_fault(redact(sentence))
     return True
 
