@@ -147,14 +147,15 @@ class SweepRun:
             with (
                 TemporaryDirectory(prefix="pretune-tune-", ignore_cleanup_errors=True) as state,
                 old_objects_left_alone(),
+                (lost_ray := SeesLostRay()).ends_at_once(),
             ):
-                self._tuner(Path(state)).fit()
+                self._tuner(Path(state), lost_ray).fit()
         except Exception as error:
             # Tune writes its state once more when all is done, and nobody reads it.
             if not self.search_ended_by or self.ledger.unfinished() or machine_fault(error) is None:
                 raise
 
-    def _tuner(self, state: Path) -> tune.Tuner:
+    def _tuner(self, state: Path, lost_ray: SeesLostRay) -> tune.Tuner:
         return tune.Tuner(
             # Lanes reserve their CPUs through Train; Tune needs a request that is always satisfied.
             # The lane actors run on the driver's node, so losing another node costs a trial only its workers.
@@ -177,7 +178,7 @@ class SweepRun:
                     LedgerCallback(self.ledger, self._learn_speeds),
                     FreesDeadLanes(),
                     RemembersNoTrials(),
-                    SeesLostRay(),
+                    lost_ray,
                 ],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=_MAX_LOST_LANES),
