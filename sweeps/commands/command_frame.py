@@ -24,7 +24,8 @@ EXIT_NOTHING_COMPLETED = 3
 EXIT_INCOMPLETE = 4
 """Trials were given up after they lost their workers; the same command retries them."""
 EXIT_PARTS_MISSING = 5
-"""The sweep finished, and a part of its results could not be made; the same command makes it."""
+"""The sweep finished, and a part of its results could not be made, or MLflow lacks records; the same command makes the
+part, or sends them."""
 EXIT_INTERRUPTED = 130
 """Ctrl-C, SIGTERM or SIGHUP; the same command resumes."""
 
