@@ -45,6 +45,8 @@ class SeesLostRay(KeptOutOfPickles, tune.Callback):
 
         # The system tells a parent at once that a child has ended.
         before = signal.signal(signal.SIGCHLD, look)
+        # System calls of other threads, most of them not Python's, do not fail for it.
+        signal.siginterrupt(signal.SIGCHLD, False)
         try:
             yield
         except KeyboardInterrupt:
