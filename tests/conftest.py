@@ -15,6 +15,7 @@ settings.load_profile("at_any_speed")
 LONGEST_FIRST = (
     "test_sweep_command.py",
     "test_readme_commands.py",
+    "test_full_length_sweep.py",
     "test_interrupted_sweep.py",
     "test_secrets.py",
     "test_ray_job.py",

@@ -124,6 +124,12 @@ class OwnLog(logging.FileHandler):
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, self.mode, encoding=self.encoding, opener=no_link)  # type: ignore[return-value]
 
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)  # The library opens the file outside of its own handling of errors.
+        except OSError:
+            self.handleError(record)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # The name of the library.
         """Lose a line that the disk does not take: its traceback on the terminal would say no more."""
         if not isinstance(sys.exc_info()[1], OSError):

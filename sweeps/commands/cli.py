@@ -11,7 +11,7 @@ from data_pipeline.schema.terminal_text import echo
 from sweeps.commands import after_sweep, before_sweep, downstream, explain, training_commands
 from sweeps.commands.command_frame import EXIT_FAULT, is_told
 from sweeps.commands.hidden_arguments import hide_secret_arguments
-from sweeps.commands.lost_terminal import open_closed_streams
+from sweeps.commands.lost_terminal import ends_with_its_reader, open_closed_streams
 from sweeps.commands.usable_folders import settle_folders
 
 _BEFORE, _SWEEP, _AFTER = "Before a sweep", "The sweep", "After a sweep"
@@ -47,15 +47,16 @@ app.command(rich_help_panel=_AFTER)(after_sweep.export)
 def main() -> None:
     """Run the command of `sys.argv`; `sweeps.__main__` has put our modules first."""
     open_closed_streams()
-    try:
-        for line in settle_folders():
-            echo(f"temp     {line}", file=sys.stderr)
-        hide_secret_arguments()
-        app()
-    except Exception as error:
-        if is_told(error):
-            sys.exit(EXIT_FAULT)
-        from sweeps.commands.bug_report import report_bug
+    with ends_with_its_reader():
+        try:
+            for line in settle_folders():
+                echo(f"temp     {line}", file=sys.stderr)
+            hide_secret_arguments()
+            app()
+        except Exception as error:
+            if is_told(error):
+                sys.exit(EXIT_FAULT)
+            from sweeps.commands.bug_report import report_bug
 
-        report_bug(error)
-        sys.exit(1)
+            report_bug(error)
+            sys.exit(1)

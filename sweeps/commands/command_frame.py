@@ -24,7 +24,8 @@ EXIT_NOTHING_COMPLETED = 3
 EXIT_INCOMPLETE = 4
 """Trials were given up after they lost their workers; the same command retries them."""
 EXIT_PARTS_MISSING = 5
-"""The sweep finished, and a part of its results could not be made; the same command makes it."""
+"""The sweep finished, and a part of its results could not be made, or MLflow lacks records; the same command makes the
+part, or sends them."""
 EXIT_INTERRUPTED = 130
 """Ctrl-C, SIGTERM or SIGHUP; the same command resumes."""
 
@@ -72,16 +73,13 @@ def explains_faults(command: Callable[..., None]) -> Callable[..., None]:
 
 def is_told(error: Exception) -> bool:
     """Print an error of a known kind as one paragraph on stderr; False: its kind is not known."""
-    from sweeps.commands.known_errors import STDOUT, sentence_of, stdout_is_closed
+    from sweeps.commands.known_errors import sentence_of
 
     sentence = sentence_of(error)
     if sentence is None:
         return False
     if os.environ.get(VERBOSE) and not isinstance(error, InputFault):
         echo(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-    if stdout_is_closed():
-        # Python would fail once more at its end, on the rest of the output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
     _print_fault(redact(sentence))
     return True
 

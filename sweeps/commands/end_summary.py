@@ -39,7 +39,8 @@ def close(end: SweepEnd, console: Console) -> None:
 
     Raises:
         InputFault: The machine has ended the sweep.
-        typer.Exit: The sweep was interrupted, is incomplete, completed no trial, or lacks a part of its results.
+        typer.Exit: The sweep was interrupted, is incomplete, completed no trial, or lacks a part of its results or
+            of its records in MLflow.
     """
     command = command_line(*sys.argv[1:])
     print_end(end, console, command=command)
@@ -51,7 +52,7 @@ def close(end: SweepEnd, console: Console) -> None:
         raise typer.Exit(EXIT_INCOMPLETE)
     if end.summary["best"] is None and not _named_without_training(end):
         raise typer.Exit(EXIT_NOTHING_COMPLETED)
-    if end.parts_missing:
+    if end.parts_missing or end.not_tracked:
         raise typer.Exit(EXIT_PARTS_MISSING)
 
 

@@ -5,7 +5,6 @@ The layers below raise them where they happen, often minutes into a command. An 
 
 import errno
 import os
-import select
 import socket
 import sys
 from collections.abc import Iterator
@@ -48,8 +47,6 @@ _OF_LIBRARIES = {
 }
 """Remedy by module and class. The classes are looked up in loaded modules: others have raised nothing."""
 _AGAIN = "Then run the same command again."
-STDOUT = 1
-"""File descriptor of standard output."""
 _MOST_FAULTS = 5
 
 
@@ -84,8 +81,6 @@ def _sentence(error: BaseException) -> str | None:
         return f"There is not enough memory. {_MEMORY}. {_AGAIN}"
     if _is("pydantic_core", "ValidationError", error):
         return _settings_sentence(error)
-    if isinstance(error, BrokenPipeError) and stdout_is_closed():
-        return "The program that reads the output has ended; the rest of the output is lost."
     if isinstance(error, ConnectionError | TimeoutError | socket.gaierror | socket.herror):
         return f"A connection failed: {_place(error)}{error.strerror or first_line(error)}. {_NETWORK}. {_AGAIN}"
     fault = machine_fault(error)
@@ -133,13 +128,3 @@ def _settings_sentence(error: Any) -> str:
     ]
     more = f"; and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
     return f"{error.title} is not valid: {'; '.join(faults[:_MOST_FAULTS])}{more}. Correct these settings."
-
-
-def stdout_is_closed() -> bool:
-    """Whether no process reads standard output any more."""
-    try:
-        poll = select.poll()
-        poll.register(STDOUT, 0)
-        return any(event & select.POLLERR for _, event in poll.poll(0))
-    except OSError:
-        return False

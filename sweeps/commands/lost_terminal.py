@@ -1,4 +1,4 @@
-"""A command continues after it loses its terminal or pipe; a log in the results folder takes the rest of its output."""
+"""A command without a reader: one that works continues, with the rest of its output in a log; one that prints ends."""
 
 import os
 import sys
@@ -33,6 +33,24 @@ def outlives_its_terminal(results_folder: Path) -> Iterator[None]:
             setattr(sys, name, original)
 
 
+@contextmanager
+def ends_with_its_reader() -> Iterator[None]:
+    """End the block, with exit code 0 and without a word, once nobody reads its output any more (`| head`)."""
+    stream = sys.stdout
+    if not _has_descriptor(stream):
+        yield
+        return
+    sys.stdout = _Ending(stream)
+    try:
+        yield
+    finally:
+        sys.stdout = stream
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            _drop(stream)  # The interpreter flushes it once more, and an error there would change the exit code.
+
+
 def open_closed_streams() -> None:
     """Drop the output of a process that was started with a closed stream (`>&-`), which Python gives as None.
 
@@ -43,11 +61,37 @@ def open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
 
 
+class _Ending:
+    """A text stream that ends the process at its first write without a reader."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self._ends():
+            return self.stream.write(text)
+
+    def flush(self) -> None:
+        with self._ends():
+            self.stream.flush()
+
+    @contextmanager
+    def _ends(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            _drop(self.stream)
+            raise SystemExit(0) from None
+
+
 class _Outliving:
     """A text stream whose descriptor is given to a log after its first error."""
 
     def __init__(self, stream: TextIO, *, log: Path) -> None:
-        self._stream, self._log = stream, log
+        self._stream, self._log = stream.stream if isinstance(stream, _Ending) else stream, log
         self._unflushed: list[str] = []
         self.others: list[_Outliving] = []
 
@@ -83,14 +127,19 @@ class _Outliving:
     def go_on_at(self, descriptor: int) -> None:
         """Write the text that was not flushed, and all later text, to another file."""
         # Whether the buffer still holds the text depends on its kind, so the buffer is emptied first.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())
-        os.close(nowhere)
+        _drop(self._stream)
         self._stream.flush()
         os.dup2(descriptor, self.fileno())
         self._stream.write("".join(self._unflushed))
         self._stream.flush()
         self._unflushed.clear()
+
+
+def _drop(stream: TextIO) -> None:
+    """Send the buffered and all later output of a stream nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _has_descriptor(stream: TextIO | None) -> bool:

@@ -20,6 +20,10 @@ class Terminal(Console):
     def __init__(self, *, file: IO[str] | None = None, stderr: bool = False, width: int | None = None) -> None:
         super().__init__(file=file, stderr=stderr, width=width, markup=False, emoji=False)
 
+    def on_broken_pipe(self) -> None:
+        """Drop the rest of an output without a reader; rich would end the command with exit code 1."""
+        self.quiet = True
+
     def render_str(self, text: str, **how: Any) -> Text:
         # Every string passes here before it is measured, also the cells of tables.
         return super().render_str(visible(text), **how)

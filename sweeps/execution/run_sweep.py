@@ -114,7 +114,7 @@ def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kep
         at_uri.bring_back(folder.path)
     earlier = folder.summary(say)
     if earlier is not None and earlier["status"] == SweepStatus.FINISHED and not earlier.get("parts_missing"):
-        records = tuple(TrialStore(folder.trials).load_all())
+        records = tuple(TrialStore(folder.trials, say=say).load_all())
         _start_tracking(tracking, sweep, data, folder)
         # A tracking server that was unreachable at the end now receives the rest; a new one receives everything.
         if not tracking.is_complete:
@@ -136,7 +136,8 @@ def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kep
         predictions_kept(results_folder, say=lambda words: say(f"memory   {words}")),
     ):
         results = results_folder if kept_at is None else kept_at
-        begin(folder, sweep, data.fingerprint, TrialStore(folder.trials), results=results, say=say)
+        store = TrialStore(folder.trials, say=say)
+        begin(folder, sweep, data.fingerprint, store, results=results, say=say)
         return _run(sweep, resolved, folder, tracking, console, earlier, say, at_uri)
 
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -27,6 +26,7 @@ from sweeps.early_stopping.token_scheduler import KeptOutOfPickles
 from sweeps.execution.checkpoint_retention import KeptCheckpoints
 from sweeps.execution.lost_ray import SeesLostRay
 from sweeps.execution.machine_halt import SweepHaltedError
+from sweeps.execution.temporary_state import temporary_state
 from sweeps.lanes.elastic_lanes import HoldsBack, LaneCount, nodes_now
 from sweeps.lanes.ended_trial_cleanup import ForgetsEndedTrials, RemembersNoTrials
 from sweeps.lanes.hardware import hardware
@@ -145,16 +145,17 @@ class SweepRun:
         # the results folder, where others can write. Lanes run on this node, so no other node needs to see them.
         try:
             with (
-                TemporaryDirectory(prefix="pretune-tune-", ignore_cleanup_errors=True) as state,
+                temporary_state() as state,
                 old_objects_left_alone(),
+                (lost_ray := SeesLostRay()).ends_at_once(),
             ):
-                self._tuner(Path(state)).fit()
+                self._tuner(state, lost_ray).fit()
         except Exception as error:
             # Tune writes its state once more when all is done, and nobody reads it.
             if not self.search_ended_by or self.ledger.unfinished() or machine_fault(error) is None:
                 raise
 
-    def _tuner(self, state: Path) -> tune.Tuner:
+    def _tuner(self, state: Path, lost_ray: SeesLostRay) -> tune.Tuner:
         return tune.Tuner(
             # Lanes reserve their CPUs through Train; Tune needs a request that is always satisfied.
             # The lane actors run on the driver's node, so losing another node costs a trial only its workers.
@@ -177,7 +178,7 @@ class SweepRun:
                     LedgerCallback(self.ledger, self._learn_speeds),
                     FreesDeadLanes(),
                     RemembersNoTrials(),
-                    SeesLostRay(),
+                    lost_ray,
                 ],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=_MAX_LOST_LANES),

@@ -1,11 +1,12 @@
 """Records of the trials on disk: one folder per trial, written as events happen.
 
 These files are the single source for everything else: tables, MLflow, reports, a resumed search. An atomic rename
-replaces `trial.json` whole; `reports.jsonl` only grows.
+replaces `trial.json` whole; `reports.jsonl` only grows. A copy beside `trial.json` is read if a disk or another program
+damages that file.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,8 +26,11 @@ LOSS_COLUMN = LOSS.replace("/", "_")
 """The same in trials.csv and in the best trial of summary.json."""
 
 
+_FILE, _COPY = "trial.json", ".trial.json.copy"
+
+
 class DamagedRecordError(InputFault):
-    """The record of a trial is no such record: a disk or another program has damaged it."""
+    """The record of a trial and its copy are no such records: a disk or another program has damaged them."""
 
 
 class ChosenBy(StrEnum):
@@ -200,8 +204,12 @@ class RefusedProposal(Settings):
 class TrialStore:
     """The `trials/` folder of one sweep."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, say: Callable[[str], None] = lambda _: None) -> None:
+        """
+        Args:
+            say: Called with a line about a damaged record whose copy is read.
+        """
+        self.folder, self._say = folder, say
         folder.mkdir(parents=True, exist_ok=True)
 
     def folder_of(self, record: TrialRecord) -> Path:
@@ -211,17 +219,33 @@ class TrialStore:
         return folder
 
     def save(self, record: TrialRecord) -> None:
-        """Write the record; a reader sees the old one or the new one, never a part."""
-        path = self.folder_of(record) / "trial.json"
-        write_atomically(path, record.model_dump_json(indent=1))
+        """Write the record and its copy; a reader sees the old one or the new one, never a part."""
+        folder, text = self.folder_of(record), record.model_dump_json(indent=1)
+        for name in (_COPY, _FILE):
+            write_atomically(folder / name, text)
 
     def load_all(self) -> list[TrialRecord]:
         """All records, by number.
 
         Raises:
-            DamagedRecordError: One of them is damaged; the message names it.
+            DamagedRecordError: One of them and its copy are damaged; the message names it.
         """
-        return [_read(path) for path in sorted(self.folder.glob("trial-*/trial.json"))]
+        return [self._read(path) for path in sorted(self.folder.glob(f"trial-*/{_FILE}"))]
+
+    def _read(self, path: Path) -> TrialRecord:
+        try:
+            return TrialRecord.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            damage = f"{path} is damaged: {''.join(f'{part}: ' for part in fault['loc'])}{fault['msg']}."
+            try:
+                record = TrialRecord.model_validate_json(path.with_name(_COPY).read_bytes())
+            except (OSError, ValidationError):
+                raise DamagedRecordError(
+                    f"{damage} Delete the folder {path.parent}: the same command then trains its settings again."
+                ) from error
+            self._say(f"records  {damage} Its copy {_COPY} is read instead.")
+            return record
 
     def append_report(self, record: TrialRecord, report: dict[str, float]) -> None:
         """Append one report of the running trial."""
@@ -257,18 +281,6 @@ class TrialStore:
             if report["tokens"] > last_tokens:
                 last_tokens = report["tokens"]
                 yield report
-
-
-def _read(path: Path) -> TrialRecord:
-    try:
-        return TrialRecord.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = "".join(f"{part}: " for part in fault["loc"])
-        raise DamagedRecordError(
-            f"{path} is damaged: {place}{fault['msg']}. Delete the folder {path.parent}: the same command then trains "
-            "its settings again."
-        ) from error
 
 
 def _json_lines(path: Path) -> Iterator[Any]:

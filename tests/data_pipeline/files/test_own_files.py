@@ -120,3 +120,11 @@ def test_a_folder_for_temporary_files_that_somebody_else_made_first_is_not_used(
     second = private_temp_folder("ray", longest=200)
     assert planted not in (first, second)
     assert {folder.stat().st_mode & 0o777 for folder in (first, second)} == {0o700}
+
+
+def test_a_log_that_cannot_be_opened_loses_its_lines_and_disturbs_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = OwnLog(tmp_path / "missing" / "ray.log", delay=True)
+    log.handle(logging.makeLogRecord({"msg": "a line"}))
+    assert capsys.readouterr().err == ""

@@ -18,7 +18,7 @@ from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, Toke
 from patience import HANGS_AFTER_S, wait_until
 
 TEXTS = [f"text number {n}" for n in range(300)]
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 import io
 from pathlib import Path
 
+import pytest
+import typer
 from rich.console import Console
 from swept_folder import TOKENS, example_sweep, write_results
 
-from sweeps.commands.end_summary import print_end
+from sweeps.commands.end_summary import close, print_end
 from sweeps.execution.run_sweep import SweepEnd
 from sweeps.records.outcomes import Outcome
 from sweeps.records.printed_commands import command_line
@@ -26,6 +28,21 @@ def last_words(
     command: str = "pretune sweep file.yaml",
 ) -> list[str]:
     """Lines of a sweep of four trials, the first the best at equal tokens."""
+    printed = io.StringIO()
+    end = ended(results, rates=rates, seconds=seconds, status=status)
+    print_end(end, Console(file=printed, width=160), command=command)
+    return printed.getvalue().splitlines()
+
+
+def ended(
+    results: Path,
+    *,
+    rates: tuple[float, ...] = (1e-3,) * 4,
+    seconds: tuple[float, ...] = (100.0,) * 4,
+    status: SweepStatus = SweepStatus.FINISHED,
+    not_tracked: str = "",
+) -> SweepEnd:
+    """The end of that sweep."""
     sweep = example_sweep(search={RATE: {"log_uniform": [1e-4, 1e-2]}}, start_with=[])
     folder = SweepFolder(results, sweep, "4f1c9be2" * 8)
     folder.create()
@@ -41,13 +58,10 @@ def last_words(
         )
         for number, (rate, training_s) in enumerate(zip(rates, seconds, strict=True), start=1)
     ]
-    end = SweepEnd(
-        folder, status, tuple(records), write_results(folder.path, records), was_done_before=False, not_tracked="",
-        model_uri="",
+    return SweepEnd(
+        folder, status, tuple(records), write_results(folder.path, records), was_done_before=False,
+        not_tracked=not_tracked, model_uri="",
     )  # fmt: skip
-    printed = io.StringIO()
-    print_end(end, Console(file=printed, width=160), command=command)
-    return printed.getvalue().splitlines()
 
 
 def test_a_winner_on_the_edge_of_the_space_is_said_with_a_value_beyond(tmp_path: Path) -> None:
@@ -75,3 +89,15 @@ def test_the_command_that_resumes_is_shown_without_the_token_of_a_url(tmp_path: 
         tmp_path, rates=(1e-3,) * 4, seconds=(100.0,) * 4, status=SweepStatus.INTERRUPTED, command=command
     )
     assert "resume   pretune sweep file.yaml --set 'corpus.path=https://host/rows.csv?token=***'" in lines
+
+
+def test_records_that_mlflow_lacks_at_the_end_are_said_and_have_an_exit_code(tmp_path: Path) -> None:
+    printed = io.StringIO()
+    with pytest.raises(typer.Exit) as exit_of:
+        close(ended(tmp_path, not_tracked="3 records are not in MLflow"), Console(file=printed, width=160))
+    assert exit_of.value.exit_code == 5
+    assert "missing  3 records are not in MLflow. To send it later, run the same command: " in printed.getvalue()
+
+
+def test_a_sweep_with_all_its_results_ends_without_an_exit_code(tmp_path: Path) -> None:
+    close(ended(tmp_path), Console(file=io.StringIO(), width=160))

@@ -43,6 +43,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
+@pytest.mark.slow
 def test_a_sweep_survives_the_loss_of_a_worker_and_of_a_lanes_own_process_and_the_winning_decoder_loads(
     results: Path,
 ) -> None:

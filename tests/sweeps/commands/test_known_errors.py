@@ -142,31 +142,6 @@ def test_a_bug_names_a_file_that_explains_it_without_secrets(tmp_path: Path) -> 
     assert report.stat().st_mode & 0o077 == 0 or report.parent.stat().st_mode & 0o077 == 0
 
 
-def test_an_output_that_nobody_reads_any_more_ends_a_command_in_one_sentence() -> None:
-    script = (
-        "import sys, typer; from sweeps.commands.command_frame import explains_faults; app = typer.Typer()\n"
-        "@app.command()\n"
-        "@explains_faults\n"
-        "def show() -> None:\n"
-        "    sys.stdin.read(); sys.stdout.write('a line'); sys.stdout.flush()\n"
-        "app()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    process.stdout.close()
-    process.stdout = None
-    _, told = process.communicate(timeout=HANGS_AFTER_S)
-    assert told == "pretune: The program that reads the output has ended; the rest of the output is lost.\n"
-    assert process.returncode == 2
-
-
 def test_a_current_folder_that_was_removed_is_told(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,3 +100,23 @@ def test_a_command_without_a_reader_ends_with_its_own_exit_code(unbuffered: str,
 def test_a_command_with_closed_streams_ends_with_its_own_exit_code(closed: str) -> None:
     done = subprocess.run(["sh", "-c", f'"$0" -m sweeps explain training.beta2 {closed}', sys.executable], cwd=ROOT)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", ["--help", "explain", "explain --help"])
+def test_a_command_that_prints_to_a_reader_that_has_ended_ends_without_a_word(arguments: str, unbuffered: str) -> None:
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = _without_reader(arguments.split(), stderr=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_fault_that_nobody_reads_has_its_exit_code() -> None:
+    assert _without_reader(["plan", "missing.yaml"], stderr=subprocess.STDOUT).returncode == 2
+
+
+def _without_reader(arguments: list[str], **how: Any) -> subprocess.CompletedProcess[bytes]:
+    gone = gone_pipe()
+    try:
+        return subprocess.run([sys.executable, "-m", "sweeps", *arguments], cwd=ROOT, stdout=gone, **how)
+    finally:
+        os.close(gone)

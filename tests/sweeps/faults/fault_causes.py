@@ -3,6 +3,7 @@
 A cause starts the sweep and strikes it. It leaves a command running, or one that has ended for the fault.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -25,7 +26,7 @@ from core.model_files.checkpoint import newest_checkpoint
 from data_pipeline.tokens.token_blocks import DamagedBlockError, open_prepared
 from mlflow_server import MlflowServer
 from patience import wait_until
-from sweeps.records.trial_records import DamagedRecordError, TrialStore
+from sweeps.records.trial_records import TrialStore
 
 STOPPED_S = 60
 """Seconds for which a process stands still, or a database is locked."""
@@ -44,6 +45,23 @@ def killed(name: str) -> Cause:
     def strike(sweep: StruckSweep) -> None:
         sweep.start_and_train()
         _process(sweep, name).send_signal(signal.SIGKILL)
+
+    return strike
+
+
+def server_killed(name: str) -> Cause:
+    """A server of Ray gets SIGKILL while trial 2 trains; the command writes its results and says how to resume."""
+
+    def strike(sweep: StruckSweep) -> None:
+        killed(name)(sweep)
+        assert sweep.end() == 2, sweep.output
+        last = sweep.output.splitlines()[-1]
+        assert f"Ray's process {name} on this machine has ended. " in last
+        assert f"Then the same command resumes the sweep: pretune sweep {sweep.file}" in last
+        assert json.loads((sweep.folder / "summary.json").read_text())["status"] == "interrupted"
+        for result in ("trials.csv", "report.html", "EXPERIMENT.md"):
+            assert (sweep.folder / result).exists()
+        sweep.start()
 
     return strike
 
@@ -116,7 +134,7 @@ def mlflow_killed(sweep: StruckSweep) -> None:
     with _tracked_by_server(sweep) as server:
         sweep.start_and_train()
         server.kill()
-        sweep.end()
+        assert sweep.end() == 5, sweep.output
         server.start()
     sweep.continued_by = "same command, which sends what MLflow misses"
     sweep.start()
@@ -241,18 +259,17 @@ def reports_cut(sweep: StruckSweep) -> None:
 
 
 def record_cut(sweep: StruckSweep) -> None:
-    """The record of trial 2 ends at each of its bytes; the command names its folder, which is deleted as it says."""
+    """The record of trial 2 ends at each of its bytes; its copy is read instead, also by the command."""
     file = _interrupted(sweep) / "trial.json"
-    store, data = TrialStore(file.parents[1]), file.read_bytes()
+    said: list[str] = []
+    store, data = TrialStore(file.parents[1], say=said.append), file.read_bytes()
+    records = store.load_all()
     for length in range(len(data.rstrip())):
         file.write_bytes(data[:length])
-        with pytest.raises(DamagedRecordError, match=f"{file} is damaged"):
-            store.load_all()
+        assert store.load_all() == records, length
+    assert len(said) == len(data.rstrip())
     sweep.start()
-    assert sweep.end() == 2, sweep.output
-    assert f"Delete the folder {file.parent}: " in sweep.output
-    sweep.deleted_tokens = sweep.parts(2)[-1][-1].tokens
-    _deleted_and_again(sweep, file.parent)
+    sweep.wait(lambda: f"{file} is damaged: " in sweep.output, "no word about the damaged record")
 
 
 def corpus_cut(sweep: StruckSweep) -> None:

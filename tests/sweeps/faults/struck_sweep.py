@@ -14,6 +14,7 @@ import psutil
 
 from command import ROOT, listen_to_ctrl_c, processes_marked
 from patience import COMMAND_HANGS_AFTER_S, wait_until
+from sweeps.commands.command_frame import EXIT_PARTS_MISSING
 
 CHECKPOINT_EVERY_S = 1
 FILE = f"""\
@@ -65,8 +66,6 @@ class StruckSweep:
     """Exit codes of the commands that have ended."""
     continued_by: str = "same command"
     """Way to the end after the fault, in words."""
-    deleted_tokens: int = 0
-    """Tokens whose training was deleted, as a message said."""
     at_end: list[Callable[[], None]] = field(default_factory=list)
     """Called when the sweep has ended, the last one first."""
 
@@ -101,7 +100,6 @@ class StruckSweep:
 
     def start(self) -> None:
         """Give the command."""
-        self._begun_at = len(self.output) if self.printed.exists() else 0
         with self.printed.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sweeps", "sweep", str(self.file), "--results", str(self.results)],
@@ -162,10 +160,11 @@ class StruckSweep:
         self.end()
 
     def end_or_again(self) -> None:
-        """The running command ends, and is given again until it ends with 0 and does not ask for itself once more."""
-        while self.end() or _UNSENT in self.output[self._begun_at :]:
+        """The running command ends, and is given again until it ends with 0."""
+        while self.end():
             assert len(self.codes) < MOST_COMMANDS, f"exit codes {self.codes}:\n{self.output}"
-            if not self.codes[-1]:
+            if self.codes[-1] == EXIT_PARTS_MISSING:
+                assert _UNSENT in self.output
                 self.continued_by = "same command, which sends what MLflow misses"
             self.start()
 

@@ -26,9 +26,10 @@ class Undisturbed:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Undisturbed:
     """Run once for all faults."""
-    sweep = StruckSweep(tmp_path_factory.mktemp("undisturbed") / "results")
+    kept = request.config.getoption("--undisturbed", default=None)
+    sweep = StruckSweep((Path(kept) if kept else tmp_path_factory.mktemp("undisturbed")) / "results")
     sweep.start()
     assert sweep.end() == 0, sweep.output
     check_accounts(sweep)

@@ -6,7 +6,7 @@ import pytest
 
 from sweep_examples import record
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import LOSS, ChosenBy, MemoryVerdict, RefusedProposal, TrialStore
+from sweeps.records.trial_records import LOSS, ChosenBy, DamagedRecordError, MemoryVerdict, RefusedProposal, TrialStore
 
 
 def test_a_record_read_back_equals_the_one_written(tmp_path: Path) -> None:
@@ -19,6 +19,21 @@ def test_a_record_read_back_equals_the_one_written(tmp_path: Path) -> None:
     for one in reversed(written):
         store.save(one)
     assert TrialStore(tmp_path / "trials").load_all() == written
+
+
+def test_the_copy_of_a_record_is_read_for_a_damaged_one_which_is_named(tmp_path: Path) -> None:
+    said: list[str] = []
+    store, one = TrialStore(tmp_path, say=said.append), record(1, loss=3.25)
+    store.save(record(1, None))
+    store.save(one)
+    file = tmp_path / "trial-0001" / "trial.json"
+    file.write_text(file.read_text()[:-9])
+    assert store.load_all() == [one]
+    (line,) = said
+    assert line.startswith(f"records  {file} is damaged: ")
+    (tmp_path / "trial-0001" / ".trial.json.copy").write_text("{}")
+    with pytest.raises(DamagedRecordError, match=f"{file} is damaged: .* Delete the folder {file.parent}: "):
+        store.load_all()
 
 
 @pytest.mark.parametrize("origin", ["search", "start_with", "informed", "repeat", "taken over"])
