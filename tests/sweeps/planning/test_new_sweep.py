@@ -62,7 +62,7 @@ def test_written_file_names_the_column_and_plans(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     sweep = load_sweep_file(target)
     assert (sweep.name, sweep.corpus.path, sweep.corpus.text) == ("reviews", str(corpus), "text")
-    assert CliRunner().invoke(app, ["plan", str(target)]).exit_code == 0
+    assert CliRunner().invoke(app, ["plan", str(target), "--no-measure"]).exit_code == 0
     again = CliRunner().invoke(app, ["new", str(corpus), "-o", str(target)])
     assert again.exit_code == 2
     assert "exists already" in again.output
@@ -99,6 +99,6 @@ def test_file_for_a_real_corpus_plans(corpus: str, tmp_path: Path) -> None:
     assert text.startswith("# ")
     # Else it is measured how many lanes are fastest, which takes seconds and is proved in test_auto_lanes.py.
     lanes = ("--set", "resources.concurrent_trials=1", "--results", str(tmp_path))
-    planned = CliRunner().invoke(app, ["plan", str(target), "--json", *lanes])
+    planned = CliRunner().invoke(app, ["plan", str(target), "--json", "--no-measure", *lanes])
     assert planned.exit_code == 0, planned.output
     assert json.loads(planned.output)["largest_micro_batch"]
