@@ -38,6 +38,19 @@ def new(
 
 
 @explains_faults
+def schema() -> None:
+    """Print the JSON schema of a sweep file, for editors.
+
+    Files that `pretune new` writes name a copy beside them, so an editor needs no network.
+    """
+    import json
+
+    from sweeps.settings.file_schema import sweep_file_schema
+
+    echo(json.dumps(sweep_file_schema(), indent=1))
+
+
+@explains_faults
 def plan(
     file: File,
     overrides: Set = None,
@@ -48,7 +61,7 @@ def plan(
     everything: Annotated[bool, typer.Option("--all", help="Also every default and the reasons.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a sweep's trials, time, memory and yardsticks on one screen; train nothing.
+    """Show a sweep's trials, time, price and memory; train nothing.
 
     The time comes from earlier trials of the same shape, or from a measurement of some seconds.
     """

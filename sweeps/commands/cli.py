@@ -29,6 +29,7 @@ app = typer.Typer(
 # The list shows the first line of each docstring. Keep it short: the whole list fits one screen.
 app.command(rich_help_panel=_BEFORE)(before_sweep.new)
 app.command(rich_help_panel=_BEFORE)(explain.explain)
+app.command(rich_help_panel=_BEFORE)(before_sweep.schema)
 app.command(rich_help_panel=_BEFORE)(before_sweep.plan)
 app.command(rich_help_panel=_BEFORE)(before_sweep.estimate)
 app.command(rich_help_panel=_BEFORE)(before_sweep.prepare)

@@ -17,21 +17,8 @@ from command import ROOT
 COMMANDS = ROOT / "sweeps" / "commands"
 OURS = ("data_pipeline", "core", "sweeps")
 WITHOUT_RAY = (
-    *(
-        "new",
-        "plan",
-        "status",
-        "stop",
-        "estimate",
-        "report",
-        "ui",
-        "evaluate",
-        "fill_mask",
-        "generate",
-        "export",
-        "embed",
-        "finetune",
-    ),
+    *("new", "plan", "status", "stop", "estimate", "report", "ui"),
+    *("evaluate", "fill_mask", "generate", "export", "embed", "finetune"),
 )
 WITHOUT_TORCH = ("ui",)
 """A report counts the parameters of its models, and the others compute with them."""
