@@ -49,12 +49,13 @@ lint: $(READY_TEST)
 types: $(READY_TEST)
 	$(BIN)/mypy
 
+# With uv where it can be had, else with pip.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python install_packages.py --quiet --constraint constraints.txt --editable .
 	touch $@
 
 $(READY_TEST): $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python install_packages.py --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@

@@ -94,19 +94,20 @@ def prepare(
     return prepared
 
 
-def is_prepared(
+def folder_if_prepared(
     corpus: CorpusConfig, tokenizer: TokenizerConfig, packing: PackingConfig, *, prepared_folder: Path
-) -> bool:
-    """Whether the prepared corpus is there, as far as that is known without reading files of the corpus.
+) -> Path | None:
+    """The folder of the prepared corpus; None unless it is known without reading files of the corpus.
 
     Raises:
         CorpusError, ValueError: As `prepare`.
     """
     memory, found = prepared_folder / _EXAMINED, find_files(corpus)
     if not are_examined(found, corpus, memory=memory):
-        return False
+        return None
     files = _with_template(examine_files(found, corpus, memory=memory), tokenizer)
-    return (prepared_folder / row_fingerprint(stream_fingerprint(files, tokenizer), packing)).is_dir()
+    folder = prepared_folder / row_fingerprint(stream_fingerprint(files, tokenizer), packing)
+    return folder if folder.is_dir() else None
 
 
 def _with_template(files: Corpus, tokenizer: TokenizerConfig) -> Corpus:

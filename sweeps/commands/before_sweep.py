@@ -38,36 +38,48 @@ def new(
 
 
 @explains_faults
-def plan(file: File, overrides: Set = None, results: Results = None, as_json: AsJson = False) -> None:
-    """Show a sweep's trials, tokens and memory; train nothing."""
+def schema() -> None:
+    """Print the JSON schema of a sweep file, for editors.
+
+    Files that `pretune new` writes name a copy beside them, so an editor needs no network.
+    """
+    import json
+
+    from sweeps.settings.file_schema import sweep_file_schema
+
+    echo(json.dumps(sweep_file_schema(), indent=1))
+
+
+@explains_faults
+def plan(
+    file: File,
+    overrides: Set = None,
+    results: Results = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Measure the speed of this machine for some seconds.")
+    ] = True,
+    everything: Annotated[bool, typer.Option("--all", help="Also every default and the reasons.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a sweep's trials, time, price and memory; train nothing.
+
+    The time comes from earlier trials of the same shape, or from a measurement of some seconds.
+    """
     from sweeps.settings.sweep_file import load_sweep_file
 
     asked = load_sweep_file(file, overrides or ())
-    # Ray takes seconds to import, so a mistake in the file is reported first.
-    from data_pipeline.preparation.prepare import is_prepared
-    from sweeps.lanes.lane_planning import this_machine
-    from sweeps.planning.auto_lanes import auto_lanes
-    from sweeps.planning.disk_need import disk_needs
-    from sweeps.planning.first_checks import check_device
+    # torch takes seconds to import, so a mistake in the file is reported first.
+    from sweeps.planning.plan_facts import gather_facts
     from sweeps.planning.plan_output import plan_as_json, print_plan
-    from sweeps.planning.preparation import corpus_bytes
-    from sweeps.planning.resolved_sweep import ExpectedSweep
-    from sweeps.planning.sweep_plan import plan_sweep, predictions_kept
+    from sweeps.planning.sweep_plan import predictions_kept
 
     folder = results_folder(results)
-    expected = ExpectedSweep(asked, folder)
-    sweep, _ = expected.whole(cluster=None)
-    check_device(sweep, num_gpus=this_machine()["num_gpus"])
-    vocabulary_size = expected.vocabulary_size
     with predictions_kept(folder, say=_say_beside):
-        auto = auto_lanes(sweep, cluster=this_machine(), vocabulary_size=vocabulary_size, results_folder=folder)
-        planned = plan_sweep(sweep, vocabulary_size=vocabulary_size, auto=auto)
-        is_there = is_prepared(sweep.corpus, sweep.tokenizer, sweep.packing, prepared_folder=folder / "prepared")
-        disks = disk_needs(planned, folder, corpus_bytes=0 if is_there else corpus_bytes(sweep))
+        facts = gather_facts(asked, folder, may_measure=measure)
         if as_json:
-            print_json(plan_as_json(planned, disks))
+            print_json(plan_as_json(facts))
         else:
-            print_plan(planned, terminal(), disks)
+            print_plan(facts, terminal(), everything=everything)
 
 
 @explains_faults

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from data_pipeline.schema.terminal_text import echo
-from sweeps.commands import after_sweep, before_sweep, downstream, explain, training_commands
+from sweeps.commands import after_sweep, before_sweep, downstream, explain, running_sweeps, training_commands
 from sweeps.commands.command_frame import EXIT_FAULT, is_told
 from sweeps.commands.hidden_arguments import hide_secret_arguments
 from sweeps.commands.lost_terminal import ends_with_its_reader, open_closed_streams
@@ -29,11 +29,14 @@ app = typer.Typer(
 # The list shows the first line of each docstring. Keep it short: the whole list fits one screen.
 app.command(rich_help_panel=_BEFORE)(before_sweep.new)
 app.command(rich_help_panel=_BEFORE)(explain.explain)
+app.command(rich_help_panel=_BEFORE)(before_sweep.schema)
 app.command(rich_help_panel=_BEFORE)(before_sweep.plan)
 app.command(rich_help_panel=_BEFORE)(before_sweep.estimate)
 app.command(rich_help_panel=_BEFORE)(before_sweep.prepare)
 app.command(rich_help_panel=_SWEEP)(training_commands.sweep)
 app.command(rich_help_panel=_SWEEP)(training_commands.train)
+app.command(rich_help_panel=_SWEEP)(running_sweeps.status)
+app.command(rich_help_panel=_SWEEP)(running_sweeps.stop)
 app.command(rich_help_panel=_AFTER)(after_sweep.ui)
 app.command(rich_help_panel=_AFTER)(after_sweep.report)
 app.command(rich_help_panel=_AFTER)(after_sweep.evaluate)

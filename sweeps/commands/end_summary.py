@@ -16,6 +16,7 @@ from sweeps.analysis.noise_floor import verdict, winner_in_words
 from sweeps.analysis.rankings import disagreement, equal_budgets
 from sweeps.analysis.result_tables import ranked
 from sweeps.analysis.sweep_findings import gather
+from sweeps.analysis.yardsticks import yardsticks_of
 from sweeps.commands.command_frame import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
@@ -78,6 +79,9 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
         console.print(Text("best    ", "bold green"), f"{winner.name}, holdout loss {loss:.4f} nats per token")
         for path, value in winner.settings.items():
             console.print(f"           {path}: {format_setting(value)}", highlight=False)
+        yardsticks = yardsticks_of(end.summary)
+        if yardsticks is not None:
+            console.print(Text("tables  ", "bold"), yardsticks.in_words(loss), highlight=False, soft_wrap=True)
     elif _named_without_training(end):
         predicted = end.summary["predicted"]
         between = f"{predicted[LOSS_COLUMN]:.4f} +- {predicted['half_width_95']:.4f} nats per token (95 %)"
@@ -126,6 +130,10 @@ def _warnings(end: SweepEnd) -> Iterator[tuple[str, str]]:
     """Warnings of the report against using the winner as it is."""
     if end.summary["best"] is None:
         return
+    yardsticks = yardsticks_of(end.summary)
+    learnt = None if yardsticks is None else yardsticks.nothing_learnt(end.summary["best"][LOSS_COLUMN])
+    if learnt is not None:
+        yield "learnt", learnt
     findings = gather(end.folder.path, end.folder.sweep, end.records, end.summary)
     yield from (("edge", sentence) for sentence in best_on_an_edge(findings))
     yield from (("ranking", sentence) for sentence in disagreement(findings, equal_budgets(findings)))

@@ -11,6 +11,7 @@ from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.schema.redaction import redact
 from sweeps.analysis.full_length import predicted_best
 from sweeps.analysis.result_tables import best_trial, ended_by, ranked, summarize, write_summary, write_trials_csv
+from sweeps.analysis.yardsticks import figures
 from sweeps.execution.tune_run import SweepRun
 from sweeps.memory_knowledge.frontier_map import map_frontier
 from sweeps.planning.preparation import data_figures
@@ -33,6 +34,7 @@ def summary_of(
         status: RUNNING, or the final status.
         wall_s: Seconds over all runs of this sweep, resumed ones included.
     """
+    best = best_trial(list(run.ledger.records.values()))
     return summarize(
         name=run.plan.sweep.name,
         identity=run.folder.identity,
@@ -45,6 +47,7 @@ def summary_of(
         "search_ended_by": ended_by(
             status, run.search_ended_by, list(run.ledger.records.values()), most=run.plan.sweep.num_trials
         ),
+        "yardsticks": figures(run.yardsticks, None if best is None else best.loss),
         "start": notes_of(run.plan.sweep),
         "space_widened": [one.reason for one in run.ledger.widenings],
         "model": winner.model,

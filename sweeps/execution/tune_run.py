@@ -40,6 +40,7 @@ from sweeps.planning.feasibility_check import check_that_something_fits
 from sweeps.planning.resolved_sweep import PreparedSweep
 from sweeps.planning.stage_preparation import stage_assignments
 from sweeps.planning.sweep_plan import SweepPlan
+from sweeps.planning.table_yardsticks import measured_yardsticks
 from sweeps.records.git_state import git_state
 from sweeps.records.remote_results import ResultsAtUri
 from sweeps.records.results_folder import SweepFolder
@@ -90,6 +91,7 @@ class SweepRun:
         self._scheduler = ForgetsEndedTrials(rule, lambda number: self.ledger.records[number].run_to_end)
         self._scheduler.lanes = self._lanes
         self.baseline = None if sweep.baseline is None else read_baseline(sweep.baseline, folder.path.parent)
+        self.yardsticks = measured_yardsticks(sweep, data)
         self.device_kind = device_kind(plan.lanes)
         memory = MemoryStore(folder.path.parent, self.device_kind)
         self.frontier = plan.frontier(rows_filled=_rows_filled(data), source=folder.path.name)

@@ -62,7 +62,12 @@ class LanePaces(OfShape):
 
 
 def auto_lanes(
-    sweep: SweepConfig, *, cluster: Mapping[str, Any], vocabulary_size: int, results_folder: Path
+    sweep: SweepConfig,
+    *,
+    cluster: Mapping[str, Any],
+    vocabulary_size: int,
+    results_folder: Path,
+    may_measure: bool = True,
 ) -> AutoLanes | None:
     """Division of this machine's cores, or of a GPU, among the lanes of a sweep; None if it cannot be measured here.
 
@@ -70,6 +75,7 @@ def auto_lanes(
 
     Args:
         cluster: CPUs and GPUs as `plan_lanes` takes them; its nodes are assumed to equal this machine.
+        may_measure: False: the usual division where the result is not stored.
     """
     resources = sweep.resources
     if resources.concurrent_trials != "auto":
@@ -104,6 +110,8 @@ def auto_lanes(
     device_type = "cuda" if alone.use_gpu else "cpu"
     if _expected_s(sweep, run, vocabulary_size, device_type=device_type) < _WORTH_MEASURING_S:
         return AutoLanes(usual.processes, usual.threads, "not measured: the sweep is short")
+    if not may_measure:
+        return AutoLanes(usual.processes, usual.threads, "not measured yet")
     rows = rows_of_measurement(run, num_workers=resources.workers_per_trial)
     while rows > 1 and needed_bytes(rows) > _memory_of(sweep, alone, ways[-1]):
         rows //= 2

@@ -1,5 +1,6 @@
 """Writes a first sweep file for a corpus: the settings a specialist would start with on this corpus and machine."""
 
+import json
 import math
 import os
 import re
@@ -22,6 +23,7 @@ from data_pipeline.reading.pieces import Piece
 from data_pipeline.schema.corpus_config import CorpusConfig, corpus_at
 from data_pipeline.schema.settings import format_bytes
 from data_pipeline.schema.user_errors import InputFault
+from sweeps.settings.file_schema import SCHEMA_FILE, sweep_file_schema
 
 _HEX_WORD = re.compile(r"[0-9a-fA-F]{2,4}")
 _BYTES_OF_HEX_WORD = 5
@@ -76,7 +78,7 @@ def look_at(path: str) -> CorpusFacts:
 
 
 def write_new_sweep(path: str, target: Path, *, is_causal: bool, training_flops_per_s: float | None = None) -> str:
-    """Write a sweep file for a corpus; returns its text.
+    """Write a sweep file for a corpus, and its schema beside it; returns the text of the file.
 
     Args:
         training_flops_per_s: Training speed of the machine. None: measure it.
@@ -87,6 +89,8 @@ def write_new_sweep(path: str, target: Path, *, is_causal: bool, training_flops_
     if target.exists():
         raise InputFault(f"{target}: exists already; name another file with --output")
     text = sweep_text(path, look_at(path), is_causal=is_causal, flops_per_s=training_flops_per_s or _flops_per_s())
+    # The schema lies beside the file: an editor needs no network, and keeps to this version of pretune.
+    write_atomically(target.parent / SCHEMA_FILE, json.dumps(sweep_file_schema(), indent=1) + "\n")
     write_atomically(target, text)
     return text
 
@@ -106,6 +110,7 @@ def sweep_text(path: str, facts: CorpusFacts, *, is_causal: bool, flops_per_s: f
     column = f", text: {_quoted(facts.text_column)}" if facts.text_column else ""
     masking = "" if is_causal else "  objective.masked_lm.masking_rate: {uniform: [0.15, 0.45]}\n"
     return f"""\
+# yaml-language-server: $schema={SCHEMA_FILE}
 # {facts.num_rows:,} rows, {format_bytes(facts.num_bytes)} of text: {", ".join(facts.forms)}; \
 {", ".join(facts.encodings) or "no encoding of their own"}.
 name: {_name_of(path)}

@@ -1,6 +1,6 @@
-"""The plan on the terminal and as JSON."""
+"""The plan on one screen of a terminal, and as JSON."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -12,35 +12,48 @@ from data_pipeline.schema.settings import format_bytes
 from data_pipeline.schema.terminal_text import echo
 from sweeps.analysis.fairness import RemarkVerdict, remarks
 from sweeps.early_stopping.rungs import proposer_in_words, rule_in_words
-from sweeps.planning.disk_need import DiskNeed
-from sweeps.planning.sweep_plan import SweepPlan
+from sweeps.planning.plan_facts import ModelMemory, PlanFacts
 from sweeps.search.initial_points import informed_points
 from sweeps.settings.search_space import format_setting
-from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep
 from sweeps.settings.sweep_sections import StartConfig
 
-_STYLES = {RemarkVerdict.FAIR: "green", RemarkVerdict.WARNING: "yellow", RemarkVerdict.REFUSED: "red"}
 
+def print_plan(facts: PlanFacts, console: Console, *, everything: bool = False) -> None:
+    """Print the plan.
 
-def print_plan(plan: SweepPlan, console: Console, disks: Sequence[DiskNeed] = ()) -> None:
-    """Print the plan: resolved settings, trials, tokens, predicted memory, and the disk needed in each place."""
-    sweep = plan.sweep
-    console.print(Text("Settings", "bold"), ", every default written out", sep="")
-    echo(dump_sweep(sweep), file=console.file)
-    console.print("What will be done", style="bold")
-    for label, text in (*_facts(plan), *_disk_facts(disks)):
-        console.print(f"  {label:<14}{text}", highlight=False, soft_wrap=True)
+    Args:
+        everything: Also the first points, the comparisons that hold, and all settings with their defaults.
+    """
+
+    def say(label: str, words: str, style: str = "bold") -> None:
+        console.print(Text(f"{label:<13}", style), words, sep="", highlight=False, soft_wrap=True)
+
+    for label, words in (*_search_facts(facts), *_cost_facts(facts)):
+        say(label, words)
+    memory = format_bytes(facts.plan.memory_bytes)
+    console.print(Text("What fits", "bold"), f"in {memory} of one worker (predicted)", highlight=False)
+    if any(model.peaks for model in facts.memory):
+        console.print(_memory_table(facts))
+    for model in facts.memory:
+        say("", _largest_in_words(model))
+    for label, words in _loss_facts(facts):
+        say(label, words)
+    for warning in facts.warnings():
+        say("warning", warning, "yellow")
+    if not everything:
+        return
     console.print()
-    _print_comparisons(plan, console)
-    console.print(Text("What fits", "bold"), f"in {format_bytes(plan.memory_bytes)} of one worker (predicted)")
-    console.print(_memory_table(plan))
+    for label, words in _further_facts(facts):
+        say(label, words)
+    console.print(Text("Settings", "bold"), ", every default written out", sep="")
+    echo(dump_sweep(facts.plan.sweep), file=console.file)
 
 
-def plan_as_json(plan: SweepPlan, disks: Sequence[DiskNeed] = ()) -> dict[str, Any]:
-    """The content of `print_plan` for scripts; memory and disk in bytes."""
-    sweep = plan.sweep
+def plan_as_json(facts: PlanFacts) -> dict[str, Any]:
+    """The content of `print_plan` for scripts; memory and disk in bytes, time in seconds, losses in nats per token."""
+    plan, sweep, time = facts.plan, facts.plan.sweep, facts.time
     return {
         "sweep": sweep.model_dump(mode="json"),
         "rungs_tokens": list(plan.rungs),
@@ -51,10 +64,17 @@ def plan_as_json(plan: SweepPlan, disks: Sequence[DiskNeed] = ()) -> dict[str, A
         "workers_per_trial": plan.lanes.workers,
         "threads_per_worker": plan.lanes.threads_per_worker,
         "uses_gpu": plan.lanes.use_gpu,
+        "time_s": None if time is None else [time.low_s, time.high_s],
+        "speed": None if time is None else asdict(time.speed),
+        "price": None if facts.price is None else list(facts.price),
         "memory_of_one_worker_bytes": plan.memory_bytes,
         "largest_micro_batch": plan.largest_micro_batch(sweep.run_config()),
         "partly_invalid": [asdict(one) | {"num_valid": one.num_valid} for one in sweep.partly_invalid()],
-        "predicted_peak_memory_bytes": dict(_predicted_peaks(plan)),
+        "predicted_peak_memory_bytes": facts.memory[0].peaks,
+        "memory": [asdict(model) for model in facts.memory],
+        "yardsticks": None if facts.yardsticks is None else facts.yardsticks.model_dump(),
+        "earlier_loss": None if facts.earlier is None else asdict(facts.earlier),
+        "warnings": list(facts.warnings()),
         "disk": [
             {
                 "place": str(need.place),
@@ -62,35 +82,19 @@ def plan_as_json(plan: SweepPlan, disks: Sequence[DiskNeed] = ()) -> dict[str, A
                 "free_bytes": need.free_bytes,
                 "parts_bytes": need.parts,
             }
-            for need in disks
+            for need in facts.disks
         ],
     }
 
 
-def _predicted_peaks(plan: SweepPlan) -> Iterator[tuple[int, int]]:
-    """Micro-batches of the sweep, each with its predicted peak in bytes."""
-    for micro_batch in _micro_batches(plan.sweep):
-        run = plan.sweep.run_config({MICRO_BATCH: micro_batch, "training.batch_size": _large_batch(plan, micro_batch)})
-        peak = plan.predicted_bytes(run)
-        assert peak is not None
-        yield micro_batch, peak
-
-
-def _print_comparisons(plan: SweepPlan, console: Console) -> None:
-    found = remarks(plan.sweep, rungs=plan.rungs)
-    if not found:
-        return
-    console.print("Comparisons", style="bold")
-    for remark in found:
-        verdict = Text(f"  {remark.verdict:<14}", _STYLES[remark.verdict])
-        console.print(verdict, str(remark), sep="", highlight=False, soft_wrap=True)
-    console.print()
-
-
-def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
-    sweep = plan.sweep
+def _search_facts(facts: PlanFacts) -> Iterator[tuple[str, str]]:
+    plan, sweep = facts.plan, facts.plan.sweep
     if sweep.start is not None:
         yield "starts from", _begins_with(sweep.start)
+    for label, (path, distribution) in zip(_first("searched"), sweep.search.items(), strict=False):
+        yield label, f"{path}: {distribution}"
+    for combinations in sweep.partly_invalid():
+        yield from zip(_first("combinations"), combinations.in_words(), strict=False)
     if sweep.stages:
         # The tokens of an epoch are known only after preparation.
         yield "trials", f"one, in {len(sweep.stages)} stage{'s' if len(sweep.stages) > 1 else ''}"
@@ -99,11 +103,60 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
             yield f"stage {number}", f"{length}, rows of {run.model.sequence_length}, batch {run.training.batch_size}"
     else:
         yield from _budget_facts(sweep)
-    for path, distribution in sweep.search.items():
-        yield "swept", f"{path}: {distribution}"
-    for combinations in sweep.partly_invalid():
-        first, *others = combinations.in_words()
-        yield from [("combinations", first), *(("", words) for words in others)]
+    listed = len(sweep.start_with)
+    if listed:
+        yield "first", f"the {listed} settings of start_with" if listed > 1 else "the settings of start_with"
+    repeats = sweep.num_repeats
+    if repeats:
+        leaders = f"the best {sweep.repeats.leaders} settings"
+        yield "repeated", f"{leaders} with other seeds, until no longer tied, in at most {repeats} more trials"
+    yield "side by side", plan.lanes.reason
+
+
+def _cost_facts(facts: PlanFacts) -> Iterator[tuple[str, str]]:
+    yield (
+        "time",
+        "not known; without --no-measure some seconds of measuring tell" if facts.time is None else str(facts.time),
+    )
+    per_hour = facts.plan.sweep.resources.price_per_hour
+    if facts.price is not None:
+        yield "price", f"{facts.price[0]:,.2f} to {facts.price[1]:,.2f}, at {per_hour:,g} an hour"
+    for need in facts.disks:
+        free = "" if need.free_bytes is None else f"; {format_bytes(need.free_bytes)} are free"
+        yield "disk", f"about {format_bytes(need.needed_bytes)} in {need.place}{free}"
+
+
+def _memory_table(facts: PlanFacts) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    has_names = any(model.name for model in facts.memory)
+    for name in (*(["model"] if has_names else []), "micro-batch", "peak", "of the limit", ""):
+        table.add_column(name, justify="left" if name in ("model", "") else "right")
+    limit = facts.plan.memory_bytes
+    for model in facts.memory:
+        for micro_batch, peak in model.peaks.items():
+            verdict = "fits" if peak <= limit else "does not fit: not launched"
+            row = (str(micro_batch), format_bytes(peak), f"{peak / limit:.0%}", verdict)
+            table.add_row(*([model.name] if has_names else []), *row)
+    return table
+
+
+def _largest_in_words(model: ModelMemory) -> str:
+    of = f" of {model.name}" if model.name else " at the settings of the file"
+    return f"at most {model.largest} rows{of}" if model.largest else f"not even one row fits{of}"
+
+
+def _loss_facts(facts: PlanFacts) -> Iterator[tuple[str, str]]:
+    if facts.yardsticks is not None:
+        yield "tables", f"{facts.yardsticks.in_words()}: a model must be below"
+    else:
+        yield "tables", "losses of token tables are known once `pretune prepare` has prepared the corpus"
+    if facts.earlier is not None:
+        earlier = facts.earlier
+        yield "expected", f"loss {earlier.nats:.4f}, as {earlier.sweep} reached with {earlier.tokens:,} tokens a trial"
+
+
+def _further_facts(facts: PlanFacts) -> Iterator[tuple[str, str]]:
+    sweep = facts.plan.sweep
     for settings in sweep.start_with:
         yield "first", _in_words(settings)
     points = informed_points(sweep)
@@ -113,22 +166,17 @@ def _facts(plan: SweepPlan) -> Iterator[tuple[str, str]]:
     for reason in points[0].reasons if points else ():
         yield "", reason
     yield "proposed by", proposer_in_words(sweep)
-    yield "stopped by", rule_in_words(sweep.early_stopping, plan.rungs)
+    yield "stopped by", rule_in_words(sweep.early_stopping, facts.plan.rungs)
     yield (
         "compared by",
         "holdout loss in nats per token, on the same holdout for every trial"
         + (" under the same masks at 15 %" if sweep.objective.masked_lm else ""),
     )
-    repeats = sweep.num_repeats
-    if repeats:
-        leaders = f"the best {sweep.repeats.leaders} settings"
-        yield "repeated", f"{leaders} with other seeds, until no longer tied, in at most {repeats} more trials"
-    yield "side by side", plan.lanes.reason
-
-
-def _disk_facts(disks: Sequence[DiskNeed]) -> Iterator[tuple[str, str]]:
-    for need in disks:
+    for need in facts.disks:
         yield "disk", str(need)
+    for remark in remarks(sweep, rungs=facts.plan.rungs):
+        if remark.verdict is RemarkVerdict.FAIR:
+            yield "fair", str(remark)
 
 
 def _begins_with(start: StartConfig) -> str:
@@ -158,31 +206,12 @@ def _budget_facts(sweep: SweepConfig) -> Iterator[tuple[str, str]]:
         yield "ends after", f"{budget.wall_clock}; running trials then stop at their next report"
 
 
+def _first(label: str) -> Iterator[str]:
+    """The label once, then nothing."""
+    yield label
+    while True:
+        yield ""
+
+
 def _in_words(settings: dict[str, Any]) -> str:
     return ", ".join(f"{path} {format_setting(value)}" for path, value in settings.items())
-
-
-def _memory_table(plan: SweepPlan) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("micro-batch", "peak", "of the limit", ""):
-        table.add_column(name, justify="right" if name else "left")
-    largest = plan.largest_micro_batch(plan.sweep.run_config())
-    for micro_batch, peak in _predicted_peaks(plan):
-        verdict = "fits" if peak <= plan.memory_bytes else "does not fit: not launched"
-        table.add_row(str(micro_batch), format_bytes(peak), f"{peak / plan.memory_bytes:.0%}", verdict)
-    table.add_row(
-        "largest", "", "", f"{largest} rows at the settings of the file" if largest else "not even one row fits"
-    )
-    return table
-
-
-def _micro_batches(sweep: SweepConfig) -> list[int]:
-    swept = sweep.search.get(MICRO_BATCH)
-    listed = [settings[MICRO_BATCH] for settings in sweep.start_with if MICRO_BATCH in settings]
-    values = [*(swept.extremes() if swept else (sweep.training.micro_batch_size,)), *listed]
-    return sorted({value for value in values if isinstance(value, int)})
-
-
-def _large_batch(plan: SweepPlan, micro_batch: int) -> int:
-    # Two micro-batches per step: accumulation, which most trials use, adds a copy of the gradients.
-    return 2 * micro_batch * plan.lanes.workers

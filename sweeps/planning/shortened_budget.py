@@ -10,23 +10,20 @@ from typing import Any
 
 import torch
 
-from core.costs.lane_benchmark import Way, measure_side_by_side
 from core.costs.training_flops import training_flops_a_token
-from core.settings.run_config import RunConfig
 from sweeps.lanes.lane_planning import plan_lanes
 from sweeps.memory_knowledge.measurement_store import KeptMeasurements, OfShape
 from sweeps.memory_knowledge.memory_observations import file_of_device
-from sweeps.planning.auto_lanes import auto_lanes, expected_sweep_tokens, rows_of_measurement, speed_shape
+from sweeps.planning.auto_lanes import auto_lanes, expected_sweep_tokens, speed_shape
+from sweeps.planning.speed_probe import measured_speed
 from sweeps.search.initial_points import middle_run
 from sweeps.settings.sweep_config import SweepConfig
 
-_SHARE_OF_TRAINING = 0.6
+SHARE_OF_TRAINING = 0.6
 """Share of a lane's time spent on training; evaluations, checkpoints and the start of lanes take the rest. Measured
 with the quickstart on two CPU cores."""
 _SLOW_FLOPS, _SLOW_S_A_TOKEN = 3e10, 2e-4
 """Low guess for busy CPUs without bf16: operations per second, and overhead per token in seconds."""
-_TIMEOUT_S = 90.0
-"""Time limit of the measurement."""
 _FEWEST_TOKENS = 10_000
 """Minimum tokens of a trial, however slow the machine is."""
 
@@ -69,7 +66,7 @@ def with_shortened_trials(
     if found is None:
         if cluster is None:
             return sweep, f"at most {asked:,} tokens a trial; the sweep first measures the speed of this machine"
-        measured = _tokens_per_s(sweep, run, cluster(), vocabulary_size=vocabulary_size, results_folder=results_folder)
+        measured = _tokens_per_s(sweep, cluster(), vocabulary_size=vocabulary_size, results_folder=results_folder)
         # A machine too busy for the measurement also trains slowly.
         rate = measured or 1 / (_SLOW_S_A_TOKEN + training_flops_a_token(run, vocabulary_size) / _SLOW_FLOPS)
         found = MeasuredLength(
@@ -88,27 +85,19 @@ def with_shortened_trials(
 
 
 def _tokens_per_s(
-    sweep: SweepConfig, run: RunConfig, cluster: Mapping[str, Any], *, vocabulary_size: int, results_folder: Path
+    sweep: SweepConfig, cluster: Mapping[str, Any], *, vocabulary_size: int, results_folder: Path
 ) -> float | None:
     """Measured speed of all lanes of one node together; None if the measurement failed."""
     auto = auto_lanes(sweep, cluster=cluster, vocabulary_size=vocabulary_size, results_folder=results_folder)
     lanes = plan_lanes(sweep.resources, num_trials=sweep.num_trials, auto=auto, **cluster)
-    (pace,) = measure_side_by_side(
-        run,
-        [Way(lanes.count * lanes.workers, lanes.threads_per_worker)],
-        vocabulary_size=vocabulary_size,
-        rows=rows_of_measurement(run, num_workers=lanes.workers),
-        device="cuda:0" if lanes.use_gpu else "cpu",
-        share_device=lanes.gpus_per_worker < 1,
-        timeout_s=_TIMEOUT_S,
-    )
-    return pace.tokens_per_s
+    found = measured_speed(sweep, lanes, vocabulary_size=vocabulary_size, results_folder=results_folder)
+    return None if found is None else found.tokens_per_s
 
 
 def _affordable(sweep: SweepConfig, rate: float, target_s: float) -> int:
     """Tokens per trial, at most those of the file, rounded to two digits: further digits are measurement noise."""
     asked = sweep.budget.trial_tokens
-    tokens = asked * min(1.0, target_s * rate * _SHARE_OF_TRAINING / expected_sweep_tokens(sweep))
+    tokens = asked * min(1.0, target_s * rate * SHARE_OF_TRAINING / expected_sweep_tokens(sweep))
     return asked if tokens >= asked else min(asked, max(_FEWEST_TOKENS, int(float(f"{tokens:.1e}"))))
 
 

@@ -57,6 +57,7 @@ def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
     # Excluding fields that are newer than the first results keeps those valid. A resolved file never sets shorten_to,
     # and the fingerprint of the data holds the files that follow_links adds and the effect of the limits of reading.
     newer = {"budget": {"shorten_to"}, "corpus": {"follow_links", "longest_row", "expands_to"}}
+    newer["resources"] = {"price_per_hour"}  # A higher price is the same sweep.
     if sweep.early_stopping.method != "full-length":
         newer["early_stopping"] = {"probe_lengths", "confirm"}
         newer["budget"].add("search_share")

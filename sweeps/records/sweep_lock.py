@@ -74,9 +74,9 @@ def hold(
     me = Holder(os.getpid(), socket.gethostname(), seal(driver_mark(), path.parent))
     with os.fdopen(no_link(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0) as file:
         is_told_by_kernel = _lock(file.fileno(), path)
-        before = _read(path)
+        before = holder_of(path)
         if before is not None and not (is_told_by_kernel and before.host == me.host):
-            see_that_it_is_dead(before, lambda: _read(path), say=say, silence_s=silence_s)
+            see_that_it_is_dead(before, lambda: holder_of(path), say=say, silence_s=silence_s)
         if before is not None and before.host == me.host and before.mark != me.mark:
             end_leftovers(before.mark, path.parent)
         with room_named(path, _RECORD_BYTES):
@@ -100,7 +100,7 @@ def _lock(descriptor: int, path: Path) -> bool:
     except OSError as error:
         if error.errno not in _HELD:
             return False
-        raise _refusal(_read(path)) from error
+        raise _refusal(holder_of(path)) from error
     return True
 
 
@@ -130,7 +130,7 @@ def see_that_it_is_dead(
 def _beat(descriptor: int, path: Path, me: Holder, ends: threading.Event, beat_s: float) -> None:
     beat = 0
     while not ends.wait(beat_s):
-        holder = _read(path)
+        holder = holder_of(path)
         if holder is not None and not me.is_same_process(holder):
             # This process was suspended so long that another one declared it dead and took over. Further writes would
             # disturb that one, so this process kills itself, which loses no finished work.
@@ -151,7 +151,8 @@ def holder_in(content: bytes | None) -> Holder | None:
     return holder if all(type(getattr(holder, name)) is kind for name, kind in kinds.items()) else None
 
 
-def _read(path: Path) -> Holder | None:
+def holder_of(path: Path) -> Holder | None:
+    """The process that a lock file names, alive or dead; None if the lock is free, missing or no file of ours."""
     # Open anew each time: only then a network file system asks its server for the current content.
     try:
         with open(path, "rb", opener=no_link) as file:

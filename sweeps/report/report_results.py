@@ -9,6 +9,7 @@ from sweeps.analysis.next_steps import next_steps
 from sweeps.analysis.noise_floor import noise_floor, verdict, winner_in_words
 from sweeps.analysis.rankings import disagreement, equal_budgets
 from sweeps.analysis.sweep_findings import Findings, finite_loss, speed
+from sweeps.analysis.yardsticks import yardsticks_of
 from sweeps.figures.loss_plots import loss_curves, parameter_plots
 from sweeps.figures.setting_curves import setting_curves
 from sweeps.records.sweep_status import SweepStatus
@@ -56,6 +57,11 @@ def summary_box(findings: Findings) -> list[Block]:
         blocks: list[Block] = [Paragraph(words)]
     else:
         facts += [("best trial", best.name), ("holdout loss", f"{best.loss:.4f} nats per predicted token")]
+        yardsticks, loss = yardsticks_of(findings.summary), finite_loss(best)
+        if yardsticks is not None and loss is not None:
+            facts.append(("tables of token counts", yardsticks.in_words(loss)))
+            nothing = yardsticks.nothing_learnt(loss)
+            facts += [] if nothing is None else [("learnt", nothing)]
         facts += [(short_name(path), format_setting(value)) for path, value in best.settings.items()]
         tied = sum(findings.is_tied_with_best(record) for record in findings.records)
         if tied:

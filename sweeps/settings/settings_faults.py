@@ -93,7 +93,7 @@ def fault_of(detail: Any, config: type[BaseModel], document: YamlDocument) -> Fa
         case "extra_forbidden":
             rule = "is not a setting"
             is_search = location in _SEARCH_ELSEWHERE and "search" in config.model_fields
-            remedy = "name it search" if is_search else nearest(parts[-1], _fields_at(parts[:-1], config))
+            remedy = "name it search" if is_search else _where_it_belongs(parts, config)
             value = None
         case "missing":
             rule, value = "is missing", None
@@ -192,6 +192,23 @@ def field_at(path: str, config: type[BaseModel]) -> FieldInfo | None:
     *above, key = path.split(".")
     model = _model_at(above, config)
     return model.model_fields.get(key) if model else None
+
+
+def _where_it_belongs(parts: Sequence[str], config: type[BaseModel]) -> str:
+    """Remedy for an unknown key: a close name of its section, or else the place where a key of this name lives."""
+    known = _fields_at(parts[:-1], config)
+    homes = [path for path in _paths_below("", config) if path.rpartition(".")[2] == parts[-1]]
+    is_near = bool(difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.8))
+    return f"it belongs elsewhere: {' or '.join(homes[:3])}" if homes and not is_near else nearest(parts[-1], known)
+
+
+def _paths_below(prefix: str, config: type[BaseModel]) -> Iterator[str]:
+    """Dotted paths of all settings; those in lists and under swept settings have no fixed place and are left out."""
+    for name, field in config.model_fields.items():
+        yield f"{prefix}{name}"
+        if get_origin(field.annotation) not in (dict, tuple):
+            for model in models_in(field.annotation):
+                yield from _paths_below(f"{prefix}{name}.", model)
 
 
 def _fields_at(parts: Sequence[str], config: type[BaseModel]) -> list[str]:

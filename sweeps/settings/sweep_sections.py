@@ -246,6 +246,9 @@ class ResourcesConfig(Settings):
     """Way in which the memory limit is enforced on CPUs. counting: the tensors of training are counted. rlimit: the
     kernel gives the process no more private memory than the limit, besides that which it has as the trial begins.
     rlimit counts everything, and a library that cannot bear a refusal ends the process."""
+    price_per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Price of an hour of the whole machine or cluster, in any currency, above 0: pretune plan multiplies it by the
+    expected time. null: the plan gives no price. It changes no training."""
 
     def memory_bytes(self, whole_bytes: int) -> int:
         """Bytes of `memory` for a worker that could have this many."""

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -26,10 +27,11 @@ def last_words(
     seconds: tuple[float, ...],
     status: SweepStatus = SweepStatus.FINISHED,
     command: str = "pretune sweep file.yaml",
+    **more: Any,
 ) -> list[str]:
     """Lines of a sweep of four trials, the first the best at equal tokens."""
     printed = io.StringIO()
-    end = ended(results, rates=rates, seconds=seconds, status=status)
+    end = ended(results, rates=rates, seconds=seconds, status=status, **more)
     print_end(end, Console(file=printed, width=160), command=command)
     return printed.getvalue().splitlines()
 
@@ -41,6 +43,7 @@ def ended(
     seconds: tuple[float, ...] = (100.0,) * 4,
     status: SweepStatus = SweepStatus.FINISHED,
     not_tracked: str = "",
+    **more: Any,
 ) -> SweepEnd:
     """The end of that sweep."""
     sweep = example_sweep(search={RATE: {"log_uniform": [1e-4, 1e-2]}}, start_with=[])
@@ -59,7 +62,7 @@ def ended(
         for number, (rate, training_s) in enumerate(zip(rates, seconds, strict=True), start=1)
     ]
     return SweepEnd(
-        folder, status, tuple(records), write_results(folder.path, records), was_done_before=False,
+        folder, status, tuple(records), write_results(folder.path, records, **more), was_done_before=False,
         not_tracked=not_tracked, model_uri="",
     )  # fmt: skip
 
@@ -81,6 +84,18 @@ def test_a_winner_against_which_nothing_speaks_is_given_without_a_warning(tmp_pa
     lines = last_words(tmp_path, rates=(1e-3, 3e-3, 5e-4, 2e-4), seconds=(100.0,) * 4)
     assert [line for line in lines if line.startswith(("edge", "ranking"))] == []
     assert any(line.startswith("best     trial-0001") for line in lines)
+
+
+def test_the_winner_stands_beside_tables_of_token_counts(tmp_path: Path) -> None:
+    more = {"rates": (1e-3, 3e-3, 5e-4, 2e-4), "seconds": (100.0,) * 4}
+    learnt = last_words(tmp_path / "a", **more, yardsticks={"unigram_nats": 6.6, "bigram_nats": 3.9, "num_counted": 10})
+    assert any(line.startswith("tables   6.6000 nats by token frequencies, 3.9000 nats by pairs") for line in learnt)
+    assert [line for line in learnt if line.startswith("learnt")] == []
+    nothing = last_words(
+        tmp_path / "b", **more, yardsticks={"unigram_nats": 4.2, "bigram_nats": None, "num_counted": 10}
+    )
+    (warning,) = [line for line in nothing if line.startswith("learnt   nothing yet")]
+    assert "0.1900 nats below a table of token frequencies" in warning
 
 
 def test_the_command_that_resumes_is_shown_without_the_token_of_a_url(tmp_path: Path) -> None:

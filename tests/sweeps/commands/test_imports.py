@@ -17,7 +17,8 @@ from command import ROOT
 COMMANDS = ROOT / "sweeps" / "commands"
 OURS = ("data_pipeline", "core", "sweeps")
 WITHOUT_RAY = (
-    *("new", "plan", "estimate", "report", "ui", "evaluate", "fill_mask", "generate", "export", "embed", "finetune"),
+    *("new", "plan", "status", "stop", "estimate", "report", "ui"),
+    *("evaluate", "fill_mask", "generate", "export", "embed", "finetune"),
 )
 WITHOUT_TORCH = ("ui",)
 """A report counts the parameters of its models, and the others compute with them."""
@@ -102,11 +103,13 @@ def printed_without(libraries: Iterable[str], *arguments: str, folder: Path) -> 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("command", "told"), [("plan", "What fits"), ("estimate", "largest micro-batch")])
+@pytest.mark.parametrize(
+    ("command", "told"), [(["plan", "--no-measure"], "What fits"), (["estimate"], "largest micro-batch")]
+)
 def test_a_plan_needs_no_search_nor_statistics_and_a_second_one_no_trace(
-    command: str, told: str, tmp_path: Path
+    command: list[str], told: str, tmp_path: Path
 ) -> None:
     # scipy and Optuna are for sweeps; torch's compiler belongs to fake tensors, on which memory is predicted.
-    first = printed_without(["ray", "scipy", "optuna"], command, folder=tmp_path)
+    first = printed_without(["ray", "scipy", "optuna"], *command, folder=tmp_path)
     assert told in first
-    assert printed_without(["ray", "scipy", "optuna", "torch._dynamo"], command, folder=tmp_path) == first
+    assert printed_without(["ray", "scipy", "optuna", "torch._dynamo"], *command, folder=tmp_path) == first

@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_plan_gives_a_script_what_it_prints(file: Path) -> None:
-    found, printed = parsed("plan", file), run("plan", file)
+    found, printed = parsed("plan", file, "--no-measure"), run("plan", file, "--no-measure")
     assert found["max_tokens"] == 6 * 30_000
     assert found["memory_of_one_worker_bytes"] == 16 * 2**20
     assert set(found["predicted_peak_memory_bytes"]) == {"4", "8", "16"}

@@ -104,7 +104,7 @@ def swept(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
     (folder / "corpus.txt").write_text("\n".join(f"{text} number {number}" for number in range(60) for text in TEXTS))
     file = folder / "adapters.yaml"
     file.write_text(FILE.replace("FOLDER", str(base)).replace("CORPUS", str(folder / "corpus.txt")))
-    plan = command("plan", file, "--results", folder)
+    plan = command("plan", file, "--no-measure", "--results", folder)
     code, output = run("sweep", file, "--results", folder)
     assert code == 0, output
     (found,) = folder.glob("adapters-*/summary.json")

@@ -153,14 +153,18 @@ def test_a_presigned_url_that_cannot_be_read_is_said_without_its_token(
     for command in (
         ["prepare", file, "--check", "--set", f"corpus.path={asked}"],
         ["new", asked, "--output", tmp_path / "new.yaml"],
-        ["plan", file, "--set", "budget.epochs_per_trial=1", "--set", f"corpus.path={asked}"],
+        ["plan", file, "--no-measure", "--set", "budget.epochs_per_trial=1", "--set", f"corpus.path={asked}"],
         ["evaluate", "tiny", "--corpus", asked, "--results", tmp_path],
     ):
         assert invoke(*command).exit_code == 2
 
 
 def test_commands_that_read_a_presigned_url_show_it_without_its_token(file: Path, url: str, tmp_path: Path) -> None:
-    for command in (["plan", file], ["plan", file, "--json"], ["prepare", file, "--check"]):
+    for command in (
+        ["plan", file, "--no-measure"],
+        ["plan", file, "--no-measure", "--json"],
+        ["prepare", file, "--check"],
+    ):
         assert invoke(*command, "--results", tmp_path / "results").exit_code == 0
     checked = invoke("prepare", file, "--check", "--json").output
     shown = url.replace(SIGNATURE, "***").partition("token=")[0] + "token=***"

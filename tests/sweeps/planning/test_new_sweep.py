@@ -3,11 +3,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 from written_files import REAL_DATA, needs_real_data
 
 from sweeps.commands.cli import app
 from sweeps.planning.new_sweep import CorpusFacts, look_at, sweep_text, write_new_sweep
+from sweeps.settings.file_schema import SCHEMA_FILE
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file, resolve_sweep
 from sweeps.settings.yaml_lines import read_yaml
@@ -62,7 +64,11 @@ def test_written_file_names_the_column_and_plans(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     sweep = load_sweep_file(target)
     assert (sweep.name, sweep.corpus.path, sweep.corpus.text) == ("reviews", str(corpus), "text")
-    assert CliRunner().invoke(app, ["plan", str(target)]).exit_code == 0
+    assert CliRunner().invoke(app, ["plan", str(target), "--no-measure"]).exit_code == 0
+    # An editor finds the schema beside the file, without a network.
+    assert target.read_text().startswith(f"# yaml-language-server: $schema={SCHEMA_FILE}\n")
+    schema = json.loads((tmp_path / SCHEMA_FILE).read_text())
+    Draft202012Validator(schema).validate(read_yaml(target.read_text()).values)
     again = CliRunner().invoke(app, ["new", str(corpus), "-o", str(target)])
     assert again.exit_code == 2
     assert "exists already" in again.output
@@ -99,6 +105,6 @@ def test_file_for_a_real_corpus_plans(corpus: str, tmp_path: Path) -> None:
     assert text.startswith("# ")
     # Else it is measured how many lanes are fastest, which takes seconds and is proved in test_auto_lanes.py.
     lanes = ("--set", "resources.concurrent_trials=1", "--results", str(tmp_path))
-    planned = CliRunner().invoke(app, ["plan", str(target), "--json", *lanes])
+    planned = CliRunner().invoke(app, ["plan", str(target), "--json", "--no-measure", *lanes])
     assert planned.exit_code == 0, planned.output
     assert json.loads(planned.output)["largest_micro_batch"]

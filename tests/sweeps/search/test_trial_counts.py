@@ -11,6 +11,7 @@ from swept_folder import example_records, example_sweep, write_results
 from sweep_examples import record, tiny_sweep
 from sweeps.analysis.result_tables import ended_by
 from sweeps.commands.terminal import Terminal
+from sweeps.planning.plan_facts import PlanFacts
 from sweeps.planning.plan_output import plan_as_json, print_plan
 from sweeps.planning.sweep_plan import plan_sweep
 from sweeps.records.outcomes import Outcome
@@ -63,11 +64,11 @@ def test_a_space_that_is_widened_has_the_trials_of_the_budget() -> None:
 def test_the_plan_names_the_trials_of_the_grid_and_their_tokens() -> None:
     plan = plan_sweep(sweep_of(TWELVE, trials=400), vocabulary_size=1000)
     console = Terminal(file=io.StringIO(), width=200)
-    print_plan(plan, console)
+    print_plan(PlanFacts(plan), console)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "12 of up to 30,000 tokens: 360,000 at most" in printed
     assert "budget.trials is 400, and the search space has no more settings" in printed
-    assert plan_as_json(plan)["max_tokens"] == 360_000
+    assert plan_as_json(PlanFacts(plan))["max_tokens"] == 360_000
 
 
 def test_the_reports_count_the_trials_of_the_grid_and_leave_out_repeats_and_infeasible_ones(tmp_path: Path) -> None:
