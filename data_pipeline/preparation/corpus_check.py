@@ -73,7 +73,7 @@ def check(corpus: CorpusConfig, *, on_progress: OnProgress | None = None) -> Che
     return CheckReport(
         documents=corpus.documents,
         files=reports,
-        passed_over=found.passed_over,
+        passed_over=files.passed_over,
         rows_read=survey.rows_read,
         rows_kept=survey.rows_kept,
         rows_rejected=survey.rows_rejected,

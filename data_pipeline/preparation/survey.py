@@ -106,7 +106,7 @@ class Survey:
                     num_file_bytes=file.num_file_bytes,
                     blake2b=file.blake2b,
                     compression=file.compression,
-                    encoding=None if file.format == "parquet" else file.encoding.name,
+                    encoding=None if file.format in ("parquet", "arrow") else file.encoding.name,
                     encoding_note=file.encoding.note,
                     format=file.format_in_words,
                     text_column=file.text_column,
@@ -115,9 +115,14 @@ class Survey:
                     rows_rejected=counts["rejected"],
                     num_blank_lines=counts["blank"],
                     refused=file.refused,
+                    damage=file.damage or _damage_at(counts["damaged_at"]),
                 )
             )
         return tuple(reports)
+
+
+def _damage_at(row: int) -> str | None:
+    return f"it is damaged from row {row:,} on" if row else None
 
 
 @dataclass
@@ -138,6 +143,9 @@ class ParcelRows:
         self.target_spans += spans if spans is not None else [[(0, len(text))] for text in rows.texts]
         self.rejects += rows.rejects
         counts = Counter(kept=len(rows.texts), rejected=len(rows.rejects), blank=rows.num_blank_lines)
+        # Damage of a table shows while its rows are read.
+        damaged = [reject for reject in rows.rejects if reject.reason is Reason.FILE_DAMAGED]
+        counts["damaged_at"] = damaged[0].line if damaged else 0
         self.files.setdefault(file, Counter()).update(counts)
 
     def counts(self, hashes: NDArray[np.uint64], text_bytes: NDArray[np.int64], corpus: Corpus) -> dict[str, Any]:
