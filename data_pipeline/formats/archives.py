@@ -17,6 +17,7 @@ ArchiveKind = Literal["zip", "tar"]
 MOST_MEMBERS = 100_000
 _LONGEST_HEADER_BYTES = 1 << 20
 """Of a tar archive. A header may name any length, and tarfile reads it at once."""
+_MEMBER_BYTES = 1 << 13
 _TAR_MAGIC_AT = 257
 
 
@@ -219,8 +220,8 @@ class _Checked:
 
     def read(self, size: int = -1, /) -> bytes:
         try:
-            # read() would lose the data before the damage.
-            return self._member.read1(size)  # type: ignore[attr-defined, no-any-return]
+            # read() would lose the data before the damage, and a long read1() those of its last piece.
+            return self._member.read1(_MEMBER_BYTES if size < 0 else min(size, _MEMBER_BYTES))  # type: ignore[attr-defined, no-any-return]
         except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError) as cause:
             raise DamagedArchiveError(f"the archive is damaged: {cause}") from cause
 

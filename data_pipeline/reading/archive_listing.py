@@ -45,9 +45,8 @@ def members_of(archive: FileKind) -> Iterator[FoundFile | PassedOver | FileKind]
 def _found(archive: FileKind, entry: ArchiveEntry) -> FoundFile | PassedOver | FileKind:
     assert archive.archive is not None
     path = f"{archive.path}{_SEPARATOR}{entry.name}"
-    why = why_passed_over(entry.name.removeprefix("./"), entry.num_bytes)
-    if why is None and entry.why_not is not None and entry.why_not.endswith("inside an archive"):
-        why = entry.why_not
+    is_no_file = entry.why_not is not None and entry.why_not.endswith("inside an archive")
+    why = entry.why_not if is_no_file else why_passed_over(entry.name.removeprefix("./"), entry.num_bytes)
     if why is not None:
         return PassedOver(path=path, why=why)
     member = Member(archive.path, archive.archive, archive.compression, archive.num_plain_bytes, entry)

@@ -300,7 +300,7 @@ def why_passed_over(relative: str, num_bytes: int) -> str | None:
         relative: Its path below the folder.
     """
     parts = relative.split("/")
-    if any(part.startswith(".") for part in parts):
+    if any(part.startswith(".") and part not in (".", "..") for part in parts):
         return "hidden"
     for pattern, why in _PASSED_OVER:
         if fnmatch(parts[-1], pattern):

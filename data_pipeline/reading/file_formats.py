@@ -131,12 +131,13 @@ def examine_file(found: FoundFile, corpus: CorpusConfig) -> FileKind:
     look = _FirstLook(wants_text_key=corpus.text is None)
     damage: str | None = None
     refused: str | None = None
+    compression: Compression | None = None
     with opened_file(found) as raw:
         hashing = _HashingReader(raw, digest)
-        compression = compression_of(hashing.peek(MAGIC_BYTES))
-        most_bytes = most_plain_bytes(found.num_bytes, corpus.expands_to)
-        plain = decompress(hashing, compression, most_bytes=most_bytes)
         try:
+            compression = compression_of(hashing.peek(MAGIC_BYTES))
+            most_bytes = most_plain_bytes(found.num_bytes, corpus.expands_to)
+            plain = decompress(hashing, compression, most_bytes=most_bytes)
             while piece := plain.read(_PIECE_BYTES):
                 look.add(piece)
             while hashing.read(_PIECE_BYTES):

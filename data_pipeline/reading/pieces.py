@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import pyarrow as pa
 
@@ -163,8 +163,8 @@ def _plain_text(kind: FileKind, corpus: CorpusConfig) -> Iterator[bytes]:
         try:
             while piece := plain.read(_READ_BYTES):
                 num_bytes += len(piece)
-                if num_bytes > kind.num_plain_bytes:
-                    raise CorpusError(_changed(kind, num_bytes))
+                if num_bytes > kind.num_plain_bytes and kind.damage is None:
+                    raise CorpusError(_changed(kind, kind.num_plain_bytes, num_bytes))
                 piece, skip = piece[skip:], max(0, skip - len(piece))
                 if decoder is not None:
                     piece = decoder.decode(piece).encode("utf-8", "surrogatepass")
@@ -174,14 +174,14 @@ def _plain_text(kind: FileKind, corpus: CorpusConfig) -> Iterator[bytes]:
         except (OSError, EOFError):
             if kind.damage is None:
                 raise
-    if num_bytes < kind.num_plain_bytes:
-        raise CorpusError(_changed(kind, num_bytes))
+    if num_bytes < kind.num_plain_bytes and kind.damage is None:
+        raise CorpusError(_changed(kind, kind.num_plain_bytes, num_bytes))
 
 
-def _changed(kind: FileKind, num_bytes: int) -> str:
+def _changed(kind: FileKind, before: int, now: int) -> str:
     return (
-        f"{kind.path} has changed while it was read: it had {kind.num_plain_bytes:,} bytes, and now {num_bytes:,} or "
-        "more were read; stop the program that writes it and run the same command again"
+        f"{kind.path} has changed while it was read: it had {before:,} bytes, and now {now:,} or more; stop the "
+        "program that writes it and run the same command again"
     )
 
 
@@ -274,12 +274,24 @@ def _table_rows(
     longest_row = corpus.longest_row_bytes
     if kind.format == "parquet":
         with open_seekable(kind) as stream:
+            _check_size(stream, kind.num_plain_bytes, kind)
             yield parquet_rows(stream, columns, longest_row=longest_row)
     else:
         with opened_file(kind) as raw:
+            if kind.inside is None:
+                _check_size(raw, kind.num_file_bytes, kind)
             most_bytes = most_plain_bytes(kind.num_file_bytes, corpus.expands_to)
             plain = decompress(raw, kind.compression, most_bytes=most_bytes)
             yield arrow_rows(plain, columns, longest_row=longest_row)
+
+
+def _check_size(stream: IO[bytes], num_bytes: int, kind: FileKind) -> None:
+    if not stream.seekable():
+        return
+    found = stream.seek(0, 2)
+    stream.seek(0)
+    if found != num_bytes:
+        raise CorpusError(_changed(kind, num_bytes, found))
 
 
 def _why_no_text(row: dict[str, Any], kind: FileKind) -> Reason | None:

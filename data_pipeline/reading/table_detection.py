@@ -112,18 +112,32 @@ def _dialect(lines: list[str], delimiter: str, corpus: CorpusConfig) -> Dialect:
     """The quote and the escape with which most of the first records have as many fields as the first one."""
     quote = '"' if corpus.quote is None else corpus.quote
     usual = Dialect(delimiter, quote, corpus.escape or "")
-    others = []
     sample = "\n".join(lines)
-    if corpus.escape is None and f"\\{quote}" in sample and quote:
-        others.append(replace(usual, escape="\\"))
+    candidates = [usual]
+    if corpus.escape is None and quote and f"\\{quote}" in sample:
+        candidates.append(replace(usual, escape="\\"))
     if corpus.quote is None and re.search(rf"(?m)(?:^|{re.escape(delimiter)})'", sample):
-        others.append(replace(usual, quote="'"))
-    if not others:
+        candidates.append(replace(usual, quote="'"))
+    if len(candidates) == 1:
         return usual
     data = sample.encode("utf-8", "replace")
-    fits = {dialect: _fit(data, dialect) for dialect in (usual, *others)}
-    best = max(others, key=fits.__getitem__)
-    return best if fits[usual] < _FITS and fits[best] > fits[usual] else usual
+    fits = {dialect: _fit(data, dialect) for dialect in candidates}
+    best = max(candidates, key=fits.__getitem__)
+    if fits[usual] < _FITS:
+        return best
+    # The usual characters fit too. Then the others count only if the cells are plainly written with them.
+    seen = [one for one in candidates[1:] if fits[one] >= fits[usual] and _is_plainly(sample, one)]
+    return seen[0] if seen else usual
+
+
+def _is_plainly(sample: str, dialect: Dialect) -> bool:
+    """True if every quote is at the bounds of a cell or escaped, and cells are quoted on most lines."""
+    bound, quote = re.escape(dialect.delimiter), re.escape(dialect.quote)
+    if dialect.escape:
+        return re.search(rf"(?m)(?<![{bound}\\\n]){quote}(?!{bound}|$)", sample) is None
+    lines = [line for line in sample.split("\n")[1:] if line][:_SNIFFED_ROWS]
+    quoted = [line for line in lines if re.search(rf"(?:^|{bound}){quote}[^\n]*{quote}(?:{bound}|$)", line)]
+    return len(quoted) >= _FITS * len(lines)
 
 
 def _fit(data: bytes, dialect: Dialect) -> float:
@@ -135,10 +149,7 @@ def _fit(data: bytes, dialect: Dialect) -> float:
 
 def _sniffed_rows(lines: list[str], dialect: Dialect) -> list[list[str]]:
     if dialect.quote != '"' or dialect.escape:
-        data = "\n".join(lines).encode("utf-8", "replace")
-        records = (record.fields for record in csv_records(data, dialect, first_line=1) if record.raw)
-        fields = (record for record in records if record is not None)
-        return [[cell.decode() for cell in row] for row in islice(fields, _SNIFFED_ROWS)]
+        return _own_rows(lines, dialect)
     reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=dialect.delimiter)
     rows: list[list[str]] = []
     try:
@@ -147,9 +158,17 @@ def _sniffed_rows(lines: list[str], dialect: Dialect) -> list[list[str]]:
                 rows.append(row)
             if len(rows) == _SNIFFED_ROWS:
                 break
-    except csv.Error:  # A field exceeds the reader's limit; the rows before it are enough.
-        pass
+    except csv.Error:
+        # A field exceeds the reader's limit; the rows before it are enough, if there are any below the header.
+        return rows if len(rows) > 1 else _own_rows(lines, dialect)
     return rows
+
+
+def _own_rows(lines: list[str], dialect: Dialect) -> list[list[str]]:
+    data = "\n".join(lines).encode("utf-8", "replace")
+    records = (record.fields for record in csv_records(data, dialect, first_line=1) if record.raw)
+    fields = (record for record in records if record is not None)
+    return [[cell.decode() for cell in row] for row in islice(fields, _SNIFFED_ROWS)]
 
 
 def _is_prose(cells: list[str]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.manifest import FileReport
-from data_pipeline.schema.redaction import redact_url
+from data_pipeline.schema.redaction import recorded_path
 
 
 class Reason(StrEnum):
@@ -56,7 +56,7 @@ class Reject:
     excerpt: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "file", redact_url(self.file))
+        object.__setattr__(self, "file", recorded_path(self.file))
 
     def as_json(self) -> dict[str, Any]:
         """The object written to rejects.jsonl."""
@@ -93,8 +93,8 @@ def check_files(files: Sequence[FileReport], corpus: CorpusConfig) -> None:
         lines = [f"{file.path}: {file.damage}; {_rows_before(file)}" for file in damaged[:_FILES_SHOWN]]
         more = f"\nand {len(damaged) - _FILES_SHOWN} more" if len(damaged) > _FILES_SHOWN else ""
         raise CorpusError(
-            f"{len(damaged)} of {len(files)} files are damaged, and rows behind the damage are lost. Repair or download "
-            "them again, or use the rows before it: corpus.damaged: keep_what_is_whole:\n" + "\n".join(lines) + more
+            f"{len(damaged)} of {len(files)} files are damaged, and rows behind the damage are lost. Download them "
+            "again, or use the rows before it: corpus.damaged: keep_what_is_whole:\n" + "\n".join(lines) + more
         )
     refused = [file for file in files if file.refused is not None]
     num_bytes = sum(file.num_file_bytes for file in files)
