@@ -209,9 +209,6 @@ def _encode(
     judges: bool = False,
 ) -> list[dict[str, Any]]:
     """Counts of each parcel in corpus order; writes the blocks into `work`."""
-    # It imports Ray, which a run in this process does without.
-    from data_pipeline.preparation.node_copies import all_nodes_see
-
     counter = PhaseCounter(report, "tokenizing", total=corpus.num_plain_bytes, unit="bytes")
     encode = EncodeWork(
         corpus=corpus,
@@ -219,7 +216,7 @@ def _encode(
         holdout_threshold=threshold,
         has_targets=corpus.has_dialogues,
         # Tasks on nodes without this disk return their blocks instead.
-        folder=work if run is not for_each_parcel or all_nodes_see(work) else None,
+        folder=work if run is not for_each_parcel or _all_nodes_see(work) else None,
         dropped=dropped or {},
         judges=judges,
     )
@@ -230,6 +227,13 @@ def _encode(
         counter.add(result["num_bytes"])
         results.append(result)
     return sorted(results, key=lambda result: str(result["name"]))
+
+
+def _all_nodes_see(work: Path) -> bool:
+    # It imports Ray, which a run in this process does without.
+    from data_pipeline.preparation.node_copies import all_nodes_see
+
+    return all_nodes_see(work)
 
 
 def _split_report(work: Path, split: SplitName, results: list[dict[str, Any]]) -> SplitReport:

@@ -14,19 +14,21 @@ from data_pipeline.preparation.corpus_check import BYTES_OF_TOKEN, CheckReport
 from data_pipeline.preparation.prepare import PrepareProgress, prepare
 from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.corpus_files import find_files
-from data_pipeline.reading.parcel_tasks import ParcelWork, for_each_parcel
+from data_pipeline.reading.parcel_tasks import ParcelWork, for_each_parcel, for_each_parcel_here
 from data_pipeline.schema.manifest import FileReport, Manifest, PassedOver
 from data_pipeline.schema.settings import format_bytes
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.settings.sweep_config import SweepConfig
 
 _SHOWN_FILES = 30
+_FEWEST_BYTES_ON_RAY = 64 << 20
+"""Text of a corpus, after decompression, below which starting Ray takes longer than it saves."""
 
 
 def prepare_with_progress(
     sweep: SweepConfig, results_folder: Path, console: Console, *, fetch: Callable[[Path], None] = lambda _: None
 ) -> PreparedCorpus:
-    """The prepared corpus of a sweep: reused if it exists, else built with Ray Data.
+    """The prepared corpus of a sweep: reused if it exists, else built, with Ray Data if it is not small.
 
     Args:
         fetch: Called with the folder of the prepared corpus before it is built; may download it.
@@ -89,10 +91,13 @@ def _done_in_words(progress: PrepareProgress) -> str:
 
 
 def _on_ray(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
-    # Connect only here: Ray takes seconds to start, and an existing corpus does not need it.
-    # It imports Ray. A corpus that is prepared already, and a plan, do without it.
+    if corpus.num_plain_bytes < _FEWEST_BYTES_ON_RAY:
+        return for_each_parcel_here(corpus, work)
+    # Connect only here: Ray takes seconds to import and to start, and an existing or small corpus does not need it.
+    from sweeps.lanes.library_logs import log_ray_there_too
     from sweeps.lanes.ray_session import connect
 
+    log_ray_there_too()
     connect()
     return for_each_parcel(corpus, work)
 
