@@ -2,16 +2,17 @@
 
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import IO, Any
 
-from data_pipeline.formats.archives import Member, open_entry
-from data_pipeline.formats.decompression import Compression, decompress
+from data_pipeline.formats.archives import DamagedArchiveError, Member, open_entry
+from data_pipeline.formats.decompression import ByteReader, Compression, decompress
 from data_pipeline.reading.corpus_files import check_room_unpacked, open_bytes
+
+_COPIED_BYTES = 1 << 20
 
 
 @contextmanager
@@ -55,14 +56,26 @@ class _Unpacked:
         if key != self._key:
             check_room_unpacked(path, num_plain_bytes)
             file = tempfile.TemporaryFile()  # noqa: SIM115  # Kept for the next member.
-            with open_bytes(path) as raw:
-                shutil.copyfileobj(decompress(raw, compression, most_bytes=num_plain_bytes), file)
+            # Of a damaged one, what comes before the damage: its members are then found to be fewer.
+            with suppress(EOFError, DamagedArchiveError), open_bytes(path) as raw:
+                _copy(decompress(raw, compression, most_bytes=num_plain_bytes), file)
             file.flush()
             self._key, self._file = key, file
         return self._file
 
 
 _UNPACKED = _Unpacked()
+
+
+def _copy(plain: ByteReader, file: Any) -> None:
+    try:
+        while piece := plain.read(_COPIED_BYTES):
+            file.write(piece)
+    except OSError as cause:
+        # An error with a number is one of the store or the disk.
+        if cause.errno is not None:
+            raise
+        raise DamagedArchiveError(str(cause)) from cause
 
 
 class _PositionedReader(io.RawIOBase):
