@@ -148,6 +148,11 @@ def _threshold(survey: Survey, corpus: Corpus) -> int:
     threshold = holdout_threshold(corpus.config.holdout)
     if corpus.config.holdout == 0:
         return 0
+    if survey.lowest_hash == survey.highest_hash and survey.rows_kept > 1:
+        raise CorpusError(
+            f"all {survey.rows_kept:,} documents of the corpus are the same text, and a holdout needs a second one. "
+            "Look whether corpus.text names the column with the texts."
+        )
     if survey.lowest_hash == survey.highest_hash:
         raise CorpusError(
             f"the corpus has one document only ({survey.num_text_bytes:,} bytes), and a holdout needs a second one. "

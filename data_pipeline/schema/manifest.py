@@ -45,6 +45,8 @@ class FileReport(Record):
     """Reason why no row of the file was read; the file then counts as one rejected row."""
     damage: str | None = None
     """Position and cause of damage behind which no row was read; the rest of the file counts as one rejected row."""
+    notes: tuple[str, ...] = ()
+    """Findings about the kept rows that reject none: a guessed encoding, tags, replaced characters."""
 
 
 class PassedOver(Record):

@@ -186,6 +186,13 @@ def print_check(report: CheckReport, console: Console) -> None:
     for reject in report.first_rejects:
         location = Path(reject["file"]).name + (f":{reject['line']}" if reject["line"] else "")
         console.print(f"  {location}  {reject['reason']}  {reject['excerpt']}", highlight=False, soft_wrap=True)
+    if report.num_repeated:
+        share = report.num_repeated / report.rows_kept
+        console.print(
+            f"repetition   {report.num_repeated:,} of the rows kept repeat an earlier text, {share:.0%} of them",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(
         f"{report.rows_kept:,} of {report.rows_read:,} rows would be kept, {report.num_text_bytes:,} bytes of text, "
         f"{report.num_held_out:,} of the rows held out; nothing was written",
@@ -220,6 +227,9 @@ def _print_files(
     for reason, count in sorted(rejects.items(), key=lambda item: (-item[1], item[0])):
         rows = "row" if count == 1 else "rows"
         console.print(f"rejected     {count:,} {rows}, {count / rows_read:.1%}: {reason}", highlight=False)
+    for file in files[:_SHOWN_FILES]:
+        for note in file.notes:
+            console.print(f"note         {Path(file.path).name}: {note}", highlight=False, soft_wrap=True)
     for one in passed_over[:_SHOWN_FILES]:
         console.print(f"passed over  {Path(one.path).name}: {one.why}", highlight=False, soft_wrap=True)
     if len(passed_over) > _SHOWN_FILES:

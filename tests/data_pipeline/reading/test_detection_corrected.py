@@ -252,3 +252,16 @@ def test_damage_in_a_compressed_file_is_an_error_unless_the_settings_say_otherwi
     kept = check(CorpusConfig(path=str(path), damaged="keep_what_is_whole"))
     assert (kept.problem, kept.rows_kept) == (None, report.rows_kept)
     assert kept.files[0].damage is not None
+
+
+def test_tags_repetition_replaced_characters_and_guesses_are_said_and_reject_nothing(tmp_path: Path) -> None:
+    page = written(
+        tmp_path, "\n".join([*(f"<p>paragraph {n}</p>" for n in range(37)), *["plain line"] * 63]), "page.txt"
+    )
+    report = check(CorpusConfig(path=str(page)))
+    assert report.files[0].notes == ("37% of the documents hold tags of HTML or XML",)
+    assert (report.num_repeated, report.rows_rejected) == (62, 0)
+    odd = written(tmp_path, "replaced \ufffd here\nprivate \ue000 here\nplain\n", "odd.txt")
+    assert [note.split(" rows")[0] for note in check(CorpusConfig(path=str(odd))).files[0].notes] == ["1", "1"]
+    guessed = written(tmp_path, "déjà vu\nà la mode\ncafé\n".encode("latin-1"), "guessed.txt")
+    assert "latin-1, guessed from 3 lines" in check(CorpusConfig(path=str(guessed))).files[0].notes[0]
