@@ -117,7 +117,8 @@ def _is_plain(kind: Any, depth: int) -> bool:
     is_nested = types.is_struct(kind) or types.is_list(kind) or types.is_large_list(kind) or types.is_map(kind)
     if is_nested or types.is_fixed_size_list(kind):
         return all(_is_plain(kind.field(number).type, depth + 1) for number in range(kind.num_fields))
-    return types.is_primitive(kind) or types.is_null(kind) or types.is_decimal(kind) or types.is_fixed_size_binary(kind)
+    plain = (types.is_primitive, types.is_null, types.is_decimal, types.is_fixed_size_binary)
+    return any(is_kind(kind) for is_kind in plain)
 
 
 class _Messages:

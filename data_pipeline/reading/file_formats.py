@@ -23,7 +23,6 @@ from data_pipeline.formats.decompression import (
 )
 from data_pipeline.formats.encodings import (
     WIDE_ENCODINGS,
-    Encoding,
     LineSample,
     configured_encoding,
     detect_encoding,
@@ -37,6 +36,7 @@ from data_pipeline.formats.foreign_formats import (
     foreign_format,
     is_html,
 )
+from data_pipeline.formats.legacy_encodings import Encoding
 from data_pipeline.formats.parquet_files import ExtensionTypeError, open_parquet
 from data_pipeline.formats.parquet_rows import pages_refused
 from data_pipeline.reading.corpus_files import FoundFile

@@ -96,6 +96,8 @@ def _as_said(lines: list[str], dialect: Dialect, corpus: CorpusConfig) -> dict[s
     below = rows[1:] if has_header else rows
     text_like = [name for index, name in enumerate(columns) if any(_is_prose(row[index : index + 1]) for row in below)]
     column, refused = choose_column(columns, corpus.text, text_like)
+    if column == "conversations":
+        column, refused = None, "it is a table of conversations, which are read from JSONL and Parquet; write it as one"
     return {
         "format": "csv",
         "delimiter": dialect.delimiter,

@@ -185,6 +185,12 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     assert "2 columns called 'text'" in str(read(tmp_path / "two.parquet").kinds[0].refused)
 
 
+@pytest.mark.parametrize("name", ["messages", "conversations", "dialog"])
+def test_a_table_of_conversations_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    (kind,) = read(written(tmp_path, f"id,{name}\n" + "1,hello there\n" * 5)).kinds
+    assert "a table of conversations" in str(kind.refused)
+
+
 def test_plain_text_is_refused_where_a_column_is_asked_for(tmp_path: Path) -> None:
     (kind,) = read(written(tmp_path, "\n".join(ROWS)), text="text").kinds
     assert "it is plain text without columns" in str(kind.refused)
