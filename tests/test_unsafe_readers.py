@@ -29,6 +29,7 @@ ALLOWED = {
         "data_pipeline/formats/parquet_files.py",
         "pq.read_metadata",
     ): "of a footer whose schema is judged",
+    ("data_pipeline/formats/arrow_rows.py", "pa.ipc.open_stream"): "of messages whose schema is judged before",
     ("data_pipeline/files/arrow_extensions.py", "pa.ipc.read_schema"): "of a message without extension types",
     ("data_pipeline/tokens/arrow_files.py", "pa.ipc.open_file"): "with exactly the expected schema",
     ("sweeps/lanes/ray_session.py", "importlib.import_module"): "of our own modules",

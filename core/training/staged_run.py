@@ -14,23 +14,14 @@ from typing import Any
 
 from core.distributed.workers import Workers
 from core.model_files.checkpoint import newest_checkpoint, read_progress
-from core.settings.run_config import RunConfig
 from core.training.progress_report import Report
 from core.training.run_checks import Beginning
 from core.training.run_end import RunEnd
 from core.training.training_run import run_training
+from core.training.training_stage import Stage
 from data_pipeline.files.whole_files import write_whole
-from data_pipeline.tokens.token_blocks import PreparedCorpus
 
 _DONE_FILE = "stages.json"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Settings and data of one stage."""
-
-    run: RunConfig
-    data: PreparedCorpus
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 # A quoted field may hold line ends; a quote without an end within this many bytes counts as unclosed.
-LONGEST_RECORD_BYTES = 16 << 20
+LONGEST_RECORD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """The characters of a table."""
+
+    delimiter: str = ","
+    quote: str = '"'
+    """Around a field that holds delimiters or line ends, doubled inside; "" for none."""
+    escape: str = ""
+    """Makes a delimiter, a quote, a line end or itself plain; "" for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +38,13 @@ class Record:
     """None: a quote is not closed, or text follows a closing quote."""
 
 
-def csv_records(data: bytes, delimiter: str, *, first_line: int) -> Iterator[Record]:
+def csv_records(data: bytes, dialect: Dialect, *, first_line: int) -> Iterator[Record]:
     """Records of a piece that begins and ends at record boundaries; a blank line is a record with one empty field."""
-    separator = delimiter.encode()
+    separator = dialect.delimiter.encode()
     line = first_line
     position = 0
     while position < len(data):
-        plain_end = _start_of_quoted_record(data, position)
+        plain_end = _start_of_quoted_record(data, position, dialect)
         plain = data[position:plain_end]
         for raw in plain.removesuffix(b"\n").split(b"\n") if plain else ():
             content = raw.rstrip(b"\r")
@@ -42,30 +53,29 @@ def csv_records(data: bytes, delimiter: str, *, first_line: int) -> Iterator[Rec
         position = plain_end
         if position >= len(data):
             return
-        end = _end_of_quoted_record(data, position, separator)
+        end = _end_of_quoted_record(data, position, dialect)
         if end is None:
             end = (data.find(b"\n", position) + 1) or len(data)
             raw = data[position:end].rstrip(b"\r\n")
             yield Record(line, raw, None)
         else:
             raw = data[position:end].rstrip(b"\r\n")
-            yield Record(line, raw, [_unquoted(match) for match in _field(separator).finditer(raw)])
+            yield Record(line, raw, _fields(raw, dialect))
         line += data.count(b"\n", position, end)
         position = end
 
 
-def end_of_last_record(data: bytes | bytearray, delimiter: str) -> int:
+def end_of_last_record(data: bytes | bytearray, dialect: Dialect) -> int:
     """Position behind the last record that is certainly complete, in bytes; 0 if there is none.
 
     A reader cuts a growing buffer there.
     """
-    separator = delimiter.encode()
     position = 0
     while True:
-        quoted = _start_of_quoted_record(data, position)
+        quoted = _start_of_quoted_record(data, position, dialect)
         if quoted >= len(data):
             return data.rfind(b"\n", position) + 1 or position
-        end = _end_of_quoted_record(data, quoted, separator)
+        end = _end_of_quoted_record(data, quoted, dialect)
         if end is not None and data[end - 1 : end] == b"\n":
             position = end
         elif len(data) - quoted < LONGEST_RECORD_BYTES:
@@ -74,38 +84,75 @@ def end_of_last_record(data: bytes | bytearray, delimiter: str) -> int:
             position = data.find(b"\n", quoted) + 1 or len(data)
 
 
-def _start_of_quoted_record(data: bytes | bytearray, position: int) -> int:
-    quote = data.find(b'"', position)
-    return len(data) if quote < 0 else max(data.rfind(b"\n", position, quote) + 1, position)
+def _start_of_quoted_record(data: bytes | bytearray, position: int, dialect: Dialect) -> int:
+    """Where the next record begins that may hold a quote or an escape."""
+    found = (data.find(mark.encode(), position) for mark in (dialect.quote, dialect.escape) if mark)
+    mark = min((place for place in found if place >= 0), default=-1)
+    return len(data) if mark < 0 else max(data.rfind(b"\n", position, mark) + 1, position)
 
 
-def _end_of_quoted_record(data: bytes | bytearray, start: int, separator: bytes) -> int | None:
+def _end_of_quoted_record(data: bytes | bytearray, start: int, dialect: Dialect) -> int | None:
     stop = min(len(data), start + LONGEST_RECORD_BYTES)
-    match = _record(separator).match(data, start, stop)
+    match = _record(dialect).match(data, start, stop)
     if match is None or (match.end() == stop < len(data) and data[stop - 1 : stop] != b"\n"):
         return None
     return match.end()
 
 
 @lru_cache
-def _record(separator: bytes) -> re.Pattern[bytes]:
-    field = _field_pattern(separator)
-    return re.compile(field + rb"(?:" + re.escape(separator) + field + rb")*+\r*+(?:\n|\Z)")
+def _record(dialect: Dialect) -> re.Pattern[bytes]:
+    field = _field_pattern(dialect)
+    bound = re.escape(dialect.delimiter.encode())
+    return re.compile(field + rb"(?:" + bound + field + rb")*+\r*+(?:\n|\Z)", re.DOTALL)
+
+
+def _fields(raw: bytes, dialect: Dialect) -> list[bytes]:
+    """The fields of a whole record, unquoted."""
+    pattern = _field(dialect)
+    fields, position = [], 0
+    while True:
+        match = pattern.match(raw, position)
+        assert match is not None, "it also matches nothing"
+        fields.append(_unquoted(match[0], dialect))
+        position = match.end() + 1
+        if position > len(raw):
+            return fields
 
 
 @lru_cache
-def _field(separator: bytes) -> re.Pattern[bytes]:
-    bound = re.escape(separator)
-    return re.compile(rb"(?:\A|(?<=" + bound + rb"))(" + _field_pattern(separator) + rb")(?=" + bound + rb"|\Z)")
+def _field(dialect: Dialect) -> re.Pattern[bytes]:
+    return re.compile(_field_pattern(dialect), re.DOTALL)
 
 
-def _field_pattern(separator: bytes) -> bytes:
+def _field_pattern(dialect: Dialect) -> bytes:
     # Possessive quantifiers: with backtracking, an unclosed quote would take exponential time.
-    quoted = rb'"[^"]*+(?:""[^"]*+)*+"'
-    plain = rb'[^"\n\r' + re.escape(separator) + rb"][^\n\r" + re.escape(separator) + rb"]*+"
+    separator = re.escape(dialect.delimiter.encode())
+    quote, escape = re.escape(dialect.quote.encode()), re.escape(dialect.escape.encode())
+    escaped = escape + rb"." if escape else b""
+    marks = quote + escape
+    first, further = rb"[^\n\r" + separator + marks + rb"]", rb"[^\n\r" + separator + escape + rb"]"
+    if escaped:
+        first, further = rb"(?:" + first + rb"|" + escaped + rb")", rb"(?:" + further + rb"|" + escaped + rb")"
+    plain = first + further + rb"*+"
+    if not quote:
+        return rb"(?:" + plain + rb"|)"
+    inner = rb"[^" + marks + rb"]*+"
+    again = quote + quote + (rb"|" + escaped if escaped else b"")
+    quoted = quote + inner + rb"(?:(?:" + again + rb")" + inner + rb")*+" + quote
     return rb"(?:" + quoted + rb"|" + plain + rb"|)"
 
 
-def _unquoted(match: re.Match[bytes]) -> bytes:
-    field = match[1]
-    return field[1:-1].replace(b'""', b'"') if field.startswith(b'"') else field
+def _unquoted(field: bytes, dialect: Dialect) -> bytes:
+    quote = dialect.quote.encode()
+    if quote and field.startswith(quote):
+        field = field[1:-1].replace(quote * 2, quote)
+    if dialect.escape and dialect.escape.encode() in field:
+        field = _escapes(dialect).sub(rb"\1", field)
+    return field
+
+
+@lru_cache
+def _escapes(dialect: Dialect) -> re.Pattern[bytes]:
+    """Escapes before a character that they make plain. Before any other, as in a path of Windows, they are text."""
+    marks = "".join((dialect.quote, dialect.escape, dialect.delimiter))
+    return re.compile(re.escape(dialect.escape.encode()) + rb"([\n\r" + re.escape(marks.encode()) + rb"])")

@@ -2,9 +2,8 @@
 
 import codecs
 import re
-from dataclasses import dataclass
 
-from charset_normalizer import from_bytes
+from data_pipeline.formats.legacy_encodings import Encoding, several_bytes_encoding, single_byte_encoding
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -18,83 +17,107 @@ WIDE_ENCODINGS = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 # Supersets that decode the same bytes, and aliases.
 _SAME_AS = {"gbk": "gb18030", "gb2312": "gb18030", "utf-8-sig": "utf-8", "iso8859-1": "latin-1", "ascii": "utf-8"}
 _SAMPLE_BYTES = 1 << 20
-_HIGH_RUN = re.compile(rb"[\x80-\xff]+")
-_GUESSER_BYTES = 1 << 16
+_MARK_SAMPLE_BYTES = 1 << 12
+_PRINTABLE = re.compile(rb"[\t\n\r -~]")
+_SHARE_PRINTABLE = 0.95
+_FEW_LINES = 2
+_FEW_SHARE = 0.05
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """An encoding and the evidence for it."""
-
-    name: str
-    note: str
-    bom_bytes: int = 0
-    """Length of the byte order mark at the beginning."""
-
-
-class HighByteSample:
-    """Collects a sample of the lines with bytes above 127 while a file is read.
+class LineSample:
+    """Counts the lines of a file that are no UTF-8 while it is read, and collects some of those with bytes above 127.
 
     ASCII lines carry no information about the encoding: a file may begin with hundreds of megabytes of them.
     """
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
+        """Lines with bytes above 127: all of them, up to a megabyte."""
+        self.bad_lines: list[bytes] = []
+        """Lines that are no UTF-8: all of them, up to a megabyte."""
+        self.num_lines = 0
+        self.num_bad = 0
         self._num_bytes = 0
+        self._num_bad_bytes = 0
         self._rest = b""
 
     def add(self, piece: bytes) -> None:
         """Add the next bytes of the file."""
-        if self._num_bytes >= _SAMPLE_BYTES:
-            return
         cut = piece.rfind(b"\n") + 1
         whole, rest = (self._rest + piece[:cut], piece[cut:]) if cut else (b"", self._rest + piece)
-        # A line longer than the sample is cut at any byte; one broken character does no harm.
         if len(rest) > _SAMPLE_BYTES:
-            whole, rest = whole + rest, b""
+            # A line longer than the sample is cut, between characters of UTF-8.
+            cut = next((len(rest) - back for back in range(4) if rest[len(rest) - back - 1] & 0xC0 != 0x80), len(rest))
+            cut -= rest[cut - 1] >= 0xC0
+            whole, rest = whole + rest[:cut], rest[cut:]
         self._rest = rest
         self._take(whole)
 
-    def finish(self) -> list[bytes]:
-        """All collected lines; call it once, at the end of the file."""
-        self._take(self._rest)
+    def finish(self) -> "LineSample":
+        """The sample itself; call it once, at the end of the file."""
+        if self._rest:
+            self._take(self._rest)
+            self.num_lines += not self._rest.endswith(b"\n")
         self._rest = b""
-        return self.lines
+        return self
 
     def _take(self, data: bytes) -> None:
+        self.num_lines += data.count(b"\n")
         if data.isascii():
+            return
+        is_valid = _is_valid(data, "utf-8", "surrogatepass")
+        if is_valid and self._num_bytes >= _SAMPLE_BYTES:
             return
         for line in data.split(b"\n"):
             if line.isascii():
                 continue
-            line = line[: _SAMPLE_BYTES - self._num_bytes]
-            self.lines.append(line)
-            self._num_bytes += len(line)
-            if self._num_bytes >= _SAMPLE_BYTES:
-                return
+            if not is_valid and not _is_valid(line, "utf-8", "surrogatepass"):
+                self.num_bad += 1
+                self._num_bad_bytes += self._keep(self.bad_lines, line, self._num_bad_bytes)
+            self._num_bytes += self._keep(self.lines, line, self._num_bytes)
+
+    @staticmethod
+    def _keep(lines: list[bytes], line: bytes, num_bytes: int) -> int:
+        """Bytes of the line that are kept."""
+        line = line[: max(0, _SAMPLE_BYTES - num_bytes)]
+        if line:
+            lines.append(line)
+        return len(line)
 
 
-def detect_encoding(head: bytes, high_lines: list[bytes]) -> Encoding:
+def detect_encoding(head: bytes, sample: LineSample) -> Encoding:
     """The most probable encoding of a file: by byte order mark, NUL pattern, UTF-8 validity, then byte statistics.
 
     Args:
         head: First bytes of the file, at least a few thousand unless the file is shorter.
-        high_lines: Lines with bytes above 127, from `HighByteSample`.
+        sample: All lines of the file, added.
     """
     for bom, name in _BOMS:
-        if head.startswith(bom):
+        if head.startswith(bom) and (name == "utf-8" or not _is_ascii_behind(head, len(bom))):
             return Encoding(name, "byte order mark", len(bom))
     wide = _wide_encoding(head)
     if wide is not None:
         return Encoding(wide, "every second byte is NUL")
-    if not high_lines:
+    if not sample.lines:
         return Encoding("utf-8", "ASCII only")
-    num_valid = sum(_is_valid(line, "utf-8", "surrogatepass") for line in high_lines)
-    share = f"{num_valid} of {len(high_lines)} lines above ASCII valid"
+    num_valid = sum(_is_valid(line, "utf-8", "surrogatepass") for line in sample.lines)
+    share = f"{num_valid} of {len(sample.lines)} lines above ASCII valid"
     # A line in another encoding is almost never valid UTF-8: if half of the lines are valid, the others are damaged.
-    if 2 * num_valid >= len(high_lines):
+    if 2 * num_valid >= len(sample.lines):
         return Encoding("utf-8", share)
-    return _legacy_encoding(high_lines)
+    several = several_bytes_encoding(sample.bad_lines)
+    if several is not None:
+        return several
+    if sample.num_bad <= _FEW_LINES and sample.num_bad <= _FEW_SHARE * sample.num_lines:
+        lines = "line is" if sample.num_bad == 1 else "lines are"
+        return Encoding("utf-8", f"all but {sample.num_bad} of {sample.num_lines:,} lines; the {lines} rejected")
+    return single_byte_encoding(sample.bad_lines)
+
+
+def _is_ascii_behind(head: bytes, start: int) -> bool:
+    """True if the bytes behind a mark of UTF-16 or UTF-32 are plain ASCII, so that the mark is a damaged line."""
+    sample = head[start : start + _MARK_SAMPLE_BYTES]
+    return b"\0" not in sample and len(_PRINTABLE.findall(sample)) > _SHARE_PRINTABLE * max(len(sample), 1)
 
 
 def configured_encoding(name: str, head: bytes) -> Encoding:
@@ -110,29 +133,6 @@ def configured_encoding(name: str, head: bytes) -> Encoding:
     if boms:
         return Encoding(boms[0][1], "set in corpus.encoding", len(boms[0][0]))
     return Encoding(f"{name}-le" if name in ("utf-16", "utf-32") else name, "set in corpus.encoding")
-
-
-def _legacy_encoding(lines: list[bytes]) -> Encoding:
-    """GB18030 uses high bytes in pairs; Latin-1 uses single accented letters among ASCII."""
-    sample = b"\n".join(lines)
-    runs = _HIGH_RUN.findall(sample)
-    single = sum(len(run) == 1 for run in runs) / len(runs)
-    num_valid = sum(_is_valid(line, "gb18030") for line in lines)
-    note = f"{1 - single:.0%} of runs above ASCII longer than one byte, {num_valid} of {len(lines)} lines valid GB18030"
-    if single < 0.3 and num_valid >= 0.9 * len(lines) and _share_even(runs) > 0.8:
-        return Encoding("gb18030", note)
-    if single > 0.7:
-        has_c1 = re.search(rb"[\x80-\x9f]", sample) is not None
-        return Encoding("cp1252" if has_c1 else "latin-1", note)
-    guess = from_bytes(sample[:_GUESSER_BYTES]).best()
-    if guess is None:
-        return Encoding("latin-1", f"fallback, no encoding matches; {note}")
-    return Encoding(guess.encoding.replace("_", "-"), f"charset-normalizer; {note}")
-
-
-def _share_even(runs: list[bytes]) -> float:
-    # The second byte of a pair may be ASCII in GBK, so a few runs are odd.
-    return sum(len(run) % 2 == 0 for run in runs) / len(runs)
 
 
 def _is_valid(line: bytes, encoding: str, errors: str = "strict") -> bool:
@@ -154,4 +154,17 @@ def _wide_encoding(head: bytes) -> str | None:
         return "utf-16-be"
     if nul[1] > 0.3 and nul[3] > 0.3 and max(nul[0], nul[2]) < 0.1:
         return "utf-16-le"
-    return None
+    return next((name for name in ("utf-16-le", "utf-16-be") if _is_east_asian(head, name)), None)
+
+
+def _is_east_asian(head: bytes, encoding: str) -> bool:
+    """True for Chinese, Japanese or Korean in UTF-16, whose few NUL are halves of line ends and spaces."""
+    if b"\0" not in head or _is_valid(head, "utf-8"):
+        return False
+    try:
+        text = head.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    east_asian = sum("\u2e80" <= character <= "\ud7ff" or character > "\uff00" for character in text)
+    plain = sum(" " <= character <= "~" or character in "\n\r\t" for character in text)
+    return east_asian > 0.5 * len(text) and east_asian + plain > 0.95 * len(text) and plain > 0

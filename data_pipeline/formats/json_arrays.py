@@ -1,4 +1,7 @@
-"""Elements of a JSON array, cut from its text piece by piece. The work grows with the text, however it is made."""
+"""Rows of JSON, cut from its text piece by piece: the elements of arrays, and values one after another.
+
+The work grows with the text, however it is made.
+"""
 
 import json
 import re
@@ -7,6 +10,8 @@ from dataclasses import dataclass
 
 _SEPARATORS = re.compile(r"[\s,]*+")
 _NEXT_OBJECT = re.compile(r"\}[\s,]*+(?=\{)")
+# White space is bounded: looked at from each of its characters, it would take quadratic time.
+_NEXT_VALUE = re.compile(r"\}[\s,]*+(?=\{)|\n(?=[ \t]{0,64}[\[{])")
 _LONGEST_JSON_ATOM = 16
 """No literal, sign or escape is longer, so a parse error further from the end is not caused by truncation."""
 _SMALLEST_WINDOW = 1 << 8
@@ -19,7 +24,7 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """One element of an array, or the malformed text up to the next object."""
+    """One element of an array, one value outside of arrays, or the malformed text up to the next object."""
 
     line: int
     """Its first line, from 1."""
@@ -29,7 +34,7 @@ class Element:
 
 
 def array_elements(chunks: Iterator[str], *, longest: int) -> Iterator[Element]:
-    """The elements of an array; memory holds only the element being read.
+    """The elements of all arrays and the values between them; memory holds only the element being read.
 
     Args:
         longest: Characters of an element beyond which it is too long; its remainder is then skipped up to the next
@@ -45,7 +50,8 @@ class _ArrayCutter:
         self._chunks = chunks
         self._longest = longest
         self._text = next(chunks, "")
-        self._position = self._text.find("[") + 1
+        self._position = 0
+        self._is_in_array = False
         self._is_whole = False
         self._line, self._counted = 1, 0
         self._window = _SMALLEST_WINDOW
@@ -63,18 +69,22 @@ class _ArrayCutter:
             elif end is None:
                 self._read_more()
             elif end == start:
-                return
+                if start >= len(self._text):
+                    return
+                # A bracket: an array begins, or the one being read ends.
+                self._is_in_array = self._text[start] == "["
+                self._position = start + 1
             else:
                 is_too_long = end - start > self._longest
                 yield Element(self._line, self._text[start : start + 400 if is_too_long else end], is_too_long)
                 self._position = end
 
     def _end_of_element(self) -> int | None:
-        """End of the element; its start at the end of the array, None if more text is needed."""
+        """End of the element; its start at a bracket of an outer array or the end, None if more text is needed."""
         text, start = self._text, self._position
         if start >= len(text):
             return start if self._is_whole else None
-        if text[start] == "]":
+        if text[start] == ("]" if self._is_in_array else "["):
             return start
         looks, valid_up_to = 0, start
         while True:
@@ -108,13 +118,17 @@ class _ArrayCutter:
         When that was too often, they end after the fault instead.
         """
         is_too_often = self._looks_too_many + looks > 0
-        following = _NEXT_OBJECT.search(self._text, max(valid_up_to, start + 1) if is_too_often else start + 1)
+        following = self._next.search(self._text, max(valid_up_to, start + 1) if is_too_often else start + 1)
         if following is None:
             return len(self._text) if self._is_whole else None
         self._looks_too_many += looks - _MOST_LOOKS * (following.end() - start)
         self._looks_too_many = max(self._looks_too_many, -_LOOKS_IN_ADVANCE)
         self._window = _SMALLEST_WINDOW
         return following.end()
+
+    @property
+    def _next(self) -> re.Pattern[str]:
+        return _NEXT_OBJECT if self._is_in_array else _NEXT_VALUE
 
     def _count_lines(self) -> None:
         self._line += self._text.count("\n", self._counted, self._position)
@@ -136,7 +150,7 @@ class _ArrayCutter:
 
     def _skip_to_next_object(self) -> None:
         while True:
-            following = _NEXT_OBJECT.search(self._text, self._position)
+            following = self._next.search(self._text, self._position)
             if following is not None or self._is_whole:
                 self._position = following.end() if following is not None else len(self._text)
                 return

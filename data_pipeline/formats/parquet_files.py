@@ -21,7 +21,7 @@ _SHOWN = 5
 
 
 class ExtensionTypeError(CorpusError):
-    """A Parquet file has a column of an Arrow extension type."""
+    """A Parquet or Arrow file has a column of an Arrow extension type."""
 
 
 def open_parquet(stream: IO[bytes], **how: Any) -> pq.ParquetFile:
@@ -35,17 +35,22 @@ def open_parquet(stream: IO[bytes], **how: Any) -> pq.ParquetFile:
         OSError, pa.ArrowInvalid: The file is damaged or encrypted.
     """
     footer = _footer(stream)
-    _refuse_extension_types(_arrow_schema(footer))
+    extension_types_refused(_arrow_schema(footer))
     # Read from the same bytes, so that a file that changes meanwhile gets nothing past the refusal.
     metadata = _metadata(footer)
     stream.seek(0)
     # Parquet has types of its own that Arrow would turn into extension types (JSON, UUID): they stay text and bytes.
     file = pq.ParquetFile(stream, metadata=metadata, arrow_extensions_enabled=False, **how)
-    _refuse_extension_types(file.schema_arrow)
+    extension_types_refused(file.schema_arrow)
     return file
 
 
-def _refuse_extension_types(schema: pa.Schema) -> None:
+def extension_types_refused(schema: pa.Schema) -> None:
+    """Refuse a schema with extension types.
+
+    Raises:
+        ExtensionTypeError: It has some; the message names them.
+    """
     found = extension_types(schema)
     if found:
         shown = ", ".join(found[:_SHOWN]) + (", .." if len(found) > _SHOWN else "")

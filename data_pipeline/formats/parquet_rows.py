@@ -6,13 +6,12 @@ share prefixes. The headers of the pages tell the sizes before anything is decom
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from data_pipeline.formats.batch_rows import rows_of
 from data_pipeline.formats.parquet_files import open_parquet
 from data_pipeline.formats.parquet_pages import Page, page_headers
 from data_pipeline.schema.corpus_config import CorpusError
@@ -20,14 +19,11 @@ from data_pipeline.schema.rejects import Reason
 from data_pipeline.schema.settings import format_bytes
 
 _BATCH_BYTES = 64 << 20
-_CONVERTED_BYTES = 16 << 20
 _MOST_ROWS = 1024
 _BYTES_OF_A_VALUE = 16
 """Levels, index and offset of a value in memory, besides its text."""
 _NESTED_BYTES = 256 << 20
 _NESTED_RATIO = 20
-_TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
-_VIEWS = (pa.string_view(), pa.binary_view())
 
 
 def pages_refused(stream: IO[bytes], columns: Sequence[str], *, longest_row: int) -> str | None:
@@ -70,8 +66,17 @@ def parquet_rows(stream: IO[bytes], columns: Sequence[str], *, longest_row: int)
         num_rows = metadata.row_group(group).num_rows
         sizes = [chunk.rows_at_once(num_rows) for chunk in chunks]
         size = max(1, num_rows if repeated else min(sizes, default=_MOST_ROWS))
-        for batch in files[repeated].iter_batches(batch_size=size, row_groups=[group], columns=list(columns)):
-            yield from _rows_of(batch, longest_row)
+        num_given = 0
+        try:
+            for batch in files[repeated].iter_batches(batch_size=size, row_groups=[group], columns=list(columns)):
+                yield from rows_of(batch, longest_row=longest_row)
+                num_given += batch.num_rows
+        except (ValueError, OSError, pa.ArrowException):
+            # The rows of the batch before the damage, one by one.
+            singles = files[repeated].iter_batches(batch_size=1, row_groups=[group], columns=list(columns))
+            for batch in islice(singles, num_given, None):
+                yield from rows_of(batch, longest_row=longest_row)
+            raise
 
 
 def _opened(stream: IO[bytes], as_dictionaries: tuple[str, ...]) -> Any:
@@ -151,56 +156,3 @@ def _check(chunk: _Chunk, num_compressed_bytes: int, longest_row: int) -> None:
             f"a row group of its nested column {chunk.path!r} may expand to {format_bytes(expanded_bytes)}; {remedy} "
             "row groups"
         )
-
-
-def _rows_of(batch: Any, longest_row: int) -> Iterator[dict[str, Any] | Reason]:
-    """The rows of a batch, converted a few at a time."""
-    sizes = sum((_sizes(column) for column in batch.columns), np.zeros(batch.num_rows, np.int64))
-    ends = np.cumsum(np.where(sizes > longest_row, 0, sizes))
-    start = 0
-    while start < batch.num_rows:
-        if sizes[start] > longest_row:
-            yield Reason.TOO_LONG
-            start += 1
-            continue
-        given = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, given + _CONVERTED_BYTES, side="right")))
-        too_long = np.flatnonzero(sizes[start:stop] > longest_row)
-        stop = start + int(too_long[0]) if len(too_long) else stop
-        yield from _plain(batch.slice(start, stop - start)).to_pylist()
-        start = stop
-
-
-def _plain(batch: Any) -> Any:
-    """The batch with its dictionaries of texts written out, which converts faster; nested ones stay."""
-    columns = [
-        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in batch.columns
-    ]
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-
-
-def _sizes(array: Any) -> NDArray[np.int64]:
-    """(n,) bytes of text below each value of an array; 8 for values that are no text."""
-    kind = array.type
-    zeros = np.zeros(len(array), np.int64)
-    if pa.types.is_dictionary(kind):
-        sizes = _sizes(array.dictionary)
-        return sizes[_integers(array.indices)] if len(sizes) else zeros
-    if pa.types.is_struct(kind):
-        return sum((_sizes(part) for part in array.flatten()), zeros)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
-        values = _sizes(array.keys) + _sizes(array.items) if pa.types.is_map(kind) else _sizes(array.values)
-        ends = np.concatenate([[0], np.cumsum(values)])
-        offsets = _integers(array.offsets)
-        totals: NDArray[np.int64] = ends[offsets[1:]] - ends[offsets[:-1]]
-        return totals
-    if kind in _VIEWS:
-        return _sizes(array.cast(pa.large_binary()))
-    if kind in _TEXTS:
-        return _integers(pc.binary_length(array))
-    return zeros + 8
-
-
-def _integers(array: Any) -> NDArray[np.int64]:
-    integers: NDArray[np.int64] = pc.fill_null(array, 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return integers

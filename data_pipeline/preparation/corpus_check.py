@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from data_pipeline.preparation.survey import Survey, survey_parcel
 from data_pipeline.reading.corpus_files import find_files
 from data_pipeline.reading.file_inspection import examine_files
@@ -40,6 +42,8 @@ class CheckReport:
     """UTF-8 bytes of the kept rows."""
     num_held_out: int
     """Kept rows that fall into the holdout."""
+    num_repeated: int
+    """Kept rows that repeat an earlier text."""
     problem: str | None
     """The error that preparation would raise; None if it would succeed."""
 
@@ -57,9 +61,11 @@ def check(corpus: CorpusConfig, *, on_progress: OnProgress | None = None) -> Che
     counter = PhaseCounter(report, "judging rows", total=files.num_plain_bytes, unit="bytes")
     survey = Survey()
     shown = _first_of_each_reason([reject.as_json() for reject in survey.refuse_files(files)])
-    judge = partial(survey_parcel, corpus=files, sample_share=0.0, wants_hashes=False)
+    judge = partial(survey_parcel, corpus=files, sample_share=0.0, wants_hashes=True, looks_closer=True)
+    hashes = []
     for result in for_each_parcel_here(files, judge):
         survey.add(result)
+        hashes.append(np.frombuffer(result["blobs"]["hashes"], "<u8")[::2].copy())
         rejects = (json.loads(line) for line in result["blobs"]["rejects"].split(b"\n") if line)
         shown = _first_of_each_reason([*shown, *rejects])
         counter.add(result["num_bytes"])
@@ -73,7 +79,7 @@ def check(corpus: CorpusConfig, *, on_progress: OnProgress | None = None) -> Che
     return CheckReport(
         documents=corpus.documents,
         files=reports,
-        passed_over=found.passed_over,
+        passed_over=files.passed_over,
         rows_read=survey.rows_read,
         rows_kept=survey.rows_kept,
         rows_rejected=survey.rows_rejected,
@@ -81,6 +87,7 @@ def check(corpus: CorpusConfig, *, on_progress: OnProgress | None = None) -> Che
         first_rejects=tuple(shown),
         num_text_bytes=survey.num_text_bytes,
         num_held_out=survey.num_held_out,
+        num_repeated=survey.rows_kept - len(np.unique(np.concatenate([np.zeros(0, "<u8"), *hashes]))),
         problem=problem,
     )
 

@@ -36,6 +36,8 @@ def stream_fingerprint(corpus: Corpus, tokenizer: TokenizerConfig) -> str:
             file.has_header,
             file.text_column,
             file.refused is None,
+            # Only where they are unusual: the fingerprints of corpora prepared before stay valid.
+            *([] if (file.quote, file.escape) == ('"', "") else [file.quote, file.escape]),
         ]
         for file in corpus.files
     ]

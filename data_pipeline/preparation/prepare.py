@@ -87,7 +87,7 @@ def prepare(
             if not folder.is_dir():
                 fetch(folder)
             if not folder.is_dir():
-                _make(files, tokenizer, packing, folder, stream, found.passed_over, report, run)
+                _make(files, tokenizer, packing, folder, stream, files.passed_over, report, run)
     prepared = open_prepared(folder)
     check_files(prepared.manifest.files, corpus)
     check_rejects(prepared.manifest.rejects, prepared.manifest.rows_read, corpus)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_pipeline.preparation.findings import findings_in, notes_on
 from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.pieces import Piece
 from data_pipeline.reading.row_readers import ReadRows, read_piece
@@ -106,7 +107,7 @@ class Survey:
                     num_file_bytes=file.num_file_bytes,
                     blake2b=file.blake2b,
                     compression=file.compression,
-                    encoding=None if file.format == "parquet" else file.encoding.name,
+                    encoding=None if file.format in ("parquet", "arrow") else file.encoding.name,
                     encoding_note=file.encoding.note,
                     format=file.format_in_words,
                     text_column=file.text_column,
@@ -115,9 +116,15 @@ class Survey:
                     rows_rejected=counts["rejected"],
                     num_blank_lines=counts["blank"],
                     refused=file.refused,
+                    notes=notes_on(file, counts),
+                    damage=file.damage or _damage_at(counts["damaged_at"]),
                 )
             )
         return tuple(reports)
+
+
+def _damage_at(row: int) -> str | None:
+    return f"it is damaged from row {row:,} on" if row else None
 
 
 @dataclass
@@ -131,13 +138,22 @@ class ParcelRows:
     files: dict[int, Counter[str]] = field(default_factory=dict)
     """Number of kept, rejected and blank rows, by file number."""
 
-    def add(self, rows: ReadRows, file: int) -> None:
-        """Add the rows of one piece."""
+    def add(self, rows: ReadRows, file: int, *, looks_closer: bool) -> None:
+        """Add the rows of one piece.
+
+        Args:
+            looks_closer: Also count the findings about their texts.
+        """
         spans = rows.target_spans
         self.texts += rows.texts
         self.target_spans += spans if spans is not None else [[(0, len(text))] for text in rows.texts]
         self.rejects += rows.rejects
         counts = Counter(kept=len(rows.texts), rejected=len(rows.rejects), blank=rows.num_blank_lines)
+        # Damage of a table shows while its rows are read.
+        damaged = [reject for reject in rows.rejects if reject.reason is Reason.FILE_DAMAGED]
+        counts["damaged_at"] = damaged[0].line if damaged else 0
+        if looks_closer:
+            counts += findings_in(rows.texts)
         self.files.setdefault(file, Counter()).update(counts)
 
     def counts(self, hashes: NDArray[np.uint64], text_bytes: NDArray[np.int64], corpus: Corpus) -> dict[str, Any]:
@@ -161,24 +177,32 @@ class ParcelRows:
         return "".join(json.dumps(reject.as_json(), ensure_ascii=False) + "\n" for reject in self.rejects).encode()
 
 
-def read_parcel(pieces: list[Piece], corpus: Corpus) -> ParcelRows:
+def read_parcel(pieces: list[Piece], corpus: Corpus, *, looks_closer: bool = False) -> ParcelRows:
     """All rows of a parcel, kept or rejected."""
     rows = ParcelRows()
     for piece in pieces:
-        rows.add(read_piece(piece, corpus.files[piece.file], corpus.config, corpus.template), piece.file)
+        read = read_piece(piece, corpus.files[piece.file], corpus.config, corpus.template)
+        rows.add(read, piece.file, looks_closer=looks_closer)
     return rows
 
 
 def survey_parcel(
-    _name: str, pieces: list[Piece], *, corpus: Corpus, sample_share: float, wants_hashes: bool
+    _name: str,
+    pieces: list[Piece],
+    *,
+    corpus: Corpus,
+    sample_share: float,
+    wants_hashes: bool,
+    looks_closer: bool = False,
 ) -> dict[str, Any]:
     """Counts of one parcel for `Survey.add`; "blobs" holds its rejects, sampled texts and hashes.
 
     Args:
         sample_share: Share of the texts, chosen by hash, to return for training a tokenizer.
         wants_hashes: Return the hashes of all texts, for finding duplicates.
+        looks_closer: Also count the findings about the texts of each file.
     """
-    rows = read_parcel(pieces, corpus)
+    rows = read_parcel(pieces, corpus, looks_closer=looks_closer)
     hashes, text_bytes = hash_texts(rows.texts)
     blobs = {"rejects": rows.reject_lines()}
     if sample_share > 0:

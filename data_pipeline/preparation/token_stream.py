@@ -148,6 +148,11 @@ def _threshold(survey: Survey, corpus: Corpus) -> int:
     threshold = holdout_threshold(corpus.config.holdout)
     if corpus.config.holdout == 0:
         return 0
+    if survey.lowest_hash == survey.highest_hash and survey.rows_kept > 1:
+        raise CorpusError(
+            f"all {survey.rows_kept:,} documents of the corpus are the same text, and a holdout needs a second one. "
+            "Look whether corpus.text names the column with the texts."
+        )
     if survey.lowest_hash == survey.highest_hash:
         raise CorpusError(
             f"the corpus has one document only ({survey.num_text_bytes:,} bytes), and a holdout needs a second one. "
@@ -209,9 +214,6 @@ def _encode(
     judges: bool = False,
 ) -> list[dict[str, Any]]:
     """Counts of each parcel in corpus order; writes the blocks into `work`."""
-    # It imports Ray, which a run in this process does without.
-    from data_pipeline.preparation.node_copies import all_nodes_see
-
     counter = PhaseCounter(report, "tokenizing", total=corpus.num_plain_bytes, unit="bytes")
     encode = EncodeWork(
         corpus=corpus,
@@ -219,7 +221,7 @@ def _encode(
         holdout_threshold=threshold,
         has_targets=corpus.has_dialogues,
         # Tasks on nodes without this disk return their blocks instead.
-        folder=work if run is not for_each_parcel or all_nodes_see(work) else None,
+        folder=work if run is not for_each_parcel or _all_nodes_see(work) else None,
         dropped=dropped or {},
         judges=judges,
     )
@@ -230,6 +232,13 @@ def _encode(
         counter.add(result["num_bytes"])
         results.append(result)
     return sorted(results, key=lambda result: str(result["name"]))
+
+
+def _all_nodes_see(work: Path) -> bool:
+    # It imports Ray, which a run in this process does without.
+    from data_pipeline.preparation.node_copies import all_nodes_see
+
+    return all_nodes_see(work)
 
 
 def _split_report(work: Path, split: SplitName, results: list[dict[str, Any]]) -> SplitReport:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from data_pipeline.reading.file_formats import FileKind
 from data_pipeline.schema.corpus_config import CorpusConfig
+from data_pipeline.schema.manifest import PassedOver
 from data_pipeline.tokens.chat_template import OUR_CHAT, ChatTemplate
 
 _SMALLEST_PARCEL_BYTES = 1 << 19
@@ -22,6 +23,8 @@ class Corpus:
     files: tuple[FileKind, ...]
     template: ChatTemplate = OUR_CHAT
     """Template that writes conversations as texts."""
+    passed_over: tuple[PassedOver, ...] = ()
+    """Files of its folders that are not read."""
 
     @property
     def num_plain_bytes(self) -> int:

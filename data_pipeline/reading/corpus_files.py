@@ -1,23 +1,26 @@
 """Find the files of a corpus and open their bytes: local, remote, compressed or built in."""
 
 import difflib
+import errno
 import io
 import os
 import platform
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FileSystem
 
-from data_pipeline.formats.decompression import Compression, decompress
+from data_pipeline.formats.archives import Member
 from data_pipeline.reading.builtin_corpora import builtin_bytes
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.manifest import PassedOver
@@ -61,6 +64,10 @@ class FoundFile:
     changed: str
     """Version mark of the store (modification time, ETag), with which an unchanged file is not hashed again; may be
     empty."""
+    is_named: bool = False
+    """corpus.path names the file itself, not its folder."""
+    inside: Member | None = None
+    """The archive that holds the file; None for a file of its own."""
 
 
 @dataclass(frozen=True)
@@ -128,56 +135,53 @@ def open_bytes(path: str) -> Iterator[IO[bytes]]:
         raise OSError(redact(str(cause))) from None
 
 
-@contextmanager
-def open_seekable(path: str, compression: Compression | None, *, num_plain_bytes: int) -> Iterator[IO[bytes]]:
-    """The decompressed bytes of a file, seekable (for Parquet). Compressed files are unpacked to a temporary file.
-
-    Args:
-        num_plain_bytes: Size after decompression, as counted before; a file that now holds more is refused.
+def check_room_unpacked(path: str, num_plain_bytes: int) -> None:
+    """Check that the temporary folder has room for an unpacked file.
 
     Raises:
-        CorpusError: The temporary folder has no room for the unpacked file.
+        CorpusError: It has none.
     """
-    with open_bytes(path) as raw:
-        if compression is None:
-            yield raw
-            return
-        folder = tempfile.gettempdir()
-        num_free_bytes = shutil.disk_usage(folder).free
-        if num_plain_bytes > _SHARE_OF_FREE_SPACE * num_free_bytes:
-            raise CorpusError(
-                f"{path} is compressed Parquet and needs {format_bytes(num_plain_bytes)} unpacked in {folder}, which "
-                f"has {format_bytes(num_free_bytes)} free; unpack the file, or set TMPDIR to a folder with more space"
-            )
-        with tempfile.TemporaryFile() as plain:
-            shutil.copyfileobj(decompress(raw, compression, most_bytes=num_plain_bytes), plain)
-            plain.seek(0)
-            yield plain
+    folder = tempfile.gettempdir()
+    num_free_bytes = shutil.disk_usage(folder).free
+    if num_plain_bytes > _SHARE_OF_FREE_SPACE * num_free_bytes:
+        raise CorpusError(
+            f"{path} is compressed and needs {format_bytes(num_plain_bytes)} unpacked in {folder}, which "
+            f"has {format_bytes(num_free_bytes)} free; unpack the file, or set TMPDIR to a folder with more space"
+        )
 
 
 def _expand(path: str, *, follow_links: bool) -> Iterator[FoundFile | PassedOver]:
     filesystem, inner = _filesystem(path)
     try:
         if filesystem.isdir(inner):
-            yield from _files_below(filesystem, inner, inner, set() if follow_links else None)
+            folder, top = _snapshot_of_hub(inner)
+            yield from _files_below(filesystem, folder, top, set() if follow_links else None)
             return
         if filesystem.exists(inner):
-            yield _found(filesystem, inner, filesystem.info(inner))
+            why = _why_no_file(inner) if _is_local(filesystem) else None
+            if why is not None:
+                raise CorpusError(
+                    f"corpus.path={path} is {why}, and a corpus is read more than once; write its data to a file first"
+                )
+            yield replace(_found(filesystem, inner, filesystem.info(inner)), is_named=True)
             return
         matches = sorted(filesystem.glob(inner, detail=True).items()) if any(mark in inner for mark in "*?[") else []
+    except CorpusError:
+        raise
     except Exception as cause:  # Each store has errors of its own.
         raise CorpusError(f"corpus.path={path} cannot be read: {cause}; check its permissions and its store") from cause
     if not matches:
         raise CorpusError(f"corpus.path={path} does not exist{_nearest(filesystem, inner)}")
     for name, info in matches:
-        if info["type"] != "file" and not info.get("islink"):
+        if info["type"] == "directory" and not info.get("islink"):
             continue
-        if info.get("islink") and not (follow_links and filesystem.isfile(name)):
-            yield PassedOver(path=_full(filesystem, name), why="a link to a folder" if follow_links else _A_LINK)
-            continue
+        why = _why_no_file(name) if _is_local(filesystem) and not os.path.isdir(name) else None
+        if why is None and info.get("islink") and not (follow_links and filesystem.isfile(name)):
+            why = "a link to a folder" if follow_links else _A_LINK
         # A pattern such as README*.txt names these files on purpose.
-        is_asked_for = _why_passed_over(inner.rsplit("/", 1)[-1], 1) is not None
-        why = None if is_asked_for else _why_passed_over(name.rsplit("/", 1)[-1], int(info["size"] or 0))
+        is_asked_for = why_passed_over(inner.rsplit("/", 1)[-1], 1) is not None
+        if why is None and not is_asked_for:
+            why = why_passed_over(name.rsplit("/", 1)[-1], int(info["size"] or 0))
         yield PassedOver(path=_full(filesystem, name), why=why) if why else _found(filesystem, name, info)
 
 
@@ -188,8 +192,13 @@ def _files_below(filesystem: Any, folder: str, top: str, seen: set[str] | None) 
         top: The folder of the corpus, from whose name on hidden files are passed over.
         seen: Real paths of the folders that links led to. None: links that leave `top` are not followed.
     """
-    for name, info in sorted(filesystem.find(folder, detail=True).items()):
-        why = _why_passed_over(name[len(top) :].strip("/"), int(info["size"] or 0))
+    found = sorted(filesystem.find(folder, detail=True).items())
+    saved = {name.rsplit("/", 1)[0] for name, _ in found if name.endswith(".arrow")}
+    for name, info in found:
+        why = why_passed_over(name[len(top) :].strip("/"), int(info["size"] or 0)) or _why_record(name, saved)
+        if why in (None, "empty") and _is_local(filesystem) and not os.path.isdir(name):
+            # A pipe has no size either.
+            why = _why_no_file(name) or why
         if why is None and info.get("islink"):
             target = os.path.realpath(name)
             if not _is_inside(target, top) and seen is None:
@@ -204,24 +213,73 @@ def _files_below(filesystem: Any, folder: str, top: str, seen: set[str] | None) 
         yield PassedOver(path=_full(filesystem, name), why=why) if why else _found(filesystem, name, info)
 
 
+def _is_local(filesystem: Any) -> bool:
+    return isinstance(filesystem, LocalFileSystem)
+
+
+def _why_no_file(name: str) -> str | None:
+    """Reason why a local path holds no bytes of its own; None for a file."""
+    try:
+        mode = os.stat(name).st_mode
+    except FileNotFoundError:
+        return "a link to nothing"
+    except OSError as cause:
+        return "a link in a circle" if cause.errno == errno.ELOOP else None
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+
+
+def _why_record(name: str, saved: set[str]) -> str | None:
+    """Reason for passing over a file of a saved Hugging Face data set that is no data.
+
+    Args:
+        saved: Folders with Arrow files.
+    """
+    folder, _, last = name.rpartition("/")
+    if last in ("dataset_info.json", "state.json") and folder in saved:
+        return "a record of a saved data set"
+    if last == "dataset_dict.json" and any(other.startswith(f"{folder}/") for other in saved):
+        return "a record of a saved data set"
+    return "a cache of the datasets package" if fnmatch(last, "cache-*.arrow") else None
+
+
+def _snapshot_of_hub(folder: str) -> tuple[str, str]:
+    """(folder to read, folder whose links stay inside) of a folder, which may be of the cache of the Hugging Face Hub.
+
+    There the files of a snapshot are links to blobs beside the snapshots.
+    """
+    path = Path(folder)
+    if (path / "snapshots").is_dir() and (path / "blobs").is_dir():
+        with suppress(OSError):
+            current = path / "snapshots" / (path / "refs/main").read_text().strip()
+            if current.is_dir():
+                return str(current), folder
+        newest = max((one for one in (path / "snapshots").iterdir()), key=lambda one: one.stat().st_mtime, default=path)
+        return str(newest), folder
+    if path.parent.name == "snapshots" and (path.parent.parent / "blobs").is_dir():
+        return folder, str(path.parent.parent)
+    return folder, folder
+
+
 def _is_inside(path: str, folder: str) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
+    if "://" not in path:
+        # Not by its URL: a name may hold "::", which chains URLs.
+        return LocalFileSystem(), str(Path(path).expanduser().absolute())
     try:
-        filesystem, inner = fsspec.core.url_to_fs(
-            str(Path(path).expanduser().absolute()) if "://" not in path else path
-        )
+        filesystem, inner = fsspec.core.url_to_fs(path)
         return filesystem, inner
     except (ImportError, ValueError):
         # pyarrow carries its own S3, GCS and HDFS clients; fsspec wants a package for each.
         try:
             arrow, inner = FileSystem.from_uri(path)
         except Exception as cause:
-            raise CorpusError(
-                f"corpus.path={path} names a store that cannot be opened: {cause}; check the scheme and the credentials"
-            ) from cause
+            remedy = (
+                "pip install huggingface_hub" if path.startswith("hf://") else "check the scheme and the credentials"
+            )
+            raise CorpusError(f"corpus.path={path} names a store that cannot be opened: {cause}; {remedy}") from cause
         return ArrowFSWrapper(arrow), inner
 
 
@@ -235,9 +293,14 @@ def _found(filesystem: Any, name: str, info: dict[str, Any]) -> FoundFile:
     return FoundFile(_full(filesystem, name), int(info["size"] or 0), changed)
 
 
-def _why_passed_over(relative: str, num_bytes: int) -> str | None:
+def why_passed_over(relative: str, num_bytes: int) -> str | None:
+    """Reason for passing over a file of a folder; None if it is read.
+
+    Args:
+        relative: Its path below the folder.
+    """
     parts = relative.split("/")
-    if any(part.startswith(".") for part in parts):
+    if any(part.startswith(".") and part not in (".", "..") for part in parts):
         return "hidden"
     for pattern, why in _PASSED_OVER:
         if fnmatch(parts[-1], pattern):

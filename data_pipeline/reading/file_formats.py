@@ -1,15 +1,20 @@
-"""Detect compression, encoding, format, columns and line ends of a file by its content, never by its name."""
+"""Detect compression, encoding, format, columns and line ends of a file, by its content and then by its name."""
 
-import csv
+import codecs
 import hashlib
-import io
-import json
+import os
 import re
-from dataclasses import dataclass
-from itertools import islice
-from typing import IO, Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from data_pipeline.formats.archives import ArchiveKind, Member, archive_of
+from data_pipeline.formats.arrow_rows import arrow_schema, batches_refused, columns_refused, is_arrow
+from data_pipeline.formats.batch_rows import is_text_like
+from data_pipeline.formats.csv_records import Dialect
 from data_pipeline.formats.decompression import (
+    MAGIC_BYTES,
+    ByteReader,
     Compression,
     ExpandsTooFarError,
     compression_of,
@@ -18,31 +23,46 @@ from data_pipeline.formats.decompression import (
 )
 from data_pipeline.formats.encodings import (
     WIDE_ENCODINGS,
-    Encoding,
-    HighByteSample,
+    LineSample,
     configured_encoding,
     detect_encoding,
 )
-from data_pipeline.formats.json_arrays import array_elements
+from data_pipeline.formats.foreign_formats import (
+    HEAD_BYTES,
+    LINK_AS_TEXT,
+    NESTED,
+    NESTED_ARCHIVE,
+    Foreign,
+    foreign_format,
+    is_html,
+)
+from data_pipeline.formats.legacy_encodings import Encoding
 from data_pipeline.formats.parquet_files import ExtensionTypeError, open_parquet
 from data_pipeline.formats.parquet_rows import pages_refused
-from data_pipeline.reading.corpus_files import FoundFile, open_bytes, open_seekable
+from data_pipeline.reading.corpus_files import FoundFile
+from data_pipeline.reading.opened_files import open_seekable, opened_file
+from data_pipeline.reading.text_columns import choose_column, is_named_like_text
+from data_pipeline.reading.text_detection import first_with_column, named_format, text_facts
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.redaction import redact
 
-Format = Literal["jsonl", "json", "csv", "txt", "parquet"]
-
-TEXT_NAMES = ("text", "content", "text_a", "sentence", "document", "body", "article", "story", "passage", "payload")
-TURN_NAMES = ("conversations", "messages", "conversation", "dialog")
-ALPACA_NAMES = ("instruction", "output")
+Format = Literal["jsonl", "json", "csv", "txt", "parquet", "arrow"]
 
 _HEAD_BYTES = 1 << 18
+_LONGEST_HEAD_BYTES = 1 << 22
+_LINES_OF_A_HEAD = 3
 _PIECE_BYTES = 1 << 20
-_DELIMITERS = (",", "\t", ";")
-_SNIFFED_ROWS = 60
-# Possessive quantifiers: with backtracking, white space without an end would take quadratic time.
-_OBJECT_OVER_LINES = re.compile(r'\s*+\{[^\S\n]*+\n\s*+"[^"\n]*+"\s*+:')
-_HEADER_CELL = re.compile(r"[^\W\d][\w .:/()#%-]{0,63}|")
+_LONGEST_LINK_BYTES = 1 << 12
+_TEXT_KEY = re.compile(rb'"text"\s*:')
+_END_OF_OBJECT = re.compile(rb"\}\s{0,64}[,{\]]")
+_QUOTED_CELL = re.compile(rb'(?:[^"\n]{0,256}[,;|\t])?"')
+_END_OF_CELL = re.compile(rb'"\s{0,64}[,;|\t\r\n]')
+_CONTROL = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
+_MOST_CONTROL = 0.02
+_TABLE_ENCODINGS: dict[Format, Encoding] = {
+    "parquet": Encoding("utf-8", "Parquet"),
+    "arrow": Encoding("utf-8", "Arrow"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +80,8 @@ class FileKind:
     has_cr_lines: bool = False
     """Lines end with a lone CR."""
     delimiter: str = ","
+    quote: str = '"'
+    escape: str = ""
     columns: tuple[str, ...] = ()
     """Header of a CSV; keys seen in JSON; columns of Parquet."""
     has_header: bool = True
@@ -69,6 +91,12 @@ class FileKind:
     """Columns to read besides the text; only Parquet, a columnar format, uses this."""
     refused: str | None = None
     """Reason why no row can be read; None if the file is readable."""
+    holds_no_text: bool = False
+    """A refused file without which nothing is lost, such as a picture."""
+    inside: Member | None = None
+    """The archive that holds the file; None for a file of its own."""
+    archive: ArchiveKind | None = None
+    """The file is an archive, whose members are read instead."""
     damage: str | None = None
     """Position and error of a failed decompression; rows before it are read."""
 
@@ -80,7 +108,17 @@ class FileKind:
     @property
     def format_in_words(self) -> str:
         """Name of the format; tables with their delimiter."""
-        return {",": "csv", "\t": "tsv", ";": "csv with ;"}[self.delimiter] if self.format == "csv" else self.format
+        if self.format != "csv":
+            return self.format
+        delimiter = self.delimiter if self.delimiter.isprintable() else repr(self.delimiter)[1:-1]
+        name = {",": "csv", "\t": "tsv"}.get(self.delimiter, f"csv with {delimiter}")
+        quote = "" if self.quote == '"' else f", quote {self.quote}" if self.quote else ", no quote"
+        return name + quote + (f", escape {self.escape}" if self.escape else "")
+
+    @property
+    def dialect(self) -> Dialect:
+        """The characters of a table."""
+        return Dialect(self.delimiter, self.quote, self.escape)
 
 
 def examine_file(found: FoundFile, corpus: CorpusConfig) -> FileKind:
@@ -90,66 +128,199 @@ def examine_file(found: FoundFile, corpus: CorpusConfig) -> FileKind:
         OSError: The file cannot be read.
     """
     digest = hashlib.blake2b(digest_size=16)
-    sample = HighByteSample()
-    head = b""
-    num_plain_bytes = 0
+    look = _FirstLook(wants_text_key=corpus.text is None)
     damage: str | None = None
     refused: str | None = None
-    with open_bytes(found.path) as raw:
+    compression: Compression | None = None
+    with opened_file(found) as raw:
         hashing = _HashingReader(raw, digest)
-        compression = compression_of(hashing.peek(4))
-        most_bytes = most_plain_bytes(found.num_bytes, corpus.expands_to)
-        plain = decompress(hashing, compression, most_bytes=most_bytes)
         try:
+            compression = compression_of(hashing.peek(MAGIC_BYTES))
+            most_bytes = most_plain_bytes(found.num_bytes, corpus.expands_to)
+            plain = decompress(hashing, compression, most_bytes=most_bytes)
             while piece := plain.read(_PIECE_BYTES):
-                num_plain_bytes += len(piece)
-                if len(head) < _HEAD_BYTES:
-                    head += piece[: _HEAD_BYTES - len(head)]
-                sample.add(piece)
+                look.add(piece)
+            while hashing.read(_PIECE_BYTES):
+                pass
         except (OSError, EOFError) as cause:
-            damage = f"{compression} stream ends in error after {num_plain_bytes:,} bytes: {redact(str(cause))}"
+            # An error with a number is one of the store, not of the file.
+            if getattr(cause, "errno", None) is not None or (compression is None and found.inside is None):
+                raise
+            damage = (
+                f"{compression or 'archive'} stream ends in error after {look.num_bytes:,} bytes: {redact(str(cause))}"
+            )
+            hashing.read_rest()
         except ExpandsTooFarError as cause:
             refused = str(cause)
-        while hashing.read(_PIECE_BYTES):
-            pass
-    common: dict[str, Any] = {
-        "path": found.path,
-        "num_file_bytes": hashing.num_bytes,
-        "num_plain_bytes": num_plain_bytes,
-        "blake2b": digest.hexdigest(),
-        "compression": compression,
-        "damage": damage,
-    }
+            hashing.read_rest()
+    kind = FileKind(
+        path=found.path,
+        num_file_bytes=hashing.num_bytes,
+        num_plain_bytes=look.num_bytes,
+        blake2b=digest.hexdigest(),
+        compression=compression,
+        encoding=Encoding("utf-8", "not read"),
+        format="txt",
+        refused=refused,
+        damage=damage,
+        inside=found.inside,
+    )
     if refused is not None:
-        return FileKind(encoding=Encoding("utf-8", "not read"), format="txt", refused=refused, **common)
+        return kind
+    return _without_rows(kind, look.head) or _with_rows(kind, look, found, corpus)
+
+
+def _without_rows(kind: FileKind, head: bytes) -> FileKind | None:
+    """The kind of a file that has no rows of its own: an archive, or a format that is not read; None for others."""
+    archive = archive_of(head[:HEAD_BYTES])
+    if archive is not None and kind.inside is None and (archive == "tar" or kind.compression is None):
+        return replace(kind, archive=archive)
+    foreign: Foreign | None = NESTED_ARCHIVE
+    if archive is None:
+        is_nested = kind.compression is not None and compression_of(head) is not None
+        foreign = NESTED if is_nested else foreign_format(head[:HEAD_BYTES])
+    if foreign is None and _is_link_as_text(kind, head):
+        foreign = LINK_AS_TEXT
+    if foreign is None:
+        return None
+    return replace(kind, refused=foreign.in_words, holds_no_text=not foreign.may_hold_text, damage=None)
+
+
+def _with_rows(kind: FileKind, look: "_FirstLook", found: FoundFile, corpus: CorpusConfig) -> FileKind:
+    head = look.head
     if head.startswith(b"PAR1"):
-        common |= _parquet_facts(found.path, compression, num_plain_bytes, corpus)
-        return FileKind(encoding=Encoding("utf-8", "Parquet"), format="parquet", **common)
+        facts = _parquet_facts(kind, corpus)
+        return replace(kind, format="parquet", encoding=_TABLE_ENCODINGS["parquet"], **facts)
+    if is_arrow(head):
+        return replace(kind, format="arrow", encoding=_TABLE_ENCODINGS["arrow"], **_arrow_facts(kind, found, corpus))
     if corpus.encoding is not None:
         encoding = configured_encoding(corpus.encoding, head)
     else:
-        encoding = detect_encoding(head, sample.finish())
-    if encoding.name not in WIDE_ENCODINGS and head.count(0) > 0.1 * len(head):
-        refused = "it is neither text nor Parquet: over a tenth of its first bytes are NUL; give text or Parquet"
-        return FileKind(encoding=encoding, format="txt", refused=refused, **common)
+        encoding = detect_encoding(head, look.lines.finish())
+    kind = replace(kind, encoding=encoding)
+    is_binary = encoding.name not in WIDE_ENCODINGS and (
+        head.count(0) > 0.1 * len(head)
+        or (encoding.is_guess and len(_CONTROL.findall(head)) > _MOST_CONTROL * len(head))
+    )
+    if is_binary:
+        refused = "it is neither text nor Parquet: many of its first bytes are NUL or control characters"
+        return replace(kind, refused=f"{refused}; give text or Parquet")
+    if encoding.refused is not None:
+        return replace(kind, refused=encoding.refused)
+    named = named_format(found.path) if corpus.format == "auto" else None
+    if corpus.format != "txt" and is_html(head) and (named or corpus.text is not None or corpus.format != "auto"):
+        refused = "it is a page of HTML where data should be, perhaps the error page of a download; download it again"
+        return replace(kind, refused=f"{refused}, or set corpus.format: txt")
     text = head[encoding.bom_bytes :].decode(encoding.name, "replace")
-    common |= _text_facts(text, corpus, is_whole=num_plain_bytes <= _HEAD_BYTES)
-    return FileKind(encoding=encoding, **common)
+    facts = text_facts(text, corpus, named, is_whole=kind.num_plain_bytes <= len(head))
+    kind = replace(kind, **facts)
+    return _with_late_column(kind, look, found, corpus)
+
+
+def _with_late_column(kind: FileKind, look: "_FirstLook", found: FoundFile, corpus: CorpusConfig) -> FileKind:
+    """A JSON file with the column that only later rows have, where the first ones leave it open."""
+    if kind.format not in ("jsonl", "json"):
+        return kind
+    is_open = kind.refused is not None or (
+        look.has_text_key and kind.text_column is not None and not is_named_like_text(kind.text_column)
+    )
+    if not is_open:
+        return kind
+    with opened_file(found) as raw:
+        plain = decompress(raw, kind.compression, most_bytes=most_plain_bytes(found.num_bytes, corpus.expands_to))
+        try:
+            late = first_with_column(_characters(plain, kind.encoding), corpus)
+        except (OSError, EOFError):
+            if kind.damage is None:
+                raise
+            return kind
+    return kind if late is None else replace(kind, **late)
+
+
+def _characters(plain: ByteReader, encoding: Encoding) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder(encoding.name)("replace")
+    skip = encoding.bom_bytes
+    while piece := plain.read(_PIECE_BYTES):
+        yield decoder.decode(piece[skip:])
+        skip = max(0, skip - len(piece))
+
+
+def _is_link_as_text(kind: FileKind, head: bytes) -> bool:
+    """True for a file whose only content is the path of another file beside it."""
+    if kind.inside is not None or "://" in kind.path or not 0 < len(head) <= _LONGEST_LINK_BYTES or b"\n" in head:
+        return False
+    target = os.path.join(os.path.dirname(kind.path), os.fsdecode(head))
+    return b"\0" not in head and b" " not in head and target != kind.path and os.path.exists(target)
+
+
+class _FirstLook:
+    """The beginning of a file, and a sample of its lines, gathered while it is read."""
+
+    def __init__(self, *, wants_text_key: bool) -> None:
+        self.head = b""
+        self.lines = LineSample()
+        self.num_bytes = 0
+        self.has_text_key = False
+        self._wants_text_key = wants_text_key
+        self._limit = _HEAD_BYTES
+        self._last = b""
+
+    def add(self, piece: bytes) -> None:
+        """Take the next bytes."""
+        self.num_bytes += len(piece)
+        while piece and len(self.head) < self._limit:
+            taken = piece[: self._limit - len(self.head)]
+            self.head += taken
+            self._take(taken)
+            piece = piece[len(taken) :]
+            if len(self.head) == self._limit and not _has_whole_rows(self.head):
+                self._limit = min(4 * self._limit, _LONGEST_HEAD_BYTES)
+        if piece:
+            self._take(piece)
+
+    def _take(self, piece: bytes) -> None:
+        self.lines.add(piece)
+        if self._wants_text_key and not self.has_text_key:
+            self.has_text_key = _TEXT_KEY.search(self._last + piece) is not None
+            self._last = piece[-16:]
+
+
+def _has_whole_rows(head: bytes) -> bool:
+    """True if the beginning of a file shows whole rows: a row of JSON, or some lines without a cell that stays open."""
+    begin = head.lstrip()[:1]
+    if begin == b"[":
+        return _END_OF_OBJECT.search(head) is not None or head.count(b"\n") >= _LINES_OF_A_HEAD
+    if begin == b"{":
+        return b"\n" in head or b"\r" in head or _END_OF_OBJECT.search(head) is not None
+    if head.count(b"\n") < _LINES_OF_A_HEAD:
+        return b"\n" not in head and head.count(b"\r") >= _LINES_OF_A_HEAD
+    start = _QUOTED_CELL.match(head, head.index(b"\n") + 1)
+    return start is None or _END_OF_CELL.search(head, start.end()) is not None
 
 
 class _HashingReader:
     """A stream that hashes its bytes while they are read, so that one pass over the file is enough."""
 
-    def __init__(self, raw: IO[bytes], digest: Any) -> None:
+    def __init__(self, raw: ByteReader, digest: Any) -> None:
         self._raw = raw
         self._digest = digest
         self._peeked = b""
         self.num_bytes = 0
 
     def peek(self, size: int) -> bytes:
-        self._peeked = self._raw.read(size)
+        while len(self._peeked) < size and (piece := self._raw.read(size - len(self._peeked))):
+            self._peeked += piece
         self._count(self._peeked)
         return self._peeked
+
+    def read_rest(self) -> None:
+        """Hash the rest, as far as it can be read."""
+        try:
+            while self.read(_PIECE_BYTES):
+                pass
+        except (OSError, EOFError) as cause:
+            if getattr(cause, "errno", None) is not None:
+                raise
 
     def read(self, size: int = -1, /) -> bytes:
         if self._peeked:
@@ -165,189 +336,14 @@ class _HashingReader:
         self.num_bytes += len(piece)
 
 
-def _text_facts(head: str, corpus: CorpusConfig, *, is_whole: bool) -> dict[str, Any]:
-    has_cr_lines = "\n" not in head and "\r" in head
-    lines = head.split("\r") if has_cr_lines else [line.rstrip("\r") for line in head.split("\n")]
-    if not is_whole and len(lines) > 1:
-        lines.pop()  # The last line may be incomplete.
-    facts: dict[str, Any] = {"has_cr_lines": has_cr_lines}
-    wanted = corpus.format
-    if wanted in ("json", "auto") and corpus.text is None and _is_array_of_strings(head):
-        return facts | {"format": "json"}
-    if wanted == "json" or (wanted == "auto" and _is_json_array(head)):
-        return facts | {"format": "json"} | _object_facts(_first_elements(head), corpus)
-    filled = [line for line in lines if line.strip()][:_SNIFFED_ROWS]
-    objects = [parsed for parsed in map(_object_or_none, filled) if parsed is not None]
-    if wanted == "jsonl" or (wanted == "auto" and filled and _looks_like_jsonl(filled, len(objects))):
-        return facts | {"format": "jsonl"} | _object_facts(objects, corpus)
-    if wanted == "auto" and _OBJECT_OVER_LINES.match(head):
-        refused = "it is JSON of objects over several lines; write one object per line (JSONL), or one array of objects"
-        return facts | {"format": "json", "refused": refused}
-    if wanted in ("csv", "tsv") or wanted == "auto":
-        table = _csv_facts(lines, corpus)
-        if table is not None:
-            return facts | table
-    return facts | {"format": "txt"}
-
-
-def _is_json_array(head: str) -> bool:
-    stripped = head.lstrip()
-    if not stripped.startswith("["):
-        return False
-    inside = stripped[1:].lstrip()
-    return inside.startswith("{") and re.match(r'\{\s*("|\})', inside) is not None
-
-
-def _is_array_of_strings(head: str) -> bool:
-    """True if the array begins with a complete string followed by a comma or the end of the array."""
-    start = re.match(r'\s*\[\s*(?=")', head)
-    if start is None:
-        return False
-    try:
-        _, end = json.JSONDecoder().raw_decode(head, start.end())
-    except ValueError:
-        return False
-    return re.match(r"\s*[,\]]", head[end:]) is not None
-
-
-def _first_elements(head: str) -> list[dict[str, Any]]:
-    """The first complete objects of an array."""
-    elements = array_elements(iter([head]), longest=len(head))
-    objects = (parsed for element in elements if (parsed := _object_or_none(element.text)) is not None)
-    return list(islice(objects, _SNIFFED_ROWS))
-
-
-def _object_facts(objects: list[dict[str, Any]], corpus: CorpusConfig) -> dict[str, Any]:
-    keys = tuple(dict.fromkeys(key for row in objects for key in row))
-    column, refused = choose_column(keys, corpus.text, [key for key in keys if _is_text(objects, key)])
-    return {"columns": keys, "text_column": column, "refused": refused}
-
-
-def _looks_like_jsonl(filled: list[str], num_objects: int) -> bool:
-    # Half is enough: malformed lines in the other half become rejects.
-    return 2 * num_objects >= len(filled) or (filled[0].lstrip().startswith('{"') and num_objects > 0)
-
-
-def _object_or_none(line: str) -> dict[str, Any] | None:
-    if not line.lstrip().startswith("{"):
-        return None
-    try:
-        parsed = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return parsed if isinstance(parsed, dict) else None
-
-
-def _is_text(objects: list[dict[str, Any]], key: str) -> bool:
-    values = [row[key] for row in objects if row.get(key) is not None]
-    return bool(values) and all(isinstance(value, str) for value in values)
-
-
-def choose_column(columns: tuple[str, ...], wanted: str | None, text_like: list[str]) -> tuple[str | None, str | None]:
-    """The column that holds the text.
-
-    Args:
-        columns: All columns or keys of the file.
-        wanted: corpus.text; None chooses by name.
-        text_like: Columns whose values look like text.
-
-    Returns:
-        (column, None), or (None, the reason to refuse the file). `conversations` and `alpaca` stand for dialogues.
-    """
-    if wanted is not None:
-        if wanted in columns:
-            return wanted, None
-        if any(name in columns for name in TURN_NAMES) or set(ALPACA_NAMES) <= set(columns):
-            return None, f"it holds conversations and no column {wanted!r}; for objective: sft remove corpus.text"
-        return None, f"it has no column {wanted!r}; its columns are {', '.join(columns) or 'none'}"
-    for name in (*TEXT_NAMES[:1], *TURN_NAMES):
-        if name in columns:
-            return ("conversations" if name in TURN_NAMES else name), None
-    if all(name in columns for name in ALPACA_NAMES):
-        return "alpaca", None
-    lowered = {column.strip().lower(): column for column in reversed(columns)}
-    for name in TEXT_NAMES:
-        if name in lowered:
-            return lowered[name], None
-    if len(text_like) == 1:
-        return text_like[0], None
-    return None, f"the column of the text is ambiguous; set corpus.text to one of {', '.join(columns) or 'none'}"
-
-
-def _csv_facts(lines: list[str], corpus: CorpusConfig) -> dict[str, Any] | None:
-    said = {"tsv": ("\t",)}.get(corpus.format, _DELIMITERS)
-    candidates = [found for delimiter in said if (found := _table(lines, delimiter, corpus)) is not None]
-    if not candidates:
-        if corpus.format == "auto":
-            return None
-        candidates = [_table_as_said(lines, said[0], corpus)]
-    return max(candidates, key=lambda facts: (facts["text_column"] is not None, len(facts["columns"])))
-
-
-def _table(lines: list[str], delimiter: str, corpus: CorpusConfig) -> dict[str, Any] | None:
-    """Properties of the table with this delimiter; None if the lines are no such table."""
-    rows = _sniffed_rows(lines, delimiter)
-    if len(rows) < 2:
-        return None
-    header = rows[0]
-    same = sum(len(row) == len(header) for row in rows) / len(rows)
-    is_header = all(_HEADER_CELL.fullmatch(cell.strip()) for cell in header) and len(set(header)) == len(header)
-    names = {cell.strip().lower() for cell in header}
-    knows_text = bool(names & {*TEXT_NAMES, corpus.text} or names.issuperset(ALPACA_NAMES))
-    if len(header) == 1:
-        return _table_as_said(lines, delimiter, corpus) if knows_text else None
-    if is_header and knows_text and same >= 0.5:
-        return _table_as_said(lines, delimiter, corpus)
-    # Prose has commas too, but not the same number of them on every line.
-    if same >= 0.9 and len(rows) >= 3:
-        return _table_as_said(lines, delimiter, corpus) | {"has_header": is_header}
-    return None
-
-
-def _table_as_said(lines: list[str], delimiter: str, corpus: CorpusConfig) -> dict[str, Any]:
-    rows = _sniffed_rows(lines, delimiter)
-    columns = tuple(cell.strip() for cell in rows[0]) if rows else ()
-    text_like = [
-        name for index, name in enumerate(columns) if any(_is_prose(row[index : index + 1]) for row in rows[1:])
-    ]
-    column, refused = choose_column(columns, corpus.text, text_like)
-    return {
-        "format": "csv",
-        "delimiter": delimiter,
-        "columns": columns,
-        "text_column": column,
-        "refused": refused,
-    }
-
-
-def _sniffed_rows(lines: list[str], delimiter: str) -> list[list[str]]:
-    reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter)
-    rows: list[list[str]] = []
-    try:
-        for row in reader:
-            if row:
-                rows.append(row)
-            if len(rows) == _SNIFFED_ROWS:
-                break
-    except csv.Error:  # A field exceeds the reader's limit; the rows before it are enough.
-        pass
-    return rows
-
-
-def _is_prose(cells: list[str]) -> bool:
-    return any(" " in cell.strip() for cell in cells)
-
-
-def _parquet_facts(
-    path: str, compression: Compression | None, num_plain_bytes: int, corpus: CorpusConfig
-) -> dict[str, Any]:
+def _parquet_facts(kind: FileKind, corpus: CorpusConfig) -> dict[str, Any]:
     import pyarrow as pa
 
     try:
-        with open_seekable(path, compression, num_plain_bytes=num_plain_bytes) as stream:
+        with open_seekable(kind) as stream:
             schema = open_parquet(stream).schema_arrow
             columns = tuple(schema.names)
-            text_like = [field.name for field in schema if _is_string(field.type)]
+            text_like = [field.name for field in schema if is_text_like(field.type)]
             column, refused = choose_column(columns, corpus.text, text_like)
             if refused is None:
                 wanted = (column,) if column in columns else columns
@@ -361,9 +357,26 @@ def _parquet_facts(
     return {"columns": columns, "text_column": column, "refused": refused}
 
 
-def _is_string(column: Any) -> bool:
+def _arrow_facts(kind: FileKind, found: FoundFile, corpus: CorpusConfig) -> dict[str, Any]:
     import pyarrow as pa
 
-    values = column.value_type if pa.types.is_dictionary(column) else column
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(is_kind(values) for is_kind in kinds)
+    longest_row = corpus.longest_row_bytes
+    most_bytes = most_plain_bytes(found.num_bytes, corpus.expands_to)
+    try:
+        with opened_file(found) as raw:
+            schema = arrow_schema(decompress(raw, kind.compression, most_bytes=most_bytes))
+        columns = tuple(schema.names)
+        text_like = [field.name for field in schema if is_text_like(field.type)]
+        column, refused = choose_column(columns, corpus.text, text_like)
+        if refused is None:
+            wanted = (column,) if column in columns else columns
+            refused = columns_refused(schema, [name for name in wanted if name is not None])
+        if refused is None:
+            with opened_file(found) as raw:
+                plain = decompress(raw, kind.compression, most_bytes=most_bytes)
+                refused = batches_refused(plain, longest_row=longest_row)
+    except ExtensionTypeError as cause:
+        return {"refused": str(cause)}
+    except (OSError, EOFError, ValueError, pa.ArrowException) as cause:
+        return {"refused": f"it begins like Arrow, but cannot be read: {cause}; download or write it again"}
+    return {"columns": columns, "text_column": column, "refused": refused}

@@ -120,14 +120,20 @@ def _units(corpus: Corpus) -> list[list[int]]:
 def _cut(batch: Any, corpus: Corpus) -> Iterator[Any]:
     unit = batch.column("unit")[0].as_py()
     files = json.loads(batch.column("files")[0].as_py())
-    for number, pieces in enumerate(_parcels(corpus, files)):
-        yield pa.table(
-            {
-                "name": [_parcel_name(unit, number)],
-                "pieces": [json.dumps([describe(piece) for piece in pieces])],
-                "data": pa.array([b"".join(piece.data for piece in pieces)], pa.large_binary()),
-            }
-        )
+    number = 0
+    try:
+        for number, pieces in enumerate(_parcels(corpus, files)):
+            yield _row(
+                _parcel_name(unit, number),
+                [describe(piece) for piece in pieces],
+                b"".join(piece.data for piece in pieces),
+            )
+    except InputFault as fault:
+        yield _row(_parcel_name(unit, number + 1), {_FAULT: str(fault)}, b"")
+
+
+def _row(name: str, pieces: Any, data: bytes) -> Any:
+    return pa.table({"name": [name], "pieces": [json.dumps(pieces)], "data": pa.array([data], pa.large_binary())})
 
 
 def _parcels(corpus: Corpus, files: Sequence[int]) -> Iterator[list[Piece]]:
@@ -148,12 +154,14 @@ def _work(batch: Any, work: ParcelWork) -> Any:
     name = batch.column("name")[0].as_py()
     data = memoryview(batch.column("data")[0].as_buffer())
     pieces, start = [], 0
-    for description in json.loads(batch.column("pieces")[0].as_py()):
+    described = json.loads(batch.column("pieces")[0].as_py())
+    # The pieces, or the fault of a file that could not be cut into them.
+    for description in described if isinstance(described, list) else ():
         stop = start + description["num_bytes"]
         pieces.append(rebuild(description, bytes(data[start:stop])))
         start = stop
     try:
-        result = work(name, pieces)
+        result = work(name, pieces) if isinstance(described, list) else dict(described)
     except InputFault as fault:
         # Ray would hand it over as an error of its own, with a traceback as its words.
         result = {_FAULT: str(fault)}

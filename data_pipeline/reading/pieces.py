@@ -7,20 +7,23 @@ its pieces.
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import pyarrow as pa
 
+from data_pipeline.files.machine_faults import machine_fault
+from data_pipeline.formats.arrow_rows import arrow_rows
 from data_pipeline.formats.csv_records import end_of_last_record
 from data_pipeline.formats.decompression import decompress, most_plain_bytes
 from data_pipeline.formats.encodings import WIDE_ENCODINGS
 from data_pipeline.formats.json_arrays import array_elements
 from data_pipeline.formats.parquet_files import ExtensionTypeError
 from data_pipeline.formats.parquet_rows import parquet_rows
-from data_pipeline.reading.corpus_files import open_bytes, open_seekable
 from data_pipeline.reading.file_formats import FileKind
+from data_pipeline.reading.opened_files import open_seekable, opened_file
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.rejects import Reason
 from data_pipeline.schema.user_errors import first_line
@@ -53,13 +56,24 @@ def pieces_of(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes: i
         file: Number of the file in the corpus.
 
     Raises:
-        OSError, EOFError: The file cannot be read, although it could when it was examined.
-        CorpusError: The file has an Arrow extension type, although it had none when it was examined.
+        CorpusError: The file has changed since it was examined.
     """
     if kind.refused is not None:
         return
-    if kind.format == "parquet":
-        yield from _parquet_pieces(kind, corpus, file=file, piece_bytes=piece_bytes)
+    try:
+        yield from _pieces(kind, corpus, file=file, piece_bytes=piece_bytes)
+    except (OSError, EOFError) as cause:
+        if machine_fault(cause) is not None:
+            raise
+        raise CorpusError(
+            f"{kind.path} could be read a moment before, and now it cannot: {cause}; leave the files of the corpus as "
+            "they are while it is read, and run the same command again"
+        ) from cause
+
+
+def _pieces(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes: int) -> Iterator[Piece]:
+    if kind.format in ("parquet", "arrow"):
+        yield from _table_pieces(kind, corpus, file=file, piece_bytes=piece_bytes)
     elif kind.format == "json":
         yield from _json_pieces(kind, corpus, file=file, piece_bytes=piece_bytes)
     else:
@@ -132,7 +146,7 @@ def _cut(buffer: bytearray, searched: int, unit: str, kind: FileKind) -> int:
         searched: No row ends at a line end before this position.
     """
     if unit == "record":
-        return end_of_last_record(buffer, kind.delimiter)
+        return end_of_last_record(buffer, kind.dialect)
     if unit == "paragraph":
         return max((blank.end() for blank in _BLANK_LINE.finditer(buffer, searched)), default=0)
     return buffer.rfind(b"\n", searched) + 1 if unit == "line" else 0
@@ -142,11 +156,15 @@ def _plain_text(kind: FileKind, corpus: CorpusConfig) -> Iterator[bytes]:
     """Text of a file: decompressed, without byte order mark, wide encodings as UTF-8, lone CR line ends as LF."""
     decoder = _wide_decoder(kind.encoding.name) if kind.encoding.name in WIDE_ENCODINGS else None
     skip = kind.encoding.bom_bytes
-    with open_bytes(kind.path) as raw:
+    num_bytes = 0
+    with opened_file(kind) as raw:
         most_bytes = most_plain_bytes(kind.num_file_bytes, corpus.expands_to)
         plain = decompress(raw, kind.compression, most_bytes=most_bytes)
         try:
             while piece := plain.read(_READ_BYTES):
+                num_bytes += len(piece)
+                if num_bytes > kind.num_plain_bytes and kind.damage is None:
+                    raise CorpusError(_changed(kind, kind.num_plain_bytes, num_bytes))
                 piece, skip = piece[skip:], max(0, skip - len(piece))
                 if decoder is not None:
                     piece = decoder.decode(piece).encode("utf-8", "surrogatepass")
@@ -156,6 +174,15 @@ def _plain_text(kind: FileKind, corpus: CorpusConfig) -> Iterator[bytes]:
         except (OSError, EOFError):
             if kind.damage is None:
                 raise
+    if num_bytes < kind.num_plain_bytes and kind.damage is None:
+        raise CorpusError(_changed(kind, kind.num_plain_bytes, num_bytes))
+
+
+def _changed(kind: FileKind, before: int, now: int) -> str:
+    return (
+        f"{kind.path} has changed while it was read: it had {before:,} bytes, and now {now:,} or more; stop the "
+        "program that writes it and run the same command again"
+    )
 
 
 def _wide_decoder(encoding: str) -> codecs.IncrementalDecoder:
@@ -214,27 +241,63 @@ class _Gathered:
             self._rows, self._lines, self._size, self._is_first = [], [], 0, False
 
 
-def _parquet_pieces(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes: int) -> Iterator[Piece]:
+def _table_pieces(kind: FileKind, corpus: CorpusConfig, *, file: int, piece_bytes: int) -> Iterator[Piece]:
+    """Rows of Parquet and Arrow as JSON lines."""
     text = kind.columns if kind.has_dialogues else (kind.text_column or "",)
     columns = list(dict.fromkeys((*text, *kind.kept_columns)))
     gathered = _Gathered(file, piece_bytes)
     number = 0
     try:
-        with open_seekable(kind.path, kind.compression, num_plain_bytes=kind.num_plain_bytes) as stream:
-            for number, row in enumerate(parquet_rows(stream, columns, longest_row=corpus.longest_row_bytes), start=1):
-                if isinstance(row, Reason):
-                    yield from gathered.reject(number, b"", row)
+        with _table_rows(kind, columns, corpus) as rows:
+            for number, row in enumerate(rows, start=1):
+                reason = row if isinstance(row, Reason) else _why_no_text(row, kind)
+                if isinstance(row, Reason) or reason is not None:
+                    yield from gathered.reject(number, b"", reason or Reason.NOT_TEXT)
                 else:
+                    # Only columns beside the text hold values that are none of JSON, such as dates.
                     yield from gathered.add(number, json.dumps(row, ensure_ascii=True, default=str).encode())
     except ExtensionTypeError as cause:
         raise CorpusError(f"{kind.path}: {cause}") from cause
     except CorpusError:
         raise
-    except (ValueError, OSError, pa.ArrowException) as cause:
+    except (ValueError, OSError, EOFError, pa.ArrowException) as cause:
         if getattr(cause, "errno", None) is not None:
             raise  # Of the store, not of the file: Arrow's own errors have no number.
         yield from gathered.reject(number + 1, first_line(cause).encode(), Reason.FILE_DAMAGED)
     yield from gathered.rest()
+
+
+@contextmanager
+def _table_rows(
+    kind: FileKind, columns: Sequence[str], corpus: CorpusConfig
+) -> Iterator[Iterator[dict[str, Any] | Reason]]:
+    longest_row = corpus.longest_row_bytes
+    if kind.format == "parquet":
+        with open_seekable(kind) as stream:
+            _check_size(stream, kind.num_plain_bytes, kind)
+            yield parquet_rows(stream, columns, longest_row=longest_row)
+    else:
+        with opened_file(kind) as raw:
+            if kind.inside is None:
+                _check_size(raw, kind.num_file_bytes, kind)
+            most_bytes = most_plain_bytes(kind.num_file_bytes, corpus.expands_to)
+            plain = decompress(raw, kind.compression, most_bytes=most_bytes)
+            yield arrow_rows(plain, columns, longest_row=longest_row)
+
+
+def _check_size(stream: IO[bytes], num_bytes: int, kind: FileKind) -> None:
+    if not stream.seekable():
+        return
+    found = stream.seek(0, 2)
+    stream.seek(0)
+    if found != num_bytes:
+        raise CorpusError(_changed(kind, num_bytes, found))
+
+
+def _why_no_text(row: dict[str, Any], kind: FileKind) -> Reason | None:
+    """Reason for rejecting a row whose text is a date or another value that JSON does not have."""
+    text = row.get(kind.text_column or "")
+    return None if text is None or isinstance(text, str | int | float | list | dict) else Reason.NOT_TEXT
 
 
 def describe(piece: Piece) -> dict[str, Any]:

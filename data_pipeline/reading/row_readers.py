@@ -9,8 +9,9 @@ from typing import Any
 from data_pipeline.files.plain_json import is_nested_too_deep
 from data_pipeline.formats.csv_records import csv_records
 from data_pipeline.reading.conversations import alpaca_turns_of, turns_of
-from data_pipeline.reading.file_formats import TURN_NAMES, FileKind
+from data_pipeline.reading.file_formats import FileKind
 from data_pipeline.reading.pieces import Piece, row_encoding
+from data_pipeline.reading.text_columns import TURN_NAMES
 from data_pipeline.schema.corpus_config import CorpusConfig
 from data_pipeline.schema.rejects import Reason, Reject, excerpt_of
 from data_pipeline.tokens.chat_template import ChatTemplate, Dialogue, Turn
@@ -94,7 +95,7 @@ def _contents_of_any_length(
 ) -> Iterator[tuple[int, bytes, _Read | None]]:
     if kind.format == "csv":
         return _csv_rows(piece, kind)
-    if kind.format in ("jsonl", "json", "parquet"):
+    if kind.format in ("jsonl", "json", "parquet", "arrow"):
         return _json_rows(piece, kind)
     if corpus.documents == "paragraphs":
         return _paragraphs(piece, kind)
@@ -196,7 +197,7 @@ def _csv_rows(piece: Piece, kind: FileKind) -> Iterator[tuple[int, bytes, _Read 
     columns = list(kind.columns)
     wanted = _csv_columns(kind)
     is_header_next = piece.is_first and kind.has_header
-    for record in csv_records(piece.data, kind.delimiter, first_line=piece.first_line):
+    for record in csv_records(piece.data, kind.dialect, first_line=piece.first_line):
         if is_header_next and record.fields != [b""]:
             is_header_next = False
             continue

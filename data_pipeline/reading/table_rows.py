@@ -142,7 +142,7 @@ def _cells(raw: bytes, kind: FileKind) -> dict[str, str] | Reason:
     if not kind.kept_columns:
         return {}
     if kind.format == "csv":
-        fields = next(csv_records(raw, kind.delimiter, first_line=1)).fields or []
+        fields = next(csv_records(raw, kind.dialect, first_line=1)).fields or []
         try:
             return {
                 name: fields[kind.columns.index(name)].decode(row_encoding(kind)).strip() for name in kind.kept_columns

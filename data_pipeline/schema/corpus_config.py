@@ -4,7 +4,7 @@ import codecs
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from data_pipeline.schema.redaction import Sources, redact_url
 from data_pipeline.schema.settings import Count, NumBytes, Settings, Share
@@ -32,10 +32,27 @@ class CorpusConfig(Settings):
     folder to files inside it are read, and others are passed over and named. A file that path names itself is read."""
 
     text: str | None = None
-    """Column or key that holds the text. null: the column called text, or the only one that can hold it."""
+    """Column or key that holds the text; with header: none the number of the column, from 1. null: the column called
+    text, or the only one that can hold it. Plain text has no columns, so it is refused where a name is given."""
 
-    format: Literal["auto", "jsonl", "json", "csv", "tsv", "txt", "parquet"] = "auto"
-    """Format of all files. auto: detected from the content of each file, not from its name."""
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow"] = "auto"
+    """Format of all files. auto: detected from the content of each file. A file whose name or content says JSON, CSV,
+    Parquet or Arrow is never read as plain text, unless txt is given here."""
+
+    delimiter: str | None = None
+    """The character between the fields of a table, as a comma or a tab. null: detected for each file."""
+
+    quote: str | None = None
+    """The character around a field of a table that holds delimiters or line ends; "" for none. null: detected for each
+    file, usually the double quote."""
+
+    escape: str | None = None
+    """The character in a table that makes the next one plain, as a backslash; "" for none. null: detected for each
+    file, usually none."""
+
+    header: Literal["auto", "first", "none"] = "auto"
+    """Names of the columns of a table. first: its first row. none: it has no names, and text is the number of a column.
+    auto: detected for each file."""
 
     documents: Literal["lines", "paragraphs", "files"] = "lines"
     """Unit of a plain text file that is one document: a line, a paragraph (text between empty lines) or the whole file.
@@ -60,6 +77,11 @@ class CorpusConfig(Settings):
     """Bytes that one compressed file may expand to, from 1; a file that expands to more is refused. null: the larger
     of 64 GiB and 200 times its compressed size. It guards against files made to exhaust memory and disk."""
 
+    damaged: Literal["refuse", "keep_what_is_whole"] = "refuse"
+    """Treatment of files of which a part cannot be read, such as a compressed file that is cut off. refuse: preparation
+    stops, with the number of rows before the damage. keep_what_is_whole: these rows are used; the rest of the file
+    counts as one rejected row."""
+
     drop_duplicates: bool = False
     """true: only the first of documents with equal text is used. Duplicates raise the loss on new text
     (arXiv:2107.06499)."""
@@ -68,6 +90,20 @@ class CorpusConfig(Settings):
     def longest_row_bytes(self) -> int:
         """`longest_row`, or its default."""
         return LONGEST_ROW_BYTES if self.longest_row is None else self.longest_row
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _number_of_a_column(cls, text: Any) -> Any:
+        return str(text) if isinstance(text, int) and not isinstance(text, bool) else text
+
+    @field_validator("delimiter", "quote", "escape")
+    @classmethod
+    def _is_one_character(cls, character: str | None, info: ValidationInfo) -> str | None:
+        if character is None or (character == "" and info.field_name != "delimiter"):
+            return character
+        if len(character) != 1 or not character.isascii() or character in "\n\r\0":
+            raise ValueError('not one ASCII character; give one that is no line end, for example "|" or "\\t"')
+        return character
 
     @field_validator("encoding")
     @classmethod
@@ -82,10 +118,27 @@ class CorpusConfig(Settings):
         return encoding
 
     @model_validator(mode="after")
+    def _dialect_is_possible(self) -> Self:
+        given = [one for one in (self.delimiter, self.quote, self.escape) if one]
+        if len(set(given)) < len(given):
+            raise ValueError("delimiter, quote and escape of a table must be different characters; change one of them")
+        if self.header == "none" and self.text is not None and not (self.text.isdecimal() and int(self.text) >= 1):
+            raise ValueError(
+                f"header: none gives the columns no names, so text: {self.text} is none of them; give the number of "
+                "the column, from 1, for example text: 2"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.path is None) == (self.builtin is None):
             raise ValueError("a corpus needs exactly one source: give path, or builtin: python-docs, not both")
         return self
+
+
+YOUNGER = ("follow_links", "delimiter", "quote", "escape", "header", "damaged")
+"""Settings of a corpus that are younger than the first results: files of before do not have them, and at their defaults
+they change no token."""
 
 
 def corpus_at(path: str, **settings: Any) -> CorpusConfig:

@@ -43,6 +43,10 @@ class FileReport(Record):
     """Blank lines between rows or at the end of the file; not counted as rows."""
     refused: str | None = None
     """Reason why no row of the file was read; the file then counts as one rejected row."""
+    damage: str | None = None
+    """Position and cause of damage behind which no row was read; the rest of the file counts as one rejected row."""
+    notes: tuple[str, ...] = ()
+    """Findings about the kept rows that reject none: a guessed encoding, tags, replaced characters."""
 
 
 class PassedOver(Record):

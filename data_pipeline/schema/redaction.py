@@ -47,6 +47,11 @@ def redact_url(value: str) -> str:
     return redact(_USER_IN_URL.sub(_masked_user, value)) if "://" in value else value
 
 
+def recorded_path(value: str) -> str:
+    """A path or URL as records show it: redacted, with escapes in place of the bytes of a name that is no UTF-8."""
+    return redact_url(value).encode("utf-8", "backslashreplace").decode()
+
+
 def redact_urls(value: Any) -> Any:
     """A URL or a list of URLs, redacted as by `redact_url`; any other value unchanged."""
     if isinstance(value, list | tuple):
@@ -130,5 +135,5 @@ Source = Annotated[str, *_rules]
 Sources = Annotated[str | tuple[str, ...] | None, *_rules]
 """One `Source`, several, or none."""
 
-RecordedPath = Annotated[str, AfterValidator(redact_url)]
-"""Path or URL of a file in a record, redacted."""
+RecordedPath = Annotated[str, AfterValidator(recorded_path)]
+"""Path or URL of a file in a record, redacted and printable."""

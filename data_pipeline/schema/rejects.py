@@ -8,7 +8,7 @@ from typing import Any
 
 from data_pipeline.schema.corpus_config import CorpusConfig, CorpusError
 from data_pipeline.schema.manifest import FileReport
-from data_pipeline.schema.redaction import redact_url
+from data_pipeline.schema.redaction import recorded_path
 
 
 class Reason(StrEnum):
@@ -56,7 +56,7 @@ class Reject:
     excerpt: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "file", redact_url(self.file))
+        object.__setattr__(self, "file", recorded_path(self.file))
 
     def as_json(self) -> dict[str, Any]:
         """The object written to rejects.jsonl."""
@@ -80,13 +80,22 @@ def reject_table(rejects: Mapping[str, int], *, rows_read: int) -> str:
 
 
 def check_files(files: Sequence[FileReport], corpus: CorpusConfig) -> None:
-    """Refuse a corpus whose unreadable files hold a larger share of its bytes than `max_rejected` allows of its rows.
+    """Refuse a corpus with damaged files, unless `damaged` keeps what is whole, or whose unreadable files hold a
+    larger share of its bytes than `max_rejected` allows of its rows.
 
     A refused file counts as one reject for all its rows, so `check_rejects` alone could miss half of a corpus.
 
     Raises:
         CorpusError: Lists the files and the reasons.
     """
+    damaged = [file for file in files if file.damage is not None]
+    if damaged and corpus.damaged == "refuse":
+        lines = [f"{file.path}: {file.damage}; {_rows_before(file)}" for file in damaged[:_FILES_SHOWN]]
+        more = f"\nand {len(damaged) - _FILES_SHOWN} more" if len(damaged) > _FILES_SHOWN else ""
+        raise CorpusError(
+            f"{len(damaged)} of {len(files)} files are damaged, and rows behind the damage are lost. Download them "
+            "again, or use the rows before it: corpus.damaged: keep_what_is_whole:\n" + "\n".join(lines) + more
+        )
     refused = [file for file in files if file.refused is not None]
     num_bytes = sum(file.num_file_bytes for file in files)
     share = sum(file.num_file_bytes for file in refused) / max(num_bytes, 1)
@@ -98,6 +107,10 @@ def check_files(files: Sequence[FileReport], corpus: CorpusConfig) -> None:
             f"corpus.max_rejected allows {corpus.max_rejected:.1%}. Repair these files, or name only readable ones as "
             f"corpus.path:\n{reasons}{more}"
         )
+
+
+def _rows_before(file: FileReport) -> str:
+    return f"{file.rows_kept:,} rows before it are whole, and an unknown number behind it is lost"
 
 
 def check_rejects(rejects: Mapping[str, int], rows_read: int, corpus: CorpusConfig) -> None:

@@ -10,7 +10,8 @@ class InputFault(ValueError):  # noqa: N818 - the user's fault, in the sense of 
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))
+        # The bytes of a file name may be no UTF-8.
+        super().__init__(redact(message).encode("utf-8", "backslashreplace").decode())
 
 
 def first_line(error: BaseException) -> str:

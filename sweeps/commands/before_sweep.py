@@ -129,13 +129,15 @@ def prepare(
     """
     from dataclasses import asdict
 
-    from data_pipeline.preparation.corpus_check import check as check_corpus
-    from sweeps.lanes.ray_session import log_libraries_in
-    from sweeps.planning.preparation import data_figures, print_check, print_preparation
-    from sweeps.planning.resolved_sweep import ExpectedSweep, PreparedSweep
     from sweeps.settings.sweep_file import load_sweep_file
 
+    # A mistake in the file is reported before anything slow is imported.
     config = load_sweep_file(file, overrides or ())
+
+    from data_pipeline.preparation.corpus_check import check as check_corpus
+    from sweeps.planning.preparation import data_figures, print_check, print_preparation
+    from sweeps.planning.resolved_sweep import ExpectedSweep, PreparedSweep
+
     console, folder = terminal(), results_folder(results)
     if check:
         _ = ExpectedSweep(config, folder).begun  # The checks of every command.
@@ -147,6 +149,8 @@ def prepare(
         if found.problem is not None:
             raise InputFault(found.problem)
         return
+    from sweeps.lanes.library_logs import log_libraries_in
+
     log_libraries_in(folder)
     with outlives_its_terminal(folder):
         # A script reads stdout, so progress goes to stderr.

@@ -13,7 +13,7 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 _OURS = frozenset({"data_pipeline", "core", "sweeps"})
 _INSTALLED = frozenset(
     {
-        *("ray", "torch", "tokenizers", "pandas", "mlflow", "pyarrow", "charset_normalizer", "filelock", "fsspec"),
+        *("ray", "torch", "tokenizers", "pandas", "mlflow", "pyarrow", "filelock", "fsspec"),
         *("jinja2", "markupsafe", "matplotlib", "numpy", "optuna", "psutil", "pydantic", "yaml", "rich", "sklearn"),
         *("scipy", "safetensors", "tensorboardX", "typer", "zstandard", "transformers", "click", "grpc", "sqlalchemy"),
         "threadpoolctl",

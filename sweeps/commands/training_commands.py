@@ -38,7 +38,8 @@ def sweep(
 
     config = load_sweep_file(file, overrides or ())
     folder, uri = results_location(results)
-    from sweeps.lanes.ray_session import connect_while_importing, has_cluster, log_libraries_in
+    from sweeps.lanes.library_logs import log_libraries_in
+    from sweeps.lanes.ray_session import connect_while_importing, has_cluster
     from sweeps.records.results_folder import may_be_finished
 
     if config.needs_gpus and not has_cluster():
@@ -87,7 +88,7 @@ def train(
     from data_pipeline.schema.settings import parse_count
     from sweeps.commands.end_summary import close
     from sweeps.execution.run_sweep import run_sweep
-    from sweeps.lanes.ray_session import log_libraries_in
+    from sweeps.lanes.library_logs import log_libraries_in
     from sweeps.planning.full_training import plan_training
 
     multiple = None if tokens is None else re.fullmatch(r"(\d*\.?\d+)x", tokens.strip())

@@ -105,7 +105,7 @@ def plan_lanes(
     Raises:
         ResourcesError: Not even one trial fits.
     """
-    use_gpu = uses_gpus(resources, num_gpus)
+    use_gpu = resources.uses_gpus(num_gpus)
     workers = resources.workers_per_trial
     slots, unit = (num_gpus, "GPU") if use_gpu else (num_cpus, "core")
     if use_gpu and slots < workers:
@@ -152,11 +152,6 @@ def plan_lanes(
         gpus_per_worker=_in_steps(1 / lanes_per_gpu),
         most=most,
     )
-
-
-def uses_gpus(resources: ResourcesConfig, num_gpus: int) -> bool:
-    """Whether trials train on GPUs, in a cluster with this many."""
-    return resources.device == "gpu" or (resources.device == "auto" and num_gpus > 0)
 
 
 def _held_by_auto(

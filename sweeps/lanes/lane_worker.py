@@ -27,8 +27,9 @@ from core.model_files.checkpoint import trunk_checkpoint
 from core.settings.run_config import RunConfig
 from core.training.run_checks import Beginning
 from core.training.run_end import RunEnd
-from core.training.staged_run import Stage, run_stages
+from core.training.staged_run import run_stages
 from core.training.training_run import run_training
+from core.training.training_stage import Stage
 from data_pipeline.files.machine_faults import MachineFault, machine_fault
 from data_pipeline.files.own_files import OwnLog
 from data_pipeline.preparation.node_copies import open_on_this_node

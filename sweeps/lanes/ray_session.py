@@ -18,12 +18,11 @@ from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
-from data_pipeline.files.own_files import OwnLog, private_temp_folder
-from data_pipeline.schema.redaction import RedactingFormatter
+from data_pipeline.files.own_files import private_temp_folder
 from data_pipeline.schema.user_errors import first_line
 from sweeps.lanes.cluster_address import ClusterError, check_address
+from sweeps.lanes.library_logs import is_verbose
 from sweeps.records.orphan_processes import MARK, driver_mark
-from sweeps.records.results_folder import LOG_FILE, check_writable
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable of a submitted job, whose working folder Ray itself hands to the workers."""
@@ -227,30 +226,5 @@ def _set_environment() -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
-def is_verbose() -> bool:
-    """Whether Ray and its workers print on the terminal (`pretune sweep -v`)."""
-    return bool(os.environ.get("PRETUNE_VERBOSE"))
-
-
 def _logging_level() -> int:
     return logging.INFO if is_verbose() else logging.ERROR
-
-
-def log_libraries_in(results_folder: Path) -> None:
-    """Create the results folder, and log the output of Ray and other libraries to a file there.
-
-    With `-v` the output stays on the terminal.
-
-    Raises:
-        ResultsError: The folder is not writable.
-    """
-    check_writable(results_folder)
-    if is_verbose():
-        return
-    handler = OwnLog(results_folder / LOG_FILE, encoding="utf-8", delay=True)
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.captureWarnings(True)
-    for name in ("ray", "ray.data", "py.warnings"):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.propagate = False

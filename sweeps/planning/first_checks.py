@@ -8,7 +8,6 @@ from pathlib import Path
 
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.tokens.tokenizer import MASK_TOKENS, load_tokenizer, vocabulary_of
-from sweeps.lanes.lane_planning import uses_gpus
 from sweeps.settings.setting_paths import INITIAL_WEIGHTS, PRECISION
 from sweeps.settings.sweep_config import SweepConfig
 
@@ -30,7 +29,7 @@ def check_device(sweep: SweepConfig, *, num_gpus: int) -> None:
     Raises:
         InputFault: The sweep asks for fp16, and its trials train on CPUs.
     """
-    if not sweep.needs_gpus or uses_gpus(sweep.resources, num_gpus):
+    if not sweep.needs_gpus or sweep.resources.uses_gpus(num_gpus):
         return
     place, remedy = PRECISION, "use auto, bf16 or fp32"
     if PRECISION in sweep.search:

@@ -13,7 +13,7 @@ from rich.console import Console
 from core.model_files.checkpoint import read_progress, trunk_checkpoint
 from core.settings.run_config import RunConfig
 from core.training.run_checks import check_trunk
-from core.training.staged_run import Stage
+from core.training.training_stage import Stage
 from data_pipeline.schema.dotted_paths import set_at
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.tokens.token_blocks import PreparedCorpus

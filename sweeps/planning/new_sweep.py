@@ -4,15 +4,15 @@ import json
 import math
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import torch
+import numpy as np
 import yaml
 
 from core.settings.model_config import ModelConfig
-from core.step.step_profile import matmul_flops_per_s
 from data_pipeline.files.whole_files import write_atomically
 from data_pipeline.preparation.corpus_check import BYTES_OF_TOKEN, check
 from data_pipeline.preparation.survey import read_parcel
@@ -35,6 +35,17 @@ _SIZES = ((2, 64, 2), (2, 128, 2), (4, 256, 4), (6, 384, 6), (6, 768, 12), (12, 
 """Layers, width, heads, from small to BERT's base."""
 
 
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
+_MEASURED_SIZE = 1024
+_FEWEST_LINES = 50
+_SHARE_OF_BLANK = 0.02
+_LONGEST_WRAPPED = 100
+_ENDS_OF_SENTENCES = frozenset('.!?:;"”’)]。！？')
+_WRAPPED = """\
+# Most lines end inside a sentence, so a document is a paragraph between blank lines, not a line.
+"""
+
+
 @dataclass(frozen=True)
 class CorpusFacts:
     """Figures of a corpus from a first look."""
@@ -50,6 +61,10 @@ class CorpusFacts:
     """Median UTF-8 bytes of a document."""
     is_hex: bool
     """Words are two bytes in hex, as of network packets."""
+    is_wrapped: bool = False
+    """Plain text whose lines are broken at a width; its documents are the paragraphs between blank lines."""
+    has_dialogues: bool = False
+    """Rows are conversations."""
 
 
 def look_at(path: str) -> CorpusFacts:
@@ -64,6 +79,12 @@ def look_at(path: str) -> CorpusFacts:
     if found.problem is not None:
         raise InputFault(found.problem)
     texts = _first_texts(config)
+    is_wrapped = {file.format for file in found.files if file.refused is None} == {"txt"} and _is_wrapped(
+        texts, num_lines=found.rows_kept, num_blank=sum(file.num_blank_lines for file in found.files)
+    )
+    if is_wrapped:
+        config = config.model_copy(update={"documents": "paragraphs"})
+        found, texts = check(config), _first_texts(config)
     words = [word for text in texts for word in text.split()[:100]]
     columns = {file.text_column for file in found.files if file.text_column not in (None, "conversations", "alpaca")}
     return CorpusFacts(
@@ -74,6 +95,8 @@ def look_at(path: str) -> CorpusFacts:
         text_column=columns.pop() if len(columns) == 1 else None,
         median_bytes=int(median(len(text.encode()) for text in texts)),
         is_hex=sum(bool(_HEX_WORD.fullmatch(word)) for word in words) > 0.9 * len(words),
+        is_wrapped=is_wrapped,
+        has_dialogues=any(file.text_column in ("conversations", "alpaca") for file in found.files),
     )
 
 
@@ -97,10 +120,11 @@ def write_new_sweep(path: str, target: Path, *, is_causal: bool, training_flops_
 
 def sweep_text(path: str, facts: CorpusFacts, *, is_causal: bool, flops_per_s: float) -> str:
     """The text of the sweep file."""
+    is_causal = is_causal or facts.has_dialogues
     vocabulary = 65_541 if facts.is_hex else _vocabulary(facts.num_bytes)
     num_tokens = int(facts.num_bytes / (_BYTES_OF_HEX_WORD if facts.is_hex else BYTES_OF_TOKEN))
     tokens_of_document = max(1, facts.median_bytes * num_tokens // max(facts.num_bytes, 1))
-    length = 256 if tokens_of_document > 128 else 128
+    length = 512 if tokens_of_document > 512 else 256 if tokens_of_document > 128 else 128
     layers, width, heads = _size(num_tokens, vocabulary, length, flops_per_s)
     num_parameters, flops = _cost(layers, width, vocabulary, length)
     tokens = _rounded(min(flops_per_s * _SECONDS_A_TRIAL / flops, 4 * num_tokens))
@@ -108,6 +132,10 @@ def sweep_text(path: str, facts: CorpusFacts, *, is_causal: bool, flops_per_s: f
     kind = f"kind: words, vocabulary: {vocabulary}" if facts.is_hex else f"kind: byte-bpe, vocabulary: {vocabulary}"
     special = ", special_tokens: minimind" if is_causal and not facts.is_hex else ""
     column = f", text: {_quoted(facts.text_column)}" if facts.text_column else ""
+    rows = f"Half the documents have more than {tokens_of_document:,} tokens, so rows have {length}."
+    where = str(Path(path).absolute()) if "://" not in path else path
+    documents = ", documents: paragraphs" if facts.is_wrapped else ""
+    objective = "sft" if facts.has_dialogues else "causal_lm" if is_causal else "{masked_lm: {}}"
     masking = "" if is_causal else "  objective.masked_lm.masking_rate: {uniform: [0.15, 0.45]}\n"
     return f"""\
 # yaml-language-server: $schema={SCHEMA_FILE}
@@ -117,13 +145,14 @@ name: {_name_of(path)}
 purpose: Which settings train best inside the memory of this machine?
 
 # A file, a folder, a glob or a list. `pretune prepare FILE --check` shows what is kept and what is rejected.
-corpus: {{path: {_quoted(str(Path(path).absolute()) if "://" not in path else path)}{column}, holdout: {holdout}}}
-# {"Each hex word of two bytes has its own id." if facts.is_hex else "Trained once, on the training split."}
+{_WRAPPED if facts.is_wrapped else ""}corpus: {{path: {_quoted(where)}{column}{documents}, holdout: {holdout}}}
+# {_why_vocabulary(facts)}
 tokenizer: {{{kind}{special}}}
-# {num_parameters / 1e6:.1f} M parameters. Half the documents have more than {tokens_of_document:,} tokens.
+# {_why_family(facts, is_causal=is_causal)}
+# {num_parameters / 1e6:.1f} M parameters. {rows}
 model: {{family: {"decoder" if is_causal else "encoder"}, layers: {layers}, width: {width}, heads: {heads}, \
 sequence_length: {length}}}
-objective: {"causal_lm" if is_causal else "{masked_lm: {}}"}
+objective: {objective}
 
 search:
   training.learning_rate: {{log_uniform: [3e-4, 1e-2]}}
@@ -134,6 +163,29 @@ search:
 budget: {{trials: {_TRIALS}, tokens_per_trial: {_in_words(tokens)}}}
 # micro_batch_size is chosen to fit unless you set it. To use less memory, add resources: {{memory: 8GiB}}.
 """
+
+
+def _why_vocabulary(facts: CorpusFacts) -> str:
+    if facts.is_hex:
+        return "Each hex word of two bytes has its own id."
+    return "Trained once, on the training split: an entry for about each 1,500 bytes of text, from 1,000 to 32,000."
+
+
+def _why_family(facts: CorpusFacts, *, is_causal: bool) -> str:
+    if facts.has_dialogues:
+        return "A decoder, because the rows are conversations: only the answers are predicted."
+    if is_causal:
+        return "A decoder, as --causal asks."
+    return "An encoder for texts of labelled or searched documents; `new --causal` writes a decoder, which generates."
+
+
+def _is_wrapped(texts: list[str], *, num_lines: int, num_blank: int) -> bool:
+    """True for prose whose lines are broken at a width: most end inside a sentence, and blank lines stand between."""
+    if len(texts) < _FEWEST_LINES or num_blank < _SHARE_OF_BLANK * num_lines:
+        return False
+    widths = sorted(len(text) for text in texts)
+    inside = sum(text.rstrip()[-1:] not in _ENDS_OF_SENTENCES for text in texts)
+    return inside > 0.5 * len(texts) and widths[len(widths) * 95 // 100] <= _LONGEST_WRAPPED
 
 
 def _first_texts(config: CorpusConfig) -> list[str]:
@@ -147,11 +199,27 @@ def _first_texts(config: CorpusConfig) -> list[str]:
 
 
 def _flops_per_s() -> float:
-    is_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if is_gpu else "cpu")
+    if any(os.path.exists(device) for device in _GPU_DEVICES):
+        # Torch takes seconds to import, and a processor is measured without it.
+        import torch
+
+        from core.step.step_profile import matmul_flops_per_s
+
+        if torch.cuda.is_available():
+            return _SHARE_OF_PEAK * matmul_flops_per_s(torch.device("cuda"), torch.bfloat16)
     # Lanes share the CPU; on GPUs each trial has its own device.
-    share = 1.0 if is_gpu else 1.0 / (os.cpu_count() or 1)
-    return share * _SHARE_OF_PEAK * matmul_flops_per_s(device, torch.bfloat16 if is_gpu else torch.float32)
+    return _SHARE_OF_PEAK * _processor_flops_per_s() / (os.cpu_count() or 1)
+
+
+def _processor_flops_per_s() -> float:
+    """Measured FLOP/s of a large matrix product."""
+    matrix = np.ones((_MEASURED_SIZE, _MEASURED_SIZE), np.float32)
+    fastest_s = math.inf
+    for _ in range(3):
+        started_at = time.perf_counter()
+        matrix @ matrix
+        fastest_s = min(fastest_s, time.perf_counter() - started_at)
+    return 2 * _MEASURED_SIZE**3 / fastest_s
 
 
 def _vocabulary(num_bytes: int) -> int:

@@ -14,19 +14,21 @@ from data_pipeline.preparation.corpus_check import BYTES_OF_TOKEN, CheckReport
 from data_pipeline.preparation.prepare import PrepareProgress, prepare
 from data_pipeline.reading.corpus import Corpus
 from data_pipeline.reading.corpus_files import find_files
-from data_pipeline.reading.parcel_tasks import ParcelWork, for_each_parcel
+from data_pipeline.reading.parcel_tasks import ParcelWork, for_each_parcel, for_each_parcel_here
 from data_pipeline.schema.manifest import FileReport, Manifest, PassedOver
 from data_pipeline.schema.settings import format_bytes
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.settings.sweep_config import SweepConfig
 
 _SHOWN_FILES = 30
+_FEWEST_BYTES_ON_RAY = 64 << 20
+"""Text of a corpus, after decompression, below which starting Ray takes longer than it saves."""
 
 
 def prepare_with_progress(
     sweep: SweepConfig, results_folder: Path, console: Console, *, fetch: Callable[[Path], None] = lambda _: None
 ) -> PreparedCorpus:
-    """The prepared corpus of a sweep: reused if it exists, else built with Ray Data.
+    """The prepared corpus of a sweep: reused if it exists, else built, with Ray Data if it is not small.
 
     Args:
         fetch: Called with the folder of the prepared corpus before it is built; may download it.
@@ -89,10 +91,13 @@ def _done_in_words(progress: PrepareProgress) -> str:
 
 
 def _on_ray(corpus: Corpus, work: ParcelWork) -> Iterator[dict[str, Any]]:
-    # Connect only here: Ray takes seconds to start, and an existing corpus does not need it.
-    # It imports Ray. A corpus that is prepared already, and a plan, do without it.
+    if corpus.num_plain_bytes < _FEWEST_BYTES_ON_RAY:
+        return for_each_parcel_here(corpus, work)
+    # Connect only here: Ray takes seconds to import and to start, and an existing or small corpus does not need it.
+    from sweeps.lanes.library_logs import log_ray_there_too
     from sweeps.lanes.ray_session import connect
 
+    log_ray_there_too()
     connect()
     return for_each_parcel(corpus, work)
 
@@ -181,6 +186,13 @@ def print_check(report: CheckReport, console: Console) -> None:
     for reject in report.first_rejects:
         location = Path(reject["file"]).name + (f":{reject['line']}" if reject["line"] else "")
         console.print(f"  {location}  {reject['reason']}  {reject['excerpt']}", highlight=False, soft_wrap=True)
+    if report.num_repeated:
+        share = report.num_repeated / report.rows_kept
+        console.print(
+            f"repetition   {report.num_repeated:,} of the rows kept repeat an earlier text, {share:.0%} of them",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(
         f"{report.rows_kept:,} of {report.rows_read:,} rows would be kept, {report.num_text_bytes:,} bytes of text, "
         f"{report.num_held_out:,} of the rows held out; nothing was written",
@@ -215,6 +227,9 @@ def _print_files(
     for reason, count in sorted(rejects.items(), key=lambda item: (-item[1], item[0])):
         rows = "row" if count == 1 else "rows"
         console.print(f"rejected     {count:,} {rows}, {count / rows_read:.1%}: {reason}", highlight=False)
+    for file in files[:_SHOWN_FILES]:
+        for note in file.notes:
+            console.print(f"note         {Path(file.path).name}: {note}", highlight=False, soft_wrap=True)
     for one in passed_over[:_SHOWN_FILES]:
         console.print(f"passed over  {Path(one.path).name}: {one.why}", highlight=False, soft_wrap=True)
     if len(passed_over) > _SHOWN_FILES:

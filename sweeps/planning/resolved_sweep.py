@@ -15,15 +15,13 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from core.settings.run_config import RunConfig
-from core.training.staged_run import Stage
+from core.training.training_stage import Stage
 from data_pipeline.preparation.corpus_check import BYTES_OF_TOKEN, check
 from data_pipeline.schema.corpus_config import PackingConfig
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.planning.first_checks import check_file
 from sweeps.planning.preparation import prepare_with_progress
-from sweeps.planning.shortened_budget import with_shortened_trials
-from sweeps.planning.warm_start import beginning_with_weights, expected_vocabulary
 from sweeps.settings.stage_config import tokens_of
 from sweeps.settings.sweep_config import SweepConfig
 
@@ -62,7 +60,12 @@ class ResolvedSweep(ABC):
         Raises:
             ResultsError, InputFault: As `beginning_with_weights` and `check_file`.
         """
-        begun = beginning_with_weights(self._asked, self._results_folder)
+        begun = self._asked
+        if begun.start is not None and begun.start.weights_of is not None:
+            # The files of models need torch, which takes seconds to import.
+            from sweeps.planning.warm_start import beginning_with_weights
+
+            begun = beginning_with_weights(begun, self._results_folder)
         check_file(begun)
         return begun
 
@@ -98,6 +101,9 @@ class ResolvedSweep(ABC):
         Args:
             cluster: As `with_shortened_trials` takes it. None: measures nothing.
         """
+        # It measures with torch, which takes seconds to import, and few commands come here.
+        from sweeps.planning.shortened_budget import with_shortened_trials
+
         return with_shortened_trials(
             self.counted,
             cluster=cluster,
@@ -187,6 +193,8 @@ class ExpectedSweep(ResolvedSweep):
         Raises:
             InputFault: The tokenizer cannot be read.
         """
+        from sweeps.planning.warm_start import expected_vocabulary
+
         return expected_vocabulary(self.begun)
 
     def _rows(self, packing: PackingConfig) -> TrainingRows:

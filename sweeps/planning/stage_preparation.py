@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from core.training.staged_run import Stage
+from core.training.training_stage import Stage
 from data_pipeline.preparation.node_copies import serve_copies
 from sweeps.lanes.mailbox import StageAssignment
 from sweeps.settings.stage_config import steps_of, tokens_of

@@ -11,6 +11,7 @@ from typing import Any
 from data_pipeline.files.own_files import fresh, make_folder
 from data_pipeline.files.plain_json import parse_object
 from data_pipeline.files.whole_files import write_atomically
+from data_pipeline.schema.corpus_config import YOUNGER
 from data_pipeline.schema.user_errors import InputFault, first_line
 from sweeps.records.sweep_lock import hold
 from sweeps.records.sweep_status import SweepStatus
@@ -55,8 +56,8 @@ def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
     # Notes are sentences for people; another wording is not another training.
     silent = sweep.model_copy(update={"start": sweep.start and sweep.start.model_copy(update={"notes": ()})})
     # Excluding fields that are newer than the first results keeps those valid. A resolved file never sets shorten_to,
-    # and the fingerprint of the data holds the files that follow_links adds and the effect of the limits of reading.
-    newer = {"budget": {"shorten_to"}, "corpus": {"follow_links", "longest_row", "expands_to"}}
+    # and the fingerprint of the data holds the files that follow_links adds and the effect of how they are read.
+    newer = {"budget": {"shorten_to"}, "corpus": {*YOUNGER, "longest_row", "expands_to"}}
     newer["resources"] = {"price_per_hour"}  # A higher price is the same sweep.
     if sweep.early_stopping.method != "full-length":
         newer["early_stopping"] = {"probe_lengths", "confirm"}

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from core.settings.run_config import RunConfig
+from data_pipeline.schema.corpus_config import YOUNGER, CorpusConfig
 from sweeps.settings.settings_faults import Fault, models_in, nearest
 from sweeps.settings.settings_file import SettingsKind, load_settings, objective_of, resolve_settings
 from sweeps.settings.sweep_config import UNSWEEPABLE, SweepConfig
@@ -39,9 +40,10 @@ def dump_sweep(sweep: SweepConfig) -> str:
         plain["model"] = sweep.model.model_dump(mode="json", exclude_unset=True)
         if "tokenizer" not in sweep.model_fields_set:
             del plain["tokenizer"]
-    if not sweep.corpus.follow_links:
+    for name in YOUNGER:
         # Younger than the first results; resolved files keep their bytes.
-        del plain["corpus"]["follow_links"]
+        if getattr(sweep.corpus, name) == CorpusConfig.model_fields[name].default:
+            plain["corpus"].pop(name, None)
     if sweep.early_stopping.method != "full-length":
         # No other method reads them, and files of before do not have them.
         for section, name in ONLY_FOR_PROBES:

@@ -256,6 +256,10 @@ class ResourcesConfig(Settings):
             return self.memory
         return whole_bytes if self.memory == "auto" else round(whole_bytes * float(self.memory.rstrip("% ")) / 100)
 
+    def uses_gpus(self, num_gpus: int) -> bool:
+        """Whether trials train on GPUs, in a cluster with this many."""
+        return self.device == "gpu" or (self.device == "auto" and num_gpus > 0)
+
 
 class StartConfig(Settings):
     """What an earlier sweep or training gives to this one: names of files (`name:`), of which the newest finished

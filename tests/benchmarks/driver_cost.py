@@ -35,8 +35,8 @@ from sweeps.early_stopping.token_scheduler import TokenScheduler
 from sweeps.execution import tune_run as sweep_room
 from sweeps.execution.run_sweep import run_sweep
 from sweeps.execution.running_results import RunningResults
+from sweeps.lanes.library_logs import log_libraries_in
 from sweeps.lanes.mailbox import Assignment
-from sweeps.lanes.ray_session import log_libraries_in
 from sweeps.planning.sweep_plan import SweepPlan
 from sweeps.records.trial_records import LOSS, TrialStore
 from sweeps.search.ledger import Ledger

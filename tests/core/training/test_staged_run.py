@@ -15,8 +15,9 @@ from core.model_files.checkpoint import MODEL_FILE, newest_checkpoint
 from core.settings.run_config import RunConfig
 from core.training.run_checks import Beginning
 from core.training.run_end import RunEnd
-from core.training.staged_run import Stage, run_stages
+from core.training.staged_run import run_stages
 from core.training.training_run import run_training
+from core.training.training_stage import Stage
 
 LENGTHS, STEPS, BATCH_SIZES = (8, 16, 12), (6, 5, 4), (8, 4, 10)
 

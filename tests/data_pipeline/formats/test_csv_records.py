@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from written_files import REAL_DATA, needs_real_data, read, written
 
-from data_pipeline.formats.csv_records import csv_records, end_of_last_record
+from data_pipeline.formats.csv_records import Dialect, csv_records, end_of_last_record
 
 CELL = st.text(st.sampled_from('ab ",;\n漢'), max_size=8)
 
@@ -21,16 +21,18 @@ def table(rows: list[list[str]]) -> bytes:
 
 @given(rows=st.lists(st.lists(CELL, min_size=2, max_size=3), min_size=1, max_size=6))
 def test_records_are_those_that_the_csv_module_wrote(rows: list[list[str]]) -> None:
-    found = [record.fields for record in csv_records(table(rows), ",", first_line=1)]
+    found = [record.fields for record in csv_records(table(rows), Dialect(), first_line=1)]
     assert found == [[cell.encode() for cell in row] for row in rows]
 
 
 @given(rows=st.lists(st.lists(CELL, min_size=2, max_size=2), min_size=1, max_size=6), cut=st.integers(0, 60))
 def test_buffer_is_only_cut_between_records(rows: list[list[str]], cut: int) -> None:
     data = table(rows)
-    end = end_of_last_record(data[:cut], ",")
-    parts = [*csv_records(data[:end], ",", first_line=1), *csv_records(data[end:], ",", first_line=1)]
-    assert [record.fields for record in parts] == [record.fields for record in csv_records(data, ",", first_line=1)]
+    end = end_of_last_record(data[:cut], Dialect())
+    parts = [*csv_records(data[:end], Dialect(), first_line=1), *csv_records(data[end:], Dialect(), first_line=1)]
+    assert [record.fields for record in parts] == [
+        record.fields for record in csv_records(data, Dialect(), first_line=1)
+    ]
 
 
 def test_numbers_stay_text_with_their_leading_zeros(tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_table_without_header_and_without_neighbour_is_refused(tmp_path: Path) -
 def test_many_quotes_that_are_never_closed_take_linear_time() -> None:
     def taken_s(row: bytes) -> float:
         started_at = time.process_time()
-        assert len(list(csv_records(row * 20_000, ",", first_line=1))) == 20_000
+        assert len(list(csv_records(row * 20_000, Dialect(), first_line=1))) == 20_000
         return time.process_time() - started_at
 
     # Set beside rows whose quotes are closed, which take twice as long on any processor. A scan to the end for each

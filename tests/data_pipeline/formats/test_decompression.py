@@ -1,9 +1,11 @@
 import bz2
 import gzip
 import io
+import lzma
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ COMPRESSORS: dict[Compression, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "bzip2": bz2.compress,
     "zstd": zstandard.ZstdCompressor().compress,
+    "xz": lzma.compress,
+    "lz4": partial(pa.compress, codec="lz4", asbytes=True),
 }
 
 
@@ -95,7 +99,7 @@ def test_compressed_parquet_is_not_unpacked_where_there_is_no_room_for_it(
     file = written(tmp_path, gzip.compress(plain.getvalue()))
     assert read(file).texts == ["a", "b"]
     monkeypatch.setattr(corpus_files, "_SHARE_OF_FREE_SPACE", 0.0)
-    with pytest.raises(CorpusError, match=rf"{file} is compressed Parquet and needs .* set TMPDIR"):
+    with pytest.raises(CorpusError, match=rf"{file} is compressed and needs .* set TMPDIR"):
         read(file)
 
 
@@ -173,5 +177,5 @@ def test_memory_of_reading_does_not_grow_with_what_a_file_expands_to(tmp_path: P
     )
     assert done.returncode == 0, done.stderr
     read_files = [line.split() for line in done.stdout.splitlines()]
-    assert len(read_files) == 9
+    assert len(read_files) == 11
     assert all(int(num_rows) > 0 and int(peak) < most_mib for _, num_rows, peak in read_files), done.stdout

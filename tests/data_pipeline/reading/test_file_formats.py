@@ -4,7 +4,9 @@ import csv
 import gzip
 import io
 import json
+import lzma
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,9 +25,13 @@ def test_jsonl_under_the_name_of_a_text_file_is_jsonl(tmp_path: Path) -> None:
     assert (found.kinds[0].format, found.texts) == ("jsonl", PROSE)
 
 
-def test_prose_under_the_name_of_a_table_is_prose(tmp_path: Path) -> None:
-    found = read(written(tmp_path, "\n".join(PROSE), "corpus.csv"))
-    assert (found.kinds[0].format, found.texts) == ("txt", PROSE)
+@pytest.mark.parametrize("suffix", ["csv", "tsv.gz", "jsonl", "json", "parquet", "arrow", "feather"])
+def test_prose_under_the_name_of_data_is_refused_and_read_where_format_says_so(tmp_path: Path, suffix: str) -> None:
+    file = written(tmp_path, "\n".join(PROSE), f"corpus.{suffix}")
+    found = read(file)
+    assert found.texts == []
+    assert "set corpus.format: txt" in str(found.kinds[0].refused)
+    assert read(file, format="txt").texts == PROSE
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t", ";"])
@@ -58,6 +64,8 @@ def test_parquet_of_dialogues_is_read(tmp_path: Path) -> None:
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "lz4": partial(pa.compress, codec="lz4", asbytes=True),
     "zstd": zstandard.ZstdCompressor().compress,
     "gzip of several members": lambda data: gzip.compress(data[:20]) + gzip.compress(data[20:]),
     "zstd of several frames": lambda data: (
@@ -155,7 +163,7 @@ def test_prose_that_begins_like_json_is_prose(tmp_path: Path, prose: str) -> Non
 
 def test_one_object_over_many_lines_is_not_read_as_prose(tmp_path: Path) -> None:
     labels = json.dumps({str(n): f"label {n}" for n in range(20)}, indent=1)
-    assert "JSON of objects over several lines" in str(read(written(tmp_path, labels)).kinds[0].refused)
+    assert "set corpus.text to one of 0, 1, 2" in str(read(written(tmp_path, labels)).kinds[0].refused)
 
 
 def test_bytes_that_are_no_text_are_refused_whole(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from command import ROOT
 COMMANDS = ROOT / "sweeps" / "commands"
 OURS = ("data_pipeline", "core", "sweeps")
 WITHOUT_RAY = (
-    *("new", "plan", "status", "stop", "estimate", "report", "ui"),
+    *("new", "prepare", "plan", "status", "stop", "estimate", "report", "ui"),
     *("evaluate", "fill_mask", "generate", "export", "embed", "finetune"),
 )
-WITHOUT_TORCH = ("ui",)
-"""A report counts the parameters of its models, and the others compute with them."""
+WITHOUT_TORCH = ("ui", "new", "prepare")
+"""The other commands count parameters of models or compute with them."""
 
 
 def modules_of(command: str) -> set[str]:
@@ -59,7 +59,7 @@ def test_commands_that_compute_nothing_import_no_torch() -> None:
 
 
 def test_a_command_that_needs_ray_is_seen_to_import_it() -> None:
-    assert imported_with(modules_of("prepare"), "ray")
+    assert imported_with(modules_of("sweep"), "ray")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["plan", "no-such-file.yaml"]])

@@ -83,6 +83,36 @@ def test_corpus_that_a_sweep_would_refuse_is_refused_with_the_reasons(tmp_path: 
     assert not (tmp_path / "sweep.yaml").exists()
 
 
+def test_books_with_broken_lines_are_documents_by_paragraph(tmp_path: Path) -> None:
+    line = "the words of a sentence that is broken at a width and ends on some"
+    paragraph = "\n".join([line] * 4 + ["later line."])
+    corpus = tmp_path / "book.txt"
+    corpus.write_text("\n\n".join(f"{number} {paragraph}" for number in range(50)))
+    facts = look_at(str(corpus))
+    assert (facts.is_wrapped, facts.num_rows) == (True, 50)
+    sweep = written(facts, path=str(corpus))
+    assert sweep.corpus.documents == "paragraphs"
+    assert "a document is a paragraph" in sweep_text(str(corpus), facts, is_causal=False, flops_per_s=1e11)
+    corpus.write_text("\n".join(f"{number} A line that is a sentence." for number in range(200)))
+    assert not look_at(str(corpus)).is_wrapped
+
+
+def test_conversations_get_a_decoder_and_an_objective_that_takes_them(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "hello there"}, {"role": "assistant", "content": "good day to you"}]
+    corpus = tmp_path / "talk.jsonl"
+    corpus.write_text("".join(json.dumps({"id": n, "conversations": turns}) + "\n" for n in range(100)))
+    sweep = written(look_at(str(corpus)), path=str(corpus))
+    assert sweep.model.is_causal
+    assert sweep.objective.sft is not None
+
+
+def test_long_documents_get_long_rows_and_the_reason_is_said() -> None:
+    for num_bytes, length in ((80, 128), (700, 256), (4000, 512)):
+        facts = replace(PROSE, median_bytes=num_bytes)
+        assert written(facts).model.sequence_length == length
+        assert f"so rows have {length}." in sweep_text("x", facts, is_causal=False, flops_per_s=1e11)
+
+
 @needs_real_data
 def test_packets_are_known_by_their_hex_words_and_prose_is_not() -> None:
     assert look_at(str(REAL_DATA / "traffic_ndpi/packets.csv")).is_hex

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from data_pipeline.schema.manifest import read_manifest
 from sweep_examples import TINY
 from sweeps.commands.cli import app
+from sweeps.planning import preparation
 from sweeps.planning.preparation import prepare_with_progress
 from sweeps.settings.sweep_file import load_sweep_file
 
@@ -73,7 +74,6 @@ def test_check_ends_with_the_fault_that_would_stop_preparation(file: Path) -> No
     assert "Traceback" not in result.output
 
 
-@pytest.mark.ray
 def test_preparation_ends_in_a_table_of_files_rejects_and_tokens(file: Path) -> None:
     result = prepare(file)
     assert result.exit_code == 0, result.output
@@ -89,9 +89,24 @@ def test_preparation_ends_in_a_table_of_files_rejects_and_tokens(file: Path) -> 
     # 100 of the JSON rows, and all lines but two of the text file.
     assert words_of(result.output, "duplicates")[1] == "138"
     assert prepare(file).output == result.output
+    assert not ray.is_initialized()
 
 
 @pytest.mark.ray
+def test_a_small_corpus_is_prepared_without_ray_to_the_bytes_that_ray_makes(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for limit in (64 << 20, 0):
+        monkeypatch.setattr(preparation, "_FEWEST_BYTES_ON_RAY", limit)
+        results = file.parent / f"results-{limit}"
+        data = prepare_with_progress(load_sweep_file(file), results, Console(file=io.StringIO()))
+        assert ray.is_initialized() == (limit == 0)
+        names = ["tokenizer.json", "rejects.jsonl", *sorted(path.name for path in data.folder.glob("*.arrow"))]
+        made.append((data.folder.name, {name: (data.folder / name).read_bytes() for name in names}))
+    assert made[0] == made[1]
+
+
 def test_terminal_shows_the_progress_of_each_phase(file: Path) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80)
