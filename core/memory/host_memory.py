@@ -29,6 +29,17 @@ def memory_share_bytes(device: torch.device, *, num_processes: int = 1) -> int:
     return host_memory_share(num_processes=num_processes)
 
 
+def within_device(limit_bytes: int | None, device: torch.device) -> int | None:
+    """A memory limit, lowered on CUDA to the bytes that this process can have now.
+
+    Its own context and the buffers of NCCL are there by now, so a shortage below the result has another process as its
+    cause.
+    """
+    if limit_bytes is None or device.type != "cuda":
+        return limit_bytes
+    return min(limit_bytes, memory_share_bytes(device))
+
+
 def host_memory_share(*, num_processes: int = 1, mount: Path = _CGROUP_MOUNT, proc: Path = Path("/proc")) -> int:
     """Host bytes that each of `num_processes` equal processes may use, by control groups and machine.
 

@@ -155,7 +155,7 @@ class OptimizerStep:
         self.clip = clip
         self.seed = seed
         self.loss_scale = LossScale(_FIRST_LOSS_SCALE if precision.name == "fp16" else 1.0)
-        self.profile = StepProfile(workers.device)
+        self.profile = StepProfile(workers.device, is_read=workers.is_first)
         self.overlaps_exchange = False
         """True: sum gradients while the backward pass still runs. Set it only after the memory proof."""
         self._compiled: HiddenStates | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 from core.distributed.collective_attempt import StopRequestedError, attempt_together
 from core.distributed.workers import Workers, check_same_model
+from core.memory.host_memory import within_device
 from core.memory.malloc_tuning import freed_memory_stays
 from core.memory.memory_limit import memory_limit
 from core.memory.memory_reports import LimitBy, OutOfMemoryEvent
@@ -29,6 +30,7 @@ from core.step.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, 
 from core.step.step_profile import matmul_flops_per_s, model_flops_a_token
 from core.training.memory_budget import MemoryBudget
 from core.training.memory_proof import MemoryProof
+from core.training.observation import observed
 from core.training.progress_report import Progress, Report, Reporter
 from core.training.run_checkpoints import RunCheckpoints
 from core.training.run_checks import Beginning, check_fit, settings_that_count
@@ -83,8 +85,11 @@ def run_training(
     """
     device = workers.device
     allow_tf32(device)
+    memory_limit_bytes = within_device(memory_limit_bytes, device)
     precision = choose_precision(run.training.precision, device)
-    matmul_rate = matmul_flops_per_s(device, precision.dtype) if workers.is_first else 0.0
+    matmul_rate = 0.0
+    if workers.is_first:
+        matmul_rate = observed("matmul rate", lambda: matmul_flops_per_s(device, precision.dtype), otherwise=0.0)
     check_fit(run, data)
     micro_batch_size = choose_micro_batch(run, data, workers, memory_limit_bytes=memory_limit_bytes)
     # With a limit enforced by the kernel, freed memory kept by the process would count against it.
@@ -372,7 +377,9 @@ class _Run:
             source = self.step.source
             shard = source.shard(position=0, batch_size=1, rank=0, num_workers=1)
             batch = source.batch(shard, 0, 1).to(self.workers.device)
-            self._flops = model_flops_a_token(self.model, batch, self.precision)
+            self._flops = observed(
+                "FLOPs a token", lambda: model_flops_a_token(self.model, batch, self.precision), otherwise=None
+            )
         return self._flops
 
     _flops: float | None = None
