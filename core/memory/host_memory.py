@@ -8,6 +8,9 @@ import torch
 CUDA_CONTEXT_BYTES = 600 * 2**20
 """What CUDA's context and libraries take of a GPU in each process, before its first tensor: a usual size, not measured.
 """
+NCCL_BYTES = 2**30
+"""What NCCL's buffers take of a GPU in each process of a trial with several workers: a usual upper size, not measured.
+"""
 _CGROUP_MOUNT = Path("/sys/fs/cgroup")
 
 
