@@ -53,7 +53,7 @@ class StepProfile:
             yield
             end.record()
             self._events.append((stretch, begin, end))
-            while len(self._events) > _MOST_EVENTS and self._events[0][2].query():
+            while len(self._events) > _MOST_EVENTS and self._events[0][2].query():  # type: ignore[no-untyped-call]
                 self._add_oldest()
             return
         started_at = time.perf_counter()

@@ -65,7 +65,8 @@ class Reporter:
         }
         if last.auxiliary_loss is not None:
             values["train/auxiliary_loss"] = self._auxiliary_sum / self._num_steps
-        values |= observed("profile of steps", lambda: self._profile.read(num_steps=self._num_steps), otherwise={})
+        nothing: dict[str, float] = {}
+        values |= observed("profile of steps", lambda: self._profile.read(num_steps=self._num_steps), otherwise=nothing)
         if flops_a_token is not None and self._matmul_rate > 0:
             flops_per_s = tokens_per_s * flops_a_token / num_workers
             values["profile/model_flops_per_s"] = flops_per_s

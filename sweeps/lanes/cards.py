@@ -67,7 +67,8 @@ def cards_on(
     answers = {node: one.remote() for node, one in pending.items()}
     for node, answer in answers.items():
         try:
-            found += ray.get(answer, timeout=_TIMEOUT_S)
+            of_node: list[DeviceFacts] = ray.get(answer, timeout=_TIMEOUT_S)
+            found += of_node
         except RayError as error:
             ray.cancel(answer, force=True)
             raise CardsError(

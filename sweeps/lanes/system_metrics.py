@@ -22,13 +22,14 @@ class SystemMetrics:
     def read(self) -> dict[str, float]:
         """Percentages and megabytes, as MLflow's own system metrics; takes well under a millisecond on a CPU."""
         values: dict[str, float] = {}
+        nothing: dict[str, float] = {}
         for name, probe in (
             ("processors", self._processors),
             ("memory", self._memory),
             ("GPU memory", _gpu_memory),
             ("GPU utilization", _gpu_utilization),
         ):
-            values |= observed(name, probe, otherwise={})
+            values |= observed(name, probe, otherwise=nothing)
         return {f"system/{name}": value for name, value in values.items()}
 
     def _processors(self) -> dict[str, float]:
