@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -59,12 +58,6 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
     settings["dropout_p"] = 0.0
-    # Flash attention supports grouped heads, but neither masks nor fp32; the memory-efficient kernel supports no
-    # groups. Groups with a mask or fp32 fall back to matrix products, which keep (T x T) for every head.
-    is_low = query.dtype in _LOW_PRECISION or torch.is_autocast_enabled("cpu")
-    if settings.get("enable_gqa") and (settings.get("attn_mask") is not None or not is_low):
-        with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(query, key, value, **settings)
     return F.scaled_dot_product_attention(query, key, value, **settings)
 
 

@@ -70,7 +70,8 @@ def run_training(
         evaluate_at_tokens: The holdout is evaluated at the first step that reaches each of these, and at the end.
         memory_limit_bytes: Memory limit of each worker; exceeding it is an out-of-memory error. None: no limit.
         memory_limit_by: Mechanism of the limit on a CPU.
-        checkpoint_every_s: Seconds between checkpoints. None: only at the end.
+        checkpoint_every_s: Seconds between checkpoints, more if writing would take over 2 % of the time. None: only at
+            the end.
         pause: The run ends as paused there, after a cooldown branch. A later call without it, or with a later pause,
             resumes the trunk. None, or a pause at or beyond the end: no pause.
         keep_trunk: Keep the checkpoint before the cooldown of `wsd`, from which a longer training can resume.
@@ -329,22 +330,25 @@ class _Run:
         if metrics:
             self.progress, is_best = self.progress.evaluated(metrics)
 
-        def publish() -> bool:
+        def publish() -> None:
             if not self.workers.is_first:
-                return True
+                return
             if is_best:
                 self.checkpoints.write_best(metrics)
             continues = self._report(metrics)
             if is_last or not continues or self.checkpoints.is_due(checkpoint_every_s):
                 self.checkpoints.write()
-            return continues
+            if not continues:
+                raise StopRequestedError
 
-        # Rank 0 may fail here (full disk, error in the caller's code); the other ranks must learn of it.
-        continues = attempt_together(publish, self.workers, phase="checkpoint")
-        if isinstance(continues, OomFacts):
-            self.checkpoints.note(continues)
-            return True
-        return bool(self.workers.from_first(int(continues)))
+        # Rank 0 may fail here (full disk, error in the caller's code) or stop; the other ranks learn of both at once.
+        try:
+            ended = attempt_together(publish, self.workers, phase="checkpoint")
+        except StopRequestedError:
+            return False
+        if isinstance(ended, OomFacts):
+            self.checkpoints.note(ended)
+        return True
 
     def _report(self, metrics: dict[str, float]) -> bool:
         """Report if a report is due; False if the caller stops the run."""
