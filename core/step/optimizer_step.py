@@ -24,6 +24,7 @@ from core.memory.memory_reports import OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts, classify
 from core.models.language_model import LanguageModel
 from core.settings.precision import Precision
+from core.step.compiled_body import compiled_body
 from core.step.noise_scale import steps_between_measurements
 from core.step.objectives import HiddenStates, add_gradients
 from core.step.optimizer import gradient_norm, update
@@ -239,7 +240,7 @@ class OptimizerStep:
         """
         if self._compiled is not None:
             return
-        self._compiled = torch.compile(self.model.hidden_states, dynamic=False)
+        self._compiled = compiled_body(self.model, rows=self.micro_batch_size)
         self._compiled_rows = self.micro_batch_size
 
     def _local_work(self, shard: Shard, step: int) -> _LocalSums:
