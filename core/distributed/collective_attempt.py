@@ -5,11 +5,13 @@ all-reduce of its outcome, and only then operations that need every rank.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
 from core.distributed.workers import Workers
 from core.memory.out_of_memory import OomFacts, OomPhase, classify
+from core.memory.sticky_errors import is_sticky
 from core.memory.tensor_memory import release_memory
 
 Result = TypeVar("Result")
@@ -22,6 +24,10 @@ _FAILED = 3
 
 class StopRequestedError(Exception):
     """The caller of a worker asks the run to stop."""
+
+
+class OtherRankFailedError(RuntimeError):
+    """Another worker failed and raises the cause itself."""
 
 
 def attempt_together(
@@ -42,8 +48,9 @@ def attempt_together(
 
     Raises:
         StopRequestedError: On all workers, if the work of any worker raised it.
-        Exception: The error of the work, on the worker where it occurred.
-        RuntimeError: On the other workers, naming the rank that failed.
+        Exception: The error of the work, on the worker where it occurred; also a shortage of memory after which the
+            device is unusable. No later error replaces it.
+        OtherRankFailedError: On the other workers, naming the rank that failed.
     """
     results: list[Result] = []
     failure: Exception | None = None
@@ -55,22 +62,27 @@ def attempt_together(
         is_stopped = True
     except Exception as error:
         facts = classify(error, phase=phase() if callable(phase) else phase, rank=workers.rank)
-        if facts is None:
-            failure = error
+        if facts is None or is_sticky(error):
+            facts, failure = None, error
         else:
             # Call it here, while the traceback still holds the tensors of the work.
             facts = replace(facts, bytes_in_use=bytes_in_use())
     # The traceback of the exception holds every activation, so memory can be freed only after the except block.
     if facts is not None:
         release_memory(workers.device)
+    if failure is not None:
+        # After a failure of the device these calls fail, too; the first error is the cause.
+        with suppress(Exception):
+            settle()
+        with suppress(Exception):
+            workers.largest(_FAILED * workers.count + workers.rank)
+        raise failure
     settle()
-    mine = _FAILED if failure is not None else _STOPPED if is_stopped else _FINE if facts is None else _SHORT_OF_MEMORY
+    mine = _STOPPED if is_stopped else _FINE if facts is None else _SHORT_OF_MEMORY
     # Encode outcome and rank in one number, so that one all-reduce is enough.
     worst, rank = divmod(workers.largest(mine * workers.count + workers.rank), workers.count)
-    if failure is not None:
-        raise failure
     if worst == _FAILED:
-        raise RuntimeError(f"rank {rank} of {workers.count} failed; see the error of that rank for the cause")
+        raise OtherRankFailedError(f"rank {rank} of {workers.count} failed; see the error of that rank for the cause")
     if worst == _STOPPED:
         raise StopRequestedError
     if worst == _SHORT_OF_MEMORY:

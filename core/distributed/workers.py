@@ -52,6 +52,15 @@ class Workers:
         """True for rank 0, the only one that reports and writes."""
         return self.rank == 0
 
+    @property
+    def control_device(self) -> torch.device:
+        """Device of tensors by which workers agree: the host if the process group adds up there, too.
+
+        On the host an agreement neither waits for the GPU nor fails with it.
+        """
+        is_on_host = dist.is_initialized() and "cpu:" in dist.get_backend_config()
+        return torch.device("cpu") if is_on_host else self.device
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Context for every operation that needs all workers.
@@ -74,7 +83,7 @@ class Workers:
         if self.count == 1:
             return value
         with self.listening():
-            shared = torch.tensor(value, dtype=torch.int64, device=self.device)
+            shared = torch.tensor(value, dtype=torch.int64, device=self.control_device)
             dist.all_reduce(shared, op=dist.ReduceOp.MAX)
             return int(shared.item())
 
@@ -95,7 +104,7 @@ class Workers:
         if self.count == 1:
             return value
         with self.listening():
-            shared = torch.tensor(value, dtype=torch.int64, device=self.device)
+            shared = torch.tensor(value, dtype=torch.int64, device=self.control_device)
             dist.broadcast(shared, src=0)
             return int(shared.item())
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from core.layers.cache_blocks import blocks, has_cache_blocks
+from core.layers.cache_blocks import blocks
 from core.torch_internals.unlisted_kernels import softmax_gradient
 
 _SCORES_AT_ONCE = 2**20
@@ -33,11 +33,6 @@ Rehearsal = Callable[[Hashable, Callable[[], Tensor]], Tensor]
 """(key that determines the memory of the work, the work) to a tensor like its result, without values."""
 
 _REHEARSAL: ContextVar[Rehearsal | None] = ContextVar("cpu_attention_rehearsal", default=None)
-
-
-def is_faster_for(qkv: Tensor) -> bool:
-    """True if `fused_attention` is faster than torch's kernel: on CPUs, in bf16 and fp16."""
-    return has_cache_blocks(qkv.device) and qkv.dtype in (torch.bfloat16, torch.float16)
 
 
 def rotate(x: Tensor, turning: "_Turning", out: Tensor, *, back: bool = False) -> Tensor:

@@ -18,6 +18,10 @@ def gated(gate_and_up: Tensor, activation: Activation) -> Tensor:
 
     Source: GLU variants, arXiv:2002.05202.
     """
+    if torch.compiler.is_compiling():
+        # The compiler fuses it and decides itself what to keep; writing into halves would break its graph.
+        gate, up = gate_and_up.chunk(2, dim=-1)
+        return _activate(gate, activation) * up
     out: Tensor = _Gated.apply(gate_and_up, activation)  # type: ignore[no-untyped-call]
     return out
 

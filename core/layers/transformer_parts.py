@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.layers.cpu_attention import fused_attention, is_faster_for
+from core.layers.attention_kernel import attention_kernel
+from core.layers.cpu_attention import fused_attention
 
 INITIAL_STD = 0.02
 """Standard deviation of initial weights, as in BERT, RoBERTa and Llama."""
@@ -126,7 +127,15 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, layout: RowLayout, cache: KeyValueCache | None = None) -> Tensor:
         qkv_BTNK = self.qkv(x_BTD).unflatten(-1, (-1, self.head_dim))
         dropout = self.dropout if self.training else 0.0
-        if cache is None and dropout == 0.0 and is_faster_for(qkv_BTNK):
+        chosen = attention_kernel(
+            qkv_BTNK.device,
+            qkv_BTNK.dtype,
+            is_grouped=self.kv_heads != self.heads,
+            has_mask=layout.mask is not None,
+            has_cache=cache is not None,
+            has_dropout=dropout > 0.0,
+        )
+        if chosen.kernel == "cache blocks":
             out_BTHK = fused_attention(
                 qkv_BTNK,
                 heads=self.heads,
@@ -136,11 +145,19 @@ class Attention(nn.Module):
                 is_causal=layout.is_causal,
             )
         else:
-            out_BTHK = self._attend(qkv_BTNK, layout, cache, dropout)
+            out_BTHK = self._attend(qkv_BTNK, layout, cache, dropout, repeats_keys=chosen.repeats_keys)
         mixed: Tensor = self.out(out_BTHK.flatten(2))
         return mixed
 
-    def _attend(self, qkv_BTNK: Tensor, layout: RowLayout, cache: KeyValueCache | None, dropout: float) -> Tensor:
+    def _attend(
+        self,
+        qkv_BTNK: Tensor,
+        layout: RowLayout,
+        cache: KeyValueCache | None,
+        dropout: float,
+        *,
+        repeats_keys: bool,
+    ) -> Tensor:
         """(B, T, H, K) attention with torch's own kernel."""
         if layout.rotary is None:
             q_BTHK, k_BTGK, v_BTGK = torch.split(qkv_BTNK, [self.heads, self.kv_heads, self.kv_heads], dim=2)
@@ -150,6 +167,9 @@ class Attention(nn.Module):
             q_BTHK, k_BTGK = torch.split(rotate(qk_BTNK, layout.rotary), [self.heads, self.kv_heads], dim=2)
         if cache is not None:
             k_BTGK, v_BTGK = cache.extended(k_BTGK, v_BTGK)
+        if repeats_keys:
+            times = self.heads // self.kv_heads
+            k_BTGK, v_BTGK = (one.repeat_interleave(times, dim=2) for one in (k_BTGK, v_BTGK))
         out_BHTK = F.scaled_dot_product_attention(
             q_BTHK.transpose(1, 2),
             k_BTGK.transpose(1, 2),
@@ -157,6 +177,6 @@ class Attention(nn.Module):
             attn_mask=layout.mask,
             is_causal=layout.is_causal and layout.mask is None,
             dropout_p=dropout,
-            enable_gqa=self.kv_heads != self.heads,
+            enable_gqa=self.kv_heads != self.heads and not repeats_keys,
         )
         return out_BHTK.transpose(1, 2)

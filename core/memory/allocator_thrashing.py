@@ -16,11 +16,11 @@ _STEPS_IN_A_ROW = 3
 def allocator_retries(device: torch.device) -> Callable[[], int]:
     """Function that reads how often the allocator emptied its cache and retried; always 0 on a CPU.
 
-    Not run on a GPU yet.
+    Also 0 for an allocator that keeps no count (`backend:cudaMallocAsync`). Not run on a GPU yet.
     """
     if device.type != "cuda":
         return lambda: 0
-    return lambda: int(torch.cuda.memory_stats_as_nested_dict(device)["num_alloc_retries"])
+    return lambda: int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0))
 
 
 class Thrashing:

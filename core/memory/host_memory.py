@@ -8,6 +8,9 @@ import torch
 CUDA_CONTEXT_BYTES = 600 * 2**20
 """What CUDA's context and libraries take of a GPU in each process, before its first tensor: a usual size, not measured.
 """
+NCCL_BYTES = 2**30
+"""What NCCL's buffers take of a GPU in each process of a trial with several workers: a usual upper size, not measured.
+"""
 _CGROUP_MOUNT = Path("/sys/fs/cgroup")
 
 
@@ -27,6 +30,17 @@ def memory_share_bytes(device: torch.device, *, num_processes: int = 1) -> int:
         free_bytes, _ = torch.cuda.mem_get_info(device)
         return (free_bytes + torch.cuda.memory_reserved(device)) // num_processes
     return host_memory_share(num_processes=num_processes)
+
+
+def within_device(limit_bytes: int | None, device: torch.device) -> int | None:
+    """A memory limit, lowered on CUDA to the bytes that this process can have now.
+
+    Its own context and the buffers of NCCL are there by now, so a shortage below the result has another process as its
+    cause.
+    """
+    if limit_bytes is None or device.type != "cuda":
+        return limit_bytes
+    return min(limit_bytes, memory_share_bytes(device))
 
 
 def host_memory_share(*, num_processes: int = 1, mount: Path = _CGROUP_MOUNT, proc: Path = Path("/proc")) -> int:

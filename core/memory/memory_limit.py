@@ -19,11 +19,11 @@ class MemoryMeter(Protocol):
 
     @property
     def peak_bytes(self) -> int:
-        """Peak of live bytes so far."""
+        """Peak so far: of live bytes on a CPU, of reserved bytes on CUDA."""
 
     @property
     def current_bytes(self) -> int:
-        """Bytes live now."""
+        """Bytes live now; on CUDA reserved."""
 
     @property
     def is_running(self) -> bool:
@@ -75,15 +75,21 @@ def _cuda_limit(limit_bytes: int | None, device: torch.device) -> Iterator["_Cud
     if limit_bytes is not None:
         total_bytes = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total_bytes), device)
+    # What an earlier run left in the allocator's cache is no need of this one.
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     try:
         yield meter
-    finally:
-        meter.stop()
+    except BaseException:
+        # On a broken device this fails, too; the error of the block is the cause.
+        with suppress(RuntimeError):
+            meter.stop()
+        raise
+    meter.stop()
 
 
 class _CudaMeter:
-    """Figures of the caching allocator."""
+    """Bytes that the caching allocator reserves: the limit is on them, and the tensors in them are fewer."""
 
     def __init__(self, device: torch.device, fraction_before: float) -> None:
         self._device = device
@@ -92,11 +98,11 @@ class _CudaMeter:
 
     @property
     def peak_bytes(self) -> int:
-        return torch.cuda.max_memory_allocated(self._device) if self._final is None else self._final[0]
+        return torch.cuda.max_memory_reserved(self._device) if self._final is None else self._final[0]
 
     @property
     def current_bytes(self) -> int:
-        return torch.cuda.memory_allocated(self._device) if self._final is None else self._final[1]
+        return torch.cuda.memory_reserved(self._device) if self._final is None else self._final[1]
 
     @property
     def is_running(self) -> bool:

@@ -26,6 +26,23 @@ def live_tensor_bytes(device: torch.device) -> int:
     return sum(storages.values())
 
 
+def settled_level_bytes(device: torch.device) -> int:
+    """`live_tensor_bytes` before any run, with the memory that the device's libraries take once and for good.
+
+    cuBLAS keeps a workspace for the forward thread and one for the backward thread, 8 to 32 MiB each.
+    """
+    if device.type == "cuda":
+        multiply_both_ways(device)
+    return live_tensor_bytes(device)
+
+
+def multiply_both_ways(device: torch.device) -> None:
+    """A product of matrices in the forward thread and one in the backward thread."""
+    with torch.enable_grad():
+        left = torch.ones(16, 16, device=device, requires_grad=True)
+        (left @ torch.ones(16, 16, device=device)).sum().backward()  # type: ignore[no-untyped-call]
+
+
 def release_memory(device: torch.device) -> None:
     """Free unreferenced memory: Python's reference cycles, autograd's queue, then the allocator's cache."""
     gc.collect()

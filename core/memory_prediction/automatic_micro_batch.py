@@ -7,6 +7,7 @@ import numpy as np
 
 from core.distributed.workers import Workers
 from core.memory_prediction.peak_memory import WorkerSetup, predict_memory
+from core.settings.precision import computes_bf16
 from core.settings.run_config import RunConfig
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 
@@ -67,8 +68,10 @@ def automatic_micro_batch(
 
 def worker_setup_of(data: PreparedCorpus, workers: Workers) -> WorkerSetup:
     """Worker setup of a run on this corpus, for memory predictions."""
+    is_gpu = workers.device.type == "cuda"
     return WorkerSetup(
         num_workers=workers.count,
-        device_type="cuda" if workers.device.type == "cuda" else "cpu",
+        device_type="cuda" if is_gpu else "cpu",
+        computes_bf16=not is_gpu or computes_bf16(workers.device),
         has_document_ids=data.train.rows(np.zeros(1, np.int64)).document_ids is not None,
     )

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -36,8 +35,8 @@ _FP32_ON_CUDA: frozenset[Callable[..., Any]] = frozenset(
 class CudaForms(TorchFunctionMode):
     """Context in which operators on CPU tensors keep as much memory as CUDA kernels. Values are wrong.
 
-    Three differences: dropout keeps a mask of one byte per number instead of a scaled float; attention is also fused
-    with dropout; autocast computes norms and exponentials in fp32.
+    Four differences: dropout keeps a mask of one byte per number instead of a scaled float; attention is also fused
+    with dropout; RMSNorm is one kernel; autocast computes layer norms and exponentials in fp32.
     """
 
     def __torch_function__(
@@ -46,6 +45,8 @@ class CudaForms(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.dropout:
             return _dropout(*args, **kwargs)
+        if func is F.rms_norm:
+            return _rms_norm(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
         if func in _FP32_ON_CUDA and torch.is_autocast_enabled("cpu"):
@@ -59,13 +60,27 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
     settings["dropout_p"] = 0.0
-    # Flash attention supports grouped heads, but neither masks nor fp32; the memory-efficient kernel supports no
-    # groups. Groups with a mask or fp32 fall back to matrix products, which keep (T x T) for every head.
-    is_low = query.dtype in _LOW_PRECISION or torch.is_autocast_enabled("cpu")
-    if settings.get("enable_gqa") and (settings.get("attn_mask") is not None or not is_low):
-        with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(query, key, value, **settings)
     return F.scaled_dot_product_attention(query, key, value, **settings)
+
+
+def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor, eps: float | None = None) -> Tensor:  # noqa: ARG001
+    normed: Tensor = _FusedRMSNorm.apply(input, weight)  # type: ignore[no-untyped-call]
+    return normed
+
+
+class _FusedRMSNorm(torch.autograd.Function):
+    """`aten::_fused_rms_norm`: it keeps its input, its weight and one fp32 factor a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        factors = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+        ctx.save_for_backward(x, weight, factors)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        _, weight, _ = ctx.saved_tensors
+        return torch.empty_like(gradient), torch.empty_like(weight)
 
 
 def _as_fp32(argument: Any) -> Any:

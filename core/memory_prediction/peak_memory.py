@@ -42,6 +42,8 @@ class WorkerSetup:
     device_type: DeviceType = "cpu"
     has_document_ids: bool = False
     """Rows hold several documents that must not see each other; this needs a mask of T x T per row."""
+    computes_bf16: bool = True
+    """The GPUs multiply bf16 natively, so `precision: auto` is bf16; a CPU is asked itself."""
 
     def rows_of(self, run: RunConfig) -> int:
         """Maximum rows of one worker per step."""
@@ -72,7 +74,7 @@ def predict_memory(
         model=_without_numbers(run.model),
         vocabulary_size=vocabulary_size,
         num_classes=run.objective.num_classes,
-        precision=predicted_precision(run, setup.device_type),
+        precision=predicted_precision(run, setup),
         is_checkpointed=run.training.activation_checkpointing,
         lora=_lora_without_numbers(run.training.lora),
         micro_batch_size=min(micro_batch_size, rows),
@@ -152,12 +154,12 @@ def how_to_fit(
     return f"{needs}; fits with {' or with '.join(cures)}; {shares}"
 
 
-def predicted_precision(run: RunConfig, device_type: DeviceType) -> Literal["fp32", "bf16", "fp16"]:
+def predicted_precision(run: RunConfig, setup: WorkerSetup) -> Literal["fp32", "bf16", "fp16"]:
     """Number format of the matrix products in a prediction: the setting, with `auto` resolved for the device."""
     wanted = run.training.precision
-    if wanted == "auto" and device_type == "cuda" and not torch.cuda.is_available():
-        return "bf16"  # Every data-centre and desktop GPU since 2020 supports it natively.
-    return choose_precision(wanted, torch.device(device_type)).name
+    if wanted == "auto" and setup.device_type == "cuda":
+        return "bf16" if setup.computes_bf16 else "fp32"  # The process that predicts may have no GPU.
+    return choose_precision(wanted, torch.device(setup.device_type)).name
 
 
 @lru_cache(maxsize=4096)

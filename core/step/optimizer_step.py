@@ -24,6 +24,7 @@ from core.memory.memory_reports import OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts, classify
 from core.models.language_model import LanguageModel
 from core.settings.precision import Precision
+from core.step.compiled_body import compiled_body
 from core.step.noise_scale import steps_between_measurements
 from core.step.objectives import HiddenStates, add_gradients
 from core.step.optimizer import gradient_norm, update
@@ -155,7 +156,7 @@ class OptimizerStep:
         self.clip = clip
         self.seed = seed
         self.loss_scale = LossScale(_FIRST_LOSS_SCALE if precision.name == "fp16" else 1.0)
-        self.profile = StepProfile(workers.device)
+        self.profile = StepProfile(workers.device, is_read=workers.is_first)
         self.overlaps_exchange = False
         """True: sum gradients while the backward pass still runs. Set it only after the memory proof."""
         self._compiled: HiddenStates | None = None
@@ -239,7 +240,7 @@ class OptimizerStep:
         """
         if self._compiled is not None:
             return
-        self._compiled = torch.compile(self.model.hidden_states, dynamic=False)
+        self._compiled = compiled_body(self.model, rows=self.micro_batch_size)
         self._compiled_rows = self.micro_batch_size
 
     def _local_work(self, shard: Shard, step: int) -> _LocalSums:

@@ -1,6 +1,7 @@
 """Time profile of training steps, and FLOPs of models and devices."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
@@ -23,23 +24,37 @@ _PRODUCTS_WITH_WEIGHTS = (torch.ops.aten.mm, torch.ops.aten.addmm, GROUPED_PRODU
 """All other matrix products of a model multiply queries, keys and values."""
 
 
-class StepProfile:
-    """Time spent in each stretch. On CUDA, device events measure it without synchronization."""
+_MOST_EVENTS = 256
+"""Pairs of device events kept between readings; a branch reports only at its end."""
 
-    def __init__(self, device: torch.device) -> None:
+
+class StepProfile:
+    """Time spent in each stretch. On CUDA, device events measure it without synchronization.
+
+    Args:
+        is_read: False measures nothing: only rank 0 reports its times.
+    """
+
+    def __init__(self, device: torch.device, *, is_read: bool = True) -> None:
         self._is_cuda = device.type == "cuda"
+        self._is_read = is_read
         self._seconds = dict.fromkeys(STRETCHES, 0.0)
-        self._events: list[tuple[Stretch, torch.cuda.Event, torch.cuda.Event]] = []
+        self._events: deque[tuple[Stretch, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextmanager
     def span(self, stretch: Stretch) -> Iterator[None]:
         """Add the time of the block to a stretch."""
+        if not self._is_read:
+            yield
+            return
         if self._is_cuda:
             begin, end = _cuda_event(), _cuda_event()
             begin.record()
             yield
             end.record()
             self._events.append((stretch, begin, end))
+            while len(self._events) > _MOST_EVENTS and self._events[0][2].query():  # type: ignore[no-untyped-call]
+                self._add_oldest()
             return
         started_at = time.perf_counter()
         try:
@@ -51,12 +66,15 @@ class StepProfile:
         """Milliseconds per step in each stretch since the last call, as `profile/forward_ms` and so on."""
         if self._events:
             torch.cuda.synchronize()
-            for stretch, begin, end in self._events:
-                self._seconds[stretch] += begin.elapsed_time(end) / 1000
-            self._events = []
+        while self._events:
+            self._add_oldest()
         found = {f"profile/{stretch}_ms": 1000 * s / max(num_steps, 1) for stretch, s in self._seconds.items()}
         self._seconds = dict.fromkeys(STRETCHES, 0.0)
         return found
+
+    def _add_oldest(self) -> None:
+        stretch, begin, end = self._events.popleft()
+        self._seconds[stretch] += begin.elapsed_time(end) / 1000
 
 
 @torch.no_grad()

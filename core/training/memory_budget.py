@@ -10,6 +10,9 @@ from core.memory_prediction.peak_memory import WorkerSetup, largest_micro_batch,
 from core.settings.run_config import RunConfig
 from data_pipeline.schema.settings import format_bytes
 
+_LARGEST_ROUNDING = 20 * 2**20
+"""CUDA's allocator asks the device for more than was asked of it, by this at most."""
+
 
 @dataclass(frozen=True)
 class MemoryBudget:
@@ -27,7 +30,7 @@ class MemoryBudget:
         return self.workers.largest(self.meter.peak_bytes)
 
     def bytes_in_use(self) -> int | None:
-        """Live tensor bytes of this worker; None after the meter stopped."""
+        """Bytes that the limit is on, held by this worker now; None after the meter stopped."""
         return self.meter.current_bytes if self.meter.is_running else None
 
     def predicted_bytes(self, micro_batch_size: int) -> int:
@@ -54,6 +57,7 @@ class MemoryBudget:
         fitting = self._largest(in_use * min(predicted, demand) // max(demand, 1))
         size = max(1, min(fitting, tried - max(1, tried // 4)))
         wanted = predicted if facts.bytes_in_use is None else demand
+        wanted += _LARGEST_ROUNDING if self.setup.device_type == "cuda" else 0
         return Smaller(size, is_neighbours=self.limit_bytes is not None and wanted <= self.limit_bytes)
 
     def in_words(self, facts: OomFacts, micro_batch_size: int) -> str:

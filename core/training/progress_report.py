@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from core.step.optimizer_step import StepResult
 from core.step.step_profile import StepProfile
+from core.training.observation import observed
 
 Report = Callable[[dict[str, float]], bool]
 """Takes flat metrics; False ends the run."""
@@ -17,7 +18,7 @@ class Reporter:
     Args:
         report: Receives the metrics.
         every_s: Minimum seconds between reports without an evaluation.
-        matmul_rate: Peak rate of the device in FLOP/s, from `matmul_flops_per_s`.
+        matmul_rate: Peak rate of the device in FLOP/s, from `matmul_flops_per_s`; 0 if it could not be measured.
         profile: Times of the steps.
     """
 
@@ -64,8 +65,9 @@ class Reporter:
         }
         if last.auxiliary_loss is not None:
             values["train/auxiliary_loss"] = self._auxiliary_sum / self._num_steps
-        values |= self._profile.read(num_steps=self._num_steps)
-        if flops_a_token is not None:
+        nothing: dict[str, float] = {}
+        values |= observed("profile of steps", lambda: self._profile.read(num_steps=self._num_steps), otherwise=nothing)
+        if flops_a_token is not None and self._matmul_rate > 0:
             flops_per_s = tokens_per_s * flops_a_token / num_workers
             values["profile/model_flops_per_s"] = flops_per_s
             values["profile/share_of_matmul_rate"] = flops_per_s / self._matmul_rate

@@ -17,6 +17,9 @@ from core.settings.run_config import RunConfig
 from core.training.run_checks import Beginning, check_same_run, check_trunk
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 
+_MOST_OF_THE_TIME = 0.02
+"""Largest share of the time that writing checkpoints may take: one of a 1 B model has 12 GB."""
+
 
 class RunCheckpoints:
     """Writes and reads the checkpoints of a run. Running out of memory here costs a checkpoint, not the run.
@@ -36,12 +39,17 @@ class RunCheckpoints:
         self._folder, self._model, self._optimizer, self._workers = folder, model, optimizer, workers
         self._state = state
         self._written_at = time.monotonic()
+        self._cost_s = 0.0
+        """Seconds that the last checkpoint took."""
         self.oom_events: list[OutOfMemoryEvent] = []
         """Out-of-memory events that the run survived; only rank 0 records them."""
 
     def is_due(self, every_s: float | None) -> bool:
-        """True if the last checkpoint is at least `every_s` seconds old; never for None."""
-        return every_s is not None and time.monotonic() - self._written_at >= every_s
+        """True if the last checkpoint is at least `every_s` seconds old, and old enough that writing takes at most
+        2 % of the time; never for None."""
+        if every_s is None:
+            return False
+        return time.monotonic() - self._written_at >= max(every_s, self._cost_s / _MOST_OF_THE_TIME)
 
     def write(self) -> None:
         """Write a checkpoint; only rank 0 calls it."""
@@ -95,8 +103,10 @@ class RunCheckpoints:
 
     def _write(self) -> None:
         state = self._state()
+        began_at = time.monotonic()
         save_checkpoint(self._folder, self._model, self._optimizer, state, step=state["progress"]["step"])
         self._written_at = time.monotonic()
+        self._cost_s = self._written_at - began_at
 
     def _attempt_together(self, write: Callable[[], object]) -> None:
         def on_first() -> None:

@@ -24,7 +24,7 @@ class RunEnd:
     micro_batch_size_used: int | None
     """Micro-batch size of the last step; below the requested one if memory ran out and `on_oom` is shrink."""
     peak_memory_bytes: int | None
-    """Largest peak of one worker: live tensor bytes on a CPU, allocated bytes on CUDA."""
+    """Largest peak of one worker: live tensor bytes on a CPU, reserved bytes on CUDA."""
     oom: OomFacts | None = None
     """The out-of-memory error that ended the run."""
     oom_events: tuple[OutOfMemoryEvent, ...] = ()

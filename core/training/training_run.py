@@ -10,6 +10,7 @@ from typing import Any
 
 from core.distributed.collective_attempt import StopRequestedError, attempt_together
 from core.distributed.workers import Workers, check_same_model
+from core.memory.host_memory import within_device
 from core.memory.malloc_tuning import freed_memory_stays
 from core.memory.memory_limit import memory_limit
 from core.memory.memory_reports import LimitBy, OutOfMemoryEvent
@@ -29,6 +30,7 @@ from core.step.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, 
 from core.step.step_profile import matmul_flops_per_s, model_flops_a_token
 from core.training.memory_budget import MemoryBudget
 from core.training.memory_proof import MemoryProof
+from core.training.observation import observed
 from core.training.progress_report import Progress, Report, Reporter
 from core.training.run_checkpoints import RunCheckpoints
 from core.training.run_checks import Beginning, check_fit, settings_that_count
@@ -68,7 +70,8 @@ def run_training(
         evaluate_at_tokens: The holdout is evaluated at the first step that reaches each of these, and at the end.
         memory_limit_bytes: Memory limit of each worker; exceeding it is an out-of-memory error. None: no limit.
         memory_limit_by: Mechanism of the limit on a CPU.
-        checkpoint_every_s: Seconds between checkpoints. None: only at the end.
+        checkpoint_every_s: Seconds between checkpoints, more if writing would take over 2 % of the time. None: only at
+            the end.
         pause: The run ends as paused there, after a cooldown branch. A later call without it, or with a later pause,
             resumes the trunk. None, or a pause at or beyond the end: no pause.
         keep_trunk: Keep the checkpoint before the cooldown of `wsd`, from which a longer training can resume.
@@ -83,8 +86,11 @@ def run_training(
     """
     device = workers.device
     allow_tf32(device)
+    memory_limit_bytes = within_device(memory_limit_bytes, device)
     precision = choose_precision(run.training.precision, device)
-    matmul_rate = matmul_flops_per_s(device, precision.dtype) if workers.is_first else 0.0
+    matmul_rate = 0.0
+    if workers.is_first:
+        matmul_rate = observed("matmul rate", lambda: matmul_flops_per_s(device, precision.dtype), otherwise=0.0)
     check_fit(run, data)
     micro_batch_size = choose_micro_batch(run, data, workers, memory_limit_bytes=memory_limit_bytes)
     # With a limit enforced by the kernel, freed memory kept by the process would count against it.
@@ -324,22 +330,25 @@ class _Run:
         if metrics:
             self.progress, is_best = self.progress.evaluated(metrics)
 
-        def publish() -> bool:
+        def publish() -> None:
             if not self.workers.is_first:
-                return True
+                return
             if is_best:
                 self.checkpoints.write_best(metrics)
             continues = self._report(metrics)
             if is_last or not continues or self.checkpoints.is_due(checkpoint_every_s):
                 self.checkpoints.write()
-            return continues
+            if not continues:
+                raise StopRequestedError
 
-        # Rank 0 may fail here (full disk, error in the caller's code); the other ranks must learn of it.
-        continues = attempt_together(publish, self.workers, phase="checkpoint")
-        if isinstance(continues, OomFacts):
-            self.checkpoints.note(continues)
-            return True
-        return bool(self.workers.from_first(int(continues)))
+        # Rank 0 may fail here (full disk, error in the caller's code) or stop; the other ranks learn of both at once.
+        try:
+            ended = attempt_together(publish, self.workers, phase="checkpoint")
+        except StopRequestedError:
+            return False
+        if isinstance(ended, OomFacts):
+            self.checkpoints.note(ended)
+        return True
 
     def _report(self, metrics: dict[str, float]) -> bool:
         """Report if a report is due; False if the caller stops the run."""
@@ -372,7 +381,9 @@ class _Run:
             source = self.step.source
             shard = source.shard(position=0, batch_size=1, rank=0, num_workers=1)
             batch = source.batch(shard, 0, 1).to(self.workers.device)
-            self._flops = model_flops_a_token(self.model, batch, self.precision)
+            self._flops = observed(
+                "FLOPs a token", lambda: model_flops_a_token(self.model, batch, self.precision), otherwise=None
+            )
         return self._flops
 
     _flops: float | None = None

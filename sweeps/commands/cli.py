@@ -8,7 +8,7 @@ import sys
 import typer
 
 from data_pipeline.schema.terminal_text import echo
-from sweeps.commands import after_sweep, before_sweep, downstream, explain, running_sweeps, training_commands
+from sweeps.commands import after_sweep, before_sweep, doctor, downstream, explain, running_sweeps, training_commands
 from sweeps.commands.command_frame import EXIT_FAULT, is_told
 from sweeps.commands.hidden_arguments import hide_secret_arguments
 from sweeps.commands.lost_terminal import ends_with_its_reader, open_closed_streams
@@ -33,6 +33,7 @@ app.command(rich_help_panel=_BEFORE)(before_sweep.schema)
 app.command(rich_help_panel=_BEFORE)(before_sweep.plan)
 app.command(rich_help_panel=_BEFORE)(before_sweep.estimate)
 app.command(rich_help_panel=_BEFORE)(before_sweep.prepare)
+app.command(rich_help_panel=_BEFORE)(doctor.doctor)
 app.command(rich_help_panel=_SWEEP)(training_commands.sweep)
 app.command(rich_help_panel=_SWEEP)(training_commands.train)
 app.command(rich_help_panel=_SWEEP)(running_sweeps.status)

@@ -2,13 +2,13 @@
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from core.memory.host_memory import host_memory_share
 from data_pipeline.schema.settings import format_bytes
+from sweeps.lanes.cards import cards_now
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -19,14 +19,14 @@ def hardware(nodes: Sequence[Mapping[str, float]]) -> dict[str, str]:
     Args:
         nodes: CPUs (`CPU`) and GPUs (`GPU`) of each node.
     """
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    cards = Counter(str(card) for card in cards_now())
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     found = {
         "system": f"{platform.platform(terse=True)}, {platform.machine()}",
         "processor": f"{_processor()}, {os.cpu_count()} of them",
         "memory then free": format_bytes(host_memory_share()),
-        "GPUs": ", ".join(names) or "none",
+        "GPUs": "; ".join(f"{count} x {card}" for card, count in cards.items()) or "none",
     }
     if len(nodes) > 1:
         found["cluster"] = f"{len(nodes)} nodes, {cpus:.0f} processors, {gpus:.0f} GPUs"

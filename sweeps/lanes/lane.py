@@ -130,7 +130,11 @@ class Lane:
         spec = self._spec
         trainer = TorchTrainer(
             train_assignments,
-            torch_config=TorchConfig(timeout_s=math.ceil(spec.worker_deadline_s)),
+            torch_config=TorchConfig(
+                # Workers agree on the host: there no agreement waits for a GPU.
+                backend="cpu:gloo,cuda:nccl" if spec.use_gpu else None,
+                timeout_s=math.ceil(spec.worker_deadline_s),
+            ),
             train_loop_config={"mailbox": self._mailbox, "threads": spec.threads_per_worker},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=spec.workers,

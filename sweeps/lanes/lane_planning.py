@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from core.memory.host_memory import CUDA_CONTEXT_BYTES, host_memory_share
+from core.memory.device_facts import smallest_of
+from core.memory.host_memory import CUDA_CONTEXT_BYTES, NCCL_BYTES, host_memory_share
 from core.memory.memory_reports import LimitBy
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.lanes.lane_spec import LaneSpec
@@ -96,7 +97,8 @@ def plan_lanes(
     """Number of lanes and their resources.
 
     A worker gets a GPU of its own, or one or more CPU cores. Lanes never share a core, so they do not slow each other
-    down. If the file or `auto` sets more lanes than GPUs, lanes share the GPUs, each with its part of the memory.
+    down. If the file or `auto` sets more lanes than GPUs, lanes share the GPUs, equally many on each, with its part
+    of the memory each.
 
     Args:
         auto: Division for `concurrent_trials: auto`. None: one lane per core or GPU.
@@ -127,7 +129,9 @@ def plan_lanes(
                 f"the cluster has {num_gpus}, and workers of one trial cannot share one. "
                 f"Use concurrent_trials: {fitting}, or auto."
             )
-        lanes_per_gpu = -(-count // num_gpus)
+        # Ray fills one card before the next, so a number of lanes between two multiples would leave cards idle.
+        lanes_per_gpu = count // num_gpus
+        count = lanes_per_gpu * num_gpus
     # Cores and maximum workers of each node that can have workers.
     rooms = [
         (int(node.get("CPU", 0)), int(node.get("GPU", 0)) * lanes_per_gpu if use_gpu else count * workers)
@@ -140,6 +144,8 @@ def plan_lanes(
     words = f"{count} at a time on {slots} {unit}{'s' if slots != 1 else ''}"
     if lanes_per_gpu > 1:
         words += f", {lanes_per_gpu} to a GPU"
+    if use_gpu and asked != "auto" and count < most:
+        words += f" ({most} asked; lanes come in whole multiples of GPUs)"
     details = f"{workers} worker{'s' if workers > 1 else ''} a trial, {threads} thread{'s' if threads > 1 else ''} each"
     return LanePlan(
         count,
@@ -188,25 +194,22 @@ def device_kind(lanes: LanePlan) -> str:
     """Kind of device for which memory observations are valid: name and memory of a GPU, or `cpu`."""
     if not lanes.use_gpu:
         return "cpu"
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_properties(0)
-        return f"{device.name} {device.total_memory / 2**30:.0f} GiB"
-    import ray
+    from sweeps.lanes.cards import cards_now
 
-    # The driver's node has no GPU, and Ray knows only the names of the others' GPUs.
-    names = sorted(name for name in ray.cluster_resources() if name.startswith("accelerator_type:"))  # type: ignore[no-untyped-call]
-    return " ".join(name.removeprefix("accelerator_type:") for name in names) or "gpu"
+    smallest = smallest_of(cards_now())
+    return "gpu" if smallest is None else f"{smallest.name} {smallest.total_bytes / 2**30:.0f} GiB"
 
 
 def worker_memory_bytes(resources: ResourcesConfig, lanes: LanePlan, *, device_bytes: int | None = None) -> int:
     """Memory that one worker may use for training, in bytes.
 
     Args:
-        device_bytes: Memory of one GPU, if trials run on GPUs.
+        device_bytes: Memory of one GPU that is free beside one context, if trials run on GPUs.
     """
     if lanes.use_gpu and device_bytes:
         lanes_per_gpu = round(1 / lanes.gpus_per_worker)
-        whole = max(1, (device_bytes - (lanes_per_gpu - 1) * CUDA_CONTEXT_BYTES) // lanes_per_gpu)
+        in_use = (lanes_per_gpu - 1) * CUDA_CONTEXT_BYTES + (NCCL_BYTES if lanes.workers > 1 else 0)
+        whole = max(1, (device_bytes - in_use) // lanes_per_gpu)
     else:
         whole = host_memory_share(num_processes=lanes.count * lanes.workers)
     return resources.memory_bytes(whole)

@@ -19,10 +19,11 @@ import torch
 from ray.exceptions import RayError
 
 from core.costs.micro_batch_benchmark import fastest, measure_micro_batches
+from core.distributed.collective_attempt import OtherRankFailedError
 from core.distributed.workers import Workers
 from core.memory.host_memory import kernel_oom_kills
 from core.memory.out_of_memory import classify
-from core.memory.tensor_memory import SLACK_BYTES, live_tensor_bytes
+from core.memory.tensor_memory import SLACK_BYTES, live_tensor_bytes, settled_level_bytes
 from core.model_files.checkpoint import trunk_checkpoint
 from core.settings.run_config import RunConfig
 from core.training.run_checks import Beginning
@@ -57,7 +58,7 @@ def train_assignments(config: dict[str, Any]) -> None:
     )
     corpora: dict[str, PreparedCorpus] = {}
     stops = Stops(mailbox)
-    level_bytes = live_tensor_bytes(workers.device)
+    level_bytes = settled_level_bytes(workers.device)
     taken = 0
     while (assignment := ray.get(mailbox.take.remote(taken))) is not None:
         taken += 1
@@ -65,6 +66,8 @@ def train_assignments(config: dict[str, Any]) -> None:
         mailbox.stand.remote(workers.rank, here)
         try:
             end = _train(assignment, workers, corpora, mailbox, stops.of(taken - 1))
+        except OtherRankFailedError:
+            raise  # That rank tells the cause, and this message could come before it.
         except Exception as error:
             # The run could not handle the error, so this process takes no further trial: report, then end the worker
             # group.
@@ -198,6 +201,8 @@ def _log(assignment: Assignment) -> logging.Logger:
     """Logger of the trial's own log file, opened once."""
     logger = logging.getLogger(f"pretune.{assignment.trial_folder}")
     if not logger.handlers:
+        # On another node than the driver's, this line is the first to need the folder.
+        Path(assignment.trial_folder).mkdir(parents=True, exist_ok=True)
         handler = OwnLog(Path(assignment.trial_folder) / "log.txt", encoding="utf-8")
         formatter = RedactingFormatter("%(asctime)sZ %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
         formatter.converter = time.gmtime

@@ -1,10 +1,11 @@
 """CPU, memory and GPU metrics of a trial's machine, under the names of MLflow's system metrics page."""
 
 import time
-from contextlib import suppress
 
 import psutil
 import torch
+
+from core.training.observation import observed
 
 _MB = 1e6
 
@@ -20,9 +21,15 @@ class SystemMetrics:
 
     def read(self) -> dict[str, float]:
         """Percentages and megabytes, as MLflow's own system metrics; takes well under a millisecond on a CPU."""
-        values = self._processors() | self._memory()
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            values |= _gpu()
+        values: dict[str, float] = {}
+        nothing: dict[str, float] = {}
+        for name, probe in (
+            ("processors", self._processors),
+            ("memory", self._memory),
+            ("GPU memory", _gpu_memory),
+            ("GPU utilization", _gpu_utilization),
+        ):
+            values |= observed(name, probe, otherwise=nothing)
         return {f"system/{name}": value for name, value in values.items()}
 
     def _processors(self) -> dict[str, float]:
@@ -43,14 +50,24 @@ class SystemMetrics:
         }
 
 
-def _gpu() -> dict[str, float]:
+def _gpu_memory() -> dict[str, float]:
+    if not _uses_gpu():
+        return {}
     device = torch.cuda.current_device()
     free, total = torch.cuda.mem_get_info(device)
-    values = {
+    return {
         f"gpu_{device}_memory_usage_megabytes": (total - free) / _MB,
         f"gpu_{device}_memory_usage_percentage": 100 * (total - free) / total,
     }
-    # torch queries NVML, which needs the package nvidia-ml-py and a working driver.
-    with suppress(ModuleNotFoundError, RuntimeError):
-        values[f"gpu_{device}_utilization_percentage"] = float(torch.cuda.utilization(device))
-    return values
+
+
+def _gpu_utilization() -> dict[str, float]:
+    # torch queries NVML, which needs the package nvidia-ml-py and a working driver, and refuses a card under MIG.
+    if not _uses_gpu():
+        return {}
+    device = torch.cuda.current_device()
+    return {f"gpu_{device}_utilization_percentage": float(torch.cuda.utilization(device))}
+
+
+def _uses_gpu() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]

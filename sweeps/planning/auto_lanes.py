@@ -18,12 +18,14 @@ import torch
 
 from core.costs.lane_benchmark import Way, measure_side_by_side
 from core.costs.training_flops import rough_training_flops_a_token
+from core.memory.device_facts import DeviceFacts, smallest_of
 from core.memory.host_memory import host_memory_share
 from core.memory_prediction.automatic_micro_batch import automatic_micro_batch
 from core.memory_prediction.peak_memory import predict_memory
 from core.settings.run_config import RunConfig
 from data_pipeline.schema.settings import Settings
 from sweeps.early_stopping.rungs import expected_tokens
+from sweeps.lanes.cards import cards_now
 from sweeps.lanes.lane_planning import AutoLanes, LanePlan, device_kind, plan_lanes, worker_memory_bytes
 from sweeps.memory_knowledge.measurement_store import KeptMeasurements, OfShape
 from sweeps.memory_knowledge.memory_observations import file_of_device
@@ -87,15 +89,17 @@ def auto_lanes(
     all_ways = _ways(sweep, is_on_gpu=alone.use_gpu)
     if len(all_ways) == 1:
         return AutoLanes(all_ways[0].processes, all_ways[0].threads, "")
+    cards = cards_now() if alone.use_gpu else ()
+    smallest = smallest_of(cards)
     # The file's own values of swept settings may lie outside the search space, so measure its middle instead.
     run = middle_run(sweep)
 
     def needed_bytes(rows: int) -> int:
-        setup = worker_setup_of(sweep, alone)
+        setup = worker_setup_of(sweep, alone, computes_bf16=all(card.computes_bf16 for card in cards))
         return predict_memory(run, vocabulary_size, micro_batch_size=rows, setup=setup).peak_bytes
 
     least = needed_bytes(1)
-    ways = [way for way in all_ways if least <= _memory_of(sweep, alone, way)] or all_ways[:1]
+    ways = [way for way in all_ways if least <= _memory_of(sweep, alone, way, smallest)] or all_ways[:1]
     if len(ways) == 1:
         return AutoLanes(ways[0].processes, ways[0].threads, "memory holds no more")
     usual = ways[0] if alone.use_gpu else ways[-1]
@@ -113,7 +117,7 @@ def auto_lanes(
     if not may_measure:
         return AutoLanes(usual.processes, usual.threads, "not measured yet")
     rows = rows_of_measurement(run, num_workers=resources.workers_per_trial)
-    while rows > 1 and needed_bytes(rows) > _memory_of(sweep, alone, ways[-1]):
+    while rows > 1 and needed_bytes(rows) > _memory_of(sweep, alone, ways[-1], smallest):
         rows //= 2
     found = measure_side_by_side(
         run,
@@ -161,12 +165,11 @@ def _ways(sweep: SweepConfig, *, is_on_gpu: bool) -> list[Way]:
     return [Way(count * workers, max(1, cores // (count * workers * num_gpus))) for count in counts]
 
 
-def _memory_of(sweep: SweepConfig, alone: LanePlan, way: Way) -> int:
+def _memory_of(sweep: SweepConfig, alone: LanePlan, way: Way, card: DeviceFacts | None) -> int:
     """Training memory of each process in bytes; 0 if the machine cannot give every process the file's memory."""
-    if alone.use_gpu:
-        _, device_bytes = torch.cuda.mem_get_info(0)
+    if card is not None:
         lanes = replace(alone, gpus_per_worker=1 / way.processes)
-        return worker_memory_bytes(sweep.resources, lanes, device_bytes=device_bytes)
+        return worker_memory_bytes(sweep.resources, lanes, device_bytes=card.free_bytes)
     share = host_memory_share(num_processes=way.processes)
     asked = sweep.resources.memory_bytes(share)
     return asked if asked <= share else 0

@@ -31,6 +31,7 @@ GPU_GIBIBYTES = {
     "H200": 141,
 }
 """Nominal memory from the manufacturers' data sheets."""
+_WITHOUT_BF16 = ("T4", "V100", "V100 16GB")
 
 
 def memory_of(plan: SweepPlan, *, memory: str | None, device: str | None) -> tuple[SweepPlan, str]:
@@ -55,7 +56,8 @@ def memory_of(plan: SweepPlan, *, memory: str | None, device: str | None) -> tup
                 f"--device {device!r}: is unknown; choose one of {', '.join(GPU_GIBIBYTES)}, or give --memory 24GiB"
             )
         on_gpu = replace(plan.lanes, use_gpu=True)
-        return replace(plan, lanes=on_gpu, memory_bytes=GPU_GIBIBYTES[name] * 2**30 - CUDA_CONTEXT_BYTES), name
+        memory_bytes = GPU_GIBIBYTES[name] * 2**30 - CUDA_CONTEXT_BYTES
+        return replace(plan, lanes=on_gpu, memory_bytes=memory_bytes, computes_bf16=name not in _WITHOUT_BF16), name
     return plan, "this machine's share of one worker"
 
 
@@ -140,9 +142,8 @@ def print_estimate(found: Estimate, console: Console) -> None:
 
 def _made_for(plan: SweepPlan, name: str) -> str:
     """The device and precision of the prediction, and its unmeasured parts."""
-    device_type = plan.worker_setup.device_type
-    precision = predicted_precision(plan.sweep.run_config(), device_type)
-    if device_type == "cpu":
+    precision = predicted_precision(plan.sweep.run_config(), plan.worker_setup)
+    if plan.worker_setup.device_type == "cpu":
         return f"predicted for training on processors in {precision}; --device predicts for a GPU"
     words = f"predicted for a GPU in {precision}, not measured on one"
     if name in GPU_GIBIBYTES:

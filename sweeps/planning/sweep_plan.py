@@ -3,19 +3,20 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from core.memory.host_memory import memory_share_bytes
+from core.memory.device_facts import smallest_of
 from core.memory_prediction.kept_predictions import predictions_kept_in
 from core.memory_prediction.peak_memory import WorkerSetup, how_to_fit, largest_micro_batch, predict_memory
 from core.settings.run_config import RunConfig
 from data_pipeline.schema.settings import format_bytes
 from sweeps.early_stopping.promotion import Promotions
 from sweeps.early_stopping.rungs import rung_tokens
+from sweeps.lanes.cards import Cards, cards_now, differences
 from sweeps.lanes.lane_planning import AutoLanes, LanePlan, ResourcesError, plan_lanes, worker_memory_bytes
 from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, micro_batch_of
 from sweeps.settings.sweep_config import SweepConfig
@@ -33,6 +34,8 @@ class SweepPlan:
     lanes: LanePlan
     memory_bytes: int
     """Memory of one worker."""
+    computes_bf16: bool = True
+    """All GPUs multiply bf16 natively."""
 
     @cached_property
     def rungs(self) -> tuple[int, ...]:
@@ -81,7 +84,7 @@ class SweepPlan:
     @property
     def worker_setup(self) -> WorkerSetup:
         """Workers, device and rows of its trials, for the memory prediction."""
-        return worker_setup_of(self.sweep, self.lanes)
+        return worker_setup_of(self.sweep, self.lanes, computes_bf16=self.computes_bf16)
 
     def frontier(self, *, rows_filled: int = 100, source: str = "") -> MemoryFrontier:
         """A memory frontier for this machine, based on the prediction alone.
@@ -90,7 +93,10 @@ class SweepPlan:
             rows_filled: Percentage of the corpus's rows that holds tokens.
             source: Name of the sweep's folder.
         """
-        setup = ", ".join(f"{name} {value}" for name, value in asdict(self.worker_setup).items())
+        conditions = asdict(self.worker_setup)
+        if self.computes_bf16:
+            del conditions["computes_bf16"]  # Observations from before it was asked are of such devices.
+        setup = ", ".join(f"{name} {value}" for name, value in conditions.items())
         return MemoryFrontier(
             limit_bytes=self.memory_bytes,
             num_workers=self.lanes.workers,
@@ -103,12 +109,17 @@ class SweepPlan:
         )
 
 
-def worker_setup_of(sweep: SweepConfig, lanes: LanePlan) -> WorkerSetup:
-    """Workers, device and rows of a sweep's trials on these lanes, for the memory prediction."""
+def worker_setup_of(sweep: SweepConfig, lanes: LanePlan, *, computes_bf16: bool = True) -> WorkerSetup:
+    """Workers, device and rows of a sweep's trials on these lanes, for the memory prediction.
+
+    Args:
+        computes_bf16: All GPUs multiply bf16 natively.
+    """
     return WorkerSetup(
         num_workers=lanes.workers,
         device_type="cuda" if lanes.use_gpu else "cpu",
         has_document_ids=sweep.packing.confines_attention,
+        computes_bf16=computes_bf16,
     )
 
 
@@ -129,6 +140,7 @@ def plan_sweep(
     num_cpus: int | None = None,
     num_gpus: int | None = None,
     nodes: Sequence[Mapping[str, float]] = (),
+    cards: Cards | None = None,
 ) -> SweepPlan:
     """Make all decisions that depend on the machine.
 
@@ -136,9 +148,10 @@ def plan_sweep(
         auto: Lanes for `concurrent_trials: auto` on one machine. None: one lane per core or GPU.
         num_cpus: CPU cores of the cluster. None: of this machine; likewise `num_gpus`.
         nodes: Cores (`CPU`) and GPUs (`GPU`) of each node of the cluster.
+        cards: Returns facts about the GPUs; called if trials train on them. None: those of `cards_now`.
 
     Raises:
-        ResourcesError: Not even one trial fits.
+        ResourcesError: Not even one trial fits, or no GPU tells its memory.
     """
     lanes = plan_lanes(
         sweep.resources,
@@ -148,11 +161,15 @@ def plan_sweep(
         num_gpus=torch.cuda.device_count() if num_gpus is None else num_gpus,
         nodes=nodes,
     )
-    # Assume that all GPUs equal the first: Ray does not report the memory of each.
-    is_here = lanes.use_gpu and torch.cuda.is_available()
-    device_bytes = memory_share_bytes(torch.device("cuda", 0)) if is_here else None
+    found = (cards or cards_now)() if lanes.use_gpu else ()
+    smallest = smallest_of(found)
+    if lanes.use_gpu and smallest is None:
+        raise ResourcesError("resources.device asks for GPUs, and none is visible here; set resources.device: cpu")
+    if words := differences(found):
+        lanes = replace(lanes, reason=f"{lanes.reason}; {words}; the smallest counts")
+    device_bytes = None if smallest is None else smallest.free_bytes
     memory_bytes = worker_memory_bytes(sweep.resources, lanes, device_bytes=device_bytes)
-    plan = SweepPlan(sweep, vocabulary_size, lanes, memory_bytes)
+    plan = SweepPlan(sweep, vocabulary_size, lanes, memory_bytes, all(card.computes_bf16 for card in found))
     if lanes.gpus_per_worker < 1:
         _check_share(plan)
     return plan

@@ -108,8 +108,8 @@ def _machine(findings: Findings) -> Iterator[tuple[str, str]]:
         yield from ((str(name), str(value)) for name, value in recorded.items())
         return
     yield "report written on", f"{platform.platform(terse=True)}, {platform.machine()}, {os.cpu_count()} processors"
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    yield "GPUs", ", ".join(gpus) or "none"
+    # Their names would need a CUDA context, and a sweep may hold the cards.
+    yield "GPUs", str(torch.cuda.device_count() or "none")
 
 
 def _versions(findings: Findings) -> Iterator[tuple[str, str]]:

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.layers import cpu_attention
-from core.layers.cache_blocks import as_on_a_gpu
-from core.layers.cpu_attention import fused_attention, is_faster_for
+from core.layers.cpu_attention import fused_attention
 from core.layers.transformer_parts import document_mask, hidden_unless, positions_in_documents, rotary_tables, rotate
 
 DOCUMENTS = torch.tensor([[0] * 11 + [1] * 26, [0] * 30 + [-1] * 7, [0] * 37], dtype=torch.int32)
@@ -61,13 +60,3 @@ def test_bf16_attention_strays_no_further_from_the_truth_than_a_bf16_number_allo
     bf16 = fused_attention(qkv, heads=4, kv_heads=4, is_causal=True).double()
     # bf16 has 8 bits; scores, probabilities and sums are each rounded once.
     assert (bf16 - truth).abs().max().item() < 4 * 2**-8 * truth.abs().max().item()
-
-
-def test_fused_attention_is_for_low_precision_on_the_cpu_and_not_for_a_gpu() -> None:
-    low, high = torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1)
-    assert is_faster_for(low)
-    assert not is_faster_for(high)
-    assert not is_faster_for(low.to("meta"))
-    with as_on_a_gpu():
-        assert not is_faster_for(low)
-    assert is_faster_for(low)

@@ -15,8 +15,11 @@ from small_corpus import small_corpus
 from two_workers import on_workers
 
 from core.distributed.workers import Workers
+from core.layers import cache_blocks
+from core.layers.rms_norm import RMSNorm
 from core.memory.memory_limit import memory_limit
 from core.memory_prediction import peak_memory as memory_model
+from core.memory_prediction.cuda_emulation import CudaForms
 from core.memory_prediction.peak_memory import WorkerSetup, predict_memory
 from core.settings.run_config import RunConfig
 from core.step.evaluation import Evaluation
@@ -204,6 +207,19 @@ def test_a_device_needs_more_than_its_tensors_but_not_twice():
     prediction = predict_memory(run, 30_000, micro_batch_size=32, setup=WorkerSetup(device_type="cuda"))
     tensors_bytes = prediction.peak_bytes - prediction.parts["allocator"] - prediction.parts["workspaces"]
     assert 1.0 <= (prediction.peak_bytes - prediction.parts["workspaces"]) / tensors_bytes < 1.41
+
+
+def test_rms_norm_on_a_gpu_keeps_its_input_and_one_factor_a_row():
+    norm, rows = RMSNorm(256, 1e-5), torch.randn(100, 256, requires_grad=True)
+    with cache_blocks.as_on_a_gpu(), CudaForms(), memory_limit(None, CPU) as meter:
+        meter.track(norm, rows)
+        before_bytes = meter.current_bytes
+        out = norm(rows)
+        assert meter.current_bytes - before_bytes == out.nbytes + 100 * 4
+        out.sum().backward()
+    # Shapes of gradients are right, values are not.
+    assert rows.grad is not None
+    assert (rows.grad.shape, norm.weight.grad.shape) == (rows.shape, norm.weight.shape)
 
 
 def test_settings_that_change_no_shape_cost_no_trace():

@@ -2,14 +2,19 @@
 
 import time
 
+import pytest
 import torch
+from absent_workers import AbsentWorkers
 from small_corpus import VOCABULARY, small_corpus
+from small_steps import a_step, train
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.models.model_factory import build_model
 from core.settings.model_config import ModelConfig
 from core.settings.precision import Precision
+from core.step import step_profile
 from core.step.step_profile import StepProfile, matmul_flops_per_s, model_flops_a_token
+from core.step.step_stretches import STRETCHES
 from data_pipeline.tokens.batches import BatchSource
 
 torch.set_num_threads(1)
@@ -26,6 +31,57 @@ def test_stretches_are_means_a_step_since_the_last_reading() -> None:
     assert 20 <= found["profile/forward_ms"] <= took_ms / 2
     assert found["profile/backward_ms"] == 0.0
     assert profile.read(num_steps=1)["profile/forward_ms"] == 0.0
+
+
+class CountedEvent:
+    """A device event of a device that is always done after a millisecond."""
+
+    living = 0
+    most = 0
+
+    def __init__(self) -> None:
+        CountedEvent.living += 1
+        CountedEvent.most = max(CountedEvent.most, CountedEvent.living)
+
+    def __del__(self) -> None:
+        CountedEvent.living -= 1
+
+    def record(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, _end: object) -> float:
+        return 1.0
+
+
+def test_a_thousand_steps_without_a_report_keep_few_device_events_and_ranks_that_report_nothing_keep_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(step_profile, "_cuda_event", CountedEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    first, other = (StepProfile(torch.device("cuda"), is_read=is_first) for is_first in (True, False))
+
+    def steps(profile: StepProfile) -> None:
+        CountedEvent.most = 0
+        for _ in range(1000):
+            for stretch in STRETCHES:
+                with profile.span(stretch):
+                    pass
+
+    steps(other)
+    assert CountedEvent.most == 0
+    steps(first)
+    assert CountedEvent.most < 600
+    assert first.read(num_steps=1000)["profile/backward_ms"] == pytest.approx(1.0)
+    assert CountedEvent.living == 0
+
+
+def test_only_rank_0_measures_its_steps() -> None:
+    for rank in (0, 1):
+        step = a_step(AbsentWorkers(rank=rank, count=2), micro_batch_size=8)
+        train(step, num_steps=1)
+        assert (step.profile.read(num_steps=1)["profile/forward_ms"] > 0) == (rank == 0)
 
 
 def test_model_flops_are_six_a_parameter_and_token_plus_attention() -> None:

@@ -208,6 +208,8 @@ PRINTERS = {
     "data_pipeline/schema/terminal_text.py": "echo",
     "sweeps/commands/terminal.py": "the console",
     "core/costs/lane_benchmark_worker.py": "a pipe to the process that started it",
+    "core/doctor/all_reduce_worker.py": "a pipe to the process that started it",
+    "core/memory/device_facts.py": "a pipe to the process that started it",
     "data_pipeline/tokens/template_rendering.py": "a pipe to the process that started it",
 }
 PRINTING = re.compile(

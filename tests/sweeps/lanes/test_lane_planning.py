@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from swept_folder import example_sweep
 
+from gpu_cards import a_card
 from sweeps.lanes.lane_planning import ResourcesError, plan_lanes, worker_memory_bytes
 from sweeps.planning.sweep_plan import plan_sweep
 from sweeps.settings.sweep_sections import ResourcesConfig
@@ -89,7 +90,7 @@ def test_a_share_of_a_gpu_that_the_model_does_not_fit_in_is_refused_with_the_num
         resources={"concurrent_trials": 8, "device": "gpu", "memory": "1GiB"},
     )
     with pytest.raises(ResourcesError, match=r"concurrent_trials=8 gives each trial 0.12 of a GPU, which is 1.00 GiB"):
-        plan_sweep(wide, vocabulary_size=100_000, num_cpus=16, num_gpus=1)
+        plan_sweep(wide, vocabulary_size=100_000, num_cpus=16, num_gpus=1, cards=lambda: [a_card()])
 
 
 def test_a_trial_with_more_workers_than_gpus_is_refused_with_the_numbers() -> None:

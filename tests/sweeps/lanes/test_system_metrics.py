@@ -4,6 +4,7 @@ import time
 
 import psutil
 import pytest
+import torch
 
 from patience import wait_until
 from sweeps.lanes.system_metrics import SystemMetrics
@@ -36,3 +37,30 @@ def test_a_busy_process_shows_and_a_sleeping_one_does_not() -> None:
     assert idle["system/process_cpu_utilization_percentage"] < busy["system/process_cpu_utilization_percentage"]
     for reading in (busy, idle):
         assert 0 <= reading["system/cpu_utilization_percentage"] <= 100
+
+
+class NVMLError(Exception):
+    """As nvidia-ml-py raises for a card under MIG: no RuntimeError."""
+
+
+def test_no_probe_that_fails_ends_a_trial(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise NVMLError("Not Supported")
+
+    metrics = SystemMetrics()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10, 20))
+    monkeypatch.setattr(torch.cuda, "utilization", fails)
+    found = metrics.read()
+    assert found["system/gpu_0_memory_usage_percentage"] == 50
+    assert "system/process_memory_usage_megabytes" in found
+    assert "GPU utilization cannot be read and is left out: NVMLError: Not Supported" in caplog.text
+    for owner, name in (
+        (torch.cuda, "is_available"),
+        (psutil, "cpu_percent"),
+        (psutil, "virtual_memory"),
+    ):
+        monkeypatch.setattr(owner, name, fails)
+    assert metrics.read() == {}

@@ -1,0 +1,1 @@
+"""What `pretune doctor` finds: nodes and their cards, claims on one device, a sweep from end to end."""
