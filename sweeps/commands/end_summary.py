@@ -117,6 +117,8 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
         facts += [] if end.halted_by is not None else [("resume", command)]
     elif end.parts_missing:
         facts += [("again", f"the same command makes the missing parts: {command}")]
+    if end.status is SweepStatus.FINISHED and best is not None:
+        facts += zip(("next", "", ""), _commands_to_try(end), strict=False)
     for label, text in facts:
         console.print(f"{label:<8} {text}", highlight=False, soft_wrap=True)
 
@@ -124,6 +126,19 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
 def _named_without_training(end: SweepEnd) -> bool:
     """Whether the sweep was to name settings without training them in full, and did."""
     return end.folder.sweep.early_stopping.confirm == "none" and end.summary.get("predicted") is not None
+
+
+def _commands_to_try(end: SweepEnd) -> list[str]:
+    """A use of the winner, its measurement, and for a sweep its full training, with the names of this sweep."""
+    folder, sweep = _short(end.folder.path), end.folder.sweep
+    if not sweep.objective.masked_lm:
+        use = command_line("generate", folder, "The")
+    elif sweep.tokenizer.kind == "file":  # Its mask may have any name.
+        use = command_line("fill-mask", folder)
+    else:
+        use = command_line("fill-mask", folder, "The function returns a <mask>.")
+    longer = command_line("train", folder, "--tokens", "10x")
+    return [use, command_line("evaluate", folder), *([longer] if sweep.search else [])]
 
 
 def _warnings(end: SweepEnd) -> Iterator[tuple[str, str]]:

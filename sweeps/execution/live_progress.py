@@ -48,6 +48,7 @@ class Progress:
         self._started_at = time.monotonic()
         self._speed: dict[int, float] = {}
         self._live: Live | None = None
+        self._tenths_said = 0
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -75,6 +76,18 @@ class Progress:
         line = self._line(event, record, report)
         if line is not None and (self._live is None or event is TrialEvent.ENDED):
             self._print(line)
+        if self._live is None:
+            self._say_tenth()
+
+    def _say_tenth(self) -> None:
+        """Print the share of the sweep and the time left whenever another tenth is done."""
+        total = self._num_trials * self._tokens_per_trial
+        done = 1 - self._tokens_left(list(self._records())) / total
+        if int(10 * done) > self._tenths_said:
+            self._tenths_said = int(10 * done)
+            self._print(
+                Text(f"sweep       {10 * self._tenths_said:3}%        ").append(self._pace(list(self._records())))
+            )
 
     def _print(self, line: Text) -> None:
         if self._console.is_terminal:
@@ -125,11 +138,13 @@ class Progress:
         elapsed_s = time.monotonic() - self._started_at
         speed = sum(self._speed.values())
         text = Text(f"{speed:,.0f} tokens/s   {clock(elapsed_s)} elapsed")
-        # An upper bound: early stopping will end some trials sooner.
+        return text.append(f"   at most {clock(self._tokens_left(records) / speed)} left") if speed else text
+
+    def _tokens_left(self, records: Sequence[TrialRecord]) -> int:
+        """An upper bound: early stopping will end some trials sooner."""
         counted = [record for record in records if record.outcome is not Outcome.INFEASIBLE]
         used = sum(self._tokens_per_trial if r.is_done else r.tokens for r in counted)
-        left = max(0, self._num_trials * self._tokens_per_trial - used)
-        return text.append(f"   at most {clock(left / speed)} left") if speed else text
+        return max(0, self._num_trials * self._tokens_per_trial - used)
 
 
 def _what_fits(records: Sequence[TrialRecord]) -> Text | None:

@@ -46,11 +46,11 @@ def known_speed(sweep: SweepConfig, lanes: LanePlan, *, vocabulary_size: int, re
     for folder, _ in ended_sweeps(results_folder, sweep.name):
         try:
             earlier = load_sweep_file(folder / "sweep.yaml")
+            records = TrialStore(folder / "trials").load_all()
         except InputFault:
-            continue  # Of another version: no knowledge is lost that a measurement does not give.
+            continue  # Damaged, or of another version: a measurement gives the speed as well.
         if (earlier.model, earlier.resources) != (sweep.model, sweep.resources):
             continue
-        records = TrialStore(folder / "trials").load_all()
         if rates := [record.tokens_per_s for record in records if record.tokens_per_s]:
             return Speed(median(rates) * lanes.count, f"as trials of {folder.name} trained")
     found = _kept(results_folder).read().get(_shape(middle_run(sweep), lanes, vocabulary_size))

@@ -67,7 +67,8 @@ class _Generator(GenerateJsonSchema):
         return inner if also is None else {"anyOf": [inner, also]}
 
     def generate(self, schema: Any, mode: Any = "validation") -> JsonSchemaValue:
-        return _mended(super().generate(schema, mode))
+        mended: JsonSchemaValue = _mended(super().generate(schema, mode))
+        return mended
 
 
 def _mended(part: Any) -> Any:

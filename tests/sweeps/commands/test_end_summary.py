@@ -98,6 +98,19 @@ def test_the_winner_stands_beside_tables_of_token_counts(tmp_path: Path) -> None
     assert "0.1900 nats below a table of token frequencies" in warning
 
 
+def test_three_commands_to_try_next_have_the_names_of_this_sweep(tmp_path: Path) -> None:
+    lines = last_words(tmp_path, rates=(1e-3, 3e-3, 5e-4, 2e-4), seconds=(100.0,) * 4)
+    place = next(index for index, line in enumerate(lines) if line.startswith("next     pretune fill-mask"))
+    folder = tmp_path / "traffic-mlm-4f1c9be2"
+    assert str(folder) in lines[place]
+    assert lines[place + 1 : place + 3] == [
+        f"         pretune evaluate {folder}",
+        f"         pretune train {folder} --tokens {10 * TOKENS}",
+    ]
+    interrupted = last_words(tmp_path, rates=(1e-3,), seconds=(1.0,), status=SweepStatus.INTERRUPTED)
+    assert [line for line in interrupted if line.startswith("next")] == []
+
+
 def test_the_command_that_resumes_is_shown_without_the_token_of_a_url(tmp_path: Path) -> None:
     command = command_line("sweep", "file.yaml", "--set", "corpus.path=https://host/rows.csv?token=CANARY")
     lines = last_words(

@@ -65,7 +65,20 @@ def test_the_live_table_shows_what_fits_the_speed_and_the_time_left(drawn: tuple
 
 
 def test_piped_an_event_is_a_line_without_colours() -> None:
-    lines = shown(RECORDS, is_terminal=False).splitlines()
+    lines = [line for line in shown(RECORDS, is_terminal=False).splitlines() if line.startswith("trial-")]
     assert len(lines) == 2
     assert lines[0].startswith("trial-0007   50%        holdout loss 6.5000")
     assert lines[1].startswith("trial-0001  COMPLETED   holdout loss 8.0000")
+
+
+def test_a_pipe_has_a_line_with_the_time_left_at_each_tenth_of_the_sweep() -> None:
+    text = io.StringIO()
+    records = [record(1, None, 6.5, tokens=0)]
+    progress = Progress(Console(file=text), lambda: records, num_trials=1, tokens_per_trial=1000, num_refused=lambda: 0)
+    with progress:
+        for tokens in range(0, 1001, 25):
+            records[0] = record(1, None, 6.5, tokens=tokens)
+            progress.on_event(TrialEvent.REPORT, records[0], {"tokens": tokens, "train/tokens_per_s": 10.0})
+    lines = text.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == [f"{tenth}%" for tenth in range(10, 101, 10)]
+    assert "at most 0:50 left" in lines[4]
