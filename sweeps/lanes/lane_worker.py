@@ -75,11 +75,11 @@ def train_assignments(config: dict[str, Any]) -> None:
             fault = None if oom is not None else _fault_of_this_machine(error, assignment)
             _tell(mailbox, ErrorMessage(assignment.number, redact(traceback.format_exc()), oom, fault))
             with suppress(OSError):  # The disk may be full.
-                _log(assignment).exception("the trial failed" if fault is None else str(fault))
+                trial_log(assignment).exception("the trial failed" if fault is None else str(fault))
             raise
         is_clean = end.outcome not in _ENDED_BADLY or _is_clean(workers, level_bytes)
         if workers.is_first:
-            _log(assignment).info("%s: %s", end.outcome, end.reason)
+            trial_log(assignment).info("%s: %s", end.outcome, end.reason)
             _tell(mailbox, EndMessage(assignment.number, end, is_last=not is_clean))
         if not is_clean:
             return  # A new worker group replaces this one, which would have less memory for each further trial.
@@ -107,13 +107,14 @@ def _train(
     folder = assignment.prepared_folder
     if folder not in corpora:
         corpora[folder] = _open_corpus(Path(folder), assignment.corpus_server)
-    if workers.is_first:
-        _log(assignment).info("starts: %s", assignment.run)
-    run = RunConfig.model_validate(assignment.run)
-    if assignment.sizes_to_measure:
-        run = _with_measured_micro_batch(run, corpora[folder], assignment, workers, mailbox)
     uri = assignment.mirror_uri if workers.is_first and not _is_on(assignment.driver_node) else None
+    # Before the first line of the log: files of an earlier try come from there, its log too.
     with mirrored_trial(Path(assignment.trial_folder), uri):
+        if workers.is_first:
+            trial_log(assignment).info("starts: %s", assignment.run)
+        run = RunConfig.model_validate(assignment.run)
+        if assignment.sizes_to_measure:
+            run = _with_measured_micro_batch(run, corpora[folder], assignment, workers, mailbox)
         return trainer_of(assignment, corpora, _open_corpus)(
             run,
             corpora[folder],
@@ -150,7 +151,7 @@ def _with_measured_micro_batch(
         all_sizes=not is_automatic,
     )
     if workers.is_first:
-        _log(assignment).info("micro-batches, rows/s: %s", {one.rows: one.rows_per_s for one in speeds})
+        trial_log(assignment).info("micro-batches, rows/s: %s", {one.rows: one.rows_per_s for one in speeds})
         _tell(mailbox, SpeedsMessage(assignment.number, speeds))
     size = fastest(speeds, largest=max(sizes)) if is_automatic else None
     return run if size is None else run.with_overrides({"training.micro_batch_size": size})
@@ -186,7 +187,7 @@ def _reporter(mailbox: Any, assignment: Assignment) -> Callable[[dict[str, float
 
     def report(values: dict[str, float]) -> bool:
         is_evaluation = LOSS in values
-        _log(assignment).info(" ".join(f"{name}={value:.6g}" for name, value in values.items()))
+        trial_log(assignment).info(" ".join(f"{name}={value:.6g}" for name, value in values.items()))
         return _tell(mailbox, ReportMessage(assignment.number, values | machine.read()), wait=is_evaluation)
 
     return report
@@ -197,7 +198,7 @@ def _tell(mailbox: Any, message: Message, *, wait: bool = False) -> bool:
     return bool(ray.get(mailbox.tell.remote(message, wait=wait)))
 
 
-def _log(assignment: Assignment) -> logging.Logger:
+def trial_log(assignment: Assignment) -> logging.Logger:
     """Logger of the trial's own log file, opened once."""
     logger = logging.getLogger(f"pretune.{assignment.trial_folder}")
     if not logger.handlers:

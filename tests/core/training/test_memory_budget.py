@@ -9,6 +9,7 @@ from core.distributed.workers import Workers
 from core.memory.host_memory import within_device
 from core.memory.memory_limit import memory_limit
 from core.memory.out_of_memory import OomFacts
+from core.memory.storage_meter import StorageMeter
 from core.memory_prediction.peak_memory import WorkerSetup
 from core.training.memory_budget import MemoryBudget
 
@@ -56,6 +57,8 @@ def test_memory_of_a_run_on_a_card_is_what_the_limit_is_on(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 5 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 3 * GIB)
     with memory_limit(None, DEVICE) as meter:
+        # Counting each operator is for processors alone.
+        assert not isinstance(meter, StorageMeter)
         assert (meter.peak_bytes, meter.current_bytes) == (5 * GIB, 3 * GIB)
     # Memory that an earlier run left in the allocator's cache is given back before the peak counts anew.
     assert calls == ["empty_cache", "reset_peak_memory_stats", "set_per_process_memory_fraction"]

@@ -352,7 +352,7 @@ def with_a_caller_that_fails(workers: Workers, folder: Path) -> str:
 def test_failure_of_rank_0_alone_leaves_no_other_rank_waiting(tmp_path: Path) -> None:
     first, second = on_workers(2, with_a_caller_that_fails, tmp_path)
     assert first == "OSError: no space left on device"
-    assert second == "RuntimeError: rank 0 of 2 failed; see the error of that rank for the cause"
+    assert second == "OtherRankFailedError: rank 0 of 2 failed; see the error of that rank for the cause"
 
 
 def test_folder_of_another_run_is_refused_on_all_ranks(tmp_path: Path) -> None:

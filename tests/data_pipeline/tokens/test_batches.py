@@ -119,3 +119,33 @@ def test_batches_move_whole(prepared: PreparedCorpus) -> None:
     assert {moved.inputs_BT.device, moved.positions_P.device, moved.labels_P.device, moved.document_ids_BT.device} == {
         torch.device("meta")
     }
+
+
+def test_a_batch_goes_to_a_gpu_from_pinned_memory_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[tuple[int, object, bool]] = []
+    pinned: set[int] = set()
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.add(id(tensor))
+        return tensor
+
+    def copy(tensor: torch.Tensor, device: object, *, non_blocking: bool = False) -> torch.Tensor:
+        copied.append((id(tensor), device, non_blocking))
+        return tensor
+
+    batch = Batch(
+        inputs_BT=torch.zeros(2, 4, dtype=torch.int64),
+        positions_P=torch.zeros(3, dtype=torch.int64),
+        labels_P=torch.zeros(3, dtype=torch.int64),
+        document_ids_BT=torch.zeros(2, 4, dtype=torch.int32),
+        num_tokens=8,
+        most_predicted=3,
+    )
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", copy)
+    batch.to("cpu")
+    assert pinned == set()
+    copied.clear()
+    batch.to("cuda")
+    assert {number for number, _, _ in copied} == pinned
+    assert [(device, non_blocking) for _, device, non_blocking in copied] == [("cuda", True)] * 4

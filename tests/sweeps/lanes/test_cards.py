@@ -87,12 +87,11 @@ def test_the_driver_touches_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["GPUs"] == "2 x RTX 4090, 24 GiB, compute capability 8.9, driver 550.54"
 
 
-def seen() -> list[DeviceFacts]:
-    return [a_card(f"card {number:.0f}") for number in ray.get_gpu_ids()]
-
-
 @pytest.mark.ray
 def test_every_card_of_a_node_answers_and_lanes_are_equally_many_on_each(tmp_path: Path) -> None:
+    def seen() -> list[DeviceFacts]:
+        return [DeviceFacts(f"card {number:.0f}", 1, 1, (8, 0), True, "") for number in ray.get_gpu_ids()]
+
     with mock.patch.dict("os.environ", {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}):
         ray.init(address="local", num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False)
     try:

@@ -112,3 +112,12 @@ def test_memory_is_what_the_file_says_or_a_share_of_what_the_worker_has() -> Non
     assert half == pytest.approx(whole / 2, rel=0.1)
     assert ResourcesConfig(memory=0.5).memory == "50%"
     assert ResourcesConfig(memory=0.125).memory == "12.5%"
+
+
+@given(gpus=st.integers(1, 16), asked=st.integers(1, 64), trials=st.integers(1, 64))
+def test_no_card_is_idle_while_another_has_two_lanes(gpus: int, asked: int, trials: int) -> None:
+    lanes = plan_lanes(ResourcesConfig(concurrent_trials=asked), num_trials=trials, num_cpus=64, num_gpus=gpus)
+    lanes_per_gpu = round(1 / lanes.gpus_per_worker)
+    assert lanes.count <= min(asked, trials)
+    assert lanes.count == min(asked, trials) or lanes.count == lanes_per_gpu * gpus
+    assert lanes_per_gpu == 1 or lanes.count == lanes_per_gpu * gpus
