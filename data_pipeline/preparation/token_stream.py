@@ -121,15 +121,21 @@ def _write_rejects(work: Path, refused: list[Reject]) -> None:
 
 
 def _check_accounts(work: Path, survey: Survey, splits: dict[SplitName, SplitReport], *, num_dropped: int) -> None:
-    """Check that every row read is a document of a block, a removed duplicate or a line of rejects.jsonl."""
+    """Check that every row read is a document of a block, a removed duplicate or a line of rejects.jsonl.
+
+    Raises:
+        CorpusError: It is not: a file had other rows when it was read again.
+    """
     by_file = sum(counts["kept"] + counts["rejected"] for counts in survey.files.values())
     with (work / "rejects.jsonl").open("rb") as file:
         num_rejects = sum(1 for _ in file)
     num_documents = sum(split.num_documents for split in splits.values())
-    assert survey.rows_read == by_file == num_documents + num_dropped + num_rejects, (
-        f"{survey.rows_read} rows read, {by_file} in files, {num_documents} documents, {num_dropped} dropped, "
-        f"{num_rejects} in rejects.jsonl"
-    )
+    if not survey.rows_read == by_file == num_documents + num_dropped + num_rejects:
+        raise CorpusError(
+            f"{survey.rows_read} rows read, {by_file} in files, {num_documents} documents, {num_dropped} dropped, "
+            f"{num_rejects} in rejects.jsonl: a file of the corpus has changed meanwhile; leave the files as "
+            "they are and run the same command again"
+        )
 
 
 def _forget_blocks(work: Path) -> None:

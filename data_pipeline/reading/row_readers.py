@@ -221,7 +221,8 @@ def _csv_rows(piece: Piece, kind: FileKind) -> Iterator[tuple[int, bytes, _Read 
 def _csv_columns(kind: FileKind) -> dict[str, int]:
     if kind.text_column == "alpaca":
         return {name: kind.columns.index(name) for name in ("instruction", "input", "output") if name in kind.columns}
-    return {"text": kind.columns.index(kind.text_column or "text")}
+    # A column may have an empty name.
+    return {"text": kind.columns.index("text" if kind.text_column is None else kind.text_column)}
 
 
 def _is_header(fields: list[bytes], kind: FileKind) -> bool:

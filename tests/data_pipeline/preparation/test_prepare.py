@@ -159,7 +159,7 @@ def test_every_row_that_was_read_is_a_document_or_a_line_of_the_rejects(tmp_path
     written(tmp_path, 'id,text\n1,c\n2\n3,"open\n4,d\nid,text\n', "in/two.csv")
     written(tmp_path, bytes(500), "in/three.bin")
     written(tmp_path, gzip.compress(json_lines("e", "f").encode()) + b"junk", "in/four.gz")
-    corpus = CorpusConfig(path=str(tmp_path / "in"), max_rejected=1.0, holdout=0.3)
+    corpus = CorpusConfig(path=str(tmp_path / "in"), max_rejected=1.0, holdout=0.3, damaged="keep_what_is_whole")
     for drop in (False, True):
         prepared = here(tmp_path, corpus.model_copy(update={"drop_duplicates": drop}))
         manifest = prepared.manifest

@@ -185,6 +185,10 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     assert "2 columns called 'text'" in str(read(tmp_path / "two.parquet").kinds[0].refused)
 
 
+def test_the_only_column_of_texts_may_have_no_name(tmp_path: Path) -> None:
+    assert read(written(tmp_path, ",n\n" + "".join(f"{row},1\n" for row in ROWS))).texts == ROWS
+
+
 @pytest.mark.parametrize("name", ["messages", "conversations", "dialog"])
 def test_a_table_of_conversations_is_refused_by_name(tmp_path: Path, name: str) -> None:
     (kind,) = read(written(tmp_path, f"id,{name}\n" + "1,hello there\n" * 5)).kinds

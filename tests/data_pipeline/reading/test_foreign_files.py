@@ -9,10 +9,12 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.feather as feather
 import pytest
+from canaries import OF_RAY, TEXTS, places
 from written_files import json_lines, read, written
 
 from data_pipeline.preparation.corpus_check import check
@@ -229,6 +231,22 @@ def test_a_compressed_batch_that_expands_too_far_is_refused_before_it_is_read(tm
         to.write_table(table)
     assert (tmp_path / "bomb").stat().st_size < 1 << 20
     assert "one of its batches holds 260" in str(read(tmp_path / "bomb", longest_row="1MiB").kinds[0].refused)
+
+
+@pytest.mark.parametrize("place", sorted(places(Path("unused"))))
+@pytest.mark.parametrize("make", [pa.ipc.new_file, pa.ipc.new_stream], ids=["file", "stream"])
+def test_an_extension_type_in_arrow_is_refused_wherever_it_stands(
+    tmp_path: Path, place: str, make: Callable[..., Any]
+) -> None:
+    field, array = places(tmp_path / "fired")[place]
+    schema = pa.schema([pa.field("text", pa.string()), field])
+    sink = io.BytesIO()
+    with make(sink, schema) as to:
+        to.write_table(pa.Table.from_arrays([pa.array(TEXTS), array], schema=schema))
+    found = read(written(tmp_path, sink.getvalue()), text="text")
+    assert f"({OF_RAY})" in str(found.kinds[0].refused)
+    assert found.texts == []
+    assert not (tmp_path / "fired").exists()
 
 
 def test_the_cache_of_the_hub_is_read_by_its_current_snapshot(tmp_path: Path) -> None:
