@@ -13,7 +13,8 @@ from enum import StrEnum
 from core.step.holdout_masks import MASKING_RATE
 from data_pipeline.schema.manifest import Manifest
 from data_pipeline.schema.user_errors import InputFault
-from sweeps.early_stopping.probe_lengths import FEWEST_BRANCH_STEPS, probed_at, tokens_to_probe
+from sweeps.early_stopping.probe_lengths import probed_at, tokens_to_probe
+from sweeps.settings.default_stopping import FEWEST_BRANCH_STEPS
 from sweeps.settings.setting_paths import BATCH, BETA2, HALF_LIFE, MASKING, half_life_tokens
 from sweeps.settings.sweep_config import SweepConfig
 
