@@ -201,7 +201,7 @@ def failing_rank(workers: Workers) -> str:
 
 def test_failure_of_one_rank_ends_the_others_at_once_and_names_it() -> None:
     first, second = on_workers(2, failing_rank)
-    assert first == "RuntimeError: rank 1 of 2 failed; see the error of that rank for the cause"
+    assert first == "OtherRankFailedError: rank 1 of 2 failed; see the error of that rank for the cause"
     assert second.startswith("IndexError")
 
 
