@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from core.doctor.check import Check, verdict_of
+from data_pipeline.files.whole_files import write_atomically
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialStore
 
@@ -51,7 +52,9 @@ def six_trials() -> Check:
 def _sweep_file(folder: Path) -> Path:
     texts = [" ".join(_WORDS[(start + step * step) % len(_WORDS)] for step in range(40)) for start in range(400)]
     corpus = folder / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": f"{number} {text}"}) + "\n" for number, text in enumerate(texts)))
+    write_atomically(
+        corpus, "".join(json.dumps({"text": f"{number} {text}"}) + "\n" for number, text in enumerate(texts))
+    )
     sweep = {
         "name": "doctor",
         "corpus": {"path": str(corpus), "text": "text", "holdout": "5%"},
@@ -63,5 +66,5 @@ def _sweep_file(folder: Path) -> Path:
         "budget": {"trials": _NUM_TRIALS, "tokens_per_trial": 20_000},
     }
     file = folder / "doctor.yaml"
-    file.write_text(yaml.safe_dump(sweep))
+    write_atomically(file, yaml.safe_dump(sweep))
     return file

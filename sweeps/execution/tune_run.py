@@ -131,7 +131,12 @@ class SweepRun:
             worst_loss=math.log(data.vocabulary.size),
             trial_config=self._trial_config,
             largest_micro_batch=plan.largest_micro_batch,
-            budget=SweepBudget(sweep.budget, elapsed_s=wall_s, num_repeats=sweep.num_repeats),
+            budget=SweepBudget(
+                sweep.budget,
+                elapsed_s=wall_s,
+                num_repeats=sweep.num_repeats,
+                keeps_repeats=sweep.repeats.trials != "auto",
+            ),
             promotions=plan.promotions,
             full_length=self._full_length,
             micro_batches=self.micro_batches,

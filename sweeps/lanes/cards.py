@@ -4,13 +4,10 @@ The driver may run on a node without a GPU, and its context would take memory of
 touches CUDA: a task on each node with GPUs answers, and on a machine without Ray a process that ends at once.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-
-import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from core.memory.device_facts import DeviceFacts, devices_of_this_machine, visible_devices
 from data_pipeline.schema.user_errors import InputFault
@@ -31,10 +28,12 @@ def cards_now() -> Sequence[DeviceFacts]:
     Raises:
         CardsError: GPUs are there and do not answer.
     """
-    if ray.is_initialized():
+    # A process without Ray is not connected; `pretune plan` spares its import.
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
         there = tuple(
             (node["NodeID"], node["Resources"]["GPU"])
-            for node in ray.nodes()  # type: ignore[no-untyped-call]
+            for node in ray.nodes()
             if node["Alive"] and node["Resources"].get("GPU", 0) >= 1
         )
         return cards_on(there)
@@ -57,6 +56,10 @@ def cards_on(
     Raises:
         CardsError: A node does not answer in time.
     """
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     found: list[DeviceFacts] = []
     # A process that has asked keeps its context, so it ends with the task.
     task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(ask)

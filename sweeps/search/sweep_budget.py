@@ -1,5 +1,6 @@
 """The used part of a sweep's budget, and whether one more trial may start."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -32,6 +33,8 @@ class SweepBudget:
     """Seconds of the sweep, summed over resumptions."""
     num_repeats: int = 0
     """Trials reserved for repeats after the search."""
+    keeps_repeats: bool = True
+    """Whether tokens and operations are kept for all of them; else at most a share, and the search gets the rest."""
 
     def may_start_trial(self, records: Iterable[TrialRecord], *, num_waiting: int = 0) -> tuple[MayStart, str]:
         """Whether one more trial of the search may start; if not, the limit that is reached, in words.
@@ -107,7 +110,8 @@ class SweepBudget:
         for name, limit, used, committed, one_more in shares:
             if limit is None:
                 continue
-            wanted = one_more + min(one_more * kept, _SHARE_FOR_REPEATS * limit)
+            most_kept = math.inf if self.keeps_repeats else _SHARE_FOR_REPEATS * limit
+            wanted = one_more + min(one_more * kept, most_kept)
             if used + wanted > limit:
                 return "no", f"{used:,.4g} of {limit:,.4g} {name} are used; one more trial would exceed the limit"
             if used + committed + wanted > limit:

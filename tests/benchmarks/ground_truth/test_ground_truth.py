@@ -1,5 +1,6 @@
 """The ground truth: its jobs keep the conditions of their comparison, its tables are whole, and its script resumes."""
 
+import math
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from core.model_files.checkpoint import newest_checkpoint, restore_weights
 from core.model_files.initial_weights import fresh_model
 from core.settings.precision import choose_precision
 from core.step.evaluation import evaluate, holdout_source
+from core.training import run_checkpoints
 from core.training.training_run import run_training
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from patience import COMMAND_HANGS_AFTER_S, HANGS_AFTER_S
@@ -157,8 +159,9 @@ def test_losses_of_the_trunk_are_those_of_a_training_without_branches(
 
 
 def test_averaged_weights_are_the_mean_of_the_last_checkpoints_of_the_trunk(
-    row: dict[str, Any], data: PreparedCorpus, tmp_path: Path
+    row: dict[str, Any], data: PreparedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(run_checkpoints, "_MOST_OF_THE_TIME", math.inf)  # A checkpoint at each step.
     config = TINY.run_config(SETTING, seed=0)
     model, averaged = (fresh_model(config, data, torch.device("cpu")) for _ in range(2))
     after_steps: list[dict[str, torch.Tensor]] = []

@@ -157,7 +157,12 @@ def replay_sweep(
         worst_loss=math.log(1000),
         trial_config=leg,
         largest_micro_batch=lambda run, _: run.training.batch_size,
-        budget=SweepBudget(sweep.budget, elapsed_s=lambda: 0.0, num_repeats=sweep.num_repeats),
+        budget=SweepBudget(
+            sweep.budget,
+            elapsed_s=lambda: 0.0,
+            num_repeats=sweep.num_repeats,
+            keeps_repeats=sweep.repeats.trials != "auto",
+        ),
         promotions=promotions,
         full_length=full_length,
     )

@@ -139,11 +139,22 @@ def test_compression_hides_nothing(tmp_path: Path) -> None:
     assert f"o ({OF_RAY})" in str(kind.refused)
 
 
+def harmless_of_size(path: Path, num_bytes: int) -> Path:
+    """A Parquet file of this size with a column of texts; a file of another size would be refused for that alone."""
+    for length in range(num_bytes):
+        table = pa.table({"text": TEXTS, "o": ["a" * length, *TEXTS[1:]]})
+        pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+        if path.stat().st_size == num_bytes:
+            return path
+    raise AssertionError("no text gives this size")
+
+
 def test_a_file_that_has_changed_since_it_was_examined_is_judged_again(tmp_path: Path) -> None:
     """So is one of which `.examined.json` in a shared folder says that it was examined."""
-    path = parquet_with(tmp_path / "corpus", pa.field("o", pa.string()), pa.array(TEXTS))
+    other = parquet_with(tmp_path / "other", *places(tmp_path / "fired")["column"])
+    path = harmless_of_size(tmp_path / "corpus", other.stat().st_size)
     corpus = corpus_of(path, text="o")
-    parquet_with(path, *places(tmp_path / "fired")["column"])
+    other.replace(path)
     with pytest.raises(CorpusError, match=rf"corpus: it has 1 Arrow extension types: o \({OF_RAY}\)"):
         list(pieces_of(corpus.files[0], corpus.config, file=0, piece_bytes=1 << 20))
     assert not (tmp_path / "fired").exists()

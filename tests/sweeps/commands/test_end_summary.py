@@ -105,7 +105,7 @@ def test_three_commands_to_try_next_have_the_names_of_this_sweep(tmp_path: Path)
     assert str(folder) in lines[place]
     assert lines[place + 1 : place + 3] == [
         f"         pretune evaluate {folder}",
-        f"         pretune train {folder} --tokens {10 * TOKENS}",
+        f"         pretune train {folder} --tokens 10x",
     ]
     interrupted = last_words(tmp_path, rates=(1e-3,), seconds=(1.0,), status=SweepStatus.INTERRUPTED)
     assert [line for line in interrupted if line.startswith("next")] == []
