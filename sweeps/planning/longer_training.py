@@ -25,7 +25,10 @@ class MovedSettings:
 def moved_to_length(
     sweep: SweepConfig, records: Iterable[TrialRecord], settings: Mapping[str, Any], tokens: int
 ) -> MovedSettings | None:
-    """Settings of a sweep at another length; None if the sweep has no annealed losses at several lengths.
+    """Settings of a sweep at another length; None if its losses do not show how they move.
+
+    A sweep that ranked trials at rungs has losses at several lengths, but seldom enough: then its exponents are those of
+    published work, and the winner continues from its trunk instead.
 
     Args:
         settings: Of a trial, best at the full length of the sweep.
@@ -39,11 +42,13 @@ def moved_to_length(
     fitted = fit_loss_over_length(axes, [one for one in known if all(axis.path in one.settings for axis in axes)])
     if fitted is None or not fitted.has_lengths:
         return None
+    exponents = fitted.exponents()
+    if stopping.method != "full-length" and not any(one.is_learnt for one in exponents.values()):
+        return None
     moved = fitted.scaled_down(settings, full, tokens)
     values = {path: value for path, value in moved.items() if value != settings[path]}
     if not values:
         return None
-    exponents = fitted.exponents()
     reasons = [_in_words(path, settings[path], value, exponents[path], tokens / full) for path, value in values.items()]
     farthest = max(tokens / full, full / tokens)
     far = f"; beyond {FARTHEST:g} times nobody has measured it: check with a sweep at a length between"
