@@ -84,13 +84,14 @@ def disagreement(findings: Findings, budgets: Sequence[EqualBudget]) -> list[str
     for budget in budgets:
         first, loss = budget.losses[0]
         losses = {record.number: value for record, value in budget.losses}
-        behind = losses.get(best.number, math.inf) - loss
+        if best.number not in losses:
+            continue  # Its first loss comes later: nothing is known there.
+        behind = losses[best.number] - loss
         if first.number == best.number or behind <= max(least, _ROUNDING):
             continue
-        by = f"by {behind:.4f} nats" if math.isfinite(behind) else "which has no loss there"
         words.append(
-            f"At equal {budget.axis} ({in_words(budget)}) {first.name} beats {best.name}, the best at equal tokens, "
-            f"{by}: the best settings depend on the scarce resource."
+            f"At equal {budget.axis} ({in_words(budget)}) {first.name} beats {best.name}, the best at equal tokens, by "
+            f"{behind:.4f} nats: the best settings depend on the scarce resource."
         )
     return words
 

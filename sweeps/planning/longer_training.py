@@ -27,8 +27,8 @@ def moved_to_length(
 ) -> MovedSettings | None:
     """Settings of a sweep at another length; None if its losses do not show how they move.
 
-    A sweep that ranked trials at rungs has losses at several lengths, but seldom enough: then its exponents are those of
-    published work, and the winner continues from its trunk instead.
+    A sweep that ranked trials at rungs has losses at several lengths, but seldom enough of them to learn an exponent;
+    then the winner continues from its trunk instead.
 
     Args:
         settings: Of a trial, best at the full length of the sweep.
