@@ -58,7 +58,6 @@ ELSEWHERE = {
     "pip install -c constraints.txt -e": "Makefile",  # With another extra.
     "pytest -m slow": "pyproject.toml",
     "pretune ui": "tests/sweeps/tracking/test_mlflow_ui.py",
-    "pretune sweep sweeps/configs/quickstart.yaml --set resources.memory=90MiB": "tests/test_readme_commands.py",
     "pretune report results/quickstart-... --pictures": "tests/test_readme_commands.py",
     "pretune sweep sweeps/configs/chinese.yaml": "tests/run_systems.py",
     "pretune train sweeps/configs/chinese-train.yaml": "tests/run_systems.py",

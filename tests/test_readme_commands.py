@@ -109,6 +109,6 @@ def test_a_winner_goes_on_from_its_own_trunk_so_that_nothing_is_trained_twice(
 def test_the_picture_of_a_readme_is_drawn_by_the_command_beside_it(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     shutil.copytree(ROOT / "sweeps" / "configs", tmp_path / "sweeps" / "configs")
-    folder.run("pretune sweep sweeps/configs/quickstart.yaml --set resources.memory=90MiB")
+    folder.run("pretune sweep sweeps/configs/quickstart.yaml")
     folder.run(f"pretune report {folder.results('quickstart')} --pictures sweeps/pictures")
     assert (tmp_path / "sweeps" / "pictures" / "frontier.svg").is_file()
