@@ -174,6 +174,7 @@ class SettingAxis:
         self._findings, self._path = findings, path
         distribution = findings.sweep.search.get(path)
         axes.set_xlabel(short_name(path))
+        self._used = [findings.setting(record, path) for record in findings.records]
         self._listed = self._listed_values(distribution)
         if self._listed is not None:
             axes.xaxis.set_major_locator(FixedLocator(list(range(len(self._listed)))))
@@ -181,7 +182,8 @@ class SettingAxis:
             axes.set_xlim(-0.5, len(self._listed) - 0.5)
             return
         assert distribution is not None
-        low, high = distribution.extremes()
+        # Probes have settings scaled down to their length, which may lie outside the range, and so may start_with.
+        low, high = (end((*distribution.extremes(), *self._used)) for end in (min, max))
         if distribution.kind.startswith("log"):
             axes.set_xscale("log")
             room = (high / low) ** 0.06
@@ -193,13 +195,12 @@ class SettingAxis:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
     def _listed_values(self, distribution: Distribution | None) -> list[Any] | None:
-        used = [self._findings.setting(record, self._path) for record in self._findings.records]
         if distribution is not None and distribution.kind != "choice":
-            low, high = distribution.extremes()
-            # A value of `start_with` may lie outside the range; then every value has its own position.
-            if all(isinstance(value, int | float) and low <= value <= high for value in used):
+            least = 0.0 if distribution.kind.startswith("log") else -math.inf
+            # `auto` for one has no place on an axis of numbers; then every value has its own position.
+            if all(isinstance(value, int | float) and value > least for value in self._used):
                 return None
-        values = [*(distribution.extremes() if distribution is not None else ()), *used]
+        values = [*(distribution.extremes() if distribution is not None else ()), *self._used]
         unique = list({repr(value): value for value in values}.values())
         numbers = [v for v in unique if isinstance(v, int | float) and not isinstance(v, bool)]
         return sorted(numbers) + [value for value in unique if value not in numbers or isinstance(value, bool)]

@@ -93,6 +93,16 @@ def test_setting_swept_logarithmically_has_a_logarithmic_axis(findings: Findings
     assert all(f">{tick}<" in svg for tick in ("0.0001", "0.001", "0.01", "32", "64", "128"))
 
 
+def test_a_value_outside_the_range_lies_on_the_axis_of_numbers_as_well(tmp_path: Path) -> None:
+    rates = [1.26e-4, 3.7e-4, 1e-3, 2.9e-3]
+    records = [completed(n, 4.0 + n / 10, **{"training.learning_rate": rate}) for n, rate in enumerate(rates, start=1)]
+    sweep = example_sweep(search={"training.learning_rate": {"log_uniform": [3e-4, 3e-3]}}, start_with=[])
+    svg = parameter_plots(gather(tmp_path, sweep, records, {}))
+    assert svg is not None
+    assert ">0.001<" in svg
+    assert "0.000126" not in svg
+
+
 def test_names_with_dollars_and_angles_are_drawn_as_they_are(tmp_path: Path) -> None:
     values = ["$x^$", "a<b & $y$"]
     records = [completed(n, 4.0 + n, **{"training.initial_weights": value}) for n, value in enumerate(values, start=1)]
