@@ -53,9 +53,9 @@ types: $(READY_TEST)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
-	$(BIN)/python install_packages.py --quiet --constraint constraints.txt --editable .
+	$(BIN)/python .ci/install_packages.py --quiet --constraint constraints.txt --editable .
 	touch $@
 
 $(READY_TEST): $(READY)
-	$(BIN)/python install_packages.py --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python .ci/install_packages.py --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@

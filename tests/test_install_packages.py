@@ -11,7 +11,7 @@ import pytest
 from install_packages import pip_settings, uv_environment
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "install_packages.py"
+SCRIPT = ROOT / ".ci" / "install_packages.py"
 SMALL = ("--constraint", "constraints.txt", "zstandard", "python-dateutil")
 """Two packages, one of which brings a third."""
 

@@ -68,7 +68,7 @@ def test_builds_use_the_pinned_setuptools() -> None:
 
 def test_every_pip_install_is_constrained_and_the_first_one_pins_pip() -> None:
     texts = [(ROOT / name).read_text() for name in ("Makefile", ".ci/run", "sweeps/deploy/Dockerfile")]
-    installs = re.findall(r"(?:pip install|python install_packages.py) .*", "\n".join(texts))
+    installs = re.findall(r"(?:pip install|python .ci/install_packages.py) .*", "\n".join(texts))
     assert len(installs) == 4
     assert [line for line in installs if "--constraint constraints.txt" not in line] == []
     assert installs[0].endswith(" pip")

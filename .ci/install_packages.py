@@ -1,9 +1,9 @@
-"""Installs into the environment of this Python: with uv, which takes a third of pip's time, else with pip.
+"""Installs into the environment of this Python: with uv, which is faster, else with pip.
 
 uv is given all that pip is configured with, in files and in the environment, so both see the same packages. pip does
 the work wherever uv cannot be had, or fails.
 
-Usage: python install_packages.py [arguments of pip install]
+Usage: python .ci/install_packages.py [arguments of pip install]
 """
 
 import ast
