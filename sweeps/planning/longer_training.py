@@ -25,17 +25,16 @@ class MovedSettings:
 def moved_to_length(
     sweep: SweepConfig, records: Iterable[TrialRecord], settings: Mapping[str, Any], tokens: int
 ) -> MovedSettings | None:
-    """Settings of a sweep at another length; None if its losses do not show how they move.
+    """Settings of a sweep at another length; None if it did not probe several lengths.
 
-    A sweep that ranked trials at rungs has losses at several lengths, but seldom enough of them to learn an exponent;
-    then the winner continues from its trunk instead.
+    The winner of a sweep that ranked trials at rungs continues from its trunk instead, with its settings.
 
     Args:
         settings: Of a trial, best at the full length of the sweep.
         tokens: The other length.
     """
     full, stopping, axes = sweep.budget.trial_tokens, sweep.early_stopping, axes_of(sweep.search)
-    if not stopping.has_branches or not axes:
+    if stopping.method != "full-length" or not axes:
         return None
     trials = [one for one in records if one.twin_of is None and not one.is_repeat]
     known = list(known_losses(trials, full=full, shortest=rung_tokens(stopping, full)[0]))
@@ -43,8 +42,6 @@ def moved_to_length(
     if fitted is None or not fitted.has_lengths:
         return None
     exponents = fitted.exponents()
-    if stopping.method != "full-length" and not any(one.is_learnt for one in exponents.values()):
-        return None
     moved = fitted.scaled_down(settings, full, tokens)
     values = {path: value for path, value in moved.items() if value != settings[path]}
     if not values:
