@@ -186,12 +186,14 @@ class _ShortReads(io.RawIOBase):
         return self._stream.read(size)
 
 
-class _Section(io.RawIOBase):
-    """A part of a seekable stream."""
+class SeekableView(io.RawIOBase):
+    """Bytes that lie elsewhere, with a position of its own; a subclass reads them."""
 
-    def __init__(self, stream: IO[bytes], start: int, size: int) -> None:
-        self._stream, self._start, self._size = stream, start, size
+    def __init__(self) -> None:
         self._position = 0
+
+    def _num_bytes(self) -> int:
+        raise NotImplementedError
 
     def readable(self) -> bool:
         return True
@@ -200,9 +202,20 @@ class _Section(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        base = (0, self._position, self._size)[whence]
+        base = (0, self._position, self._num_bytes())[whence]
         self._position = max(0, base + offset)
         return self._position
+
+
+class _Section(SeekableView):
+    """A part of a seekable stream."""
+
+    def __init__(self, stream: IO[bytes], start: int, size: int) -> None:
+        super().__init__()
+        self._stream, self._start, self._size = stream, start, size
+
+    def _num_bytes(self) -> int:
+        return self._size
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
         self._stream.seek(self._start + self._position)

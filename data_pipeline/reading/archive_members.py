@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import IO, Any
 
-from data_pipeline.formats.archives import DamagedArchiveError, Member, open_entry
+from data_pipeline.formats.archives import DamagedArchiveError, Member, SeekableView, open_entry
 from data_pipeline.formats.decompression import ByteReader, Compression, decompress
 from data_pipeline.reading.corpus_files import check_room_unpacked, open_bytes
 
@@ -78,23 +78,15 @@ def _copy(plain: ByteReader, file: Any) -> None:
         raise DamagedArchiveError(str(cause)) from cause
 
 
-class _PositionedReader(io.RawIOBase):
+class _PositionedReader(SeekableView):
     """A reader of an open file with a position of its own."""
 
     def __init__(self, file: Any) -> None:
+        super().__init__()
         self._file = file
-        self._position = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        base = (0, self._position, os.fstat(self._file.fileno()).st_size)[whence]
-        self._position = max(0, base + offset)
-        return self._position
+    def _num_bytes(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
 
     def readinto(self, buffer: Any, /) -> int:
         piece = os.pread(self._file.fileno(), len(buffer), self._position)

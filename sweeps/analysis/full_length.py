@@ -71,6 +71,16 @@ def known_losses(records: Iterable[TrialRecord], *, full: int, shortest: int) ->
             yield KnownLoss(record.settings, shortest, math.inf)
 
 
+def losses_of_trials(sweep: SweepConfig, records: Iterable[TrialRecord], rungs: tuple[int, ...]) -> list[KnownLoss]:
+    """Annealed losses of a sweep's trials, without repeats and twins.
+
+    Args:
+        rungs: Lengths of probes, in tokens.
+    """
+    trials = (one for one in records if one.twin_of is None and not one.is_repeat)
+    return list(known_losses(trials, full=sweep.budget.trial_tokens, shortest=rungs[0]))
+
+
 def full_length(sweep: SweepConfig, records: Iterable[TrialRecord], rungs: tuple[int, ...]) -> FullLength | None:
     """The model of a sweep's losses over the length; None before the first probe, and where nothing is swept.
 
@@ -79,7 +89,7 @@ def full_length(sweep: SweepConfig, records: Iterable[TrialRecord], rungs: tuple
     """
     full, axes = sweep.budget.trial_tokens, axes_of(sweep.search)
     trials = sorted((one for one in records if one.twin_of is None), key=lambda one: one.number)
-    known = list(known_losses((one for one in trials if not one.is_repeat), full=full, shortest=rungs[0]))
+    known = losses_of_trials(sweep, trials, rungs)
     fitted = fit_loss_over_length(axes, known) if axes else None
     if fitted is None:
         return None
@@ -105,8 +115,7 @@ def predicted_best(sweep: SweepConfig, records: Iterable[TrialRecord], rungs: tu
         rungs: Lengths of probes, in tokens.
     """
     full, axes = sweep.budget.trial_tokens, axes_of(sweep.search)
-    trials = [one for one in records if one.twin_of is None and not one.is_repeat]
-    fitted = fit_loss_over_length(axes, list(known_losses(trials, full=full, shortest=rungs[0]))) if axes else None
+    fitted = fit_loss_over_length(axes, losses_of_trials(sweep, records, rungs)) if axes else None
     if fitted is None:
         return None
     settings = {path: sweep.search[path].nearest(value) for path, value in fitted.optimum(full).items()}

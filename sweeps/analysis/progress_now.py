@@ -38,7 +38,7 @@ class ProgressNow:
 
     @property
     def status(self) -> SweepStatus:
-        """Of summary.json, but a sweep that no process runs and that has not ended was interrupted."""
+        """Of summary.json; a sweep without a driver and without an end was interrupted."""
         if self.driver is not None:
             return SweepStatus.RUNNING
         said = self.summary.get("status", SweepStatus.RUNNING)

@@ -118,16 +118,14 @@ def write_final_results(
 
 def _predicted(run: SweepRun) -> dict[str, Any] | None:
     found = predicted_best(run.plan.sweep, run.ledger.records.values(), run.plan.rungs)
-    return (
-        None
-        if found is None
-        else {
-            "settings": found.settings,
-            LOSS_COLUMN: found.loss,
-            "half_width_95": found.half_width,
-            "tokens": found.tokens,
-        }
-    )
+    if found is None:
+        return None
+    return {
+        "settings": found.settings,
+        LOSS_COLUMN: found.loss,
+        "half_width_95": found.half_width,
+        "tokens": found.tokens,
+    }
 
 
 def _exported(run: SweepRun, records: list[TrialRecord]) -> Winner:

@@ -17,8 +17,8 @@ from core.training.training_stage import Stage
 from data_pipeline.schema.dotted_paths import set_at
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.tokens.token_blocks import PreparedCorpus
+from sweeps.analysis.longer_training import MovedSettings, moved_to_length
 from sweeps.planning.learning_rate_rule import TRUNK_SCHEDULES, scaled_learning_rate
-from sweeps.planning.longer_training import MovedSettings, moved_to_length
 from sweeps.planning.resolved_sweep import PreparedSweep
 from sweeps.planning.stage_preparation import tokens_of_stage
 from sweeps.planning.warm_start import notes_of, with_notes, without_start

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.analysis.full_length import known_losses
+from sweeps.analysis.full_length import losses_of_trials
 from sweeps.early_stopping.rungs import rung_tokens
 from sweeps.horizon.loss_over_length import FARTHEST, Exponent, fit_loss_over_length
 from sweeps.horizon.setting_axes import axes_of
@@ -36,8 +36,7 @@ def moved_to_length(
     full, stopping, axes = sweep.budget.trial_tokens, sweep.early_stopping, axes_of(sweep.search)
     if stopping.method != "full-length" or not axes:
         return None
-    trials = [one for one in records if one.twin_of is None and not one.is_repeat]
-    known = list(known_losses(trials, full=full, shortest=rung_tokens(stopping, full)[0]))
+    known = losses_of_trials(sweep, records, rung_tokens(stopping, full))
     fitted = fit_loss_over_length(axes, [one for one in known if all(axis.path in one.settings for axis in axes)])
     if fitted is None or not fitted.has_lengths:
         return None
