@@ -76,8 +76,9 @@ def widened(distribution: Distribution, beyond: Any) -> Distribution:
     """The distribution extended to a value beyond one of its ends."""
     values = distribution.extremes()
     if distribution.kind == "choice":
-        return Distribution(choice=(*values, beyond))
-    return Distribution.model_validate({distribution.kind: (min(values[0], beyond), max(values[1], beyond))})
+        return Distribution(choice=(*values, beyond), when=distribution.when)
+    ends = (min(values[0], beyond), max(values[1], beyond))
+    return Distribution.model_validate({distribution.kind: ends, "when": distribution.when})
 
 
 def beyond_the_edge(distribution: Distribution, value: Any) -> Any:

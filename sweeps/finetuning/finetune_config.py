@@ -124,6 +124,11 @@ class FinetuneConfig(Settings):
             words = "auto stands beside numbers; list numbers only, or remove the setting from search to use auto"
             fault = fault_at(("training.learning_rate",), None, words)
             raise ValidationError.from_exception_data(cls.__name__, [fault])
+        conditional = [path for path, distribution in search.items() if distribution.when]
+        if conditional:
+            words = "a fine-tuning tries all combinations, so it has no conditions; remove when"
+            fault = fault_at((conditional[0], "when"), None, words)
+            raise ValidationError.from_exception_data(cls.__name__, [fault])
         return typed_space(cls, search)
 
     @model_validator(mode="after")

@@ -45,6 +45,8 @@ class SettingAxis:
         """The natural logarithm on a log axis, 0 to 4 over a linear range, the index of a word (-1: unknown)."""
         if self.scale == "words":
             return float(self.words.index(repr(value))) if repr(value) in self.words else -1.0
+        if value is None or isinstance(value, str):
+            return self.coordinate(self.low)  # The file's value of a setting whose condition does not hold.
         if self.scale == "log":
             # Zero has no logarithm; settings of a file may lie outside the space.
             return math.log(max(float(value), self.low * 1e-6))

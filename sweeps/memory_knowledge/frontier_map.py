@@ -88,7 +88,9 @@ def least_demanding(
         enough: Bytes at which the descent stops.
     """
     corner = {path: min(_values(distribution), key=_size) for path, distribution in sweep.search.items()}
-    settings = valid_near(corner, sweep.search, sweep.fault_of, size=_size, grid_points=sweep.grid_points)
+    settings = valid_near(
+        corner, sweep.search, sweep.fault_of, size=_size, linked=sweep.linked, grid_points=sweep.grid_points
+    )
     least = num_bytes(settings)
     for _ in range(2):
         for path, distribution in sweep.search.items():

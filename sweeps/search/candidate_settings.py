@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from collections.abc import Iterator
 from typing import Any
 
 from scipy.stats import qmc
@@ -12,28 +13,36 @@ from sweeps.settings.sweep_config import SweepConfig
 
 MOST_CANDIDATES = 512
 """Predictions for them take some tens of milliseconds."""
+_MORE_WITH_CONSTRAINTS = 4
 
 
 def candidate_settings(sweep: SweepConfig) -> list[dict[str, Any]]:
-    """Distinct settings of the space, in an order that depends on the seed of the searcher; `{}` for an empty space."""
-    seed, paths = sweep.searcher.seed, list(sweep.search)
+    """Distinct settings of the space that meet its constraints; `{}` for an empty space.
+
+    Their order depends on the seed of the searcher.
+    """
+    found = [settings for settings in _settings_of(sweep) if not sweep.breaks_a_constraint(settings)]
+    found = list({repr(settings): settings for settings in map(sweep.settled, found)}.values())
+    random.Random(f"candidates {sweep.searcher.seed}").shuffle(found)
+    return found
+
+
+def _settings_of(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
+    """All combinations of a small space; of a large one as many as are predicted at a time, or with constraints more,
+    because some of them are left out."""
+    paths = list(sweep.search)
     counts = [distribution.count(sweep.grid_points) for distribution in sweep.search.values()]
     if math.prod(counts) <= MOST_CANDIDATES:
         points = sweep.grid_points or MOST_CANDIDATES
         axes = [_all_values(distribution, points) for distribution in sweep.search.values()]
-        found = [dict(zip(paths, values, strict=True)) for values in itertools.product(*axes)]
-    else:
-        draws = qmc.Sobol(len(paths), seed=seed).random(MOST_CANDIDATES)
-        found = [
-            {
-                path: _value_at(sweep.search[path], share, sweep.grid_points)
-                for path, share in zip(paths, row, strict=True)
-            }
-            for row in draws.tolist()
-        ]
-        found = list({repr(settings): settings for settings in found}.values())
-    random.Random(f"candidates {seed}").shuffle(found)
-    return found
+        yield from (dict(zip(paths, values, strict=True)) for values in itertools.product(*axes))
+        return
+    num_draws = MOST_CANDIDATES * (_MORE_WITH_CONSTRAINTS if sweep.constraint else 1)
+    for row in qmc.Sobol(len(paths), seed=sweep.searcher.seed).random(num_draws).tolist():
+        yield {
+            path: _value_at(sweep.search[path], share, sweep.grid_points)
+            for path, share in zip(paths, row, strict=True)
+        }
 
 
 def _all_values(distribution: Distribution, points: int) -> tuple[Any, ...]:

@@ -101,7 +101,7 @@ def _settings_at(sweep: SweepConfig, batch: int) -> tuple[dict[str, Any], tuple[
         value, reason = _value(sweep, path, distribution, batch=batch, ratio=ratio)
         settings[path] = value
         reasons += [reason] if reason else []
-    return settings, tuple(reasons)
+    return sweep.settled(settings), tuple(reasons)
 
 
 def _value(sweep: SweepConfig, path: str, distribution: Distribution, *, batch: int, ratio: float) -> tuple[Any, str]:
@@ -160,4 +160,4 @@ def _is_possible(sweep: SweepConfig, settings: dict[str, Any]) -> bool:
         sweep.run_config(settings)
     except ValidationError:
         return False
-    return True
+    return sweep.fault_of(settings) is None

@@ -18,14 +18,16 @@ from sweeps.memory_knowledge.memory_frontier import SMALLEST_EXCESS
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import RefusedProposal, TrialRecord
 from sweeps.search.gaussian_process import GaussianProcessSampler
+from sweeps.settings.conditional_search import distinct, in_space
 from sweeps.settings.optuna_space import optuna_space
-from sweeps.settings.search_space import SearchSpace
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
 
 _MODEL_REPEATS = 20
 """Known settings proposed in a row after which settings are drawn at random: a model over lists may repeat the same few
 and never try the others."""
+_REDRAWS = 100
+"""Draws in place of one that breaks a constraint of the file; after that the searcher refuses it and counts it."""
 
 
 _Told = tuple[dict[str, Any], dict[str, Any]]
@@ -51,7 +53,7 @@ class SettingsSampler:
         """
         # Its warnings name packages that speed up proposals; they would break the progress display.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._search = sweep.search
+        self._search, self._sweep = sweep.search, sweep
         self._space = optuna_space(sweep.search)
         self._worst_loss = worst_loss
         self._file_values = {path: sweep.value_at(path) for path in self._space}
@@ -59,7 +61,7 @@ class SettingsSampler:
         method = _sampler(sweep, self._space, len(known), worst_loss)
         self._storage = _Correctable()
         self._study = optuna.create_study(storage=self._storage, sampler=method, direction="minimize")
-        self._grid = _grid(sweep.search, sweep.searcher.grid_points) if sweep.searcher.method == "grid" else None
+        self._grid = _grid(sweep) if sweep.searcher.method == "grid" else None
         self._random = optuna.samplers.RandomSampler(seed=sweep.searcher.seed + len(known))
         self._num_known_in_a_row = 0
         self._asked: dict[int, optuna.Trial] = {}
@@ -86,8 +88,14 @@ class SettingsSampler:
         if self._num_known_in_a_row >= _MODEL_REPEATS:
             self._study.sampler = self._random
         trial = self._study.ask(self._space)
+        for _ in range(_REDRAWS):
+            if not self._sweep.breaks_a_constraint(trial.params):
+                break
+            trial.set_constraint("settings", 1.0)
+            self._study.tell(trial, state=TrialState.PRUNED)
+            trial = self._study.ask(self._space)
         self._study.sampler = method
-        return trial.params, trial
+        return self._sweep.settled(trial.params), trial
 
     def refused(self, handle: optuna.Trial | None, *, excess: float) -> None:
         """Report a proposal that does not fit in memory: a broken constraint without a loss.
@@ -174,6 +182,9 @@ class SettingsSampler:
     def _as_trial(self, settings: dict[str, Any], known: dict[str, Any]) -> optuna.trial.FrozenTrial | None:
         # Settings missing in `start_with` get the file's value: a trial without them would shrink the common space.
         params = {path: settings.get(path, self._file_values[path]) for path in self._space}
+        for path, swept in self._search.items():
+            if swept.when and not swept.is_searched(params.__getitem__):
+                params[path] = in_space(swept, params[path])  # It has no effect, and the study has no other value.
         # The sampler cannot represent a value of `start_with` outside the space.
         if not all(swept.holds(params[path]) for path, swept in self._search.items()):
             return None
@@ -221,7 +232,9 @@ def _sampler(
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _grid(space: SearchSpace, points: int) -> Iterator[dict[str, Any]]:
-    axes = {path: distribution.grid(points) for path, distribution in space.items()}
-    for values in itertools.product(*axes.values()):
-        yield dict(zip(axes, values, strict=True))
+def _grid(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
+    axes = {path: distribution.grid(sweep.searcher.grid_points) for path, distribution in sweep.search.items()}
+    points = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+    for settings in distinct(sweep.search, points, sweep.value_at):
+        if not sweep.breaks_a_constraint(settings):
+            yield settings

@@ -163,7 +163,8 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         state = [(one.number, one.outcome, one.paused_at, one.run_to_end) for one in records]
         if state == self._nothing_to_do_at:
             return None
-        step = search.next(records, may_start=self._may_be_launched)
+        # The candidates meet the constraints; their scaled probes need not.
+        step = search.next(records, may_start=partial(self._may_be_launched, is_probe=True))
         match step:
             case Probe(settings):
                 return self._ledger.open(settings, ChosenBy.PROBE)
@@ -321,10 +322,10 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         self._ledger.open_twin(settings, original, speed)
         return True
 
-    def _may_be_launched(self, settings: dict[str, Any]) -> bool:
+    def _may_be_launched(self, settings: dict[str, Any], *, is_probe: bool = False) -> bool:
         if any(refused.settings == settings for refused in self._ledger.refused):
             return False
-        refusal = self._refusal(settings)
+        refusal = self._refusal(settings, is_probe=is_probe)
         if refusal is not None:
             self._record_refusal(settings, refusal)
         return refusal is None
@@ -333,8 +334,8 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         asked = settings.get(MICRO_BATCH, self._sweep.training.micro_batch_size)
         self._ledger.refuse_proposal(settings, refusal, micro_batch_size=asked)
 
-    def _refusal(self, settings: dict[str, Any]) -> Refusal | None:
-        fault = self._sweep.fault_of(settings)
+    def _refusal(self, settings: dict[str, Any], *, is_probe: bool = False) -> Refusal | None:
+        fault = self._sweep.fault_of(settings, is_probe=is_probe)
         if fault is not None:
             return Refusal(MemoryVerdict.INVALID, fault, predicted_bytes=None, excess=1.0)
         # A swept micro-batch that does not fit is refused, because another will be proposed; a fixed one shrinks.

@@ -22,6 +22,8 @@ _ALSO: dict[str, JsonSchemaValue] = {
     "parse_bytes": {"type": "string", "pattern": r"^\s*[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?\s*([KMGT]i?)?B?\s*$"},
     "parse_share": {"type": "string", "pattern": r"^\s*(100(\.0*)?|[0-9]?[0-9](\.[0-9]*)?|\.[0-9]+)\s*%\s*$"},
     "_duration": {"type": "number", "exclusiveMinimum": 0},
+    "_one_or_more": {"type": "string"},
+    "_listed": {"type": "object", "additionalProperties": True},
     "_joined": {"type": "array", "items": {"type": "string"}, "minItems": 1},
     "_fraction_as_percentage": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
 }
@@ -37,6 +39,7 @@ def sweep_file_schema() -> dict[str, Any]:
     names = [name for name in objective["properties"] if name != "classification"]
     schema["$defs"]["ObjectiveConfig"] = {"anyOf": [{"enum": names}, objective]}
     swept = {path: _swept(path) for path in sweepable_paths()}
+    swept["constraint"] = properties["constraint"]
     properties["search"] |= {"properties": swept, "additionalProperties": False}
     properties["sizes"] = {
         "type": "object",

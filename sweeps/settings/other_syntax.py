@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from sweeps.settings.search_space import Distribution
+from sweeps.settings.search_space import KINDS, Distribution
 from sweeps.settings.settings_faults import Fault
 from sweeps.settings.yaml_lines import YamlDocument, parse_value
 
@@ -110,8 +110,8 @@ def _is_ours(raw: Any) -> bool:
     except ValidationError:
         return (
             isinstance(raw, dict)
-            and len(raw) == 1
-            and all(key in Distribution.model_fields and isinstance(value, list) for key, value in raw.items())
+            and len([key for key in raw if key != "when"]) == 1
+            and all(key == "when" or (key in KINDS and isinstance(value, list)) for key, value in raw.items())
         )
     return True
 

@@ -1,19 +1,31 @@
 """The search space: a distribution of values for each swept dotted path."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.terminal_text import visible
 
+Scalar = bool | int | float | str
+"""A value of a setting."""
+KINDS = ("choice", "uniform", "log_uniform", "int_uniform", "log_int_uniform")
+"""Kinds of distributions."""
+
+
+def _listed(values: Any) -> Any:
+    """Each value of a condition as a list: `{model.feed_forward: moe}` means `{model.feed_forward: [moe]}`."""
+    if not isinstance(values, dict):
+        return values
+    return {path: tuple(one) if isinstance(one, list | tuple) else (one,) for path, one in values.items()}
+
 
 class Distribution(Settings):
-    """Values that one setting may take: exactly one of the five."""
+    """Values that one setting may take: exactly one of the five kinds, and a condition if it needs one."""
 
-    choice: tuple[bool | int | float | str, ...] | None = Field(default=None, min_length=1)
+    choice: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
     """One of the values listed. Use it for words, powers of two and a few values. Example:
     `training.batch_size: {choice: [16, 32, 64]}`"""
     uniform: tuple[float, float] | None = None
@@ -27,17 +39,20 @@ class Distribution(Settings):
     log_int_uniform: tuple[int, int] | None = None
     """A whole number between two positive ones, both included, evenly on a logarithmic scale. Example:
     `training.batch_size: {log_int_uniform: [8, 256]}`"""
+    when: Annotated[dict[str, tuple[Scalar, ...]], BeforeValidator(_listed)] | None = None
+    """Condition: swept settings, each with the value or list of values at which this setting is searched. Elsewhere it
+    has the value of the file. Example: `model.mixture.experts: {choice: [2, 4], when: {model.feed_forward: moe}}`"""
 
     @property
     def kind(self) -> str:
-        """Name of the distribution's kind, one of the five fields."""
-        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+        """Name of the distribution's kind."""
+        return next(name for name in KINDS if getattr(self, name) is not None)
 
     @model_validator(mode="after")
     def _one_valid_range(self) -> Self:
-        given = {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in KINDS if getattr(self, name) is not None}
         if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
+            raise ValueError(f"give exactly one of {', '.join(KINDS)}")
         ((name, values),) = given.items()
         if name == "choice":
             if len(set(map(repr, values))) != len(values):
@@ -100,11 +115,21 @@ class Distribution(Settings):
         # exp(log(high)) may exceed high by rounding.
         return tuple(min(max(value, low), high) for value in values)
 
+    def is_searched(self, values: Callable[[str], Any]) -> bool:
+        """Whether the condition holds.
+
+        Args:
+            values: The value at the dotted path of another setting.
+        """
+        return all(values(path) in wanted for path, wanted in (self.when or {}).items())
+
     def __str__(self) -> str:
         values = self.extremes()
+        where = " and ".join(f"{path} is {' or '.join(map(str, one))}" for path, one in (self.when or {}).items())
+        where = f", where {where}" if where else ""
         if self.kind == "choice":
-            return f"one of {', '.join(map(str, values))}"
-        return f"{values[0]:g} to {values[1]:g}, {self.kind.replace('_', '-')}"
+            return f"one of {', '.join(map(str, values))}{where}"
+        return f"{values[0]:g} to {values[1]:g}, {self.kind.replace('_', '-')}{where}"
 
 
 SearchSpace = Mapping[str, Distribution]

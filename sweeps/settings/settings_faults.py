@@ -187,6 +187,21 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from models_in(argument)
 
 
+def leaf_paths(config: type[BaseModel]) -> Iterator[str]:
+    """Dotted paths of all settings of a config, without those of its sections."""
+    for section, field in config.model_fields.items():
+        yield from _leaves(section, field.annotation)
+
+
+def _leaves(prefix: str, annotation: Any) -> Iterator[str]:
+    models = list(models_in(annotation))
+    if not models:
+        yield prefix
+    for model in models:
+        for name, field in model.model_fields.items():
+            yield from _leaves(f"{prefix}.{name}", field.annotation)
+
+
 def field_at(path: str, config: type[BaseModel]) -> FieldInfo | None:
     """The field at a dotted path; None if the path names none."""
     *above, key = path.split(".")

@@ -109,6 +109,8 @@ def _checked(
     """The config, or None with the faults of the values."""
     config = None
     faults: list[Fault] = []
+    if "constraint" in kind.config.model_fields:
+        values, document = _constraint_lifted(values, document)
     if isinstance(values.get("search"), dict):
         known = list(kind.sweepable())
         whole = [path for path in known if takes_whole_numbers(path, kind.config)]
@@ -119,6 +121,18 @@ def _checked(
     except ValidationError as error:
         faults += [fault_of(detail, kind.config, document) for detail in without_union_noise(error)]
     return None if faults else config, [*faults, *kind.more_faults(values, document)]
+
+
+def _constraint_lifted(values: dict[str, Any], document: YamlDocument) -> tuple[dict[str, Any], YamlDocument]:
+    """The values with `search.constraint` beside `search`, where the config has it, and the lines of both."""
+    search = values.get("search")
+    if not isinstance(search, dict) or "constraint" not in search or "constraint" in values:
+        return values, document
+    lines = {f"search.{key}": key for key in ("constraint", *(f"constraint.{index}" for index in range(99)))}
+    known = {key: document.lines[written] for written, key in lines.items() if written in document.lines}
+    rest = {path: one for path, one in search.items() if path != "constraint"}
+    lifted = {**values, "search": rest, "constraint": search["constraint"]}
+    return lifted, replace(document, lines=document.lines | known)
 
 
 def _is_size(override: str) -> bool:

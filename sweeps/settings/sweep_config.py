@@ -3,10 +3,12 @@
 import itertools
 import math
 from collections.abc import Iterator
+from functools import cache, partial
 from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
@@ -23,10 +25,12 @@ from core.settings.training_config import WITHOUT_BASE, LoraConfig, TrainingConf
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.schema.dotted_paths import value_at
 from data_pipeline.schema.settings import Settings
+from sweeps.settings.conditional_search import condition_faults, num_settings, settled
 from sweeps.settings.default_stopping import wants_full_length
+from sweeps.settings.search_constraints import Constraint, ConstraintFault, parse_constraint
 from sweeps.settings.search_space import Distribution, settings_in_words
 from sweeps.settings.setting_paths import PRECISION
-from sweeps.settings.settings_faults import field_at, rules_broken
+from sweeps.settings.settings_faults import field_at, leaf_paths, rules_broken
 from sweeps.settings.size_presets import LAPTOP
 from sweeps.settings.stage_config import StageConfig, fault_of_stages, with_lengths_of_stages
 from sweeps.settings.sweep_sections import (
@@ -62,6 +66,10 @@ def _schedules(values: dict[str, Any]) -> set[Any]:
     if isinstance(training, TrainingConfig):
         return {training.schedule}
     return {str(training.get("schedule", "wsd"))} if isinstance(training, dict) else {"wsd"}
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
 
 UNSWEEPABLE = {
@@ -105,6 +113,10 @@ class SweepConfig(Settings):
     search: dict[str, Distribution] = Field(default_factory=dict)
     """Search space: the dotted path of each swept setting, and the values that it may take, as one of the distributions
     below. Empty: one trial. Example: `training.learning_rate: {log_uniform: [1e-4, 1e-2]}`"""
+    constraint: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
+    """Conditions that the settings of every trial meet, as `model.width % model.heads == 0`: one text or a list, here
+    or below search. They have dotted paths or their last names, numbers and words, + - * / // %, comparisons, in, and,
+    or, not, min, max, abs. A probe's scaled learning rate and batch size need not meet them."""
     start_with: tuple[dict[str, Any], ...] = ()
     """Settings of the first trials: a list, each with dotted paths of swept settings and their values. They are
     launched even where the memory prediction doubts them."""
@@ -132,6 +144,15 @@ class SweepConfig(Settings):
             default = ModelConfig.model_fields["sequence_length"].default
             if isinstance(packing, dict) and "sequence_length" not in packing:
                 value = {**value, "packing": {**packing, "sequence_length": default if length is None else length}}
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constraints_stand_below_search(cls, value: Any) -> Any:
+        search = value.get("search") if isinstance(value, dict) else None
+        if isinstance(search, dict) and "constraint" in search and "constraint" not in value:
+            rest = {path: one for path, one in search.items() if path != "constraint"}
+            value = {**value, "search": rest, "constraint": search["constraint"]}
         return value
 
     @model_validator(mode="before")
@@ -263,15 +284,28 @@ class SweepConfig(Settings):
             )
         if faults:
             raise ValueError("; ".join(faults))
-        invalid = list(self._combination_faults())
+        invalid = [fault_at(("search", path), None, words) for path, words in condition_faults(self.search)]
+        invalid += self._constraint_faults()
+        invalid = invalid or list(self._combination_faults())
         if invalid:
             raise ValidationError.from_exception_data(type(self).__name__, invalid)
         return self
 
+    def _constraint_faults(self) -> Iterator[InitErrorDetails]:
+        for index, text in enumerate(self.constraint):
+            try:
+                _parsed(text, tuple(self.search))
+            except ConstraintFault as fault:
+                yield fault_at(("constraint", index), text, fault)
+
+    @property
+    def _constraints(self) -> tuple[Constraint, ...]:
+        return tuple(_parsed(text, tuple(self.search)) for text in self.constraint)
+
     def _combination_faults(self) -> Iterator[InitErrorDetails]:
         if any(field_at(path, RunConfig) is None for settings in (self.search, *self.start_with) for path in settings):
             return  # The check of the file names them (sweep_file.py).
-        nothing = nothing_valid(self.search, self.fault_of, grid_points=self.grid_points)
+        nothing = nothing_valid(self.search, self.fault_of, linked=self.linked, grid_points=self.grid_points)
         if nothing is not None:
             settings, rule = nothing.faults[0]
             words = f"{nothing}: {settings_in_words(settings)} for instance, {rule}"
@@ -351,11 +385,11 @@ class SweepConfig(Settings):
         Settings of start_with are all tried. A space that is widened (searcher.extend) has no last setting.
         """
         points = self.searcher.grid_points if self.searcher.method == "grid" else None
-        num_settings = math.prod(distribution.count(points) for distribution in self.search.values())
-        if self.searcher.extend or num_settings >= self.budget.trials:
+        count = num_settings(self.search, points, self.value_at)
+        if self.searcher.extend or count >= self.budget.trials:
             return max(self.budget.trials, len(self.start_with))
         beside = sum(not self._is_in_space(settings, points) for settings in self.start_with)
-        return max(min(self.budget.trials, int(num_settings) + beside), len(self.start_with))
+        return max(min(self.budget.trials, int(count) + beside), len(self.start_with))
 
     @property
     def num_repeats(self) -> int:
@@ -398,13 +432,32 @@ class SweepConfig(Settings):
         """Values that a grid takes from each range; None if the search is no grid."""
         return self.searcher.grid_points if self.searcher.method == "grid" else None
 
-    def fault_of(self, settings: dict[str, Any]) -> str | None:
-        """The rule that settings (dotted path to value) break together, with its remedy; None if they are valid."""
+    def fault_of(self, settings: dict[str, Any], *, is_probe: bool = False) -> str | None:
+        """The rule that settings (dotted path to value) break together, with its remedy; None if they are valid.
+
+        Args:
+            is_probe: The settings are scaled to a shorter length, so constraints do not bind them.
+        """
         try:
-            self._run_as_asked(settings)
+            run = self._run_as_asked(settings)
         except ValidationError as error:
             return rules_broken(error)
-        return None
+        broken = () if is_probe else (one.fault(partial(value_at, run)) for one in self._constraints)
+        return next((fault for fault in broken if fault is not None), None)
+
+    def breaks_a_constraint(self, settings: dict[str, Any]) -> bool:
+        """Whether the file has constraints, and settings (dotted path to value) break one or are invalid."""
+        return bool(self.constraint) and self.fault_of(settings) is not None
+
+    def settled(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings with the value of the file for each setting whose condition (`when`) does not hold."""
+        return settled(self.search, settings, self.value_at)
+
+    @property
+    def linked(self) -> tuple[frozenset[str], ...]:
+        """Swept settings that a constraint or a condition ties together."""
+        conditions = [frozenset({path, *(one.when or ())}) for path, one in self.search.items() if one.when]
+        return (*conditions, *(frozenset(one.paths.values()) & self.search.keys() for one in self._constraints))
 
     @property
     def needs_gpus(self) -> bool:
@@ -413,7 +466,7 @@ class SweepConfig(Settings):
 
     def partly_invalid(self) -> Iterator[Combinations]:
         """The sections of the search space some of whose combinations are never launched, because they are invalid."""
-        return partly_invalid(self.search, self.fault_of, grid_points=self.grid_points)
+        return partly_invalid(self.search, self.fault_of, linked=self.linked, grid_points=self.grid_points)
 
     def value_at(self, path: str) -> Any:
         """The value, or its default, at a dotted path; None if a section on the path is missing."""
@@ -440,6 +493,11 @@ class SweepConfig(Settings):
     def packing_of(self, run: RunConfig) -> PackingConfig:
         """The packing for the row length of one run."""
         return self.packing.model_copy(update={"sequence_length": run.model.sequence_length})
+
+
+@cache
+def _parsed(constraint: str, swept: tuple[str, ...]) -> Constraint:
+    return parse_constraint(constraint, known=tuple(leaf_paths(RunConfig)), swept=swept)
 
 
 def _equal_sized(model: ModelConfig) -> ModelConfig:

@@ -8,7 +8,7 @@ import yaml
 
 from core.settings.run_config import RunConfig
 from data_pipeline.schema.corpus_config import YOUNGER, CorpusConfig
-from sweeps.settings.settings_faults import Fault, models_in, nearest
+from sweeps.settings.settings_faults import Fault, leaf_paths, nearest
 from sweeps.settings.settings_file import SettingsKind, load_settings, objective_of, resolve_settings
 from sweeps.settings.sweep_config import UNSWEEPABLE, SweepConfig
 from sweeps.settings.yaml_lines import YamlDocument
@@ -48,7 +48,7 @@ def dump_sweep(sweep: SweepConfig) -> str:
         # No other method reads them, and files of before do not have them.
         for section, name in ONLY_FOR_PROBES:
             del plain[section][name]
-    for name in ("start_with", "stages"):
+    for name in ("constraint", "start_with", "stages"):
         if not plain[name]:
             del plain[name]
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
@@ -82,19 +82,7 @@ def _key_faults(path: str, location: str, line: int | None) -> Iterator[Fault]:
 
 def sweepable_paths() -> Iterator[str]:
     """Dotted paths of all settings that can be swept."""
-    for section in RunConfig.model_fields:
-        for path in _leaves(section, RunConfig.model_fields[section].annotation):
-            if path not in UNSWEEPABLE:
-                yield path
-
-
-def _leaves(prefix: str, annotation: Any) -> Iterator[str]:
-    models = list(models_in(annotation))
-    if not models:
-        yield prefix
-    for model in models:
-        for name, field in model.model_fields.items():
-            yield from _leaves(f"{prefix}.{name}", field.annotation)
+    return (path for path in leaf_paths(RunConfig) if path not in UNSWEEPABLE)
 
 
 def _is_another(values: dict[str, Any]) -> str | None:

@@ -37,7 +37,7 @@ def typed_space(config: type[BaseModel], space: SearchSpace) -> dict[str, Distri
         )
         if not found and distribution.kind == "choice":
             try:
-                typed[path] = Distribution(choice=tuple(values))
+                typed[path] = Distribution(choice=tuple(values), when=distribution.when)
             except ValidationError as error:  # 32 and 32.0 are one value.
                 found += [fault_at((path, "choice"), None, detail["ctx"]["error"]) for detail in error.errors()]
         faults += found

@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ MOST_JUDGED = 5_000
 _DRAWN = 2_000
 _SHOWN = 10
 
+Linked = Collection[Collection[str]]
 FaultOf = Callable[[dict[str, Any]], str | None]
 """The rule that settings (dotted path to value) break together, with its remedy; None if they are valid."""
 
@@ -22,7 +23,8 @@ FaultOf = Callable[[dict[str, Any]], str | None]
 class Combinations:
     """The combinations of the swept settings of one section (`model`, `training`), each judged.
 
-    The rules of settings lie within a section, so each section is judged for itself.
+    The rules of settings lie within a section, so each section is judged for itself, or with those that a constraint
+    ties to it.
     """
 
     paths: tuple[str, ...]
@@ -52,13 +54,16 @@ class Combinations:
             yield f"  and {len(self.faults) - _SHOWN:,} more"
 
 
-def partly_invalid(space: SearchSpace, fault_of: FaultOf, *, grid_points: int | None = None) -> Iterator[Combinations]:
+def partly_invalid(
+    space: SearchSpace, fault_of: FaultOf, *, linked: Linked = (), grid_points: int | None = None
+) -> Iterator[Combinations]:
     """The sections some of whose combinations are invalid, with all combinations judged.
 
     Args:
+        linked: Groups of swept settings that a constraint ties together, across sections.
         grid_points: Values that a grid takes from each range. None: the space is no grid.
     """
-    for part in _sections(space):
+    for part in _sections(space, linked):
         combinations, is_sampled = _combinations(part, grid_points)
         judged = [(settings, fault_of(settings)) for settings in combinations]
         faults = tuple((settings, rule) for settings, rule in judged if rule is not None)
@@ -66,11 +71,13 @@ def partly_invalid(space: SearchSpace, fault_of: FaultOf, *, grid_points: int | 
             yield Combinations(tuple(part), len(judged), is_sampled, faults)
 
 
-def nothing_valid(space: SearchSpace, fault_of: FaultOf, *, grid_points: int | None = None) -> Combinations | None:
-    """The first section without any valid combination; None if every section has one."""
-    for part in _sections(space):
+def nothing_valid(
+    space: SearchSpace, fault_of: FaultOf, *, linked: Linked = (), grid_points: int | None = None
+) -> Combinations | None:
+    """The first section without any valid combination; None if every section has one. See `partly_invalid`."""
+    for part in _sections(space, linked):
         if all(fault_of(settings) is not None for settings in _combinations(part, grid_points)[0]):
-            return next(partly_invalid(part, fault_of, grid_points=grid_points))
+            return next(partly_invalid(part, fault_of, linked=linked, grid_points=grid_points))
     return None
 
 
@@ -80,6 +87,7 @@ def valid_near(
     fault_of: FaultOf,
     *,
     size: Callable[[Any], float],
+    linked: Linked = (),
     grid_points: int | None = None,
 ) -> dict[str, Any]:
     """Small valid settings: those of `corner`, and in a section where they are invalid the smallest valid combination.
@@ -88,7 +96,7 @@ def valid_near(
         size: Size of a value; that of a combination is the product.
     """
     near = dict(corner)
-    for part in _sections(space):
+    for part in _sections(space, linked):
         if fault_of({path: corner[path] for path in part}) is not None:
             valid = [one for one in _combinations(part, grid_points)[0] if fault_of(one) is None]
             sizes = [math.prod([size(value) or 1.0 for value in one.values()]) for one in valid]
@@ -97,11 +105,18 @@ def valid_near(
     return near
 
 
-def _sections(space: SearchSpace) -> list[dict[str, Distribution]]:
-    sections: dict[str, dict[str, Distribution]] = {}
-    for path, distribution in space.items():
-        sections.setdefault(path.partition(".")[0], {})[path] = distribution
-    return list(sections.values())
+def _sections(space: SearchSpace, linked: Linked) -> list[dict[str, Distribution]]:
+    """The settings that are judged together: those of one section, and sections that a group of `linked` ties."""
+    groups: list[set[str]] = []
+    by_section = [{path for path in space if path.partition(".")[0] == name} for name in _names_of_sections(space)]
+    for group in (*by_section, *map(set, linked)):
+        tied = [one for one in groups if one & group]
+        groups = [*(one for one in groups if one not in tied), group.union(*tied)] if group else groups
+    return [{path: space[path] for path in space if path in group} for group in groups]
+
+
+def _names_of_sections(space: SearchSpace) -> list[str]:
+    return list(dict.fromkeys(path.partition(".")[0] for path in space))
 
 
 def _combinations(part: SearchSpace, grid_points: int | None) -> tuple[Iterator[dict[str, Any]], bool]:
