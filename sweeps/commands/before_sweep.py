@@ -94,21 +94,11 @@ def estimate(
     """Show the memory of one configuration by part."""
     from dataclasses import asdict
 
-    from sweeps.planning.first_checks import check_device
-    from sweeps.planning.memory_estimate import estimate_of, memory_of, print_estimate
-    from sweeps.planning.resolved_sweep import ExpectedSweep
-    from sweeps.planning.sweep_plan import plan_sweep, predictions_kept
+    from sweeps.planning.memory_estimate import expected_estimate, print_estimate
     from sweeps.settings.sweep_file import load_sweep_file
 
-    # Memory does not depend on the length of a training: no tokens are counted.
-    folder = results_folder(results)
-    expected = ExpectedSweep(load_sweep_file(file, overrides or ()), folder)
-    with predictions_kept(folder, say=_say_beside):
-        planned, name = memory_of(
-            plan_sweep(expected.begun, vocabulary_size=expected.vocabulary_size), memory=memory, device=device
-        )
-        check_device(planned.sweep, num_gpus=int(planned.lanes.use_gpu))
-        found = estimate_of(planned, name)
+    asked = load_sweep_file(file, overrides or ())
+    found = expected_estimate(asked, results_folder(results), memory=memory, device=device, say=_say_beside)
     if as_json:
         print_json(asdict(found))
     else:

@@ -18,7 +18,8 @@ class Terminal(Console):
     """
 
     def __init__(self, *, file: IO[str] | None = None, stderr: bool = False, width: int | None = None) -> None:
-        super().__init__(file=file, stderr=stderr, width=width, markup=False, emoji=False)
+        # A notebook shows plain text too; rich would show each line as a page of its own.
+        super().__init__(file=file, stderr=stderr, width=width, markup=False, emoji=False, force_jupyter=False)
 
     def on_broken_pipe(self) -> None:
         """Drop the rest of an output without a reader; rich would end the command with exit code 1."""

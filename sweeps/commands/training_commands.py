@@ -1,12 +1,10 @@
 """Commands that train: a whole sweep, or one configuration in full."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.command_frame import (
     File,
     Results,
@@ -85,17 +83,11 @@ def train(
     cooldown.
     """
     let_ray_speak(verbose)
-    from data_pipeline.schema.settings import parse_count
     from sweeps.commands.end_summary import close
     from sweeps.execution.run_sweep import run_sweep
     from sweeps.lanes.library_logs import log_libraries_in
-    from sweeps.planning.full_training import plan_training
+    from sweeps.planning.full_training import asked_length, plan_training
 
-    multiple = None if tokens is None else re.fullmatch(r"(\d*\.?\d+)x", tokens.strip())
-    try:
-        count = None if tokens is None or multiple else int(parse_count(tokens))
-    except ValueError as error:
-        raise InputFault(f"--tokens {tokens}: {error}") from error
     console = terminal()
     beside_the_sweep = str(path.absolute().parent) if path.is_dir() else None
     folder, uri = results_location(results or beside_the_sweep)
@@ -103,8 +95,7 @@ def train(
         path,
         overrides or (),
         chosen=chosen,
-        tokens=count,
-        times=None if multiple is None else float(multiple[1]),
+        length=None if tokens is None else asked_length(tokens),
         keep_settings=keep_settings,
         results_folder=folder,
         console=console,

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -145,6 +145,34 @@ class Progress:
         counted = [record for record in records if record.outcome is not Outcome.INFEASIBLE]
         used = sum(self._tokens_per_trial if r.is_done else r.tokens for r in counted)
         return max(0, self._num_trials * self._tokens_per_trial - used)
+
+
+class View(Protocol):
+    """A view of a running sweep: open while it trains, a listener of its ledger."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def on_event(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> None:
+        """A trial started, reported, paused, was promoted or ended."""
+        ...
+
+
+class ViewMaker(Protocol):
+    """Makes a view from the arguments of `Progress`."""
+
+    def __call__(
+        self,
+        console: Console,
+        records: Callable[[], Sequence[TrialRecord]],
+        *,
+        num_trials: int,
+        tokens_per_trial: int,
+        num_refused: Callable[[], int],
+    ) -> View: ...
 
 
 def _what_fits(records: Sequence[TrialRecord]) -> Text | None:

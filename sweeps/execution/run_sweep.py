@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from data_pipeline.files.disk_room import RESERVE_BYTES
@@ -22,7 +21,7 @@ from sweeps.analysis.result_tables import ranked
 from sweeps.early_stopping.rungs import rung_tokens
 from sweeps.execution.changed_sweep import begin
 from sweeps.execution.final_results import summary_of, write_final_results
-from sweeps.execution.live_progress import Progress
+from sweeps.execution.live_progress import Progress, ViewMaker
 from sweeps.execution.machine_halt import SweepHaltedError, halts_for_the_machine
 from sweeps.execution.running_results import RunningResults
 from sweeps.execution.signals import terminated_like_interrupted, uninterrupted
@@ -30,7 +29,7 @@ from sweeps.execution.tune_run import SweepRun
 from sweeps.lanes.elastic_lanes import nodes_now
 from sweeps.lanes.lane import prepare_for_lanes
 from sweeps.lanes.lane_planning import this_machine
-from sweeps.lanes.ray_session import connect, has_cluster
+from sweeps.lanes.ray_session import connect, disconnect, has_cluster
 from sweeps.planning.auto_lanes import auto_lanes
 from sweeps.planning.disk_need import bytes_below, check_disk, disk_needs
 from sweeps.planning.first_checks import check_device
@@ -71,13 +70,21 @@ class SweepEnd:
     """The fault of the machine that ended the sweep early."""
 
 
-def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kept_at: str | None = None) -> SweepEnd:
+def run_sweep(
+    asked: SweepConfig,
+    *,
+    results_folder: Path,
+    console: Console,
+    kept_at: str | None = None,
+    view: ViewMaker = Progress,
+) -> SweepEnd:
     """Run a sweep to its end; an earlier run of the same sweep is resumed.
 
     Args:
         asked: The sweep as its file gives it.
         results_folder: An existing, writable folder.
         kept_at: URI that stores a copy of the results; a fresh node restores them from there.
+        view: Makes the view of the running trials, from the arguments of `Progress`.
 
     Raises:
         ResultsError, TrackingError, CorpusError, ResourcesError: A user's mistake, found before training.
@@ -138,7 +145,7 @@ def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kep
         results = results_folder if kept_at is None else kept_at
         store = TrialStore(folder.trials, say=say)
         begin(folder, sweep, data.fingerprint, store, results=results, say=say)
-        return _run(sweep, resolved, folder, tracking, console, earlier, say, at_uri)
+        return _run(sweep, resolved, folder, tracking, console, earlier, say, at_uri, view)
 
 
 def _refuse_unfair(sweep: SweepConfig) -> None:
@@ -154,6 +161,7 @@ def _run(
     earlier: dict[str, Any] | None,
     say: Callable[[str], None],
     at_uri: ResultsAtUri | None,
+    view: ViewMaker,
 ) -> SweepEnd:
     started_at = time.monotonic()
     wall_s_before = 0.0 if earlier is None else earlier["wall_s"]
@@ -180,7 +188,7 @@ def _run(
         console.print(f"memory   {words}", highlight=False, markup=False, soft_wrap=True)
     _start_tracking(tracking, sweep, data, folder)
     events = TensorBoardLog(folder.trials)
-    progress = Progress(
+    progress = view(
         console,
         lambda: list(run.ledger.records.values()),
         num_trials=sweep.num_trials + sweep.num_repeats,
@@ -219,7 +227,7 @@ def _run(
         if status is SweepStatus.FINISHED and run.ledger.unfinished():
             status = SweepStatus.INCOMPLETE
         parts.attempt("the events of TensorBoard", events.close)
-        ray.shutdown()
+        disconnect()
         checkpoints = run.checkpoints
         drop = checkpoints.drop_all_but_the_winners if status is SweepStatus.FINISHED else checkpoints.drop_beaten
         parts.attempt("the removal of checkpoints", drop)

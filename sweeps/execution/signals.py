@@ -1,7 +1,8 @@
 """Effect of Ctrl-C, of a cluster's SIGTERM and of a lost terminal's SIGHUP on a sweep, and blocks that ignore them."""
 
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +12,10 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does. A SIGHUP that `nohup` ignores stays ignored."""
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does. A SIGHUP that `nohup` ignores stays ignored.
+
+    Python sets signals in its main thread alone; in others nothing changes.
+    """
 
     def interrupt(_signal: int, _frame: Any) -> None:
         # A closed terminal sends two. After the first the results are written, so the process ignores all later ones.
@@ -20,7 +24,7 @@ def terminated_like_interrupted() -> Iterator[None]:
         before.clear()
         raise KeyboardInterrupt
 
-    heard = [number for number in ENDING if not _is_ignored_hangup(number)]
+    heard = [number for number in _settable(ENDING) if not _is_ignored_hangup(number)]
     before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
@@ -31,11 +35,15 @@ def terminated_like_interrupted() -> Iterator[None]:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ignore Ctrl-C, SIGTERM and SIGHUP in the block: writing the results takes seconds."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *ENDING)}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _settable((signal.SIGINT, *ENDING))}
     try:
         yield
     finally:
         _restore(before)
+
+
+def _settable(numbers: Sequence[signal.Signals]) -> Sequence[signal.Signals]:
+    return numbers if threading.current_thread() is threading.main_thread() else ()
 
 
 def _is_ignored_hangup(number: signal.Signals) -> bool:

@@ -30,6 +30,8 @@ _FEWEST_FILES, _ENOUGH_FILES = 256, 4096
 """Open files of a process: Ray's own have 50 to 60 before the first lane and end without a word at 64; plenty."""
 _SOCKET_BYTES = 107
 """Longest path of a socket on Linux."""
+_begun_here = threading.Event()
+"""Set while Ray runs that `connect` began."""
 _TEMP_CHARACTERS = 40
 """Longest path of Ray's folder: sockets below it have 65 characters more, of the 107 that the kernel allows."""
 
@@ -42,14 +44,31 @@ def connect() -> None:
     """
     # Ray Data warns there that its progress bars are off; preparation has its own.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    if ray.is_initialized():
-        return
     _set_environment()
+    if ray.is_initialized():
+        _refuse_client()
+        return
     output: dict[str, Any] = {"log_to_driver": is_verbose(), "logging_level": _logging_level()}
     if has_cluster():
         _join(os.environ["RAY_ADDRESS"], output)
     else:
         _start_on_this_machine(output)
+    _begun_here.set()
+
+
+def disconnect() -> None:
+    """Leave Ray, or end it, if `connect` began it; a Ray that this process had before stays."""
+    if _begun_here.is_set():
+        _begun_here.clear()
+        ray.shutdown()
+
+
+def _refuse_client() -> None:
+    if ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
+        raise ClusterError(
+            "this process talks to Ray through Ray Client (ray.init('ray://...')), which cannot run a sweep; submit "
+            "the script with ray job submit, or start Python on the cluster and call ray.init(address='auto')"
+        )
 
 
 def _join(address: str, output: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 It uses the same lanes, records, MLflow runs and report as every sweep, and the same command resumes it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from core.settings.run_config import RunConfig
 from core.training.run_checks import check_trunk
 from core.training.training_stage import Stage
 from data_pipeline.schema.dotted_paths import set_at
+from data_pipeline.schema.settings import parse_count
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.analysis.longer_training import MovedSettings, moved_to_length
@@ -49,13 +51,37 @@ class _Source:
         return self.earlier.sweep.run_config(self.record.settings)
 
 
+@dataclass(frozen=True)
+class AskedLength:
+    """Length of a training, of which one is given."""
+
+    tokens: int | None = None
+    """Total tokens, including those of a trunk."""
+    times: float | None = None
+    """The same as a multiple of the tokens of the sweep's trials."""
+
+
+def asked_length(text: str) -> AskedLength:
+    """The length of `100M` or `10x`.
+
+    Raises:
+        InputFault: It is neither.
+    """
+    multiple = re.fullmatch(r"(\d*\.?\d+)x", text.strip())
+    if multiple is not None:
+        return AskedLength(times=float(multiple[1]))
+    try:
+        return AskedLength(tokens=int(parse_count(text)))
+    except ValueError as error:
+        raise InputFault(f"--tokens {text}: {error}") from error
+
+
 def plan_training(
     path: Path,
     overrides: Sequence[str],
     *,
     chosen: str | None,
-    tokens: int | None,
-    times: float | None = None,
+    length: AskedLength | None = None,
     keep_settings: bool,
     results_folder: Path,
     console: Console,
@@ -67,8 +93,7 @@ def plan_training(
     Args:
         path: A sweep file, or a sweep's results folder.
         chosen: `best`, a trial's name, or `file`. None: the best trial, if there is one.
-        tokens: Total training tokens, including those of a trunk. None: as in the file.
-        times: The same as a multiple of the tokens of the sweep's trials, instead of `tokens`.
+        length: None: as in the file.
         keep_settings: Keep the winner's learning rate and batch size.
 
     Raises:
@@ -80,13 +105,14 @@ def plan_training(
         finished_sweep(folder)  # Raises if the folder holds no finished sweep.
     asked = load_sweep_file(file, overrides)
     source = _source(asked, folder, chosen, results_folder)
+    tokens, times = (None, None) if length is None else (length.tokens, length.times)
     if times is not None:
         if source is None:
             raise InputFault(f"--tokens {times:g}x: no sweep supplies the settings, so there are no tokens to multiply")
         tokens = round(times * source.earlier.sweep.budget.trial_tokens)
     if tokens is not None:
-        length = [f"budget.tokens_per_trial={tokens}", "budget.epochs_per_trial=null"]
-        asked = load_sweep_file(file, [*overrides, *length])
+        of_tokens = [f"budget.tokens_per_trial={tokens}", "budget.epochs_per_trial=null"]
+        asked = load_sweep_file(file, [*overrides, *of_tokens])
     _check_length(asked, source, tokens, is_file=folder is None)
     begun = PreparedSweep(asked, results_folder, console).in_tokens
     sweep = with_notes(_one_configuration(begun), *notes_of(begun)[len(notes_of(asked)) :])

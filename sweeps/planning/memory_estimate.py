@@ -1,6 +1,8 @@
 """Predicted memory of one configuration, part by part."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +12,10 @@ from core.memory_prediction.automatic_micro_batch import automatic_micro_batch
 from core.memory_prediction.peak_memory import how_to_fit, largest_micro_batch, predict_memory, predicted_precision
 from data_pipeline.schema.settings import format_bytes, parse_bytes
 from data_pipeline.schema.user_errors import InputFault
-from sweeps.planning.sweep_plan import FIRST_MARGIN_ON_CUDA, SweepPlan
+from sweeps.planning.first_checks import check_device
+from sweeps.planning.resolved_sweep import ExpectedSweep
+from sweeps.planning.sweep_plan import FIRST_MARGIN_ON_CUDA, SweepPlan, plan_sweep, predictions_kept
+from sweeps.settings.sweep_config import SweepConfig
 
 GPU_GIBIBYTES = {
     "RTX 3060": 12,
@@ -78,6 +83,28 @@ class Estimate:
     largest_with_checkpointing: int
     advice: tuple[str, ...]
     """The device and precision of the prediction, and changes that make the run fit."""
+
+
+def expected_estimate(
+    asked: SweepConfig, results_folder: Path, *, memory: str | None, device: str | None, say: Callable[[str], None]
+) -> Estimate:
+    """The memory of a sweep's own configuration, by part.
+
+    Args:
+        memory, device: As `memory_of`.
+        say: Called with a line about predictions that cannot be kept.
+
+    Raises:
+        InputFault: The file, the device or the memory is faulty.
+    """
+    # Memory does not depend on the length of a training: no tokens are counted.
+    expected = ExpectedSweep(asked, results_folder)
+    with predictions_kept(results_folder, say=say):
+        planned, name = memory_of(
+            plan_sweep(expected.begun, vocabulary_size=expected.vocabulary_size), memory=memory, device=device
+        )
+        check_device(planned.sweep, num_gpus=int(planned.lanes.use_gpu))
+        return estimate_of(planned, name)
 
 
 def estimate_of(plan: SweepPlan, name: str) -> Estimate:

@@ -173,9 +173,9 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
             return _number(_ARITHMETIC[type(op)](_number(_value(left, values)), _number(_value(right, values))))
         case ast.Compare(left=left, ops=ops, comparators=others):
             before = _value(left, values)
-            for op, other in zip(ops, others, strict=True):
+            for comparison, other in zip(ops, others, strict=True):
                 after = _value(other, values)
-                if not _COMPARISONS[type(op)](before, after):
+                if not _COMPARISONS[type(comparison)](before, after):
                     return False
                 before = after
             return True
