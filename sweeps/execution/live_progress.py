@@ -167,6 +167,7 @@ class ViewMaker(Protocol):
     def __call__(
         self,
         console: Console,
+        /,
         records: Callable[[], Sequence[TrialRecord]],
         *,
         num_trials: int,

@@ -43,7 +43,7 @@ def _of_tune(path: str, given: Any) -> dict[str, Any]:
     if isinstance(given, sample.Categorical):
         return {"choice": list(given.categories)}
     is_number = isinstance(given, sample.Float | sample.Integer)
-    sampler = given.get_sampler() if is_number else None  # type: ignore[no-untyped-call]
+    sampler = given.get_sampler() if is_number else None
     step = None
     if isinstance(sampler, sample.Quantized):
         step, sampler = sampler.q, sampler.sampler

@@ -86,7 +86,8 @@ def live_table() -> ViewMaker | None:
         return lambda later: handle.update(shell.display.HTML(later))
 
     def table(
-        console: Console,
+        _console: Console,
+        /,
         records: Callable[[], Sequence[TrialRecord]],
         *,
         num_trials: int,

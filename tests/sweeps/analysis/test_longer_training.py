@@ -12,7 +12,7 @@ from data_pipeline.schema.dotted_paths import value_at
 from data_pipeline.schema.user_errors import InputFault
 from sweep_examples import record, tiny_sweep
 from sweeps.analysis.result_tables import write_summary
-from sweeps.planning.full_training import plan_training
+from sweeps.planning.full_training import AskedLength, plan_training
 from sweeps.planning.warm_start import notes_of
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import SweepFolder
@@ -71,8 +71,7 @@ def plan(folder: Path, *overrides: str, **options: Any) -> SweepConfig:
         folder,
         overrides,
         chosen=None,
-        tokens=options.get("tokens"),
-        times=options.get("times"),
+        length=AskedLength(options.get("tokens"), options.get("times")),
         keep_settings=bool(options.get("keep_settings")),
         results_folder=folder.parent,
         console=Console(file=io.StringIO()),

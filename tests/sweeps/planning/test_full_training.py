@@ -15,7 +15,7 @@ from data_pipeline.schema.user_errors import InputFault
 from small_models import exported
 from sweep_examples import record, tiny_sweep
 from sweeps.analysis.result_tables import write_summary
-from sweeps.planning.full_training import plan_training
+from sweeps.planning.full_training import AskedLength, plan_training
 from sweeps.planning.learning_rate_rule import scaled_learning_rate
 from sweeps.planning.warm_start import beginning_with_weights, notes_of, refuse_settings_of
 from sweeps.records.outcomes import Outcome
@@ -71,7 +71,7 @@ def plan(path: Path, results: Path, *overrides: str, **options: Any) -> SweepCon
         path,
         overrides,
         chosen=chosen,
-        tokens=tokens,
+        length=AskedLength(tokens=tokens),
         keep_settings=bool(keep),
         results_folder=results,
         console=Console(file=io.StringIO()),
