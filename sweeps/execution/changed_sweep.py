@@ -160,7 +160,14 @@ def _take_over(
     earlier: EarlierSweep, sweep: SweepConfig, store: TrialStore, known: Sequence[TrialRecord]
 ) -> list[TrialRecord]:
     origin = TrialStore(earlier.folder / "trials")
-    valid = _with_a_winner([one for one in origin.load_all() if earlier.is_valid_in(sweep, one)], origin.folder)
+    valid = _with_a_winner(
+        [
+            one.model_copy(update={"ranked_by": sweep.ranked_by})
+            for one in origin.load_all()
+            if earlier.is_valid_in(sweep, one)
+        ],
+        origin.folder,
+    )
     taken = list(known)
     for record in valid:
         came_from = f"{earlier.folder.name}/{record.name}"
@@ -171,7 +178,6 @@ def _take_over(
             "settings": _settings_in(sweep, earlier.sweep, record),
             "chosen_by": ChosenBy.TAKEN_OVER,
             "taken_over_from": came_from,
-            "ranked_by": sweep.ranked_by,
         }
         if earlier.sweep.early_stopping != sweep.early_stopping:
             changes["rung_losses"] = {}
@@ -186,13 +192,13 @@ def _take_over(
 def _with_a_winner(records: Sequence[TrialRecord], trials: Path) -> list[TrialRecord]:
     """The records without would-be winners that have no weights left: these are trained again."""
 
-    def loss(record: TrialRecord) -> float:
-        return float("inf") if record.loss is None else record.loss
+    def cost(record: TrialRecord) -> float:
+        return float("inf") if record.cost is None else record.cost
 
     completed = [record for record in records if record.outcome is Outcome.COMPLETED]
-    kept = [loss(record) for record in completed if newest_checkpoint(trials / record.name) is not None]
+    kept = [cost(record) for record in completed if newest_checkpoint(trials / record.name) is not None]
     best = min(kept, default=float("inf"))
-    return [record for record in records if record.outcome is not Outcome.COMPLETED or (kept and loss(record) >= best)]
+    return [record for record in records if record.outcome is not Outcome.COMPLETED or (kept and cost(record) >= best)]
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -47,7 +47,7 @@ from sweeps.records.trial_records import TrialRecord, TrialStore
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.tasks.labelled_tasks import TaskTexts, fingerprint_of, read_tasks
 from sweeps.tracking.mlflow_dataset import dataset_inputs
-from sweeps.tracking.mlflow_tags import source_tags
+from sweeps.tracking.mlflow_tags import metric_tags, source_tags
 from sweeps.tracking.mlflow_tracking import Tracking
 from sweeps.tracking.tensorboard import TensorBoardLog
 
@@ -278,7 +278,7 @@ def _start_tracking(tracking: Tracking, sweep: SweepConfig, data: PreparedCorpus
     tracking.start(
         name=sweep.name,
         identity=folder.identity,
-        tags={"mlflow.note.content": sweep.purpose, "pretune.data": data.fingerprint},
+        tags={"mlflow.note.content": sweep.purpose, "pretune.data": data.fingerprint} | metric_tags(sweep.ranked_by),
         params=_fixed_settings(sweep),
         store=TrialStore(folder.trials),
         source=source_tags(shlex.join(sys.argv), Path.cwd()),

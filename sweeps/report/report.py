@@ -20,6 +20,7 @@ from sweeps.report.experiment_record import markdown_record
 from sweeps.report.report_blocks import Block, Failed, Paragraph, Picture, Section, Table, number
 from sweeps.report.report_length import length_section
 from sweeps.report.report_page import html_page
+from sweeps.report.report_tasks import tasks_section
 from sweeps.settings.sweep_config import SweepConfig
 
 
@@ -84,6 +85,7 @@ _PAGE = (
     *(
         "purpose",
         "ranking",
+        "tasks",
         "ties",
         "length",
         "budgets",
@@ -107,6 +109,7 @@ _RECORD = (
         "curves",
         "samples",
         "ranking",
+        "tasks",
         "ties",
         "length",
         "budgets",
@@ -137,6 +140,7 @@ _MAKERS: dict[str, Callable[[Findings], Section]] = {
     "curves": results.curves_section,
     "samples": lambda findings: _samples_section(findings),
     "ranking": results.ranking_section,
+    "tasks": tasks_section,
     "ties": comparison.ties_section,
     "length": length_section,
     "budgets": comparison.budgets_section,
