@@ -179,7 +179,11 @@ class Evaluation:
             found = attempt_together(self._judged_here, self.workers, phase="evaluation")
         finally:
             self.model.train(was_training)
-        return found if isinstance(found, OomFacts) else self.workers.all_values(found)[0]
+        if isinstance(found, OomFacts):
+            return found
+        of_first = self.workers.all_values(found)[0]
+        assert isinstance(of_first, dict)
+        return of_first
 
     def _judged_here(self) -> dict[str, float]:
         if self._judge is None or not self.workers.is_first:

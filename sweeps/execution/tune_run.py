@@ -53,7 +53,7 @@ from sweeps.search.sweep_searcher import SweepSearcher
 from sweeps.settings.search_space import settings_in_words
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
-from sweeps.tasks.labelled_tasks import TaskTexts, encode_task
+from sweeps.tasks.labelled_tasks import TaskRows, TaskTexts, encode_task
 
 _REFUSALS_SHOWN = 3
 _MAX_LOST_LANES = 2
@@ -285,7 +285,9 @@ class SweepRun:
         return {"number": record.number, "assignment": assignment, "lane": lane}
 
 
-def _in_store(tasks: Sequence[TaskTexts], data: PreparedCorpus, sweep: SweepConfig) -> ray.ObjectRef:
+def _in_store(
+    tasks: Sequence[TaskTexts], data: PreparedCorpus, sweep: SweepConfig
+) -> "ray.ObjectRef[tuple[TaskRows, ...]]":
     """Reference to the rows of the tasks in tokens, in Ray's store of objects: workers on any node take them there."""
     tokenizer = load_tokenizer(data.tokenizer_path)
     length = sweep.model.sequence_length

@@ -1,0 +1,55 @@
+"""Network packets with their protocols, made as RFCs say, in the form of system A: words of two bytes in hex."""
+
+import csv
+import random
+import struct
+from pathlib import Path
+
+PROTOCOLS = ("DNS", "HTTP", "TLS")
+
+
+def write_packets(path: Path, count: int, *, seed: int = 0) -> Path:
+    """A CSV with the columns text and protocol; the protocols take turns."""
+    rng = random.Random(seed)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "protocol"])
+        for number in range(count):
+            protocol = PROTOCOLS[number % len(PROTOCOLS)]
+            rows.writerow([_words(_packet(protocol, rng)), protocol])
+    return path
+
+
+def _packet(protocol: str, rng: random.Random) -> bytes:
+    """An IPv4 packet without options: RFC 791 around RFC 768 or 793."""
+    payload = {"DNS": _dns, "HTTP": _http, "TLS": _tls}[protocol](rng)
+    port = rng.randrange(1024, 65536)
+    if protocol == "DNS":
+        inner, number = struct.pack(">HHHH", port, 53, 8 + len(payload), 0) + payload, 17
+    else:
+        to = {"HTTP": 80, "TLS": 443}[protocol]
+        inner = struct.pack(">HHIIBBHHH", port, to, rng.getrandbits(32), rng.getrandbits(32), 80, 24, 8192, 0, 0)
+        inner, number = inner + payload, 6
+    addresses = bytes([10, 0, 0, rng.randrange(1, 255)]) + rng.randbytes(4)
+    header = struct.pack(">BBHHHBBH", 69, 0, 20 + len(inner), rng.getrandbits(16), 0x4000, 64, number, 0)
+    return header + addresses + inner
+
+
+def _dns(rng: random.Random) -> bytes:
+    labels = [rng.choice(["www", "mail", "api"]), rng.choice(["example", "ntop", "kernel"]), rng.choice(["org", "com"])]
+    name = b"".join(bytes([len(label)]) + label.encode() for label in labels) + b"\0"
+    return struct.pack(">HHHHHH", rng.getrandbits(16), 0x0100, 1, 0, 0, 0) + name + struct.pack(">HH", 1, 1)
+
+
+def _http(rng: random.Random) -> bytes:
+    return f"GET /{rng.choice('abcdef')}{rng.randrange(100)} HTTP/1.1\r\nHost: www.ntop.org\r\n\r\n".encode()
+
+
+def _tls(rng: random.Random) -> bytes:
+    body = struct.pack(">H", 0x0303) + rng.randbytes(32) + b"\0"
+    hello = b"\1" + len(body).to_bytes(3, "big") + body
+    return b"\x16\3\1" + struct.pack(">H", len(hello)) + hello
+
+
+def _words(packet: bytes) -> str:
+    return packet[:64].hex(" ", 2)
