@@ -48,10 +48,16 @@ def write_report(
     box, sections = _content(folder, sweep, records, summary, guard)
     files: dict[str, Callable[[], str]] = {
         "report.html": lambda: html_page(
-            title=sweep.name, subtitle=subtitle, summary=box, sections=[sections[name] for name in _PAGE]
+            title=sweep.name,
+            subtitle=subtitle,
+            summary=box,
+            sections=[sections[name] for name in _PAGE if name in sections],
         ),
         "EXPERIMENT.md": lambda: markdown_record(
-            title=sweep.name, subtitle=subtitle, summary=box, sections=[sections[name] for name in _RECORD]
+            title=sweep.name,
+            subtitle=subtitle,
+            summary=box,
+            sections=[sections[name] for name in _RECORD if name in sections],
         ),
     }
     for name, text_of in files.items():
@@ -175,7 +181,8 @@ def _content(
 
 
 def _sections(findings: Findings, guard: ResultParts) -> dict[str, Section]:
-    return {name: section_of(name, make, findings, guard) for name, make in _MAKERS.items()}
+    left_out = () if findings.sweep.evaluation.tasks else ("tasks",)
+    return {name: section_of(name, make, findings, guard) for name, make in _MAKERS.items() if name not in left_out}
 
 
 def section_of(name: str, make: Callable[[Findings], Section], findings: Findings, guard: ResultParts) -> Section:

@@ -30,10 +30,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
 def tasks_section(findings: Findings) -> Section:
     """Metrics of the downstream tasks of every trial, beside its holdout loss."""
     title = "Downstream tasks"
-    tasks = findings.sweep.evaluation.tasks
-    if not tasks:
-        return Section(title, [Paragraph("The sweep file names no downstream task.")])
-    names = [name for task in tasks for name in task.metrics]
+    names = [name for task in findings.sweep.evaluation.tasks for name in task.metrics]
     shown = [record for record in findings.records if any(name in record.metrics for name in names)]
     blocks: list[Block] = [Bullets(list(_accounts(findings)))]
     if not shown:

@@ -8,15 +8,23 @@ from pathlib import Path
 PROTOCOLS = ("DNS", "HTTP", "TLS")
 
 
-def write_packets(path: Path, count: int, *, seed: int = 0) -> Path:
-    """A CSV with the columns text and protocol; the protocols take turns."""
+def write_packets(path: Path, count: int, *, seed: int = 0, words_of_payload: int | None = None) -> Path:
+    """A CSV with the columns text and protocol; the protocols take turns.
+
+    Args:
+        words_of_payload: The text is so many words from a random place of the payload, where no port gives the answer
+            away. None: the packet from its first header on.
+    """
     rng = random.Random(seed)
     with open(path, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["text", "protocol"])
         for number in range(count):
             protocol = PROTOCOLS[number % len(PROTOCOLS)]
-            rows.writerow([_words(_packet(protocol, rng)), protocol])
+            packet = _packet(protocol, rng)
+            first = 2 * rng.randrange(20, 30)
+            shown = packet[:64] if words_of_payload is None else packet[first : first + 2 * words_of_payload]
+            rows.writerow([shown.hex(" ", 2), protocol])
     return path
 
 
@@ -49,7 +57,3 @@ def _tls(rng: random.Random) -> bytes:
     body = struct.pack(">H", 0x0303) + rng.randbytes(32) + b"\0"
     hello = b"\1" + len(body).to_bytes(3, "big") + body
     return b"\x16\3\1" + struct.pack(">H", len(hello)) + hello
-
-
-def _words(packet: bytes) -> str:
-    return packet[:64].hex(" ", 2)

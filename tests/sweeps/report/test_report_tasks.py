@@ -78,7 +78,3 @@ def test_stopped_trials_are_listed_and_count_in_no_correlation() -> None:
     text = section_of([trial(1, 3.0, 0.8), trial(2, 2.0, 0.9), stopped], TASKS)
     assert "the 2 completed trials" in text
     assert "trial-0003" in text
-
-
-def test_a_sweep_without_tasks_says_so() -> None:
-    assert "names no downstream task" in section_of([record(1, loss=2.0)])
