@@ -236,7 +236,7 @@ def _luck_in_words(found: Verdict) -> str:
 
 
 def _measured_on(metric: Metric) -> str:
-    return "the rows that test the probe" if metric.name.startswith("task/") else "the holdout"
+    return "the rows that test the linear probe" if metric.name.startswith("task/") else "the holdout"
 
 
 def remedy(found: Verdict) -> str:

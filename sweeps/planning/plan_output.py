@@ -118,7 +118,7 @@ def _search_facts(facts: PlanFacts) -> Iterator[tuple[str, str]]:
 
 
 def _probes_in_words(facts: PlanFacts, task: TaskTexts) -> str:
-    """When the probes of a task are fitted, and the forward passes that they take."""
+    """When the linear probes of a task are fitted, and the forward passes that they take."""
     sweep = facts.plan.sweep
     at = "the end of each trial"
     if sweep.early_stopping.has_branches:
@@ -126,7 +126,7 @@ def _probes_in_words(facts: PlanFacts, task: TaskTexts) -> str:
     elif facts.plan.judge_at_tokens:
         at += f" and at {len(facts.plan.judge_at_tokens)} rungs"
     tokens = len(task.texts) * min(task.config.max_tokens or sweep.model.sequence_length, sweep.model.num_positions)
-    return f"A probe is fitted at {at}, from forward passes of at most {tokens:,} tokens"
+    return f"A linear probe is fitted at {at}, from forward passes of at most {tokens:,} tokens"
 
 
 def _cost_facts(facts: PlanFacts) -> Iterator[tuple[str, str]]:

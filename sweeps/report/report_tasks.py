@@ -34,7 +34,7 @@ def tasks_section(findings: Findings) -> Section:
     shown = [record for record in findings.records if any(name in record.metrics for name in names)]
     blocks: list[Block] = [Bullets(list(_accounts(findings)))]
     if not shown:
-        return Section(title, [*blocks, Paragraph("No trial has come to its end yet, so no probe was fitted.")])
+        return Section(title, [*blocks, Paragraph("No trial has come to its end yet, so no linear probe was fitted.")])
     blocks.append(Bullets([_against_loss(findings, name) for name in names]))
     rows: list[list[Cell]] = [
         [
@@ -51,9 +51,9 @@ def tasks_section(findings: Findings) -> Section:
     blocks.append(without_empty_columns(Table(columns, rows, "tasks")))
     blocks.append(
         Paragraph(
-            "A probe is a logistic regression on the mean of a text's last hidden states, standardized; the model is "
-            "frozen. Each trial has the same rows to fit and to test. Figures of stopped trials are those of the rung "
-            "at which they stopped."
+            "A linear probe is a logistic regression on the mean of a text's last hidden states, standardized, of the "
+            "frozen model. Each trial has the same rows to fit and to test. Figures of stopped trials are those of the "
+            "rung at which they stopped."
         )
     )
     return Section(title, blocks)
@@ -61,10 +61,11 @@ def tasks_section(findings: Findings) -> Section:
 
 def _accounts(findings: Findings) -> Iterator[str]:
     for name, figures in (findings.summary.get("tasks") or {}).items():
+        tests = figures["rows_to_test"]
         yield (
-            f"{name}: {figures['rows'] - figures['rows_to_test']:,} rows fit a probe and {figures['rows_to_test']:,} "
-            f"test it, {len(figures['classes'])} classes; {figures['rows_rejected']:,} of {figures['rows_read']:,} "
-            f"rows were rejected. Always naming the commonest class has an accuracy of "
+            f"{name}: {figures['rows'] - tests:,} rows fit a linear probe and {tests:,} test it, "
+            f"{len(figures['classes'])} classes; {figures['rows_rejected']:,} of {figures['rows_read']:,} rows were "
+            f"rejected. Always naming the commonest class has an accuracy of "
             f"{figures['accuracy_of_the_commonest']:.4f}."
         )
 

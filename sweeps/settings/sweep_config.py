@@ -165,21 +165,15 @@ class SweepConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _another_metric_stops_no_trial(cls, value: Any) -> Any:
-        # A rung compares holdout losses; a trial that it stops may have been the best by another metric.
-        if isinstance(value, dict) and names_another_metric(value.get("metric")):
-            stopping = value.get("early_stopping") or {}
-            if isinstance(stopping, dict) and "method" not in stopping:
-                value = {**value, "early_stopping": {**stopping, "method": "none"}}
-        return value
-
-    @model_validator(mode="before")
-    @classmethod
     def _only_wsd_has_branches(cls, value: Any) -> Any:
         if isinstance(value, dict):
             stopping = value.get("early_stopping") or {}
-            if isinstance(stopping, dict) and "method" not in stopping and _schedules(value) != {"wsd"}:
-                value = {**value, "early_stopping": {**stopping, "method": "asha"}}
+            if isinstance(stopping, dict) and "method" not in stopping:
+                # A rung compares holdout losses; a trial that it stops may have been the best by another metric.
+                default = "none" if names_another_metric(value.get("metric")) else None
+                default = default or ("asha" if _schedules(value) != {"wsd"} else None)
+                if default is not None:
+                    value = {**value, "early_stopping": {**stopping, "method": default}}
         return value
 
     @model_validator(mode="wrap")

@@ -54,10 +54,12 @@ class TaskTexts:
             "not needed": self.num_read - self.num_rejected - self.num_rare - len(self.texts),
         }
         others = "".join(f", {count:,} {why}" for why, count in left_out.items() if count)
-        both = f"; {self.num_in_both:,} test rows have a text that also fits the probe" if self.num_in_both else ""
+        both = (
+            f"; {self.num_in_both:,} test rows have a text that also fits the linear probe" if self.num_in_both else ""
+        )
         return (
             f"{self.config.name}: {len(self.texts):,} of {self.num_read:,} rows used{others}; "
-            f"{int((~self.is_test).sum()):,} fit a probe and {int(self.is_test.sum()):,} test it, "
+            f"{int((~self.is_test).sum()):,} fit a linear probe and {int(self.is_test.sum()):,} test it, "
             f"{len(self.classes)} classes; always the commonest class: accuracy {self.commonest_accuracy:.4f}{both}"
         )
 
@@ -153,7 +155,7 @@ def _read_task(task: TaskConfig, index: int) -> TaskTexts:
         if unknown:
             raise InputFault(
                 f"{place}.test_path: the class {unknown[0]!r} ({len(unknown)} in all) is not in {task.path}, so no "
-                "probe can learn it; add rows of it there, or remove it from the test rows"
+                "linear probe can learn it; add rows of it there, or remove it from the test rows"
             )
     kept = [_chosen(one, task.most_rows) for one in read]
     texts = [one.texts[row] for one, rows in zip(read, kept, strict=True) for row in rows]

@@ -61,7 +61,7 @@ def test_repeats_measure_the_noise_of_the_metric_without_the_prior_of_losses() -
     words = winner_in_words(found)
     assert f"by 0.1200 in {NAME}" in words
     assert "nats" not in words
-    assert "from the rows that test the probe" in words
+    assert "from the rows that test the linear probe" in words
 
 
 def test_tables_name_the_metric_and_hold_values_not_costs(tmp_path: Path) -> None:

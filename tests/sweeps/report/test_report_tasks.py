@@ -63,7 +63,7 @@ def test_a_task_that_chooses_another_trial_than_the_loss_is_said_with_both_trial
     assert (
         "It chooses trial-0003 (0.9000). The holdout loss chooses trial-0002 (2.0000), whose value is 0.7000." in text
     )
-    assert "70 rows fit a probe and 30 test it, 2 classes; 5 of 120 rows were rejected" in text
+    assert "70 rows fit a linear probe and 30 test it, 2 classes; 5 of 120 rows were rejected" in text
     assert "Always naming the commonest class has an accuracy of 0.5500" in text
 
 

@@ -34,6 +34,7 @@ def test_a_name_that_no_trial_reports_is_refused_with_the_names_that_they_report
 def test_with_another_metric_no_trial_stops_early_unless_the_file_says_so() -> None:
     assert tiny_sweep().early_stopping.method != "none"
     assert tiny_sweep("metric=holdout/accuracy").early_stopping.method == "none"
+    assert tiny_sweep("metric=holdout/accuracy", "training.schedule=cosine").early_stopping.method == "none"
     assert tiny_sweep("metric=holdout/accuracy", "early_stopping.method=asha").early_stopping.method == "asha"
     assert tiny_sweep("metric=holdout/loss_nats_per_token").early_stopping == tiny_sweep().early_stopping
 

@@ -75,7 +75,7 @@ def test_all_rows_of_the_file_fit_the_probe_where_a_file_of_its_own_tests_it(tmp
     found = task_of(fits, test_path=tests)
     assert found.is_test.tolist() == [False] * 40 + [True] * 4
     assert found.num_in_both == 1
-    assert "1 test rows have a text that also fits the probe" in found.in_words()
+    assert "1 test rows have a text that also fits the linear probe" in found.in_words()
 
 
 def test_a_class_that_only_the_test_rows_have_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The probe gives what scikit-learn gives on features that a model gives each text alone."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from small_corpus import small_corpus
+from small_runs import small_run
 
+from core.distributed.workers import Workers
+from core.memory_prediction.peak_memory import WorkerSetup, predict_memory
 from core.models.language_model import LanguageModel
 from core.models.model_factory import build_model
 from core.settings.model_config import ModelConfig
+from core.training.training_run import run_training
 from data_pipeline.schema.corpus_config import TokenizerConfig
 from data_pipeline.tokens.tokenizer import train_tokenizer, vocabulary_of
 from sweeps.settings.metric_config import TaskConfig
@@ -118,3 +124,28 @@ def test_a_text_is_cut_to_the_length_of_the_task(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(TokenizerConfig(kind="words", vocabulary=400, min_frequency=1), found.texts)
     rows = encode_task(found, tokenizer, vocabulary_of(tokenizer), sequence_length=LENGTH)
     assert {len(row) for row in rows.tokens} == {9}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["encoder", "decoder"])
+def test_a_run_with_exactly_the_predicted_memory_has_room_for_the_probes(
+    family: str, task: TaskRows, tmp_path: Path, one_thread: None
+) -> None:
+    data = small_corpus()
+    run = small_run(family=family)
+    length = run.model.sequence_length
+    # The task's own ids: the model's vocabulary is smaller.
+    short = replace(task, tokens=tuple(row[:length] % data.vocabulary.size for row in task.tokens))
+    peak = predict_memory(run, data.vocabulary.size, micro_batch_size=8, setup=WorkerSetup()).peak_bytes
+    end = run_training(
+        run,
+        data,
+        workers=Workers(),
+        folder=tmp_path,
+        report=lambda _: True,
+        evaluate_at_tokens=[],
+        memory_limit_bytes=peak,
+        judge=TaskProbes([short], sequence_length=length),
+    )
+    assert (end.outcome, end.oom_events) == ("completed", ())
+    assert "task/protocol/accuracy" in end.metrics
