@@ -6,6 +6,7 @@ Shape suffixes: B rows, T tokens a row, P predicted positions, V vocabulary.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -92,6 +93,23 @@ def evaluate(
     return _metrics(counts, num_bytes=source.blocks.num_bytes)
 
 
+class Judge(Protocol):
+    """Further metrics of a model, from data of its own. Rank 0 alone asks for them."""
+
+    def metrics(self, model: LanguageModel, num_rows: int, listen: Callable[[], None]) -> dict[str, float]:
+        """Metrics of a model in evaluation mode.
+
+        Args:
+            num_rows: Rows of the model's length that a forward pass may hold; changes speed and memory only.
+            listen: Called before each forward pass; raises StopRequestedError to stop the run.
+        """
+        ...
+
+    def rehearse(self, model: LanguageModel, num_rows: int) -> None:
+        """The forward pass that needs the most memory, its result discarded."""
+        ...
+
+
 class Evaluation:
     """The evaluations of one run. After running out of memory it retries with fewer rows, if allowed.
 
@@ -99,6 +117,7 @@ class Evaluation:
         num_rows: Rows per forward pass on each worker.
         shrinks: Allow retries with fewer rows.
         listen: As in `evaluate`.
+        judge: Gives further metrics where they are asked for. None: there are none.
     """
 
     def __init__(
@@ -111,6 +130,7 @@ class Evaluation:
         num_rows: int,
         shrinks: bool,
         listen: Callable[[], None] = lambda: None,
+        judge: Judge | None = None,
     ) -> None:
         self.model = model
         self.source = source
@@ -119,22 +139,57 @@ class Evaluation:
         self.num_rows = num_rows
         self.shrinks = shrinks
         self._listen = listen
+        self._judge = judge
         self.oom_events: list[OutOfMemoryEvent] = []
         """Out-of-memory events that the run survived."""
 
-    def metrics(self, *, step: int) -> dict[str, float] | OomFacts:
-        """Metrics of `evaluate` after `step` steps; the facts if no evaluation fits in memory."""
+    def metrics(self, *, step: int, is_judged: bool = False) -> dict[str, float] | OomFacts:
+        """Metrics of `evaluate` after `step` steps; the facts if no evaluation fits in memory.
+
+        Args:
+            is_judged: Add the metrics of the judge, if there is one.
+        """
+        found = self._fitting(self._evaluated, step)
+        if isinstance(found, OomFacts) or not is_judged or self._judge is None:
+            return found
+        judged = self._fitting(self._judged, step)
+        return judged if isinstance(judged, OomFacts) else found | judged
+
+    def _fitting(self, attempt: Callable[[], dict[str, float] | OomFacts], step: int) -> dict[str, float] | OomFacts:
         while True:
-            found = evaluate(
-                self.model,
-                self.source,
-                self.workers,
-                micro_batch_size=self.num_rows,
-                precision=self.precision,
-                listen=self._listen,
-            )
+            found = attempt()
             if not isinstance(found, OomFacts) or not self._shrink(found, step):
                 return found
+
+    def _evaluated(self) -> dict[str, float] | OomFacts:
+        return evaluate(
+            self.model,
+            self.source,
+            self.workers,
+            micro_batch_size=self.num_rows,
+            precision=self.precision,
+            listen=self._listen,
+        )
+
+    def _judged(self) -> dict[str, float] | OomFacts:
+        """Metrics of the judge, the same on all workers; the others wait for the first."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            found = attempt_together(self._judged_here, self.workers, phase="evaluation")
+        finally:
+            self.model.train(was_training)
+        if isinstance(found, OomFacts):
+            return found
+        of_first = self.workers.all_values(found)[0]
+        assert isinstance(of_first, dict)
+        return of_first
+
+    def _judged_here(self) -> dict[str, float]:
+        if self._judge is None or not self.workers.is_first:
+            return {}
+        with torch.no_grad(), self.precision.autocast():
+            return self._judge.metrics(self.model, self.num_rows, self._listen)
 
     def rehearse(self, *, step: int) -> OomFacts | None:
         """Evaluate the first rows and discard the result, to test the memory; all other rows need the same."""
@@ -164,6 +219,9 @@ class Evaluation:
                 counts = _no_counts(self.source.vocabulary.size, self.workers.device)
                 hidden_PD = predicted_hidden(self.model.hidden_states, batch)
                 _add_predictions(counts, self.model, hidden_PD, batch.labels_P)
+                del counts, hidden_PD
+                if self._judge is not None and self.workers.is_first:
+                    self._judge.rehearse(self.model, self.num_rows)
         finally:
             self.model.train()
 

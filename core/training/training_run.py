@@ -23,7 +23,7 @@ from core.settings.precision import allow_tf32, choose_precision
 from core.settings.run_config import RunConfig
 from core.settings.schedule import RunLength, learning_rate, run_length
 from core.step.divergence import DivergenceWatch
-from core.step.evaluation import Evaluation, holdout_source
+from core.step.evaluation import Evaluation, Judge, holdout_source
 from core.step.noise_scale import NoiseScale
 from core.step.optimizer import build_optimizer
 from core.step.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult
@@ -57,6 +57,8 @@ def run_training(
     pause: Pause | None = None,
     keep_trunk: bool = False,
     is_stopped: Callable[[], bool] = lambda: False,
+    judge: Judge | None = None,
+    judge_at_tokens: Sequence[int] = (),
 ) -> RunEnd:
     """Train one model until its tokens are used up, or something ends it earlier.
 
@@ -76,6 +78,8 @@ def run_training(
             resumes the trunk. None, or a pause at or beyond the end: no pause.
         keep_trunk: Keep the checkpoint before the cooldown of `wsd`, from which a longer training can resume.
         is_stopped: Called before every micro-batch on every worker; True stops the run at once.
+        judge: Gives further metrics at the end, at a pause, and at the evaluations of `judge_at_tokens`. None: none.
+        judge_at_tokens: Some of `evaluate_at_tokens`.
 
     Returns:
         The end of the run. Running out of memory, divergence and a stop are outcomes, not exceptions.
@@ -102,7 +106,7 @@ def run_training(
         setup = worker_setup_of(data, workers)
         budget = MemoryBudget(run, data.vocabulary.size, setup, workers, meter, memory_limit_bytes)
         opened = attempt_together(
-            lambda: _Run(run, data, workers, budget, micro_batch_size, folder, is_stopped),
+            lambda: _Run(run, data, workers, budget, micro_batch_size, folder, is_stopped, judge),
             workers,
             phase=None,
             bytes_in_use=budget.bytes_in_use,
@@ -113,7 +117,7 @@ def run_training(
         opened.report_with(report, every_s=report_every_s, matmul_rate=matmul_rate)
         try:
             ended = opened.resume(begins_with)
-            return ended or opened.train(evaluate_at_tokens, checkpoint_every_s, pause, keep_trunk)
+            return ended or opened.train(evaluate_at_tokens, checkpoint_every_s, pause, keep_trunk, judge_at_tokens)
         except StopRequestedError:
             return opened.stopped()
 
@@ -130,6 +134,7 @@ class _Run:
         micro_batch_size: int,
         folder: Path,
         is_stopped: Callable[[], bool],
+        judge: Judge | None,
     ) -> None:
         training = run.training
         self.run = run
@@ -172,6 +177,7 @@ class _Run:
             num_rows=self.step.micro_batch_size,
             shrinks=self.step.micro_batch.shrinks,
             listen=listen,
+            judge=judge,
         )
         self.progress = Progress()
         self.trunk: Progress | None = None
@@ -215,9 +221,9 @@ class _Run:
         checkpoint_every_s: float | None,
         pause: Pause | None,
         keep_trunk: bool,
+        judge_at_tokens: Sequence[int],
     ) -> RunEnd:
         """Run the training loop until the run ends or pauses."""
-        points = sorted(evaluate_at_tokens)
         while not self._is_over():
             if pause is not None and self.progress.tokens >= pause.at_tokens:
                 return self._pause(pause)
@@ -234,8 +240,9 @@ class _Run:
             is_last = self._is_over()
             if pause is not None and self.progress.tokens >= pause.at_tokens and not is_last:
                 continue  # The branch will evaluate and report.
-            is_due = any(before.tokens < max(point, 1) <= self.progress.tokens for point in points)
-            metrics = self.evaluation.metrics(step=self.progress.step) if is_last or is_due else {}
+            is_due = is_last or self._has_passed(evaluate_at_tokens, before)
+            is_judged = is_last or self._has_passed(judge_at_tokens, before)
+            metrics = self.evaluation.metrics(step=self.progress.step, is_judged=is_judged) if is_due else {}
             if isinstance(metrics, OomFacts):
                 return self._infeasible(metrics, self.evaluation.num_rows)
 
@@ -251,6 +258,10 @@ class _Run:
         return self._end("stopped", f"stopped by the caller after {tokens} tokens, before the next report")
 
     # Steps of the loop, in their order
+
+    def _has_passed(self, points: Sequence[int], before: Progress) -> bool:
+        """Whether the last step reached one of these token counts."""
+        return any(before.tokens < max(point, 1) <= self.progress.tokens for point in points)
 
     def _is_over(self) -> bool:
         return self.length.is_reached(tokens=self.progress.tokens, step=self.progress.step)
@@ -287,7 +298,7 @@ class _Run:
             result = self._advance(rate_of)
             if isinstance(result, RunEnd):
                 return result
-        metrics = self.evaluation.metrics(step=self.progress.step)
+        metrics = self.evaluation.metrics(step=self.progress.step, is_judged=True)
         if isinstance(metrics, OomFacts):
             return self._infeasible(metrics, self.evaluation.num_rows)
         end = self.progress

@@ -23,7 +23,7 @@ class EqualProgress:
     """Tokens; None: the end of training."""
     records: tuple[TrialRecord, ...]
     losses: tuple[float, ...]
-    """In nats per predicted token, one per record."""
+    """In nats per predicted token, one per record; costs (TrialRecord.cost) where another metric ranks the trials."""
 
     @property
     def in_words(self) -> str:
@@ -34,17 +34,19 @@ class EqualProgress:
 def equal_progress(records: Sequence[TrialRecord]) -> EqualProgress:
     """The latest point that half of all trials reached, six at least; else the point of the most trials.
 
-    Each setting counts once: repeats and twins are left out. Empty if no trial has a loss.
+    Each setting counts once: repeats and twins are left out. Empty if no trial has a loss. Where another metric than
+    the holdout loss ranks the trials, the point is the end, because records keep losses alone at rungs.
     """
+    by_loss = all(record.ranked_by.is_loss for record in records)
     known = [record for record in records if not record.is_repeat and record.twin_of is None]
     points: dict[int | None, dict[int, float]] = {
         rung: {r.number: r.rung_losses[rung] for r in known if math.isfinite(r.rung_losses.get(rung, math.nan))}
-        for rung in sorted({rung for record in known for rung in record.rung_losses})
+        for rung in sorted({rung for record in known for rung in record.rung_losses} if by_loss else ())
     }
     points[None] = {
-        record.number: record.loss
+        record.number: record.cost
         for record in known
-        if record.outcome is Outcome.COMPLETED and record.loss is not None and math.isfinite(record.loss)
+        if record.outcome is Outcome.COMPLETED and record.cost is not None and math.isfinite(record.cost)
     }
     everyone = {number for losses in points.values() for number in losses}
     enough = max(_SHARE_WANTED * len(everyone), min(_FEWEST, len(everyone)))

@@ -65,6 +65,7 @@ def remarks(sweep: SweepConfig, *, rungs: tuple[int, ...], num_predicted: int | 
         _rungs_and_batches,
         _probes,
         _schedule_and_stopping,
+        _metric_and_stopping,
         _beta2_and_batches,
     )
     found = [remark for check in checks for remark in check(sweep, rungs)]
@@ -196,6 +197,18 @@ def _schedule_and_stopping(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterat
             "so the ranking there differs more from the final ranking",
             "Set training.schedule: wsd, or early_stopping: {method: none}",
         )
+
+
+def _metric_and_stopping(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterator[Remark]:
+    metric = sweep.ranked_by
+    if metric.is_loss or not rungs:
+        return
+    yield Remark(
+        RemarkVerdict.WARNING,
+        f"{metric.name} ranks the trials, and early_stopping.method={sweep.early_stopping.method} compares holdout "
+        "losses at rungs: it may stop the trial that would have been best",
+        "Set early_stopping: {method: none}, which trains every trial to its end",
+    )
 
 
 def _beta2_and_batches(sweep: SweepConfig, _rungs: tuple[int, ...]) -> Iterator[Remark]:

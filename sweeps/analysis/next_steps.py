@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from data_pipeline.schema.settings import format_bytes
 from sweeps.analysis.noise_floor import nats, remedy, verdict
 from sweeps.analysis.space_widening import best_on_edges
-from sweeps.analysis.sweep_findings import Findings, finite_loss
+from sweeps.analysis.sweep_findings import Findings
 from sweeps.records.outcomes import Outcome
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import MemoryVerdict, TrialRecord
@@ -124,12 +124,13 @@ def _ties(findings: Findings) -> Iterator[str]:
             names = ", ".join(group.records[0].name for group in found.tied)
             yield f"{names} {'ties' if len(found.tied) == 1 else 'tie'} with the best. {remedy(found)}"
         return
-    best_loss, second_loss = (finite_loss(record) for record in findings.completed[:2])
-    assert best_loss is not None
-    assert second_loss is not None
-    gap = second_loss - best_loss
+    best, second = (record.cost for record in findings.completed[:2])
+    assert best is not None
+    assert second is not None
+    gap = second - best
+    share = f" ({gap / abs(best):.2%})" if best else ""
     yield (
-        f"The two best trials are {nats(gap)} ({gap / best_loss:.2%}) apart. They may tie: no settings were "
+        f"The two best trials are {nats(gap, findings.metric.unit)}{share} apart. They may tie: no settings were "
         "repeated, so the noise is unknown. Set repeats: {trials: 4} to train the leading settings with other seeds."
     )
 

@@ -3,6 +3,9 @@
 The standard deviation between seeds is pooled over all repeated settings, and with a prior: two repeats that happen to
 agree do not show that seeds change nothing. Intervals are Student's, because the estimate of the deviation is itself
 uncertain. The holdout is a sample as well: a difference of two losses on it has a sampling error.
+
+Where a sweep file names another metric, its costs (TrialRecord.cost) take the place of losses, in the unit of the
+metric; there is no prior then, and rows to test on count as independent.
 """
 
 import math
@@ -13,7 +16,8 @@ from typing import Any
 
 from sweeps.analysis.winners_luck import luck_of_lowest
 from sweeps.records.outcomes import Outcome
-from sweeps.records.trial_records import HOLDOUT_ERROR, TrialRecord
+from sweeps.records.trial_records import TrialRecord
+from sweeps.settings.metric_config import Metric
 from sweeps.settings.setting_paths import SEED
 
 _CONFIDENCE = 0.95
@@ -32,7 +36,7 @@ masked_packets."""
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Completed trials that differ only in the seed, smallest loss first."""
+    """Completed trials that differ only in the seed, lowest cost first."""
 
     records: tuple[TrialRecord, ...]
 
@@ -43,8 +47,8 @@ class SeedGroup:
 
     @cached_property
     def losses(self) -> tuple[float, ...]:
-        """In nats per predicted token."""
-        return tuple(record.loss for record in self.records if record.loss is not None)
+        """Costs of the trials: by default losses in nats per predicted token."""
+        return tuple(record.cost for record in self.records if record.cost is not None)
 
     @cached_property
     def mean(self) -> float:
@@ -121,6 +125,11 @@ class Verdict:
     """Expected luck of the best mean as the lowest of all; 0 without repeats."""
 
     @property
+    def metric(self) -> Metric:
+        """The metric that ranks the trials."""
+        return self.best.records[0].ranked_by
+
+    @property
     def margin_nats(self) -> float | None:
         """Difference between the next mean and the best mean."""
         return None if self.second is None else self.second.mean - self.best.mean
@@ -194,7 +203,9 @@ def winner_in_words(found: Verdict) -> str:
     name = found.best.records[0].name
     if found.second is None:
         return f"{name} has the only completed settings."
-    gap = nats(found.margin_nats or 0.0)
+    unit = found.metric.unit
+    by = "" if found.metric.is_loss else f" in {found.metric.name}"
+    gap = nats(found.margin_nats or 0.0, unit) + by
     if found.noise is None:
         return (
             f"{name} leads {found.second.records[0].name} by {gap}. No settings were repeated with another seed, so "
@@ -202,10 +213,10 @@ def winner_in_words(found: Verdict) -> str:
         )
     least = found.least_margin_nats
     assert least is not None, "there is noise, and a second"
-    parts = f"{found.noise.std_nats:.4f} nats between seeds ({found.noise.degrees} degrees of freedom)"
+    parts = f"{found.noise.std_nats:.4f}{unit} between seeds ({found.noise.degrees} degrees of freedom)"
     if found.noise.holdout_nats:
-        parts += f", {found.noise.holdout_nats:.4f} nats from the holdout"
-    noise = f"differences up to {nats(least)} are noise (95 %; standard deviations: {parts})"
+        parts += f", {found.noise.holdout_nats:.4f}{unit} from {_measured_on(found.metric)}"
+    noise = f"differences up to {nats(least, unit)} are noise (95 %; standard deviations: {parts})"
     if not found.tied:
         return f"{name} wins by {gap}; {noise}.{_luck_in_words(found)}"
     names = ", ".join(group.records[0].name for group in found.tied[:4])
@@ -216,10 +227,16 @@ def winner_in_words(found: Verdict) -> str:
 def _luck_in_words(found: Verdict) -> str:
     if found.luck_nats < 5e-5:
         return ""
+    metric = found.metric
+    extreme = "highest" if metric.mode == "max" else "lowest"
     return (
-        f" As the lowest of {found.num_settings} settings it was lucky by {found.luck_nats:.4f} nats on average: "
-        f"expect {found.best.mean + found.luck_nats:.4f} of further seeds."
+        f" As the {extreme} of {found.num_settings} settings it was lucky by {found.luck_nats:.4f}{metric.unit} on "
+        f"average: expect {metric.value(found.best.mean + found.luck_nats):.4f} of further seeds."
     )
+
+
+def _measured_on(metric: Metric) -> str:
+    return "the rows that test the linear probe" if metric.name.startswith("task/") else "the holdout"
 
 
 def remedy(found: Verdict) -> str:
@@ -232,12 +249,13 @@ def remedy(found: Verdict) -> str:
     factor = (noise.holdout_part / margin) ** 2 if margin > 0 else math.inf
     if factor > _LARGEST_HOLDOUT:
         return "No larger holdout decides: take any of them."
-    return f"More seeds do not decide; a holdout {max(2, math.ceil(factor))} times as large may."
+    rows = "a holdout" if found.metric.name.startswith("holdout/") else "a set of test rows"
+    return f"More seeds do not decide; {rows} {max(2, math.ceil(factor))} times as large may."
 
 
-def nats(difference: float) -> str:
-    """A difference of two losses, which is never shown as 0.0000 unless it is zero."""
-    return f"{difference:.4f} nats" if difference == 0 or abs(difference) >= 5e-5 else "less than 0.0001 nats"
+def nats(value: float, unit: str = " nats") -> str:
+    """A difference of two losses or other metrics, which is never shown as 0.0000 unless it is zero."""
+    return f"{value:.4f}{unit}" if value == 0 or abs(value) >= 5e-5 else f"less than 0.0001{unit}"
 
 
 def next_repeat(records: Sequence[TrialRecord], *, leaders: int, file_seed: int) -> dict[str, Any] | None:
@@ -278,9 +296,9 @@ def _grouped(records: Sequence[TrialRecord]) -> list[SeedGroup]:
     alike: dict[str, list[TrialRecord]] = {}
     # A twin has the loss of another trial: it is no second sample.
     for record in (one for one in records if one.twin_of is None):
-        if record.outcome is Outcome.COMPLETED and record.loss is not None and math.isfinite(record.loss):
+        if record.outcome is Outcome.COMPLETED and record.cost is not None and math.isfinite(record.cost):
             alike.setdefault(_key(record), []).append(record)
-    return [SeedGroup(tuple(sorted(group, key=lambda r: (r.loss or 0.0, r.number)))) for group in alike.values()]
+    return [SeedGroup(tuple(sorted(group, key=lambda r: (r.cost or 0.0, r.number)))) for group in alike.values()]
 
 
 def _noise(groups: Sequence[SeedGroup]) -> NoiseFloor | None:
@@ -288,11 +306,14 @@ def _noise(groups: Sequence[SeedGroup]) -> NoiseFloor | None:
     if not repeats:
         return None
     squares = math.fsum((loss - group.mean) ** 2 for group in groups for loss in group.losses)
-    degrees = PRIOR_DEGREES + repeats
-    errors = [record.metrics.get(HOLDOUT_ERROR, math.nan) for group in groups for record in group.records]
+    metric = groups[0].records[0].ranked_by
+    # The prior is one of losses, and so is the correlation of two results on one holdout.
+    prior_degrees, paired = (PRIOR_DEGREES, PAIRED) if metric.is_loss else (0, 1.0)
+    degrees = prior_degrees + repeats
+    errors = [record.metrics.get(metric.standard_error, math.nan) for group in groups for record in group.records]
     known = [error for error in errors if math.isfinite(error)]
-    holdout = PAIRED * math.sqrt(2) * math.fsum(known) / len(known) if known else 0.0
-    return NoiseFloor(math.sqrt((PRIOR_DEGREES * PRIOR_NATS**2 + squares) / degrees), degrees, holdout)
+    holdout = paired * math.sqrt(2) * math.fsum(known) / len(known) if known else 0.0
+    return NoiseFloor(math.sqrt((prior_degrees * PRIOR_NATS**2 + squares) / degrees), degrees, holdout)
 
 
 def _error(group: SeedGroup, noise: NoiseFloor) -> float:

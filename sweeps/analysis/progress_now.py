@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.schema.settings import clock, format_bytes
-from sweeps.analysis.result_tables import best_trial
+from sweeps.analysis.result_tables import best_trial, results_in_words
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import SUMMARY_FILE, ResultsError, read_summary
 from sweeps.records.running_driver import Driver, driver_of
@@ -83,7 +83,7 @@ class ProgressNow:
             yield "running", words
         best = best_trial(self.records)
         if best is not None:
-            yield "best", f"{best.name}, holdout loss {best.loss:.4f}, {settings_in_words(best.settings)}"
+            yield "best", f"{best.name}, {results_in_words(best)}, {settings_in_words(best.settings)}"
         given_up = [record for record in self.records if record.outcome in _GIVEN_UP]
         for record in given_up[-_NEWEST:]:
             yield "given up", f"{record.name} {record.outcome}: {record.last_reason_line}"
@@ -108,8 +108,13 @@ class ProgressNow:
             "tokens_left": self.tokens_left,
             "tokens_per_s": self.tokens_per_s,
             "running": {record.name: self.last_reports[record.number] for record in self.running},
-            "best": None if best is None else {"trial": best.name, "loss": best.loss, "settings": best.settings},
+            "best": None if best is None else _figures_of(best),
         }
+
+
+def _figures_of(best: TrialRecord) -> dict[str, Any]:
+    others = {} if best.ranked_by.is_loss else {"metric": best.ranked_by.name, "value": best.score}
+    return {"trial": best.name, "loss": best.loss, **others, "settings": best.settings}
 
 
 def progress_now(folder: Path) -> ProgressNow:

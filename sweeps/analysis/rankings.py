@@ -68,8 +68,12 @@ def comparable_curve(findings: Findings, record: TrialRecord) -> Curve:
 
 
 def equal_budgets(findings: Findings) -> list[EqualBudget]:
-    """One ranking of the completed trials, without repeats, for each axis with enough data."""
-    return [found for axis in AXES if (found := _at_equal(findings, axis)) is not None]
+    """One ranking of the completed trials, without repeats, for each axis with enough data.
+
+    Empty where another metric than the holdout loss ranks the trials: it is known at their ends alone.
+    """
+    axes = AXES if findings.metric.is_loss else ()
+    return [found for axis in axes if (found := _at_equal(findings, axis)) is not None]
 
 
 def disagreement(findings: Findings, budgets: Sequence[EqualBudget]) -> list[str]:

@@ -17,6 +17,7 @@ from sweeps.records.csv_tables import write_csv
 from sweeps.records.outcomes import Outcome
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import MemoryVerdict, RefusedProposal, TrialRecord
+from sweeps.settings.metric_config import Metric
 
 _ORDER = (
     Outcome.COMPLETED,
@@ -31,19 +32,20 @@ _VERSIONS = ("pretune", "ray", "torch", "tokenizers", "pandas", "mlflow", "pyarr
 
 
 def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Best first: completed trials by the loss of their settings, then stopped ones by the last rung that they reached.
+    """Best first: completed trials by the cost of their settings, then stopped ones by the last rung that they reached.
 
-    The loss of settings is the mean over their seeds plus one standard error: see `noise_floor.seed_groups`.
+    The cost of settings is the mean over their seeds plus one standard error: see `noise_floor.seed_groups`. By default
+    it is the holdout loss.
     """
     groups = {r.number: position for position, group in enumerate(seed_groups(records)) for r in group.records}
 
     def key(record: TrialRecord) -> tuple[Any, ...]:
         # NaN compares false with everything: as a sort key it would scramble the order.
-        loss = record.loss if record.loss is not None and math.isfinite(record.loss) else math.inf
+        cost = record.cost if record.cost is not None and math.isfinite(record.cost) else math.inf
         # By rung, not by tokens: a larger batch overshoots its rung further.
         came_far = -max(record.rung_losses, default=0) if record.outcome is Outcome.STOPPED else 0
         position = groups.get(record.twin_of or record.number, len(records))
-        return (_ORDER.index(record.outcome), came_far, position, record.twin_of is not None, loss, record.number)
+        return (_ORDER.index(record.outcome), came_far, position, record.twin_of is not None, cost, record.number)
 
     return sorted(records, key=key)
 
@@ -51,9 +53,16 @@ def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 def best_trial(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """The best trial of the best settings; None if no trial completed."""
     first = next(iter(ranked(records)), None)
-    if first is None or first.outcome is not Outcome.COMPLETED or first.loss is None or not math.isfinite(first.loss):
+    if first is None or first.outcome is not Outcome.COMPLETED or first.cost is None or not math.isfinite(first.cost):
         return None
     return first
+
+
+def results_in_words(record: TrialRecord) -> str:
+    """The metric that ranks a trial, then its holdout loss."""
+    loss = f"holdout loss {record.loss:.4f}" if record.loss is not None else "no holdout loss"
+    score, metric = record.score, record.ranked_by
+    return loss if metric.is_loss or score is None else f"{metric.name} {score:.4f}, {loss}"
 
 
 def trial_row(record: TrialRecord, rank: int, standing: Standing | None = None) -> dict[str, Any]:
@@ -72,9 +81,7 @@ def trial_row(record: TrialRecord, rank: int, standing: Standing | None = None) 
         **metrics,
         "best_holdout_loss_nats_per_token": record.best_loss,
         "seeds": standing.num_seeds if standing else None,
-        "mean_holdout_loss_over_seeds_nats_per_token": standing.mean_loss if standing else None,
-        "mean_holdout_loss_low_95_nats_per_token": standing.low if standing else None,
-        "mean_holdout_loss_high_95_nats_per_token": standing.high if standing else None,
+        **_mean_over_seeds(record.ranked_by, standing),
         "tie_group": standing.tie_group if standing else None,
         "tokens": record.tokens,
         "tokens_spent": record.tokens_spent,
@@ -101,6 +108,20 @@ def trial_row(record: TrialRecord, rank: int, standing: Standing | None = None) 
         "started_at": record.started_at,
         "ended_at": record.ended_at,
     }
+
+
+def _mean_over_seeds(metric: Metric, standing: Standing | None) -> dict[str, float | None]:
+    """The mean of the metric that ranks trials over the seeds of one setting, with its interval."""
+    found: list[float | None] = [None] * 3
+    if standing is not None:
+        found = [metric.value(standing.mean_loss), standing.low, standing.high]
+        if standing.low is not None and standing.high is not None:
+            found[1:] = sorted(map(metric.value, (standing.low, standing.high)))
+    if metric.is_loss:
+        names = [f"mean_holdout_loss_{what}_nats_per_token" for what in ("over_seeds", "low_95", "high_95")]
+    else:
+        names = [f"mean_{metric.column}_{what}" for what in ("over_seeds", "low_95", "high_95")]
+    return dict(zip(names, found, strict=True))
 
 
 def memory_margin(num_bytes: int | None, record: TrialRecord) -> float | None:
@@ -211,17 +232,21 @@ def winner_figures(records: Sequence[TrialRecord]) -> dict[str, Any] | None:
     found = verdict(records)
     if found is None:
         return None
+    metric = found.metric
+    unit = "_nats_per_token" if metric.is_loss else ""
+    named = {"mean_holdout_loss": found.best.mean} if metric.is_loss else {"mean": metric.value(found.best.mean)}
     return {
         "trial": found.best.records[0].name,
         "seeds": found.best.count,
-        "mean_holdout_loss_nats_per_token": found.best.mean,
+        "metric": metric.name,
+        **{f"{name}{unit}": value for name, value in named.items()},
         "runner_up": None if found.second is None else found.second.records[0].name,
-        "margin_nats_per_token": found.margin_nats,
-        "least_margin_nats_per_token": found.least_margin_nats,
-        "noise_between_seeds_nats_per_token": None if found.noise is None else found.noise.std_nats,
+        f"margin{unit}": found.margin_nats,
+        f"least_margin{unit}": found.least_margin_nats,
+        f"noise_between_seeds{unit}": None if found.noise is None else found.noise.std_nats,
         "degrees_of_freedom": None if found.noise is None else found.noise.degrees,
-        "noise_of_holdout_nats_per_token": None if found.noise is None else found.noise.holdout_nats,
-        "luck_nats_per_token": found.luck_nats,
+        f"noise_of_holdout{unit}": None if found.noise is None else found.noise.holdout_nats,
+        f"luck{unit}": found.luck_nats,
         "is_told_apart": found.is_told_apart,
         "tied_with": [group.records[0].name for group in found.tied],
     }

@@ -16,6 +16,7 @@ from sweeps.memory_knowledge.frontier_map import FrontierMap
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import MAP_FILE
 from sweeps.records.trial_records import RefusedProposal, TrialRecord, TrialStore
+from sweeps.settings.metric_config import Metric
 from sweeps.settings.setting_paths import SEED
 from sweeps.settings.sweep_config import SweepConfig
 
@@ -38,9 +39,20 @@ class Findings:
 
     @cached_property
     def completed(self) -> tuple[TrialRecord, ...]:
-        """Completed trials with a loss, best first."""
-        losses = {r.number: loss for r in self.of(Outcome.COMPLETED) if (loss := finite_loss(r)) is not None}
-        return tuple(record for record in self.records if record.number in losses)
+        """Completed trials with a loss and the metric that ranks them, best first."""
+        return tuple(
+            record
+            for record in self.records
+            if record.outcome is Outcome.COMPLETED
+            and finite_loss(record) is not None
+            and record.cost is not None
+            and math.isfinite(record.cost)
+        )
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that ranks trials."""
+        return self.sweep.ranked_by
 
     @cached_property
     def _ranks(self) -> dict[int, int]:

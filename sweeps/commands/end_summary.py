@@ -76,7 +76,9 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     if best is not None:
         winner = next(record for record in end.records if record.name == best["trial"])
         loss = best[LOSS_COLUMN]
-        console.print(Text("best    ", "bold green"), f"{winner.name}, holdout loss {loss:.4f} nats per token")
+        metric = end.folder.sweep.ranked_by
+        by = "" if metric.is_loss else f"{metric.name} {best[metric.column]:.4f}, "
+        console.print(Text("best    ", "bold green"), f"{winner.name}, {by}holdout loss {loss:.4f} nats per token")
         for path, value in winner.settings.items():
             console.print(f"           {path}: {format_setting(value)}", highlight=False)
         yardsticks = yardsticks_of(end.summary)

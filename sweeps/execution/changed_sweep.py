@@ -44,6 +44,8 @@ class EarlierSweep:
         """Whether training a trial under another file would give the result in its record."""
         if not self.has_same_data or self.sweep.stages != sweep.stages:
             return False
+        if self.sweep.evaluation.tasks != sweep.evaluation.tasks:
+            return False  # Its record lacks metrics, or has those of other tasks.
         if _settings_in(sweep, self.sweep, record) is None:
             return False
         stops_alike = self.sweep.early_stopping == sweep.early_stopping
@@ -62,6 +64,7 @@ def begin(
     *,
     results: str | Path,
     say: Callable[[str], None],
+    tasks_fingerprint: str = "",
 ) -> None:
     """Compare a new sweep with the earlier one of its name: report the changes, take over the valid trials.
 
@@ -70,16 +73,18 @@ def begin(
 
     Args:
         results: Results folder or URI of the sweep, for the command that resumes the earlier one.
+        tasks_fingerprint: As `sweep_identity` takes it.
     """
     known = store.load_all()
     if (folder.path / CHANGES_FILE).exists() or any(record.chosen_by is not ChosenBy.TAKEN_OVER for record in known):
         return
-    earlier = find_earlier(folder.path, sweep.name, data_fingerprint)
+    earlier = find_earlier(folder.path, sweep.name, data_fingerprint, tasks_fingerprint)
     changed = taken = None
     if earlier is not None:
         changed = list(changes(earlier.sweep, sweep))
         if not earlier.has_same_data:
-            changed.append("the content of the corpus, or how it is read")
+            also = " or of the tasks" if earlier.sweep.evaluation.tasks or sweep.evaluation.tasks else ""
+            changed.append(f"the content of the corpus{also}, or how it is read")
         say(f"changed  {folder.path.name} is a new sweep; changes from {earlier.folder.name}:")
         for one in changed:
             say(f"           {one}")
@@ -96,11 +101,12 @@ def begin(
     write_atomically(folder.path / CHANGES_FILE, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
 
 
-def find_earlier(mine: Path, name: str, data_fingerprint: str) -> EarlierSweep | None:
+def find_earlier(mine: Path, name: str, data_fingerprint: str, tasks_fingerprint: str = "") -> EarlierSweep | None:
     """The latest other sweep of this name in the results folder; None if there is none.
 
     Args:
         mine: Folder of the sweep itself.
+        tasks_fingerprint: As `sweep_identity` takes it.
     """
     files = [file for file in mine.parent.glob(f"{name}-*/sweep.yaml") if file.parent != mine]
     for file in sorted(files, key=lambda one: one.stat().st_mtime, reverse=True):
@@ -110,8 +116,8 @@ def find_earlier(mine: Path, name: str, data_fingerprint: str) -> EarlierSweep |
             continue  # Written by a version with other settings: not comparable.
         if sweep.name == name:
             # The identity hashes file and data: their file with our data gives their folder only if the data is equal.
-            is_same = folder_name(sweep, sweep_identity(sweep, data_fingerprint)) == file.parent.name
-            return EarlierSweep(file.parent, sweep, is_same)
+            identity = sweep_identity(sweep, data_fingerprint, tasks_fingerprint)
+            return EarlierSweep(file.parent, sweep, folder_name(sweep, identity) == file.parent.name)
     return None
 
 
@@ -154,7 +160,14 @@ def _take_over(
     earlier: EarlierSweep, sweep: SweepConfig, store: TrialStore, known: Sequence[TrialRecord]
 ) -> list[TrialRecord]:
     origin = TrialStore(earlier.folder / "trials")
-    valid = _with_a_winner([one for one in origin.load_all() if earlier.is_valid_in(sweep, one)], origin.folder)
+    valid = _with_a_winner(
+        [
+            one.model_copy(update={"ranked_by": sweep.ranked_by})
+            for one in origin.load_all()
+            if earlier.is_valid_in(sweep, one)
+        ],
+        origin.folder,
+    )
     taken = list(known)
     for record in valid:
         came_from = f"{earlier.folder.name}/{record.name}"
@@ -179,13 +192,13 @@ def _take_over(
 def _with_a_winner(records: Sequence[TrialRecord], trials: Path) -> list[TrialRecord]:
     """The records without would-be winners that have no weights left: these are trained again."""
 
-    def loss(record: TrialRecord) -> float:
-        return float("inf") if record.loss is None else record.loss
+    def cost(record: TrialRecord) -> float:
+        return float("inf") if record.cost is None else record.cost
 
     completed = [record for record in records if record.outcome is Outcome.COMPLETED]
-    kept = [loss(record) for record in completed if newest_checkpoint(trials / record.name) is not None]
+    kept = [cost(record) for record in completed if newest_checkpoint(trials / record.name) is not None]
     best = min(kept, default=float("inf"))
-    return [record for record in records if record.outcome is not Outcome.COMPLETED or (kept and loss(record) >= best)]
+    return [record for record in records if record.outcome is not Outcome.COMPLETED or (kept and cost(record) >= best)]
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -21,6 +21,7 @@ from sweeps.records.results_folder import MAP_FILE
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import LOSS_COLUMN, TrialRecord
 from sweeps.report.report import write_report
+from sweeps.tasks.labelled_tasks import figures_of
 from sweeps.tracking.mlflow_tracking import Tracking
 from sweeps.trained_models.winner_export import NOT_YET, Winner, export_winner
 
@@ -47,6 +48,8 @@ def summary_of(
         "search_ended_by": ended_by(
             status, run.search_ended_by, list(run.ledger.records.values()), most=run.plan.sweep.num_trials
         ),
+        "metric": run.plan.sweep.ranked_by.model_dump(),
+        "tasks": figures_of(run.tasks),
         "yardsticks": figures(run.yardsticks, None if best is None else best.loss),
         "start": notes_of(run.plan.sweep),
         "space_widened": [one.reason for one in run.ledger.widenings],

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from data_pipeline.schema.settings import clock, format_bytes
 from data_pipeline.schema.terminal_text import echo, visible
-from sweeps.analysis.result_tables import ranked
+from sweeps.analysis.result_tables import ranked, results_in_words
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import LOSS, TrialRecord
@@ -112,7 +112,7 @@ class Progress:
             line.append(f"  {outcome:<11}", style=STYLES[outcome])
             reason = record.last_reason_line
             if outcome is Outcome.COMPLETED:
-                reason = f"holdout loss {record.loss:.4f}   {settings_in_words(record.settings)}"
+                reason = f"{results_in_words(record)}   {settings_in_words(record.settings)}"
             return line.append(f" {visible(reason)}")
         return None
 
@@ -200,6 +200,9 @@ def leaders_table(records: Sequence[TrialRecord], limit: int | None = None) -> T
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("rank", "trial", "outcome"):
         table.add_column(name)
+    metric = next((record.ranked_by for record in records if not record.ranked_by.is_loss), None)
+    if metric is not None:
+        table.add_column(metric.in_words, justify="right", overflow="fold")
     # Headings contain spaces: a narrow terminal folds them there and cuts no number.
     for name in ("holdout loss", "tokens", "tokens /s", *(short_name(path).replace("_", " ") for path in paths)):
         table.add_column(name, justify="right", overflow="fold")
@@ -211,6 +214,7 @@ def leaders_table(records: Sequence[TrialRecord], limit: int | None = None) -> T
             Text(
                 str(record.outcome or record.state.lower()), style=STYLES[record.outcome] if record.outcome else "bold"
             ),
+            *([] if metric is None else ["" if record.score is None else f"{record.score:.4f}"]),
             f"{record.loss:.4f}",
             f"{record.tokens:,}",
             "" if record.tokens_per_s is None else f"{record.tokens_per_s:,.0f}",

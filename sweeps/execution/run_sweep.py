@@ -3,7 +3,7 @@
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,8 +44,9 @@ from sweeps.records.results_folder import SweepFolder, sweep_identity
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord, TrialStore
 from sweeps.settings.sweep_config import SweepConfig
+from sweeps.tasks.labelled_tasks import TaskTexts, fingerprint_of, read_tasks
 from sweeps.tracking.mlflow_dataset import dataset_inputs
-from sweeps.tracking.mlflow_tags import source_tags
+from sweeps.tracking.mlflow_tags import metric_tags, source_tags
 from sweeps.tracking.mlflow_tracking import Tracking
 from sweeps.tracking.tensorboard import TensorBoardLog
 
@@ -97,6 +98,9 @@ def run_sweep(
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     refuse_settings_of(asked)
+    tasks = read_tasks(asked.evaluation.tasks)
+    for task in tasks:
+        say(f"task     {task.in_words()}")
     if asked.needs_gpus:
         check_device(asked, num_gpus=(_connected_cluster() if has_cluster() else this_machine())["num_gpus"])
     at_uri = None if kept_at is None else ResultsAtUri(results_folder, kept_at, say=say)
@@ -116,7 +120,7 @@ def run_sweep(
     sweep, words = resolved.whole(_connected_cluster)
     if words:
         say(f"budget   {words}")
-    folder = SweepFolder(results_folder, sweep, sweep_identity(sweep, data.fingerprint))
+    folder = SweepFolder(results_folder, sweep, sweep_identity(sweep, data.fingerprint, fingerprint_of(tasks)))
     if at_uri is not None:
         at_uri.bring_back(folder.path)
     earlier = folder.summary(say)
@@ -144,8 +148,13 @@ def run_sweep(
     ):
         results = results_folder if kept_at is None else kept_at
         store = TrialStore(folder.trials, say=say)
-        begin(folder, sweep, data.fingerprint, store, results=results, say=say)
-        return _run(sweep, resolved, folder, tracking, console, earlier, say, at_uri, view)
+        begin(
+            *(folder, sweep, data.fingerprint, store),
+            results=results,
+            say=say,
+            tasks_fingerprint=fingerprint_of(tasks),
+        )
+        return _run(sweep, resolved, folder, tracking, console, earlier, say, at_uri, tasks, view)
 
 
 def _refuse_unfair(sweep: SweepConfig) -> None:
@@ -161,6 +170,7 @@ def _run(
     earlier: dict[str, Any] | None,
     say: Callable[[str], None],
     at_uri: ResultsAtUri | None,
+    tasks: Sequence[TaskTexts],
     view: ViewMaker,
 ) -> SweepEnd:
     started_at = time.monotonic()
@@ -177,7 +187,7 @@ def _run(
     def wall_s() -> float:
         return wall_s_before + time.monotonic() - started_at
 
-    run = SweepRun(plan, resolved, folder, wall_s=wall_s, say=say, at_uri=at_uri)
+    run = SweepRun(plan, resolved, folder, wall_s=wall_s, say=say, at_uri=at_uri, tasks=tasks)
     num_predicted = num_predicted_positions(sweep, data.manifest)
     for remark in remarks(sweep, rungs=plan.rungs, num_predicted=num_predicted):
         if remark.verdict is not RemarkVerdict.FAIR:
@@ -276,7 +286,7 @@ def _start_tracking(tracking: Tracking, sweep: SweepConfig, data: PreparedCorpus
     tracking.start(
         name=sweep.name,
         identity=folder.identity,
-        tags={"mlflow.note.content": sweep.purpose, "pretune.data": data.fingerprint},
+        tags={"mlflow.note.content": sweep.purpose, "pretune.data": data.fingerprint} | metric_tags(sweep.ranked_by),
         params=_fixed_settings(sweep),
         store=TrialStore(folder.trials),
         source=source_tags(shlex.join(sys.argv), Path.cwd()),

@@ -1,9 +1,8 @@
 """The parts of one running sweep, and the Ray Tune run that connects them."""
 
 import gc
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from core.settings.run_config import RunConfig
 from data_pipeline.files.machine_faults import machine_fault
 from data_pipeline.preparation.node_copies import all_nodes_see, serve_copies
 from data_pipeline.tokens.token_blocks import PreparedCorpus
+from data_pipeline.tokens.tokenizer import load_tokenizer
 from sweeps.early_stopping.median_stopping import MedianRule
 from sweeps.early_stopping.promotion import drawn_to_run_to_the_end
 from sweeps.early_stopping.rungs import Rungs, StoppingRule
@@ -52,6 +52,8 @@ from sweeps.search.sweep_budget import SweepBudget
 from sweeps.search.sweep_searcher import SweepSearcher
 from sweeps.settings.search_space import settings_in_words
 from sweeps.settings.setting_paths import MICRO_BATCH
+from sweeps.settings.sweep_config import SweepConfig
+from sweeps.tasks.labelled_tasks import TaskRows, TaskTexts, encode_task
 
 _REFUSALS_SHOWN = 3
 _MAX_LOST_LANES = 2
@@ -70,8 +72,15 @@ class SweepRun:
         wall_s: Callable[[], float],
         say: Callable[[str], None],
         at_uri: ResultsAtUri | None = None,
+        tasks: Sequence[TaskTexts] = (),
     ) -> None:
+        """
+        Args:
+            tasks: Labelled rows of the downstream tasks.
+        """
         data = resolved.data
+        self.tasks = tuple(tasks)
+        self._task_rows = _in_store(self.tasks, data, plan.sweep) if tasks else None
         self.plan, self.data, self.folder, self.at_uri = plan, data, folder, at_uri
         # Recorded at the start: a sweep may take days.
         self.git, self.hardware = git_state(Path.cwd()), hardware(list(nodes_now()))
@@ -115,6 +124,7 @@ class SweepRun:
             run_to_end=drawn_to_run_to_the_end(stopping, num_trials=sweep.num_trials, seed=sweep.searcher.seed),
             remember=self._remembering.add,
             size_of=lambda run: _size_of(run, data.vocabulary.size),
+            ranked_by=sweep.ranked_by,
         )
         self.checkpoints = KeptCheckpoints(sweep, self._store, lambda: self.ledger.records.values(), at_uri=at_uri)
         rule.restore(self.ledger.records.values())
@@ -127,8 +137,7 @@ class SweepRun:
             sweep,
             self.ledger,
             self.frontier,
-            # An untrained model gives every vocabulary entry the same probability.
-            worst_loss=math.log(data.vocabulary.size),
+            worst_loss=sweep.ranked_by.worst_cost(data.vocabulary.size),
             trial_config=self._trial_config,
             largest_micro_batch=plan.largest_micro_batch,
             budget=SweepBudget(
@@ -261,6 +270,8 @@ class SweepRun:
             stages=self._stages,
             trunk_folder=None if self.plan.sweep.start is None else self.plan.sweep.start.trunk_of,
             evaluate_at_tokens=self.plan.evaluate_at_tokens,
+            tasks=self._task_rows,
+            judge_at_tokens=self.plan.judge_at_tokens,
             sizes_to_measure=to_measure,
             pause=None if pauses is None else pauses.pause_of(record, cooldown=run.training.cooldown),
             memory_limit_bytes=self.plan.memory_bytes,
@@ -272,6 +283,15 @@ class SweepRun:
         )
         lane = self.plan.lanes.spec(self.folder.ray_state, memory_limit_by=self.plan.sweep.resources.memory_limit_by)
         return {"number": record.number, "assignment": assignment, "lane": lane}
+
+
+def _in_store(
+    tasks: Sequence[TaskTexts], data: PreparedCorpus, sweep: SweepConfig
+) -> "ray.ObjectRef[tuple[TaskRows, ...]]":
+    """Reference to the rows of the tasks in tokens, in Ray's store of objects: workers on any node take them there."""
+    tokenizer = load_tokenizer(data.tokenizer_path)
+    length = sweep.model.sequence_length
+    return ray.put(tuple(encode_task(one, tokenizer, data.vocabulary, sequence_length=length) for one in tasks))
 
 
 def _leg_name(trial: Any) -> str:

@@ -40,6 +40,7 @@ from sweeps.lanes.mailbox import Assignment, EndMessage, ErrorMessage, Message, 
 from sweeps.lanes.system_metrics import SystemMetrics
 from sweeps.records.remote_results import mirrored_trial
 from sweeps.records.trial_records import LOSS
+from sweeps.tasks.linear_probe import TaskProbes
 
 _ENDED_BADLY = ("diverged", "infeasible")
 
@@ -129,7 +130,17 @@ def _train(
             # `pretune train` may resume from the winner's trunk.
             keep_trunk=True,
             is_stopped=is_stopped,
+            judge=_probes(assignment, run, workers),
+            judge_at_tokens=assignment.judge_at_tokens,
         )
+
+
+def _probes(assignment: Assignment, run: RunConfig, workers: Workers) -> TaskProbes | None:
+    """The probes of the downstream tasks; only the first worker needs their rows."""
+    if assignment.tasks is None:
+        return None
+    rows = ray.get(assignment.tasks) if workers.is_first else ()
+    return TaskProbes(rows, sequence_length=run.model.sequence_length)
 
 
 def _is_on(node: str) -> bool:

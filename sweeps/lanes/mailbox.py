@@ -49,6 +49,10 @@ class Assignment:
     """From `serve_copies`, for workers on a node without the prepared corpus. None: all nodes see it."""
     stages: tuple[StageAssignment, ...] = ()
     """Stages to train one after another, instead of `run` on `prepared_folder`; empty without stages."""
+    tasks: Any = None
+    """Reference to the rows of the downstream tasks (TaskRows), in Ray's store of objects. None: there are none."""
+    judge_at_tokens: tuple[int, ...] = ()
+    """Some of `evaluate_at_tokens`: the tasks are tried there too, because the trial may end there."""
     trunk_folder: str | None = None
     """Folder of the trial whose checkpoint before the cooldown this trial resumes from; rank 0 reads it."""
 

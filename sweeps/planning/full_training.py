@@ -34,7 +34,7 @@ from sweeps.trained_models.finished_sweeps import BEST, FinishedSweep, find_fini
 FILE = "file"
 _OF_A_TRAINING = {
     *("purpose", "size", "corpus", "tokenizer", "packing", "model", "objective", "training", "start", "stages"),
-    *("evaluation", "resources"),
+    *("evaluation", "metric", "resources"),
 }
 """Sections of a file that apply to a single trial; the others control the search."""
 

@@ -26,6 +26,7 @@ from sweeps.records.trial_records import LOSS_COLUMN
 from sweeps.settings.search_space import format_setting, short_name
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
+from sweeps.tasks.labelled_tasks import TaskTexts, read_tasks
 
 _SHAPES = ("model.", "training.lora.")
 _MOST_MODELS = 6
@@ -72,6 +73,8 @@ class PlanFacts:
     """None: the corpus is not prepared yet."""
     earlier: EarlierLoss | None = None
     """None: the results folder has no such sweep."""
+    tasks: Sequence[TaskTexts] = ()
+    """Labelled rows of the downstream tasks."""
 
     @property
     def price(self) -> tuple[float, float] | None:
@@ -111,6 +114,7 @@ def gather_facts(asked: SweepConfig, results_folder: Path, *, may_measure: bool)
     """
     expected = ExpectedSweep(asked, results_folder)
     check_device(expected.begun, num_gpus=this_machine()["num_gpus"])
+    tasks = read_tasks(asked.evaluation.tasks)
     vocabulary_size = expected.vocabulary_size
     sweep, _ = expected.whole(cluster=this_machine if may_measure else None)
     auto = auto_lanes(
@@ -134,6 +138,7 @@ def gather_facts(asked: SweepConfig, results_folder: Path, *, may_measure: bool)
         time=None if speed is None else expected_time(plan, speed),
         yardsticks=None if data is None else measured_yardsticks(sweep, data),
         earlier=None if data is None else earlier_loss(sweep, results_folder, fingerprint=data.fingerprint),
+        tasks=tasks,
     )
 
 

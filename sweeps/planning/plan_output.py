@@ -18,6 +18,7 @@ from sweeps.settings.search_space import format_setting
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep
 from sweeps.settings.sweep_sections import StartConfig
+from sweeps.tasks.labelled_tasks import TaskTexts, figures_of
 
 
 def print_plan(facts: PlanFacts, console: Console, *, everything: bool = False) -> None:
@@ -74,6 +75,7 @@ def plan_as_json(facts: PlanFacts) -> dict[str, Any]:
         "memory": [asdict(model) for model in facts.memory],
         "yardsticks": None if facts.yardsticks is None else facts.yardsticks.model_dump(),
         "earlier_loss": None if facts.earlier is None else asdict(facts.earlier),
+        "tasks": figures_of(facts.tasks),
         "warnings": list(facts.warnings()),
         "disk": [
             {
@@ -110,7 +112,21 @@ def _search_facts(facts: PlanFacts) -> Iterator[tuple[str, str]]:
     if repeats:
         leaders = f"the best {sweep.repeats.leaders} settings"
         yield "repeated", f"{leaders} with other seeds, until no longer tied, in at most {repeats} more trials"
+    for label, task in zip(_first("tasks"), facts.tasks, strict=False):
+        yield label, f"{task.in_words()}. {_probes_in_words(facts, task)}"
     yield "side by side", plan.lanes.reason
+
+
+def _probes_in_words(facts: PlanFacts, task: TaskTexts) -> str:
+    """When the linear probes of a task are fitted, and the forward passes that they take."""
+    sweep = facts.plan.sweep
+    at = "the end of each trial"
+    if sweep.early_stopping.has_branches:
+        at += " and of each branch"
+    elif facts.plan.judge_at_tokens:
+        at += f" and at {len(facts.plan.judge_at_tokens)} rungs"
+    tokens = len(task.texts) * min(task.config.max_tokens or sweep.model.sequence_length, sweep.model.num_positions)
+    return f"A linear probe is fitted at {at}, from forward passes of at most {tokens:,} tokens"
 
 
 def _cost_facts(facts: PlanFacts) -> Iterator[tuple[str, str]]:
@@ -167,6 +183,10 @@ def _further_facts(facts: PlanFacts) -> Iterator[tuple[str, str]]:
         yield "", reason
     yield "proposed by", proposer_in_words(sweep)
     yield "stopped by", rule_in_words(sweep.early_stopping, facts.plan.rungs)
+    metric = sweep.ranked_by
+    if not metric.is_loss:
+        best = "highest" if metric.mode == "max" else "lowest"
+        yield "ranked by", f"{metric.name}; the {best} is best, and rungs compare holdout losses"
     yield (
         "compared by",
         "holdout loss in nats per token, on the same holdout for every trial"

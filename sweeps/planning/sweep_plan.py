@@ -57,6 +57,11 @@ class SweepPlan:
         # Where trials pause, the branch evaluates its rung.
         return tuple(sorted(even if self.sweep.early_stopping.has_branches else even | set(self.rungs)))
 
+    @property
+    def judge_at_tokens(self) -> tuple[int, ...]:
+        """Token counts at which downstream tasks are tried besides branches and the end: rungs that stop trials."""
+        return self.rungs if self.sweep.early_stopping.method in ("asha", "median") else ()
+
     def predicted_bytes(self, run: RunConfig) -> int | None:
         """Predicted peak of one worker in bytes; None for micro-batch `auto`, which adapts to the memory."""
         return None if run.training.micro_batch_size == "auto" else self._predict(run)

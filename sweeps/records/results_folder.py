@@ -51,19 +51,28 @@ def check_writable(results_folder: Path) -> None:
         ) from error
 
 
-def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
-    """Hash of all that determines a sweep: the resolved file and the data. An equal identity resumes the sweep."""
+def sweep_identity(sweep: SweepConfig, data_fingerprint: str, tasks_fingerprint: str = "") -> str:
+    """Hash of all that determines a sweep: the resolved file and the data. An equal identity resumes the sweep.
+
+    Args:
+        tasks_fingerprint: Of the labelled rows of its tasks; not used for a sweep without tasks.
+    """
     # Notes are sentences for people; another wording is not another training.
     silent = sweep.model_copy(update={"start": sweep.start and sweep.start.model_copy(update={"notes": ()})})
     # Excluding fields that are newer than the first results keeps those valid. A resolved file never sets shorten_to,
     # and the fingerprint of the data holds the files that follow_links adds and the effect of how they are read.
-    newer = {"budget": {"shorten_to"}, "corpus": {*YOUNGER, "longest_row", "expands_to"}}
+    newer: dict[str, Any] = {"budget": {"shorten_to"}, "corpus": {*YOUNGER, "longest_row", "expands_to"}}
     newer["resources"] = {"price_per_hour"}  # A higher price is the same sweep.
     if sweep.early_stopping.method != "full-length":
         newer["early_stopping"] = {"probe_lengths", "confirm"}
         newer["budget"].add("search_share")
+    if not sweep.evaluation.tasks:
+        newer["evaluation"] = {"tasks"}
+    if sweep.metric is None:
+        newer["metric"] = True
     canonical = json.dumps(silent.model_dump(mode="json", exclude=newer), sort_keys=True)
-    return hashlib.sha256(f"{canonical}\n{data_fingerprint}".encode()).hexdigest()
+    data = data_fingerprint + (f"\n{tasks_fingerprint}" if sweep.evaluation.tasks else "")
+    return hashlib.sha256(f"{canonical}\n{data}".encode()).hexdigest()
 
 
 def folder_name(sweep: SweepConfig, identity: str) -> str:

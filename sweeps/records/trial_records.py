@@ -17,9 +17,12 @@ from data_pipeline.files.whole_files import append_line, write_atomically
 from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.records.outcomes import Outcome
+from sweeps.settings.metric_config import BY_LOSS, HOLDOUT_LOSS, Metric
 
-LOSS = "holdout/loss_nats_per_token"
-"""Metric that ranks trials and drives early stopping and the searcher."""
+LOSS = HOLDOUT_LOSS
+"""Metric that drives early stopping, and ranks trials unless the sweep file names another."""
+EVALUATED = ("holdout/", "task/")
+"""Beginnings of the names of metrics that come from an evaluation."""
 HOLDOUT_ERROR = "holdout/loss_standard_error"
 """Metric: standard error of LOSS as an estimate for other text, over independent tokens."""
 LOSS_COLUMN = LOSS.replace("/", "_")
@@ -89,7 +92,9 @@ class TrialRecord(Settings):
     """Explanation of the outcome, with figures."""
     memory_verdict: MemoryVerdict | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
-    """Last holdout metrics."""
+    """Last metrics of the holdout and of downstream tasks."""
+    ranked_by: Metric = BY_LOSS
+    """Metric that ranks the trials of its sweep."""
     best_loss: float | None = None
     """Lowest holdout loss during training, in nats per predicted token."""
     rung_losses: dict[int, float] = Field(default_factory=dict)
@@ -167,6 +172,16 @@ class TrialRecord(Settings):
     def loss(self) -> float | None:
         """Last holdout loss in nats per predicted token; None before the first evaluation."""
         return self.metrics.get(LOSS)
+
+    @property
+    def score(self) -> float | None:
+        """Value of the metric that ranks trials; None before it is known."""
+        return self.metrics.get(self.ranked_by.name)
+
+    @property
+    def cost(self) -> float | None:
+        """The score, negated where the highest is best: the lowest cost is best. By default the loss."""
+        return None if self.score is None else self.ranked_by.cost(self.score)
 
     @property
     def prediction_error(self) -> float | None:

@@ -20,6 +20,7 @@ from sweeps.report.experiment_record import markdown_record
 from sweeps.report.report_blocks import Block, Failed, Paragraph, Picture, Section, Table, number
 from sweeps.report.report_length import length_section
 from sweeps.report.report_page import html_page
+from sweeps.report.report_tasks import tasks_section
 from sweeps.settings.sweep_config import SweepConfig
 
 
@@ -47,10 +48,16 @@ def write_report(
     box, sections = _content(folder, sweep, records, summary, guard)
     files: dict[str, Callable[[], str]] = {
         "report.html": lambda: html_page(
-            title=sweep.name, subtitle=subtitle, summary=box, sections=[sections[name] for name in _PAGE]
+            title=sweep.name,
+            subtitle=subtitle,
+            summary=box,
+            sections=[sections[name] for name in _PAGE if name in sections],
         ),
         "EXPERIMENT.md": lambda: markdown_record(
-            title=sweep.name, subtitle=subtitle, summary=box, sections=[sections[name] for name in _RECORD]
+            title=sweep.name,
+            subtitle=subtitle,
+            summary=box,
+            sections=[sections[name] for name in _RECORD if name in sections],
         ),
     }
     for name, text_of in files.items():
@@ -84,6 +91,7 @@ _PAGE = (
     *(
         "purpose",
         "ranking",
+        "tasks",
         "ties",
         "length",
         "budgets",
@@ -107,6 +115,7 @@ _RECORD = (
         "curves",
         "samples",
         "ranking",
+        "tasks",
         "ties",
         "length",
         "budgets",
@@ -137,6 +146,7 @@ _MAKERS: dict[str, Callable[[Findings], Section]] = {
     "curves": results.curves_section,
     "samples": lambda findings: _samples_section(findings),
     "ranking": results.ranking_section,
+    "tasks": tasks_section,
     "ties": comparison.ties_section,
     "length": length_section,
     "budgets": comparison.budgets_section,
@@ -171,7 +181,8 @@ def _content(
 
 
 def _sections(findings: Findings, guard: ResultParts) -> dict[str, Section]:
-    return {name: section_of(name, make, findings, guard) for name, make in _MAKERS.items()}
+    left_out = () if findings.sweep.evaluation.tasks else ("tasks",)
+    return {name: section_of(name, make, findings, guard) for name, make in _MAKERS.items() if name not in left_out}
 
 
 def section_of(name: str, make: Callable[[Findings], Section], findings: Findings, guard: ResultParts) -> Section:

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 
 from sweeps.analysis.fairness import num_predicted_positions, remarks
-from sweeps.analysis.noise_floor import seed_groups, standings, verdict, winner_in_words
+from sweeps.analysis.noise_floor import Standing, seed_groups, standings, verdict, winner_in_words
 from sweeps.analysis.rankings import AXES, disagreement, equal_budgets, in_words
 from sweeps.analysis.stopping_replay import Replay, replay
 from sweeps.analysis.sweep_findings import Findings
 from sweeps.early_stopping.rungs import rung_tokens
 from sweeps.report.report_blocks import Block, Bullets, Cell, Paragraph, Section, Table, number, without_empty_columns
+from sweeps.settings.metric_config import Metric
 from sweeps.settings.search_space import settings_in_words
 
 _MOST_ROWS = 12
@@ -29,22 +30,33 @@ def ties_section(findings: Findings) -> Section:
                 group.records[0].name,
                 settings_in_words(group.records[0].settings),
                 number(group.count, "d"),
-                number(first.mean_loss),
-                number(first.low),
-                number(first.high),
-                number(first.mean_loss - found.best.mean, "+.4f"),
+                number(findings.metric.value(first.mean_loss)),
+                *(number(end) for end in _ends(findings.metric, first)),
+                number(findings.metric.value(first.mean_loss - found.best.mean), "+.4f"),
             ]
         )
-    columns = ["tie group", "trial", "settings", "seeds", "mean loss", "95 % from", "to", "minus the best"]
+    mean = "mean loss" if findings.metric.is_loss else f"mean {findings.metric.name}"
+    columns = ["tie group", "trial", "settings", "seeds", mean, "95 % from", "to", "minus the best"]
     blocks: list[Block] = [Paragraph(winner_in_words(found))]
     blocks.append(without_empty_columns(Table(columns, rows, "ties")))
     return Section("Winner and noise", blocks)
+
+
+def _ends(metric: Metric, standing: Standing) -> tuple[float | None, float | None]:
+    """The interval of a mean, the lower end first."""
+    if standing.low is None or standing.high is None:
+        return None, None
+    low, high = sorted(map(metric.value, (standing.low, standing.high)))
+    return low, high
 
 
 def budgets_section(findings: Findings) -> Section:
     """Rankings at equal tokens, training time and operations."""
     budgets = equal_budgets(findings)
     if not budgets:
+        if not findings.metric.is_loss:
+            words = f"The trials are ranked by {findings.metric.name}, which is known at their ends alone."
+            return Section("Equal tokens, time, operations", [Paragraph(words)])
         words = "Fewer than two completed trials have comparable losses at equal tokens, time or operations."
         return Section("Equal tokens, time, operations", [Paragraph(words)])
     shown = [record for record, _ in budgets[0].losses][:_MOST_ROWS]

@@ -1,12 +1,12 @@
 """Sections of a report on the results: ranking, curves, settings, comparison, conclusions, next steps."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from sweeps.analysis.expected_gain import loss_model
 from sweeps.analysis.importances import importances
 from sweeps.analysis.next_steps import next_steps
-from sweeps.analysis.noise_floor import noise_floor, verdict, winner_in_words
+from sweeps.analysis.noise_floor import NoiseFloor, noise_floor, verdict, winner_in_words
 from sweeps.analysis.rankings import disagreement, equal_budgets
 from sweeps.analysis.sweep_findings import Findings, finite_loss, speed
 from sweeps.analysis.yardsticks import yardsticks_of
@@ -28,6 +28,7 @@ from sweeps.report.report_blocks import (
     without_empty_columns,
 )
 from sweeps.report.report_models import model_blocks
+from sweeps.settings.metric_config import Metric
 from sweeps.settings.search_space import format_setting, settings_in_words, short_name
 from sweeps.settings.setting_paths import MICRO_BATCH, SEED
 
@@ -56,7 +57,9 @@ def summary_box(findings: Findings) -> list[Block]:
         )
         blocks: list[Block] = [Paragraph(words)]
     else:
-        facts += [("best trial", best.name), ("holdout loss", f"{best.loss:.4f} nats per predicted token")]
+        facts.append(("best trial", best.name))
+        facts += [] if findings.metric.is_loss else [(findings.metric.name, f"{best.score:.4f}")]
+        facts.append(("holdout loss", f"{best.loss:.4f} nats per predicted token"))
         yardsticks, loss = yardsticks_of(findings.summary), finite_loss(best)
         if yardsticks is not None and loss is not None:
             facts.append(("tables of token counts", yardsticks.in_words(loss)))
@@ -89,9 +92,11 @@ def ranking_section(findings: Findings) -> Section:
     shown = [record for record in findings.records if record.loss is not None]
     if not shown:
         return Section("Ranking", [Paragraph("No trial has a holdout loss.")])
-    metrics = [name for name in _METRICS if any(name in record.metrics for record in shown)]
+    of_tasks = {name: (name, ".4f") for task in findings.sweep.evaluation.tasks for name in task.metrics}
+    known = _METRICS | of_tasks
+    metrics = {name: known[name] for name in known if any(name in record.metrics for record in shown)}
     columns = [
-        "rank", "trial", "outcome", "holdout loss", *(_METRICS[name][0] for name in metrics),
+        "rank", "trial", "outcome", "holdout loss", *(heading for heading, _ in metrics.values()),
         *map(short_name, findings.paths), "tokens", "tokens/s", "tie",
     ]  # fmt: skip
     rows = [_ranking_row(findings, record, metrics) for record in shown]
@@ -100,6 +105,7 @@ def ranking_section(findings: Findings) -> Section:
         Paragraph(
             "Losses are in nats per predicted token on the same holdout for every trial"
             + (", under the same masks at 15\u00a0%." if findings.sweep.objective.masked_lm else ".")
+            + _ranked_by_in_words(findings.metric)
             + " Stopped trials rank below completed ones, by the last rung that they reached: their final loss is "
             "unknown." + (_BY_SETTINGS if findings.repeats else "")
         )
@@ -107,9 +113,7 @@ def ranking_section(findings: Findings) -> Section:
     noise = noise_floor(findings.records)
     blocks.append(
         Paragraph(
-            f"The standard deviation of the loss between seeds is {noise.std_nats:.4f} nats ({noise.degrees} degrees "
-            f"of freedom), and the holdout adds {noise.holdout_nats:.4f} to a difference. Two single trials tie if "
-            f"their losses differ by less than {noise.least_difference(1, 1):.4f}."
+            _noise_in_words(findings.metric, noise)
             if noise is not None
             else f"No settings were repeated with other seeds (`{SEED}`). The noise is unknown, so ties are not marked."
         )
@@ -117,13 +121,30 @@ def ranking_section(findings: Findings) -> Section:
     return Section("Ranking", blocks)
 
 
-def _ranking_row(findings: Findings, record: TrialRecord, metrics: list[str]) -> list[Cell]:
+def _noise_in_words(metric: Metric, noise: NoiseFloor) -> str:
+    what, rows = ("the loss", "the holdout adds") if metric.is_loss else (metric.name, "the evaluated rows add")
+    differ = "their losses differ" if metric.is_loss else "they differ"
+    return (
+        f"The standard deviation of {what} between seeds is {noise.std_nats:.4f}{metric.unit} ({noise.degrees} degrees "
+        f"of freedom), and {rows} {noise.holdout_nats:.4f} to a difference. Two single trials tie if {differ} by less "
+        f"than {noise.least_difference(1, 1):.4f}."
+    )
+
+
+def _ranked_by_in_words(metric: Metric) -> str:
+    if metric.is_loss:
+        return ""
+    best = "highest" if metric.mode == "max" else "lowest"
+    return f" The trials are ranked by {metric.name}, the {best} first, as the sweep file says."
+
+
+def _ranking_row(findings: Findings, record: TrialRecord, metrics: Mapping[str, tuple[str, str]]) -> list[Cell]:
     return [
         number(findings.rank(record), "d"),
         record.name,
         record.outcome or "running",
         number(record.loss),
-        *(number(record.metrics.get(name), _METRICS[name][1]) for name in metrics),
+        *(number(record.metrics.get(name), form) for name, (_, form) in metrics.items()),
         *(_setting_cell(findings, record, path) for path in findings.paths),
         number(record.tokens, ",d"),
         number(speed(record), ",.0f"),
@@ -181,7 +202,8 @@ def settings_section(findings: Findings) -> Section:
     )
     blocks += drawn("loss against settings", lambda: parameter_plots(findings), lambda: plain)
     modelled = loss_model(findings.sweep, findings.records)
-    if modelled is not None:
+    # The expected value of another metric would need other words in the picture.
+    if modelled is not None and findings.metric.is_loss:
         surface, progress = modelled
         caption = (
             f"Expected loss {progress.in_words} against each setting, averaged over the other settings of the trials. "
@@ -201,7 +223,8 @@ def settings_section(findings: Findings) -> Section:
         blocks.append(
             Paragraph(
                 "Importance (PED-ANOVA) is how sharply a setting separates the best quarter of the "
-                f"{found.num_trials} trials {found.in_words} from the rest."
+                f"{found.num_trials} trials {found.in_words} from the rest"
+                + ("." if findings.metric.is_loss else f", by {findings.metric.name}.")
                 + (control if MICRO_BATCH in found.shares else "")
             )
         )
@@ -281,7 +304,8 @@ def conclusions_section(findings: Findings) -> Section:
     if best is None:
         return Section("Conclusions", [Paragraph("No conclusions: no trial completed.")])
     setting = f" with {settings_in_words(best.settings)}" if best.settings else ""
-    items = [f"{best.name}{setting} is the best of {len(findings.completed)} completed trials: holdout loss "
+    by = "" if findings.metric.is_loss else f"{findings.metric.name} {best.score:.4f}, "
+    items = [f"{best.name}{setting} is the best of {len(findings.completed)} completed trials: {by}holdout loss "
              f"{best.metrics[LOSS]:.4f} nats per predicted token."]  # fmt: skip
     found_apart = verdict(findings.records)
     items += [winner_in_words(found_apart)] if found_apart is not None else []

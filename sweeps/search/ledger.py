@@ -17,6 +17,7 @@ from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import LOG_FILE
 from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import (
+    EVALUATED,
     LOSS,
     ChosenBy,
     MemoryVerdict,
@@ -25,6 +26,7 @@ from sweeps.records.trial_records import (
     TrialSize,
     TrialStore,
 )
+from sweeps.settings.metric_config import BY_LOSS, Metric
 from sweeps.settings.setting_paths import MICRO_BATCH
 
 HOPELESS_AFTER = 3
@@ -53,12 +55,14 @@ class Ledger:
         run_to_end: frozenset[int] = frozenset(),
         remember: Callable[[list[MemoryObservation]], None] = lambda _: None,
         size_of: Callable[[RunConfig], TrialSize] = lambda _: TrialSize(),
+        ranked_by: Metric = BY_LOSS,
     ) -> None:
         """
         Args:
             size_of: Parameters and operations of a run.
             rungs: Token counts at which the holdout loss of a report is recorded.
             run_to_end: Drawn numbers of trials that train to the end; the next trial replaces an infeasible one.
+            ranked_by: Metric that ranks the trials.
             remember: Stores the memory observations of a trial for later sweeps.
         """
         self.records = {record.number: record for record in store.load_all()}
@@ -72,7 +76,7 @@ class Ledger:
         self._has_broken = any(map(_broke_at_once, self.records.values()))
         self._store, self._frontier, self._scheduler = store, frontier, scheduler
         self._run_of, self._rungs, self._remember = run_of, rungs, remember
-        self._size_of = size_of
+        self._size_of, self._ranked_by = size_of, ranked_by
         self._run_to_end = run_to_end
         self._stored_tokens: dict[int, float] = {}
         """Trial number to the tokens of its last report in the store."""
@@ -89,7 +93,13 @@ class Ledger:
         number = max(self.records, default=0) + 1
         # Repeats compare at their end, and a stopped one would have no loss there.
         runs_to_end = chosen_by in (ChosenBy.REPEAT, ChosenBy.PREDICTED) or self._is_to_run_to_the_end(number)
-        record = TrialRecord(number=number, settings=settings, chosen_by=chosen_by, run_to_end=runs_to_end)
+        record = TrialRecord(
+            number=number,
+            settings=settings,
+            chosen_by=chosen_by,
+            run_to_end=runs_to_end,
+            ranked_by=self._ranked_by,
+        )
         run = self._run_of(record)
         record = record.model_copy(
             update={
@@ -171,7 +181,7 @@ class Ledger:
         }
         loss = report.get(LOSS)
         if loss is not None:
-            changes["metrics"] = {name: value for name, value in report.items() if name.startswith("holdout/")}
+            changes["metrics"] = {name: value for name, value in report.items() if name.startswith(EVALUATED)}
             changes["best_loss"] = loss if record.best_loss is None else min(loss, record.best_loss)
             reached = [rung for rung in self._rungs if record.tokens < rung <= report["tokens"]]
             changes["rung_losses"] = record.rung_losses | dict.fromkeys(reached, loss)

@@ -47,7 +47,7 @@ class SettingsSampler:
     ) -> None:
         """
         Args:
-            worst_loss: Loss of a diverged trial, in nats per token: that of an untrained model.
+            worst_loss: Cost of a diverged trial (TrialRecord.cost): by default the loss of an untrained model, in nats.
             known: Trials from before a resumption.
             refused: Proposals from before it that memory ruled out.
         """
@@ -147,12 +147,12 @@ class SettingsSampler:
         """The outcome of a trial, as settings with arguments of `create_trial`."""
         known: dict[str, Any] = {"constraints": {"memory": _memory_used(record) - 1}}
         match record.outcome:
-            case Outcome.COMPLETED if record.loss is not None:
-                known |= {"state": TrialState.COMPLETE, "value": record.loss, "intermediate_values": record.rung_losses}
+            case Outcome.COMPLETED if record.cost is not None:
+                known |= {"state": TrialState.COMPLETE, "value": record.cost, "intermediate_values": _at_rungs(record)}
             case Outcome.DIVERGED:
                 known |= {"state": TrialState.COMPLETE, "value": self._worst_loss}
-            case Outcome.STOPPED | None if record.rung_losses:
-                known |= {"state": TrialState.PRUNED, "intermediate_values": record.rung_losses}
+            case Outcome.STOPPED | None if at_rungs := _at_rungs(record):
+                known |= {"state": TrialState.PRUNED, "intermediate_values": at_rungs}
             case Outcome.INFEASIBLE:
                 yield record.settings, _infeasible(record)
                 return
@@ -193,6 +193,15 @@ class SettingsSampler:
     def _tell(self, trial: optuna.trial.FrozenTrial | None) -> list[int]:
         """Add a trial to the study; its id, or an empty list for None."""
         return [] if trial is None else [self._storage.create_new_trial(self._study._study_id, template_trial=trial)]
+
+
+def _at_rungs(record: TrialRecord) -> dict[int, float]:
+    """Costs at rungs. Records keep losses there; of another metric only the last value is known."""
+    if record.ranked_by.is_loss:
+        return record.rung_losses
+    if record.outcome is Outcome.COMPLETED or record.cost is None or not record.rung_losses:
+        return {}
+    return {max(record.rung_losses): record.cost}
 
 
 class _Correctable(optuna.storages.InMemoryStorage):

@@ -38,6 +38,8 @@ def sweep_file_schema() -> dict[str, Any]:
     objective = schema["$defs"]["ObjectiveConfig"]
     names = [name for name in objective["properties"] if name != "classification"]
     schema["$defs"]["ObjectiveConfig"] = {"anyOf": [{"enum": names}, objective]}
+    metric = schema["$defs"]["MetricConfig"]
+    schema["$defs"]["MetricConfig"] = {"anyOf": [{"type": "string"}, metric]}
     swept = {path: _swept(path) for path in sweepable_paths()}
     swept["constraint"] = properties["constraint"]
     properties["search"] |= {"properties": swept, "additionalProperties": False}

@@ -27,6 +27,13 @@ from data_pipeline.schema.dotted_paths import value_at
 from data_pipeline.schema.settings import Settings
 from sweeps.settings.conditional_search import condition_faults, num_settings, settled
 from sweeps.settings.default_stopping import wants_full_length
+from sweeps.settings.metric_config import (
+    EvaluationConfig,
+    Metric,
+    MetricConfig,
+    names_another_metric,
+    ranked_by,
+)
 from sweeps.settings.search_constraints import Constraint, ConstraintFault, parse_constraint
 from sweeps.settings.search_space import Distribution, settings_in_words
 from sweeps.settings.setting_paths import PRECISION
@@ -36,7 +43,6 @@ from sweeps.settings.stage_config import StageConfig, fault_of_stages, with_leng
 from sweeps.settings.sweep_sections import (
     BudgetConfig,
     EarlyStoppingConfig,
-    EvaluationConfig,
     RepeatsConfig,
     ResourcesConfig,
     SearcherConfig,
@@ -127,7 +133,10 @@ class SweepConfig(Settings):
     repeats: RepeatsConfig = RepeatsConfig()
     """Further trials of the leading settings with other seeds: they measure the noise of a loss."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Times at which the holdout is evaluated."""
+    """Times at which the holdout is evaluated, and downstream tasks."""
+    metric: MetricConfig | None = None
+    """Metric that ranks trials and names the winner, as `task/topics/accuracy`. null: the holdout loss. With another
+    metric no trial stops early unless early_stopping.method says so, and rungs then compare holdout losses."""
     budget: BudgetConfig
     """Limits of the sweep: trials, tokens, operations, time."""
     resources: ResourcesConfig = ResourcesConfig()
@@ -180,8 +189,12 @@ class SweepConfig(Settings):
     def _only_wsd_has_branches(cls, value: Any) -> Any:
         if isinstance(value, dict):
             stopping = value.get("early_stopping") or {}
-            if isinstance(stopping, dict) and "method" not in stopping and _schedules(value) != {"wsd"}:
-                value = {**value, "early_stopping": {**stopping, "method": "asha"}}
+            if isinstance(stopping, dict) and "method" not in stopping:
+                # A rung compares holdout losses; a trial that it stops may have been the best by another metric.
+                default = "none" if names_another_metric(value.get("metric")) else None
+                default = default or ("asha" if _schedules(value) != {"wsd"} else None)
+                if default is not None:
+                    value = {**value, "early_stopping": {**stopping, "method": default}}
         return value
 
     @model_validator(mode="wrap")
@@ -236,7 +249,7 @@ class SweepConfig(Settings):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
-        faults = list(self._branch_faults())
+        faults = [*self._branch_faults(), *self._metric_faults()]
         if self.packing.sequence_length != self.model.sequence_length:
             faults.append(
                 f"packing.sequence_length={self.packing.sequence_length} differs from "
@@ -314,6 +327,23 @@ class SweepConfig(Settings):
             fault = self.fault_of(settings)
             if fault is not None:
                 yield fault_at(("start_with", index), None, f"{settings_in_words(settings)}: {fault}")
+
+    @property
+    def ranked_by(self) -> Metric:
+        """The metric that ranks trials."""
+        return ranked_by(self.metric, self.evaluation.tasks)
+
+    def _metric_faults(self) -> Iterator[str]:
+        try:
+            metric = self.ranked_by
+        except ValueError as unknown:
+            yield str(unknown)
+            return
+        if not metric.is_loss and self.early_stopping.method == "full-length":
+            yield (
+                f"early_stopping.method=full-length predicts the holdout loss at the full length, and metric is "
+                f"{metric.name}; use early_stopping.method: none, or asha, which compares holdout losses at rungs"
+            )
 
     def _branch_faults(self) -> Iterator[str]:
         stopping = self.early_stopping

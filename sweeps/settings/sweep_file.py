@@ -48,6 +48,8 @@ def dump_sweep(sweep: SweepConfig) -> str:
         # No other method reads them, and files of before do not have them.
         for section, name in ONLY_FOR_PROBES:
             del plain[section][name]
+    if not sweep.evaluation.tasks:
+        del plain["evaluation"]["tasks"]  # Files of before do not have it.
     for name in ("constraint", "start_with", "stages"):
         if not plain[name]:
             del plain[name]

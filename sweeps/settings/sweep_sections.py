@@ -282,10 +282,3 @@ class StartConfig(Settings):
         if not self.model_fields_set & {name for name, value in self if value is not None}:
             raise ValueError("give settings_of, weights_of or both, or remove start")
         return self
-
-
-class EvaluationConfig(Settings):
-    """When the holdout is evaluated, besides every rung and the end."""
-
-    points: Count = 8
-    """Evaluations of the holdout, spread evenly over the tokens of a trial; rungs and the end come besides."""

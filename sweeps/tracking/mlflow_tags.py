@@ -6,6 +6,10 @@ from pathlib import Path
 from data_pipeline.schema.redaction import redact
 from sweeps.analysis.result_tables import versions
 from sweeps.records.git_state import git_state
+from sweeps.settings.metric_config import Metric
+
+METRIC_TAG, MODE_TAG = "pretune.metric", "pretune.metric_mode"
+"""Tags of a sweep whose trials another metric than the holdout loss ranks."""
 
 _GIT = {
     "commit": "mlflow.source.git.commit",
@@ -34,6 +38,11 @@ def source_tags(command: str, folder: Path) -> dict[str, str]:
     if state.get("changed since", "nothing") != "nothing":
         tags["pretune.git.changed"] = state["changed since"]
     return tags
+
+
+def metric_tags(metric: Metric) -> dict[str, str]:
+    """Tags with the metric that ranks the trials; empty for the holdout loss."""
+    return {} if metric.is_loss else {METRIC_TAG: metric.name, MODE_TAG: metric.mode}
 
 
 def _user() -> str:

@@ -279,6 +279,8 @@ class Tracking:
             self._client.log_artifacts(self._parent_id, str(folder), artifact_path=ARTIFACT)
         if end.status is SweepStatus.FINISHED:
             tags = {"pretune.sweep": self._identity, "pretune.trial": best.name, FINAL_LOSS: str(best.loss)}
+            if not best.ranked_by.is_loss:
+                tags[best.ranked_by.name] = str(best.score)
             self.model_uri = register(self._client, name=self._name, run_id=self._parent_id, tags=tags)
 
     def _find(self, query: str) -> list[Any]:

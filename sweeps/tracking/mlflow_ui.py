@@ -21,6 +21,7 @@ from sweeps.analysis.trial_curves import TRAIN_LOSS
 from sweeps.records.results_folder import ResultsError
 from sweeps.records.trial_records import LOSS
 from sweeps.tracking.mlflow_store import EXPERIMENT, refuse_deleted, store_uri
+from sweeps.tracking.mlflow_tags import METRIC_TAG, MODE_TAG
 from sweeps.tracking.run_contents import FINAL_LOSS
 from sweeps.tracking.ui_login import is_open_to_others, login
 
@@ -92,7 +93,8 @@ def _print_addresses(address: str, client: MlflowClient, uri: str, console: Cons
     lines = [("all sweeps", _runs_table(address, client, experiment, "sweeps", nested))]
     if sweeps:
         query = _trials_of(sweeps[0].info.run_id)
-        ranking = _view(trials, order_by=f"metrics.`{FINAL_LOSS}`", ascending=True, query=query)
+        metric, ascending = _ranked_by(sweeps[0])
+        ranking = _view(trials, order_by=f"metrics.`{metric}`", ascending=ascending, query=query)
         name = sweeps[0].info.run_name
         table = _runs_table(address, client, experiment, "newest", ranking)
         charts = _runs_table(address, client, experiment, "charts", ranking | _charts(trials))
@@ -100,6 +102,12 @@ def _print_addresses(address: str, client: MlflowClient, uri: str, console: Cons
         lines += [(f"{name}, compared", _compare_page(address, experiment, trials))]
     for label, line in lines:
         console.print(f"{label}: {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _ranked_by(sweep_run: Any) -> tuple[str, bool]:
+    """The metric that ranks the trials of a sweep, and whether the lowest is best."""
+    tags = sweep_run.data.tags
+    return tags.get(METRIC_TAG, FINAL_LOSS), tags.get(MODE_TAG, "min") == "min"
 
 
 def _runs_table(address: str, client: MlflowClient, experiment: str, key: str, view: dict[str, Any]) -> str:
