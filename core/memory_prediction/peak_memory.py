@@ -77,6 +77,7 @@ def predict_memory(
         precision=predicted_precision(run, setup),
         is_checkpointed=run.training.activation_checkpointing,
         lora=_lora_without_numbers(run.training.lora),
+        optimizer=run.training.optimizer,
         micro_batch_size=min(micro_batch_size, rows),
         local_rows=_rows_worth_tracing(min(micro_batch_size, rows), rows),
         exchanges_gradients=setup.num_workers > 1,

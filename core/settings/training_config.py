@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
-from data_pipeline.schema.settings import Count, Settings, Share
+from data_pipeline.schema.settings import Count, Settings, Share, younger
 
 
 def _absolute(path: str) -> str:
@@ -49,6 +49,34 @@ class LoraConfig(Settings):
         return self.alpha / self.rank
 
 
+WITH_LORA = (
+    "training.optimizer=muon changes whole matrices, and training.lora trains only thin factors of them; use "
+    "training.optimizer: adamw, or remove training.lora"
+)
+
+
+class MuonConfig(Settings):
+    """Muon (https://kellerjordan.github.io/posts/muon, arXiv:2502.16982): the update of a matrix is its momentum with
+    all singular values set to about one. For optimizer: muon."""
+
+    learning_rate: PositiveFloat | None = None
+    """Highest learning rate of Muon's matrices, in AdamW's unit: an update of a matrix has 0.2 x the rate as its root
+    mean square, about that of AdamW (arXiv:2502.16982). null: training.learning_rate, so that one swept rate serves
+    both."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Decoupled weight decay of Muon's matrices: each step shrinks them by learning rate x weight_decay. null:
+    training.weight_decay."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the running mean of gradients, per optimizer step. The mean reaches over about 1 / (1 - momentum) steps.
+    0.95 is usual."""
+    nesterov: bool = True
+    """true: the update looks one step ahead, from the momentum towards the new gradient (Nesterov). false: it is the
+    momentum alone."""
+    iterations: Annotated[int, Field(ge=1, le=20)] = 5
+    """Newton-Schulz iterations of each update, from 1 to 20. Five bring most singular values between 0.7 and 1.2; each
+    costs three matrix products."""
+
+
 class TrainingConfig(Settings):
     """Batches, length, schedule, optimizer and precision of one training run."""
 
@@ -69,8 +97,13 @@ class TrainingConfig(Settings):
     lora: LoraConfig | None = None
     """Low-rank adapters: they are trained, and the initial weights stay as they are. null: all weights are trained."""
 
+    optimizer: Annotated[Literal["adamw", "muon"], younger("adamw")] = "adamw"
+    """Rule of the updates. adamw: AdamW everywhere (arXiv:1711.05101). muon: Muon on the matrices of the layers, set by
+    training.muon, and AdamW on embeddings, heads, routers, norms and biases."""
+    muon: Annotated[MuonConfig, younger(MuonConfig())] = MuonConfig()
+    """Muon; for optimizer: muon."""
     learning_rate: PositiveFloat = 5e-4
-    """Highest learning rate of the schedule (AdamW). The setting that a loss depends on most; small models take more
+    """Highest learning rate of the schedule. The setting that a loss depends on most; small models take more
     than large ones. Sweep it first, on a logarithmic scale, as {log_uniform: [1e-4, 1e-2]}."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """Course of the learning rate after the warm-up. wsd: constant, then a cooldown that falls with 1 - sqrt
@@ -128,6 +161,8 @@ class TrainingConfig(Settings):
             faults.append(
                 f"warmup={self.warmup} and cooldown={self.cooldown} overlap; lower them so that their sum is at most 1"
             )
+        if self.optimizer == "muon" and self.lora is not None:
+            faults.append(WITH_LORA)
         if faults:
             raise ValueError("; ".join(faults))
         return self

@@ -141,7 +141,9 @@ class _Run:
         self.model = fresh_model(run, data, workers.device)
         self.base_hash = hash_of_base(run) if workers.is_first else None
         self.tokens_per_step = training.batch_size * data.train.num_tokens / data.train.num_rows
-        self.optimizer = build_optimizer(self.model, training, tokens_per_step=self.tokens_per_step)
+        self.optimizer = build_optimizer(
+            self.model, training, tokens_per_step=self.tokens_per_step, precision=self.precision
+        )
 
         def listen() -> None:
             if is_stopped():
