@@ -55,6 +55,12 @@ WITH_LORA = (
 )
 
 
+WITH_MUP = (
+    "model.parametrization=mup scales weights that begin at random and the learning rates of whole matrices; with "
+    "training.{} use model.parametrization: standard"
+)
+
+
 class MuonConfig(Settings):
     """Muon (https://kellerjordan.github.io/posts/muon, arXiv:2502.16982): the update of a matrix is its momentum with
     all singular values set to about one. For optimizer: muon."""

@@ -1,12 +1,13 @@
 """AdamW, or Muon with AdamW, with its state allocated from the start; and the gradient norm."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from core.models.language_model import LanguageModel
+from core.models.language_model import LanguageModel, Scaling
 from core.models.layer_matrices import layer_matrices
 from core.settings.precision import Precision
 from core.settings.training_config import TrainingConfig
@@ -28,29 +29,34 @@ def build_optimizer(
         precision: Number format of the run; Muon multiplies matrices in bf16 if this is bf16. None: in that of the
             weights.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     joints = layer_matrices(model) if training.optimizer == "muon" else {}
-    others = [parameter for parameter in parameters if parameter not in joints]
+    scaled = [(parameter, model.scalings.get(name, Scaling())) for name, parameter in named.items()]
+    others = [(parameter, scaling) for parameter, scaling in scaled if parameter not in joints]
+    vectors = [(parameter, scaling) for parameter, scaling in others if parameter.ndim < 2]
+    matrices = [(parameter, scaling) for parameter, scaling in others if parameter.ndim >= 2]
     adamw = torch.optim.AdamW(
         [
-            _group([p for p in others if p.ndim >= 2], weight_decay=training.weight_decay),
-            _group([p for p in others if p.ndim < 2], weight_decay=0.0),
+            *_groups(matrices, attrgetter("rate"), epsilon=training.epsilon, weight_decay=training.weight_decay),
+            *_groups(vectors, attrgetter("rate"), epsilon=training.epsilon),
         ],
         lr=training.learning_rate,
         betas=(training.beta1, second_moment_decay(training, tokens_per_step)),
-        eps=training.epsilon,
-        fused=all(p.device.type in _FUSED_DEVICES for p in parameters),
+        fused=all(p.device.type in _FUSED_DEVICES for p in named.values()),
     )
     _create_state(adamw)
     if not joints:
         return adamw
     muon = training.muon
-    own_rate = 1.0 if muon.learning_rate is None else muon.learning_rate / training.learning_rate
-    decay = training.weight_decay if muon.weight_decay is None else muon.weight_decay
+    groups = _groups(
+        [(parameter, scaling) for parameter, scaling in scaled if parameter in joints],
+        attrgetter("muon_rate"),
+        rate=1.0 if muon.learning_rate is None else muon.learning_rate / training.learning_rate,
+        weight_decay=training.weight_decay if muon.weight_decay is None else muon.weight_decay,
+    )
     rule = {"momentum": muon.momentum, "nesterov": muon.nesterov, "iterations": muon.iterations}
-    groups = [_group(list(joints), weight_decay=decay, rate_factor=own_rate) | rule]
     products = torch.bfloat16 if precision is not None and precision.name == "bf16" else None
-    return MuonAndAdamW(joints, groups, adamw, dtype=products)
+    return MuonAndAdamW(joints, [group | rule for group in groups], adamw, dtype=products)
 
 
 def second_moment_decay(training: TrainingConfig, tokens_per_step: float) -> float:
@@ -83,8 +89,32 @@ def update(optimizer: torch.optim.Optimizer, *, gradient_scale: float, learning_
     optimizer.step()
 
 
-def _group(parameters: list[Tensor], *, weight_decay: float, rate_factor: float = 1.0) -> dict[str, Any]:
-    return {"params": parameters, "weight_decay": weight_decay, "rate_factor": rate_factor}
+def _groups(
+    scaled: Sequence[tuple[nn.Parameter, Scaling]],
+    factor_of: Callable[[Scaling], float],
+    *,
+    rate: float = 1.0,
+    epsilon: float = 0.0,
+    weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Groups of parameters with equal settings; one, perhaps empty, for parameters without scalings.
+
+    Args:
+        factor_of: The factor of a scaling on the learning rate; the decay is divided by it.
+        rate: Learning rate over that of the schedule.
+    """
+    found: dict[tuple[float, float], list[nn.Parameter]] = {} if scaled else {(1.0, 1.0): []}
+    for parameter, scaling in scaled:
+        found.setdefault((factor_of(scaling), scaling.epsilon), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "rate_factor": rate * factor,
+            "weight_decay": weight_decay / factor,
+            "eps": epsilon * of_epsilon,
+        }
+        for (factor, of_epsilon), parameters in found.items()
+    ]
 
 
 def _create_state(optimizer: torch.optim.AdamW) -> None:

@@ -18,7 +18,7 @@ from data_pipeline.schema.dotted_paths import set_at
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.analysis.longer_training import MovedSettings, moved_to_length
-from sweeps.planning.learning_rate_rule import TRUNK_SCHEDULES, scaled_learning_rate
+from sweeps.planning.learning_rate_rule import TRUNK_SCHEDULES, notes_on_shape, scaled_learning_rate
 from sweeps.planning.resolved_sweep import PreparedSweep
 from sweeps.planning.stage_preparation import tokens_of_stage
 from sweeps.planning.warm_start import notes_of, with_notes, without_start
@@ -96,6 +96,8 @@ def plan_training(
     sweep = with_notes(
         _taken_over(sweep, source, given_keys), f"settings of {source.record.name} in {source.earlier.folder}"
     )
+    if LEARNING_RATE not in given_keys:
+        sweep = with_notes(sweep, *notes_on_shape(source.run.model, sweep.run_config().model))
     moved = None if keep_settings or sweep.stages or given_keys & {LEARNING_RATE, BATCH} else _moved(sweep, source)
     if moved is not None:
         return with_notes(
@@ -122,7 +124,10 @@ def _source(asked: SweepConfig, folder: Path | None, chosen: str | None, results
     elif start is not None:
         earlier = find_finished(start, size=asked.size, results_folder=results_folder, what_for="start.settings_of")
     elif asked.search and chosen is not None:
-        earlier = find_finished(asked.name, size=asked.size, results_folder=results_folder, what_for=f"--from {chosen}")
+        what_for = f"--from {chosen}"
+        earlier = find_finished(
+            asked.name, size=asked.size, results_folder=results_folder, what_for=what_for, any_size=True
+        )
     elif asked.search:
         raise InputFault(
             f"the file sweeps {', '.join(asked.search)}; choose the values to train with: --from best (the sweep's "

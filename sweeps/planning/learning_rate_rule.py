@@ -6,11 +6,15 @@
   length, so training can resume from it (Hägele et al., arXiv:2405.18392).
 - Length, schedules that decay throughout (cosine, linear): longer training lowers it by the power 0.32 of the tokens
   (Bjorck et al., arXiv:2409.19913). Shorter training does not raise it: the paper measured nothing there.
+- Width and depth: with `model.parametrization: mup` the learning rate transfers (arXiv:2203.03466, arXiv:2505.01618);
+  without, nothing is scaled, and a note warns.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from core.settings.model_config import ModelConfig
 from core.settings.training_config import TrainingConfig
 
 TRUNK_SCHEDULES = ("wsd", "constant")
@@ -52,3 +56,36 @@ def scaled_learning_rate(
         length = " at any length, since it is constant up to the cooldown (arXiv:2405.18392)"
         reasons.append("kept" + (length if here.schedule in TRUNK_SCHEDULES else ""))
     return ScaledRate(rate, f"learning rate {found.learning_rate:.3g} {' and '.join(reasons)}: {rate:.3g}")
+
+
+def notes_on_shape(found: ModelConfig, here: ModelConfig) -> Iterator[str]:
+    """Sentences on the transfer of a learning rate between models of two shapes; none if width and layers are equal.
+
+    Args:
+        found: The model of the sweep that found the rate.
+        here: The model of the new training.
+    """
+    if (found.width, found.layers) == (here.width, here.layers):
+        return
+    shapes = f"width {found.width} and {found.layers} layers to width {here.width} and {here.layers} layers"
+    # At the base both parametrizations are one.
+    is_base = found.width == here.mup_base_width and here.mup_base_layers in (None, found.layers)
+    same_base = (found.mup_base_width, found.mup_base_layers) == (here.mup_base_width, here.mup_base_layers)
+    if here.parametrization != "mup" or not (is_base or (found.parametrization == "mup" and same_base)):
+        yield (
+            f"warning: the learning rate goes from {shapes} without a rule, and the best rate of a small model is "
+            "usually too high for a larger one. Sweep with model.parametrization: mup, whose rates transfer across "
+            "width, or search training.learning_rate at this size"
+        )
+        return
+    yield f"the learning rate transfers from {shapes} by model.parametrization: mup (arXiv:2203.03466)"
+    if found.width // found.heads != here.width // here.heads:
+        yield (
+            f"warning: heads are {found.width // found.heads} wide there and {here.width // here.heads} here, and mup "
+            f"transfers between heads of one width; use model.heads: {here.width * found.heads // found.width}"
+        )
+    if found.layers != here.layers and here.mup_base_layers is None:
+        yield (
+            f"warning: mup scales no layers here, and {here.layers} may want another rate than {found.layers}; sweep "
+            f"with model.mup_base_layers: {found.layers}, which transfers across depth (arXiv:2505.01618)"
+        )

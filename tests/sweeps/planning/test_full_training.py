@@ -121,6 +121,40 @@ def test_a_results_folder_is_trained_for_as_long_as_asked(results: Path) -> None
     assert (sweep.name, sweep.budget.tokens_per_trial, sweep.training.learning_rate) == ("tiny-train", 240_000, 4e-3)
 
 
+def test_a_size_without_a_sweep_of_its_own_takes_the_winner_of_another_size_and_warns_of_its_rate(
+    results: Path, tmp_path: Path
+) -> None:
+    text = TRAIN.replace("name: tiny-train\nstart: {settings_of: tiny}", "name: tiny") + (
+        "search: {training.learning_rate: {log_uniform: [1e-4, 1e-2]}}\n"
+        "sizes: {full: {model: {width: 128, heads: 8, layers: 3}}}\n"
+    )
+    path = tmp_path / "tiny.yaml"
+    path.write_text(text)
+    full = plan(path, results, "size=full", chosen="best")
+    assert (full.training.learning_rate, full.model.width) == (4e-3, 128)
+    warning = "the learning rate goes from width 32 and 1 layers to width 128 and 3 layers without a rule"
+    assert any(warning in note for note in notes_of(full))
+    assert any(
+        "the learning rate goes from" in note for note in notes_of(plan(path, results, "model.layers=2", chosen="best"))
+    )
+    assert not any("learning rate goes" in note for note in notes_of(plan(path, results, chosen="best")))
+    given = plan(path, results, "size=full", "training.learning_rate=1e-3", chosen="best")
+    assert not any("learning rate goes" in note for note in notes_of(given)), "the user knows better"
+
+    mup = ("size=full", "model.parametrization=mup", "model.mup_base_width=32")
+    notes = notes_of(plan(path, results, *mup, chosen="best"))
+    assert any(
+        "transfers from width 32 and 1 layers to width 128 and 3 layers by model.parametrization: mup" in n
+        for n in notes
+    )
+    assert any("sweep with model.mup_base_layers: 1" in note for note in notes)
+    assert not any("heads are" in note for note in notes), "16 wide on both sides"
+    scaled = ("model.mup_base_layers=1", "model.heads=4")
+    whole = notes_of(plan(path, results, *mup, "model.form=modern", *scaled, chosen="best"))
+    assert not any("mup_base_layers" in note for note in whole)
+    assert any("heads are 16 wide there and 32 here" in note and "use model.heads: 8" in note for note in whole)
+
+
 FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no length": ("FOLDER", {}, "--tokens is missing: the trials of tiny-01234567 had 30,000 tokens"),
     "no such trial": ("FILE", {"chosen": "trial-0009"}, "has no such trial; it has trial-0001, trial-0002, trial-0004"),
