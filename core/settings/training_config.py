@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
-from data_pipeline.schema.settings import Count, Settings, Share, younger
+from data_pipeline.schema.settings import Count, Settings, Share, parse_share, younger
 
 
 def _absolute(path: str) -> str:
@@ -117,6 +117,10 @@ class TrainingConfig(Settings):
     warmup: Share = 0.02
     """Share of the tokens over which the learning rate rises from zero to its peak. 1 % to 5 % is usual. warmup and
     cooldown together are at most 1."""
+    warmup_tokens: Annotated[Count | None, younger(None)] = None
+    """Tokens of the warm-up, as 2M, instead of warmup: the same at every length. null: warmup."""
+    warmup_steps: Annotated[Count | None, younger(None)] = None
+    """Optimizer steps of the warm-up, instead of warmup: as many at every length and batch size. null: warmup."""
     cooldown: Share = 0.15
     """wsd only: share of the tokens, at the end, over which the learning rate falls to zero. 10 % to 20 % reaches the
     loss of a cosine schedule (arXiv:2405.18392)."""
@@ -126,6 +130,12 @@ class TrainingConfig(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay of AdamW (arXiv:1711.05101): each step shrinks matrices by learning rate x weight_decay.
     Biases and norms are not decayed. 0.01 (RoBERTa) to 0.1 (GPT-3) is usual."""
+    weight_decay_timescale: Annotated[
+        Annotated[float, BeforeValidator(parse_share), Field(gt=0, examples=["30%"])] | None, younger(None)
+    ] = None
+    """Share of the training after which old updates weigh 1/e in the weights, instead of weight_decay: batch tokens /
+    (learning rate x weight_decay x tokens of the training). It carries over to another batch, rate or length, where
+    weight_decay itself does not (arXiv:2405.13698, arXiv:2505.13738). 10 % to 100 % is usual. null: weight_decay."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Adam's decay of the running mean of gradients, per optimizer step. The mean reaches over about 1 / (1 - beta1)
     steps. 0.9 is usual (arXiv:1412.6980) and seldom worth a sweep."""
@@ -163,7 +173,26 @@ class TrainingConfig(Settings):
         faults = []
         if self.tokens is not None and self.epochs is not None:
             faults.append(f"tokens={self.tokens} and epochs={self.epochs} are both set; remove one of them")
-        if self.warmup + (self.cooldown if self.schedule == "wsd" else 0) > 1:
+        given = {name: getattr(self, name) for name in ("warmup_tokens", "warmup_steps")}
+        warmups = {name: value for name, value in given.items() if value is not None}
+        # A resolved file has every default, so a default counts as not given.
+        if warmups and self.warmup != TrainingConfig.model_fields["warmup"].default:
+            warmups = {"warmup": self.warmup} | warmups
+        if len(warmups) > 1:
+            words = " and ".join(f"{name}={value}" for name, value in warmups.items())
+            faults.append(f"{words} each set the warm-up; keep one of them")
+        if self.weight_decay_timescale is not None:
+            if self.weight_decay != TrainingConfig.model_fields["weight_decay"].default:
+                faults.append(
+                    f"weight_decay={self.weight_decay:g} and weight_decay_timescale={self.weight_decay_timescale:g} "
+                    "both set the weight decay; keep one of them"
+                )
+            if self.muon.weight_decay is not None:
+                faults.append(
+                    f"muon.weight_decay={self.muon.weight_decay:g} and weight_decay_timescale="
+                    f"{self.weight_decay_timescale:g} both set the weight decay; keep one of them"
+                )
+        if not warmups and self.warmup + (self.cooldown if self.schedule == "wsd" else 0) > 1:
             faults.append(
                 f"warmup={self.warmup} and cooldown={self.cooldown} overlap; lower them so that their sum is at most 1"
             )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from core.models.language_model import LanguageModel, Scaling
 from core.models.layer_matrices import layer_matrices
 from core.settings.precision import Precision
+from core.settings.schedule import decay_per_step
 from core.settings.training_config import TrainingConfig
 from core.step.muon import MuonAndAdamW
 from core.torch_internals.unlisted_kernels import multiply_all
@@ -18,7 +19,12 @@ _FUSED_DEVICES = ("cpu", "cuda")
 
 
 def build_optimizer(
-    model: LanguageModel, training: TrainingConfig, *, tokens_per_step: float, precision: Precision | None = None
+    model: LanguageModel,
+    training: TrainingConfig,
+    *,
+    tokens_per_step: float,
+    total_tokens: float | None = None,
+    precision: Precision | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer of the trainable parameters of a model, on their device; fused where the device supports it.
 
@@ -26,10 +32,14 @@ def build_optimizer(
 
     Args:
         tokens_per_step: Tokens of a global batch, for `training.beta2_half_life_tokens`.
+        total_tokens: Tokens of the training, for `training.weight_decay_timescale`. None: the decay does not matter.
         precision: Number format of the run; Muon multiplies matrices in bf16 if this is bf16. None: in that of the
             weights.
     """
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    decay = training.weight_decay
+    if total_tokens is not None:
+        decay = decay_per_step(training, total_tokens=total_tokens, tokens_per_step=tokens_per_step)
     joints = layer_matrices(model) if training.optimizer == "muon" else {}
     scaled = [(parameter, model.scalings.get(name, Scaling())) for name, parameter in named.items()]
     others = [(parameter, scaling) for parameter, scaling in scaled if parameter not in joints]
@@ -37,7 +47,7 @@ def build_optimizer(
     matrices = [(parameter, scaling) for parameter, scaling in others if parameter.ndim >= 2]
     adamw = torch.optim.AdamW(
         [
-            *_groups(matrices, attrgetter("rate"), epsilon=training.epsilon, weight_decay=training.weight_decay),
+            *_groups(matrices, attrgetter("rate"), epsilon=training.epsilon, weight_decay=decay),
             *_groups(vectors, attrgetter("rate"), epsilon=training.epsilon),
         ],
         lr=training.learning_rate,
@@ -48,11 +58,16 @@ def build_optimizer(
     if not joints:
         return adamw
     muon = training.muon
+    own_rate = 1.0 if muon.learning_rate is None else muon.learning_rate / training.learning_rate
+    if muon.weight_decay is not None:
+        decay = muon.weight_decay
+    elif training.weight_decay_timescale is not None:
+        decay /= own_rate  # The time scale is that of rate times decay.
     groups = _groups(
         [(parameter, scaling) for parameter, scaling in scaled if parameter in joints],
         attrgetter("muon_rate"),
-        rate=1.0 if muon.learning_rate is None else muon.learning_rate / training.learning_rate,
-        weight_decay=training.weight_decay if muon.weight_decay is None else muon.weight_decay,
+        rate=own_rate,
+        weight_decay=decay,
     )
     rule = {"momentum": muon.momentum, "nesterov": muon.nesterov, "iterations": muon.iterations}
     products = torch.bfloat16 if precision is not None and precision.name == "bf16" else None

@@ -21,7 +21,7 @@ from core.model_files.initial_weights import fresh_model, hash_of_base
 from core.settings.cooldown_branch import Branch, Pause, branch_schedule
 from core.settings.precision import allow_tf32, choose_precision
 from core.settings.run_config import RunConfig
-from core.settings.schedule import RunLength, learning_rate, run_length
+from core.settings.schedule import RunLength, learning_rate, run_length, with_warmup_share
 from core.step.divergence import DivergenceWatch
 from core.step.evaluation import Evaluation, holdout_source
 from core.step.noise_scale import NoiseScale
@@ -138,11 +138,19 @@ class _Run:
         self.budget = budget
         self.precision = choose_precision(training.precision, workers.device)
         self.length: RunLength = run_length(training, num_rows=data.train.num_rows, num_tokens=data.train.num_tokens)
+        self.tokens_per_step = training.batch_size * data.train.num_tokens / data.train.num_rows
+        self.scheduled = with_warmup_share(
+            training, total_tokens=self.length.schedule_tokens, tokens_per_step=self.tokens_per_step
+        )
+        """The settings of the schedule, in shares of its length."""
         self.model = fresh_model(run, data, workers.device)
         self.base_hash = hash_of_base(run) if workers.is_first else None
-        self.tokens_per_step = training.batch_size * data.train.num_tokens / data.train.num_rows
         self.optimizer = build_optimizer(
-            self.model, training, tokens_per_step=self.tokens_per_step, precision=self.precision
+            self.model,
+            training,
+            tokens_per_step=self.tokens_per_step,
+            total_tokens=self.length.schedule_tokens,
+            precision=self.precision,
         )
 
         def listen() -> None:
@@ -283,7 +291,7 @@ class _Run:
         def rate_of(num_tokens: int) -> float:
             middle = self.progress.tokens + num_tokens / 2
             total = self.length.schedule_tokens
-            return schedule.learning_rate(self.run.training, tokens=middle, total_tokens=total)
+            return schedule.learning_rate(self.scheduled, tokens=middle, total_tokens=total)
 
         for _ in range(schedule.num_steps):
             result = self._advance(rate_of)
@@ -312,7 +320,7 @@ class _Run:
         # Use the middle of the step: at its beginning the first warm-up step would have rate zero, at its end the last
         # cooldown step.
         middle = self.progress.tokens + num_tokens / 2
-        return learning_rate(self.run.training, tokens=middle, total_tokens=self.length.schedule_tokens)
+        return learning_rate(self.scheduled, tokens=middle, total_tokens=self.length.schedule_tokens)
 
     def _is_only_scaled_too_high(self, result: StepResult) -> bool:
         return not result.is_applied and math.isfinite(result.loss) and self.step.can_lower_loss_scale

@@ -127,7 +127,7 @@ def _rungs_and_batches(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterator[R
             yield Remark(
                 RemarkVerdict.FAIR, "the batch size is swept, and rungs count tokens: equal text for every batch size"
             )
-    warmup = max(value for value in sweep.values_of("training.warmup"))
+    warmup = sweep.longest_warmup
     if warmup * sweep.budget.trial_tokens > rungs[0]:
         yield Remark(
             RemarkVerdict.WARNING,

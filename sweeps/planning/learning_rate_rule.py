@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from core.settings.model_config import ModelConfig
+from core.settings.schedule import decay_per_step
 from core.settings.training_config import TrainingConfig
 
 TRUNK_SCHEDULES = ("wsd", "constant")
@@ -89,3 +90,38 @@ def notes_on_shape(found: ModelConfig, here: ModelConfig) -> Iterator[str]:
             f"warning: mup scales no layers here, and {here.layers} may want another rate than {found.layers}; sweep "
             f"with model.mup_base_layers: {found.layers}, which transfers across depth (arXiv:2505.01618)"
         )
+
+
+def notes_on_units(
+    found: TrainingConfig, here: TrainingConfig, *, tokens_there: int, tokens_here: int, row_tokens: int
+) -> Iterator[str]:
+    """Sentences on the settings that keep their own unit when batch or length move; none if neither moves.
+
+    Args:
+        found: Settings of the winner; `here` those of the new training, with its learning rate.
+        row_tokens: Tokens of a row.
+    """
+    if (found.batch_size, tokens_there) == (here.batch_size, tokens_here):
+        return
+    sides = ((found, tokens_there), (here, tokens_here))
+
+    def are_equal(name: str) -> bool:
+        return getattr(here, name) is not None and getattr(found, name) == getattr(here, name)
+
+    if are_equal("weight_decay_timescale") and here.weight_decay_timescale is not None:
+        there, now = (
+            decay_per_step(training, total_tokens=tokens, tokens_per_step=training.batch_size * row_tokens)
+            for training, tokens in sides
+        )
+        yield (
+            f"weight decay keeps its time scale, {here.weight_decay_timescale:.3g} of the training: {there:.3g} there "
+            f"and {now:.3g} here"
+        )
+    if are_equal("beta2_half_life_tokens") and here.beta2_half_life_tokens is not None:
+        half_life = here.beta2_half_life_tokens
+        there, now = (0.5 ** (training.batch_size * row_tokens / half_life) for training, _ in sides)
+        yield f"beta2 keeps its half-life of {half_life:,} tokens: {there:.4g} there and {now:.4g} here"
+    if are_equal("warmup_tokens"):
+        yield f"the warm-up stays {here.warmup_tokens:,} tokens long"
+    if are_equal("warmup_steps"):
+        yield f"the warm-up stays {here.warmup_steps:,} steps long"

@@ -19,6 +19,7 @@ from pydantic_core import InitErrorDetails
 from core.settings.model_config import ModelConfig
 from core.settings.objective_config import ObjectiveConfig
 from core.settings.run_config import RunConfig
+from core.settings.schedule import warmup_share
 from core.settings.training_config import WITHOUT_BASE, LoraConfig, TrainingConfig
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.schema.dotted_paths import value_at
@@ -63,6 +64,8 @@ def _schedules(values: dict[str, Any]) -> set[Any]:
         return {training.schedule}
     return {str(training.get("schedule", "wsd"))} if isinstance(training, dict) else {"wsd"}
 
+
+_WARMUPS = ("warmup", "warmup_tokens", "warmup_steps")
 
 UNSWEEPABLE = {
     "model.sequence_length": "rows are packed once, before the trials",
@@ -185,7 +188,10 @@ class SweepConfig(Settings):
             return value
         training = value.get("training") or {}
         lengths = stopping.get("probe_lengths", EarlyStoppingConfig.model_fields["probe_lengths"].default)
-        if not isinstance(training, dict) or "warmup" in training or "training.warmup" in (value.get("search") or {}):
+        if not isinstance(training, dict):
+            return value
+        search = value.get("search") or {}
+        if any(name in training or f"training.{name}" in search for name in _WARMUPS):
             return value
         try:
             shortest = min(EarlyStoppingConfig(probe_lengths=lengths).probe_lengths)
@@ -255,6 +261,15 @@ class SweepConfig(Settings):
                 f"budget.shorten_to={self.budget.shorten_to}: the stages set the length of the training; remove "
                 "shorten_to"
             )
+        has_own_unit = any(self.values_of(f"training.warmup_{unit}") != (None,) for unit in ("tokens", "steps"))
+        if has_own_unit and self.budget.tokens_per_trial is not None and not self.stages:
+            cooldown = max(self.values_of("training.cooldown")) if "wsd" in _schedules(self.model_dump()) else 0.0
+            if self.longest_warmup + cooldown > 1:
+                faults.append(
+                    f"training.warmup_tokens or warmup_steps comes to {self.longest_warmup:.0%} of the "
+                    f"{self.budget.tokens_per_trial:,} tokens of a trial, and with a cooldown of {cooldown:.0%} to "
+                    "more than all; lower it, or raise budget.tokens_per_trial"
+                )
         smallest_batch = min(self.values_of("training.batch_size"))
         if smallest_batch < self.resources.workers_per_trial:
             faults.append(
@@ -392,6 +407,22 @@ class SweepConfig(Settings):
         if path in self.search:
             return self.search[path].extremes()
         return (self.value_at(path),)
+
+    @property
+    def longest_warmup(self) -> float:
+        """The longest warm-up of all trials, as a share of their tokens. Rows count as full."""
+        length = self.model.sequence_length
+        return max(
+            warmup_share(
+                self.training.model_copy(update={"warmup": share, "warmup_tokens": tokens, "warmup_steps": steps}),
+                total_tokens=self.budget.trial_tokens,
+                tokens_per_step=batch * length,
+            )
+            for share in self.values_of("training.warmup")
+            for tokens in self.values_of("training.warmup_tokens")
+            for steps in self.values_of("training.warmup_steps")
+            for batch in self.values_of("training.batch_size")
+        )
 
     @property
     def grid_points(self) -> int | None:

@@ -122,6 +122,28 @@ def test_epochs_end_after_whole_batches(tmp_path: Path) -> None:
     assert end.tokens == 18 * TOKENS_PER_STEP
 
 
+@pytest.mark.parametrize(
+    ("in_own_unit", "plain"),
+    [
+        ({"warmup_tokens": 5 * TOKENS_PER_STEP}, {"warmup": 0.25}),
+        ({"warmup_steps": 5}, {"warmup": 0.25}),
+        # 20 steps at a rate of 3e-3.
+        ({"weight_decay_timescale": "50%"}, {"weight_decay": 1 / (3e-3 * 10)}),
+    ],
+)
+def test_a_setting_in_its_own_unit_trains_as_the_one_that_it_comes_to(
+    in_own_unit: dict[str, Any], plain: dict[str, Any], tmp_path: Path
+) -> None:
+    train(small_run(**in_own_unit), tmp_path / "own")
+    train(small_run(**plain), tmp_path / "plain")
+    assert final_weights(tmp_path / "own") == final_weights(tmp_path / "plain")
+
+
+def test_a_warm_up_that_reaches_into_the_cooldown_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"training.warmup_steps=18 is 90% of the 5,120 tokens"):
+        train(small_run(warmup_steps=18), tmp_path)
+
+
 def test_false_from_report_stops_the_run(tmp_path: Path) -> None:
     end = train(small_run(), tmp_path, report=lambda values: values["step"] < 6, report_every_s=0.0)
     assert (end.outcome, end.tokens) == ("stopped", 6 * TOKENS_PER_STEP)

@@ -22,7 +22,7 @@ from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import SweepFolder
 from sweeps.records.trial_records import TrialStore
 from sweeps.settings.sweep_config import SweepConfig
-from sweeps.settings.sweep_file import load_sweep_file
+from sweeps.settings.sweep_file import dump_sweep, load_sweep_file
 
 TRAIN = """\
 name: tiny-train
@@ -153,6 +153,23 @@ def test_a_size_without_a_sweep_of_its_own_takes_the_winner_of_another_size_and_
     whole = notes_of(plan(path, results, *mup, "model.form=modern", *scaled, chosen="best"))
     assert not any("mup_base_layers" in note for note in whole)
     assert any("heads are 16 wide there and 32 here" in note and "use model.heads: 8" in note for note in whole)
+
+
+def test_settings_in_units_of_their_own_stay_in_them_and_the_notes_say_so(results: Path, tmp_path: Path) -> None:
+    units = "weight_decay_timescale: 50%, beta2_half_life_tokens: 10k, warmup_tokens: 2k"
+    folder = next(results.glob("tiny-*"))
+    sweep_file = folder / "sweep.yaml"
+    sweep_file.write_text(dump_sweep(tiny_sweep(f"training={{{units}}}")))
+    longer = plan(folder, results, "training.batch_size=64", tokens=3_000_000)
+    training = longer.training
+    assert (training.weight_decay_timescale, training.beta2_half_life_tokens) == (0.5, 10_000)
+    assert training.warmup_tokens == 2000
+    notes = notes_of(longer)
+    # 30k tokens in batches of 16 x 32 are 58.6 steps, 3M in batches of 64 x 32 are 1464.8; rates 4e-3 and 8e-3.
+    there, here = 1 / (4e-3 * 0.5 * 58.59), 1 / (8e-3 * 0.5 * 1464.8)
+    assert f"weight decay keeps its time scale, 0.5 of the training: {there:.3g} there and {here:.3g} here" in notes
+    assert "beta2 keeps its half-life of 10,000 tokens: 0.9651 there and 0.8677 here" in notes
+    assert "the warm-up stays 2,000 tokens long" in notes
 
 
 FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
