@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
-from data_pipeline.schema.settings import Count, Settings, Share, parse_share, younger
+from data_pipeline.schema.settings import Count, Settings, Share, younger
 
 
 def _absolute(path: str) -> str:
@@ -130,12 +130,11 @@ class TrainingConfig(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay of AdamW (arXiv:1711.05101): each step shrinks matrices by learning rate x weight_decay.
     Biases and norms are not decayed. 0.01 (RoBERTa) to 0.1 (GPT-3) is usual."""
-    weight_decay_timescale: Annotated[
-        Annotated[float, BeforeValidator(parse_share), Field(gt=0, examples=["30%"])] | None, younger(None)
-    ] = None
+    weight_decay_timescale: Annotated[PositiveFloat | None, younger(None)] = None
     """Share of the training after which old updates weigh 1/e in the weights, instead of weight_decay: batch tokens /
     (learning rate x weight_decay x tokens of the training). It carries over to another batch, rate or length, where
-    weight_decay itself does not (arXiv:2405.13698, arXiv:2505.13738). 10 % to 100 % is usual. null: weight_decay."""
+    weight_decay itself does not (arXiv:2405.13698, arXiv:2505.13738). 0.1 to 1 is usual; 2 is
+    twice the training. null: weight_decay."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Adam's decay of the running mean of gradients, per optimizer step. The mean reaches over about 1 / (1 - beta1)
     steps. 0.9 is usual (arXiv:1412.6980) and seldom worth a sweep."""

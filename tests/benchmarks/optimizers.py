@@ -51,9 +51,9 @@ BOOKS = Path(__file__).resolve().parents[3] / "shared/data/english/books"
 ROW_TOKENS = 64
 SCHEDULE_FREE = "schedule-free"
 GRIDS: dict[str, tuple[float, ...]] = {
-    "adamw": (2e-3, 4e-3, 8e-3, 16e-3),
-    "muon": (2e-3, 4e-3, 8e-3, 16e-3),
-    SCHEDULE_FREE: (4e-3, 8e-3, 16e-3),
+    "adamw": (3e-3, 6e-3, 12e-3, 24e-3),
+    "muon": (3e-3, 6e-3, 12e-3, 24e-3),
+    SCHEDULE_FREE: (6e-3, 12e-3, 24e-3),
 }
 
 
@@ -204,7 +204,10 @@ def main() -> None:
         prepared_text(Path(temporary), vocabulary=size["vocabulary"])
         one = partial(_one, folder=Path(temporary), tokens=tokens, **size)
         with ProcessPoolExecutor(asked.processes, mp_context=get_context("spawn")) as pool:
-            ends = dict(zip(cases, pool.map(one, cases), strict=True))
+            ends = {}
+            for case, end in zip(cases, pool.map(one, cases), strict=True):
+                ends[case] = end
+                print(f"{case[0]}, rate {case[1]:g}, seed {case[2]}: loss {end.loss:.4f}", file=sys.stderr, flush=True)
     print(f"{'optimizer':<15}{'rate':>8}{'mean loss':>11}   losses of seeds      tokens/s")
     best: dict[str, list[float]] = {}
     speeds: dict[str, float] = {}

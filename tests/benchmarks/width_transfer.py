@@ -75,7 +75,10 @@ def main() -> None:
         prepared_text(Path(temporary), vocabulary=VOCABULARY)
         one = partial(_loss, folder=Path(temporary), tokens=tokens, optimizer=asked.optimizer, base=base)
         with ProcessPoolExecutor(asked.processes, mp_context=get_context("spawn")) as pool:
-            losses = dict(zip(cases, pool.map(one, cases), strict=True))
+            losses = {}
+            for case, loss in zip(cases, pool.map(one, cases), strict=True):
+                losses[case] = loss
+                print(f"{case[0]}, width {case[1]}, rate {case[2]:g}: loss {loss:.4f}", file=sys.stderr, flush=True)
     losses |= {("mup", base, rate): losses["standard", base, rate] for rate in rates}
     ratios: dict[str, float] = {}
     for way in ("standard", "mup"):

@@ -132,7 +132,7 @@ def test_updates_weigh_one_over_e_after_the_time_scale_of_weight_decay_at_any_ba
         ({"warmup": 0.1, "warmup_tokens": 5}, "warmup=0.1 and warmup_tokens=5 each set the warm-up; keep one of them"),
         ({"warmup_tokens": 5, "warmup_steps": 5}, "warmup_tokens=5 and warmup_steps=5 each set the warm-up"),
         (
-            {"weight_decay": 0.2, "weight_decay_timescale": "30%"},
+            {"weight_decay": 0.2, "weight_decay_timescale": 0.3},
             "weight_decay=0.2 and weight_decay_timescale=0.3 both set the weight decay; keep one of them",
         ),
         (
@@ -148,7 +148,7 @@ def test_one_thing_set_in_two_units_is_one_fault(settings: dict[str, Any], fault
 
 
 def test_resolved_settings_with_a_unit_of_their_own_are_valid_again() -> None:
-    training = TrainingConfig.model_validate({"warmup_tokens": "2M", "weight_decay_timescale": "30%"})
+    training = TrainingConfig.model_validate({"warmup_tokens": "2M", "weight_decay_timescale": 0.3})
     assert TrainingConfig.model_validate(training.model_dump()) == training
     assert (training.warmup_tokens, training.weight_decay_timescale) == (2_000_000, 0.3)
     assert not {"warmup_tokens", "optimizer", "muon"} & set(TrainingConfig().model_dump())

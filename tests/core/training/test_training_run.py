@@ -128,7 +128,7 @@ def test_epochs_end_after_whole_batches(tmp_path: Path) -> None:
         ({"warmup_tokens": 5 * TOKENS_PER_STEP}, {"warmup": 0.25}),
         ({"warmup_steps": 5}, {"warmup": 0.25}),
         # 20 steps at a rate of 3e-3.
-        ({"weight_decay_timescale": "50%"}, {"weight_decay": 1 / (3e-3 * 10)}),
+        ({"weight_decay_timescale": 0.5}, {"weight_decay": 1 / (3e-3 * 10)}),
     ],
 )
 def test_a_setting_in_its_own_unit_trains_as_the_one_that_it_comes_to(

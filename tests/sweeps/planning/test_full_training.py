@@ -156,7 +156,7 @@ def test_a_size_without_a_sweep_of_its_own_takes_the_winner_of_another_size_and_
 
 
 def test_settings_in_units_of_their_own_stay_in_them_and_the_notes_say_so(results: Path, tmp_path: Path) -> None:
-    units = "weight_decay_timescale: 50%, beta2_half_life_tokens: 10k, warmup_tokens: 2k"
+    units = "weight_decay_timescale: 0.5, beta2_half_life_tokens: 10k, warmup_tokens: 2k"
     folder = next(results.glob("tiny-*"))
     sweep_file = folder / "sweep.yaml"
     sweep_file.write_text(dump_sweep(tiny_sweep(f"training={{{units}}}")))
