@@ -190,8 +190,7 @@ def _predicted_per_row(run: RunConfig) -> int:
 def _without_numbers(model: ModelConfig) -> ModelConfig:
     """The model with settings that change no shape set to constants, for the cache."""
     numbers = {"dropout": 0.1 if model.dropout else 0.0, "norm_epsilon": 1e-5, "rotary_base": 10_000.0}
-    of_scales = {"parametrization": "standard", "mup_base_width": 128, "mup_base_layers": None}
-    return model.model_copy(update=numbers | of_scales)
+    return model.in_standard_form().model_copy(update=numbers)
 
 
 def _lora_without_numbers(lora: LoraConfig | None) -> LoraConfig | None:

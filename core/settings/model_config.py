@@ -123,12 +123,18 @@ class ModelConfig(Settings):
     parametrization: Annotated[Literal["standard", "mup"], younger("standard")] = "standard"
     """Scale of initial weights and of learning rates. standard: the same at every width. mup: relative to a base, so
     that the best learning rate of a narrow model is that of a wide one with heads of the same width
-    (arXiv:2203.03466). At the base's width both are equal."""
+    (arXiv:2203.03466); attention scores then need no factor. At the base's width both are equal."""
     mup_base_width: Annotated[Count, younger(128)] = 128
     """mup only: width of the base, at which mup equals standard. Choose the width of the models that are swept."""
     mup_base_layers: Annotated[Count | None, younger(None)] = None
     """mup only, pre-norm models: layers of the base; the branches of a deeper model count less in proportion, so that
     the learning rate transfers across layers too (CompleteP, arXiv:2505.01618). null: layers are not scaled."""
+
+    def in_standard_form(self) -> Self:
+        """The same shape without mup, which changes how weights are trained and not what they compute."""
+        fields = type(self).model_fields
+        names = ("parametrization", "mup_base_width", "mup_base_layers")
+        return self.model_copy(update={name: fields[name].default for name in names})
 
     @property
     def is_causal(self) -> bool:

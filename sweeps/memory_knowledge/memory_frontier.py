@@ -53,7 +53,8 @@ class Capacity:
 def shape_of(run: RunConfig) -> str:
     """All settings that memory depends on, without the demand (micro-batch and masking rate), in words."""
     training = run.training
-    model = run.model.model_dump(mode="json", exclude={"dropout", "rotary_base", "norm_epsilon"}, exclude_none=True)
+    unread = {"dropout", "rotary_base", "norm_epsilon"}
+    model = run.model.in_standard_form().model_dump(mode="json", exclude=unread, exclude_none=True)
     for kind, settings in _SETTINGS_OF_FEED_FORWARD.items():
         if run.model.feed_forward != kind:
             del model[settings]
@@ -64,6 +65,7 @@ def shape_of(run: RunConfig) -> str:
         "activation_checkpointing": training.activation_checkpointing,
         "compile": training.compile,
         "clip": training.clip is not None,
+        **({} if training.optimizer == "adamw" else {"optimizer": training.optimizer}),
         **({} if training.lora is None else {"lora": training.lora.model_dump(exclude={"alpha"})}),
     }
     return ", ".join(f"{name} {value}" for name, value in parts.items())

@@ -1,8 +1,8 @@
 """Best learning rate at several widths, with and without mup, and the loss at the rate that the narrowest found.
 
-    python tests/benchmarks/width_transfer.py [--quick] [--tokens 48k] [--processes 2]
+    python tests/benchmarks/width_transfer.py [--quick] [--tokens 20k] [--processes 2]
 
-The decoder and the text of `optimizers.py` with heads of 32 at widths 64, 128 and 256, 4 rows a step, over a grid of 16
+The decoder and the text of `optimizers.py` with heads of 32 at widths 64, 128 and 256, 2 rows a step, over a grid of 16
 learning rates, a factor of 1.5 apart. The base of mup has the narrowest width, so both are equal there. `moves`: grid
 steps from the best rate of the narrowest to that of the widest; a best rate is the vertex of a parabola through the
 losses around the lowest, so noise between seeds moves it by less than a step. `lost`: loss of the widest at the
@@ -43,7 +43,7 @@ def _loss(case: Case, *, folder: Path, tokens: int, optimizer: str, base: int) -
     torch.set_num_threads(1)
     parametrization, width, rate = case
     model = {"parametrization": parametrization, "mup_base_width": base}
-    run = decoder_run(width=width, rate=rate, seed=0, batch_size=4, model=model, optimizer=optimizer)
+    run = decoder_run(width=width, rate=rate, seed=0, batch_size=2, model=model, optimizer=optimizer)
     return train(run, prepared_text(folder, vocabulary=VOCABULARY), tokens=tokens).loss
 
 
@@ -61,11 +61,11 @@ def best_step(losses: list[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--tokens", default="48k")
+    parser.add_argument("--tokens", default="20k")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
     asked = parser.parse_args()
-    tokens = 5_000 if asked.quick else int(parse_count(asked.tokens))
+    tokens = 3_000 if asked.quick else int(parse_count(asked.tokens))
     widths, rates = (WIDTHS[:2], RATES[3:12:4]) if asked.quick else (WIDTHS, RATES)
     base = widths[0]
     # At the base both are one. Wide models last longest, so they begin.

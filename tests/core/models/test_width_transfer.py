@@ -178,3 +178,13 @@ def test_what_mup_has_no_rule_for_is_refused_with_the_remedy() -> None:
     for name, value in {"lora": {}, "initial_weights": "best"}.items():
         with pytest.raises(ValidationError, match=rf"with training\.{name} use model\.parametrization: standard"):
             RunConfig.model_validate({"model": mup, "objective": "masked_lm", "training": {name: value}})
+
+
+def test_what_mup_trained_is_a_model_of_the_standard_form() -> None:
+    config = ModelConfig(width=64, parametrization="mup", mup_base_width=16, form="modern", mup_base_layers=1)
+    assert config.in_standard_form() == ModelConfig(width=64, form="modern")
+    trained_with_mup = build_model(config, VOCABULARY_SIZE)
+    plain = build_model(config.in_standard_form(), VOCABULARY_SIZE)
+    plain.load_state_dict(trained_with_mup.state_dict())
+    assert torch.equal(trained_with_mup(some_tokens()), plain(some_tokens()))
+    assert not plain.scalings

@@ -45,7 +45,7 @@ corpus: {builtin: python-docs, holdout: 2%}
 tokenizer: {kind: byte-bpe, vocabulary: 1000}
 model: {family: decoder, layers: 1, width: 32, heads: 2, sequence_length: 32, parametrization: mup, mup_base_width: 16}
 objective: {causal_lm: {}}
-training: {batch_size: 16, learning_rate: 4e-3, warmup_tokens: 1k, weight_decay_timescale: 0.5}
+training: {batch_size: 16, learning_rate: 4e-3, warmup_tokens: 1k, weight_decay_timescale: 2}
 search: {training.optimizer: {choice: [adamw, muon]}}
 searcher: {method: grid}
 early_stopping: {method: none}
@@ -64,13 +64,13 @@ def test_a_sweep_over_optimizers_trains_both_and_trains_the_winner_longer(tmp_pa
     assert {row["outcome"] for row in rows.values()} == {"COMPLETED"}
     losses = {name: float(row["holdout_loss_nats_per_token"]) for name, row in rows.items()}
     assert losses["adamw"] != losses["muon"]
-    assert max(losses.values()) < 6.5, "a model that knows no more than the vocabulary has 6.9"
+    assert max(losses.values()) < 6.75, "a model that knows no more than the vocabulary has 6.9"
     best = json.loads((folder / "summary.json").read_text())["best"]["trial"]
     assert best == min(rows.values(), key=lambda row: float(row["holdout_loss_nats_per_token"]))["trial"]
 
     code, output = run("train", file, "--from", "best", "--tokens", "3x", "--results", tmp_path)
     assert code == 0, output
-    assert "weight decay keeps its time scale, 0.5 of the training" in " ".join(output.split())
+    assert "weight decay keeps its time scale, 2 of the training" in " ".join(output.split())
     (state,) = tmp_path.glob("optimizers-train-*/trials/*/step-*/optimizer.safetensors")
     with safe_open(state, framework="pt") as tensors:
         has_momentum = any(name.startswith("momentum_buffer/") for name in tensors.keys())  # noqa: SIM118
