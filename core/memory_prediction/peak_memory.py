@@ -47,7 +47,7 @@ class WorkerSetup:
 
     def rows_of(self, run: RunConfig) -> int:
         """Maximum rows of one worker per step."""
-        return math.ceil(run.training.batch_size / self.num_workers)
+        return math.ceil(run.training.largest_batch_size / self.num_workers)
 
 
 SINGLE_CPU_WORKER = WorkerSetup()
@@ -104,7 +104,8 @@ def largest_micro_batch(
     rows = setup.rows_of(run)
 
     def peak(micro_batch_size: int, rows_of_batch: int) -> int:
-        training = run.training.model_copy(update={"batch_size": rows_of_batch * setup.num_workers})
+        size = {"batch_size": rows_of_batch * setup.num_workers, "batch_schedule": None}
+        training = run.training.model_copy(update=size)
         changed = run.model_copy(update={"training": training})
         return predict_memory(changed, vocabulary_size, micro_batch_size=micro_batch_size, setup=setup).peak_bytes
 

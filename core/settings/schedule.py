@@ -146,6 +146,11 @@ def run_length(training: TrainingConfig, *, num_rows: int, num_tokens: int) -> R
     if training.tokens is None:
         raise ValueError("the run has no length: set training.tokens or training.epochs")
     # The schedule ends with the last whole step, which would otherwise have a learning rate of zero.
+    if training.batch_schedule is not None:
+        reached = 0.0
+        while reached < training.tokens:
+            reached += training.batch_size_after(reached / training.tokens) * num_tokens / num_rows
+        return RunLength(float(training.tokens), schedule_tokens=reached)
     tokens_per_step = training.batch_size * num_tokens / num_rows
     return RunLength(
         float(training.tokens), schedule_tokens=math.ceil(training.tokens / tokens_per_step) * tokens_per_step

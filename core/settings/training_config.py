@@ -83,12 +83,32 @@ class MuonConfig(Settings):
     costs three matrix products."""
 
 
+class BatchScheduleConfig(Settings):
+    """Batch size that grows while a model trains: small batches early, when gradients agree, and large ones later
+    (arXiv:1711.00489, arXiv:1812.06162)."""
+
+    double_at: Annotated[tuple[Share, ...], Field(min_length=1, max_length=20)]
+    """Shares of the tokens at which the batch size doubles, ascending, each between 0 and 1."""
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        shares = list(self.double_at)
+        if shares != sorted(set(shares)) or shares[0] == 0 or shares[-1] == 1:
+            raise ValueError(
+                f"double_at={shares} is not ascending between 0 and 1; write each share once, as [30%, 60%]"
+            )
+        return self
+
+
 class TrainingConfig(Settings):
     """Batches, length, schedule, optimizer and precision of one training run."""
 
     batch_size: Count = 64
     """Sequences in each optimizer step, over all workers together; at least one for each worker. Small batches train
     small models well if the learning rate and beta2 fit them (arXiv:2507.07101)."""
+    batch_schedule: Annotated[BatchScheduleConfig | None, younger(None)] = None
+    """Growth of the batch size, which batch_size begins. The schedule of the learning rate and settings in tokens
+    follow the tokens as before. null: one batch size."""
     micro_batch_size: Count | Literal["auto"] = "auto"
     """Sequences in each forward and backward pass of one worker. It changes speed and memory, never what is learnt.
     auto: the largest power of two that fits in memory and holds at most about 8,192 tokens."""
@@ -167,9 +187,23 @@ class TrainingConfig(Settings):
     """Seed of the initial weights, the order of rows, the masks and dropout. Another seed is another repeat of the same
     settings."""
 
+    @property
+    def largest_batch_size(self) -> int:
+        """Sequences in a step at the end of the training."""
+        return self.batch_size_after(1.0)
+
+    def batch_size_after(self, share: float) -> int:
+        """Sequences in the step that begins after this share of the tokens."""
+        doubled = 0 if self.batch_schedule is None else sum(share >= point for point in self.batch_schedule.double_at)
+        return self.batch_size << doubled
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         faults = []
+        if self.batch_schedule is not None and self.epochs is not None:
+            faults.append("batch_schedule doubles at shares of the tokens; give tokens instead of epochs")
+        if self.batch_schedule is not None and self.warmup_steps is not None:
+            faults.append("warmup_steps has no one length while the batch grows; give warmup or warmup_tokens")
         if self.tokens is not None and self.epochs is not None:
             faults.append(f"tokens={self.tokens} and epochs={self.epochs} are both set; remove one of them")
         given = {name: getattr(self, name) for name in ("warmup_tokens", "warmup_steps")}

@@ -84,6 +84,19 @@ def second_moment_decay(training: TrainingConfig, tokens_per_step: float) -> flo
     return float(0.5 ** (tokens_per_step / training.beta2_half_life_tokens))
 
 
+def follow_batch(optimizer: torch.optim.Optimizer, training: TrainingConfig, *, before: float, now: float) -> None:
+    """Keep the settings that count in tokens where they are when the tokens of a global batch change.
+
+    Args:
+        before: Tokens of a global batch until now; `now` those from now on.
+    """
+    for group in optimizer.param_groups:
+        if "betas" in group:
+            group["betas"] = (training.beta1, second_moment_decay(training, now))
+        if training.weight_decay_timescale is not None:
+            group["weight_decay"] *= now / before
+
+
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """Euclidean norm of all gradients together, as a scalar tensor on their device."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

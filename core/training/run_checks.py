@@ -126,6 +126,8 @@ def check_trunk(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> None:
         faults.append(f"data {saved['data']} there and {data.fingerprint} here")
     faults += _faults_of_base(saved, run)
     tokens = saved["progress"]["tokens"]
+    if run.training.batch_schedule is not None:
+        faults.append("training.batch_schedule doubles at shares of the length, which differs there; begin anew")
     if run.training.tokens is not None and tokens >= run.training.tokens:
         faults.append(
             f"it has {tokens:,} tokens already, and training.tokens={run.training.tokens:,} asks for no more; raise it"

@@ -25,7 +25,7 @@ from core.settings.schedule import RunLength, learning_rate, run_length, with_wa
 from core.step.divergence import DivergenceWatch
 from core.step.evaluation import Evaluation, holdout_source
 from core.step.noise_scale import NoiseScale
-from core.step.optimizer import build_optimizer
+from core.step.optimizer import build_optimizer, follow_batch
 from core.step.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult
 from core.step.step_profile import matmul_flops_per_s, model_flops_a_token
 from core.training.memory_budget import MemoryBudget
@@ -165,7 +165,7 @@ class _Run:
             ),
             workers,
             self.precision,
-            batch_size=training.batch_size,
+            batch_size=training.largest_batch_size,
             micro_batch_size=micro_batch_size,
             tokens_per_step=self.tokens_per_step,
             clip=training.clip,
@@ -190,7 +190,14 @@ class _Run:
         """Result of the last step."""
         self.noise = NoiseScale()
         self.divergence = DivergenceWatch(data.vocabulary.size)
-        self.proof = MemoryProof(self.step, self.evaluation, budget, data, compiles=training.compile)
+        self.proof = MemoryProof(
+            self.step,
+            self.evaluation,
+            budget,
+            data,
+            compiles=training.compile,
+            grows=training.batch_schedule is not None,
+        )
         self.asked_micro_batch = self.step.micro_batch_size
         self.checkpoints = RunCheckpoints(folder, self.model, self.optimizer, workers, self._state)
 
@@ -229,6 +236,7 @@ class _Run:
         """Run the training loop until the run ends or pauses."""
         points = sorted(evaluate_at_tokens)
         while not self._is_over():
+            self._follow_batch_schedule()
             if pause is not None and self.progress.tokens >= pause.at_tokens:
                 return self._pause(pause)
             if keep_trunk and self._is_about_to_cool_down():
@@ -264,6 +272,14 @@ class _Run:
 
     def _is_over(self) -> bool:
         return self.length.is_reached(tokens=self.progress.tokens, step=self.progress.step)
+
+    def _follow_batch_schedule(self) -> None:
+        """Set the batch size of the next step, a function of the tokens alone, so that a resumed run has the same."""
+        rows = self.run.training.batch_size_after(self.progress.tokens / self.length.tokens)
+        now = rows * self.data.train.num_tokens / self.data.train.num_rows
+        if now != self.tokens_per_step:
+            follow_batch(self.optimizer, self.run.training, before=self.tokens_per_step, now=now)
+        self.step.batch_size, self.tokens_per_step = rows, now
 
     def _advance(self, rate_of: Callable[[int], float]) -> StepResult | RunEnd:
         """Take one optimizer step and advance the progress; returns its result, or the end of the run."""

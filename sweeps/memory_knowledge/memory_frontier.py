@@ -74,7 +74,7 @@ def shape_of(run: RunConfig) -> str:
 def micro_batch_of(run: RunConfig, num_workers: int) -> int | None:
     """Rows that one worker holds at once; None for `auto`, which adapts to the memory."""
     asked = run.training.micro_batch_size
-    return None if asked == "auto" else min(asked, -(-run.training.batch_size // num_workers))
+    return None if asked == "auto" else min(asked, -(-run.training.largest_batch_size // num_workers))
 
 
 @dataclass
@@ -255,7 +255,7 @@ class MemoryFrontier:
         return MemoryObservation(
             shape=self._shape(run),
             micro_batch_size=micro_batch,
-            accumulates=micro_batch * self.num_workers < run.training.batch_size,
+            accumulates=micro_batch * self.num_workers < run.training.largest_batch_size,
             masking_rate=run.objective.masking_rate or 1.0,
             rows_filled=self.rows_filled,
             predicted_bytes=self.predict(run),

@@ -71,6 +71,7 @@ UNSWEEPABLE = {
     "model.sequence_length": "rows are packed once, before the trials",
     "model.family": "it decides the objective",
     "training.tokens": "trials are compared at equal tokens; set budget.tokens_per_trial",
+    "training.batch_schedule.double_at": "a distribution holds single values, and this is a list",
     "training.epochs": "trials are compared at equal tokens; set budget.epochs_per_trial",
 }
 """Settings that must be equal in all trials of a sweep, with the reason."""
@@ -261,6 +262,8 @@ class SweepConfig(Settings):
                 f"budget.shorten_to={self.budget.shorten_to}: the stages set the length of the training; remove "
                 "shorten_to"
             )
+        if self.training.batch_schedule is not None:
+            faults += self._batch_schedule_faults()
         has_own_unit = any(self.values_of(f"training.warmup_{unit}") != (None,) for unit in ("tokens", "steps"))
         if has_own_unit and self.budget.tokens_per_trial is not None and not self.stages:
             cooldown = max(self.values_of("training.cooldown")) if "wsd" in _schedules(self.model_dump()) else 0.0
@@ -313,6 +316,19 @@ class SweepConfig(Settings):
             yield (
                 f"training.cooldown={cooldown:g} begins before the last rung, at 1/{stopping.reduction_factor} of the "
                 f"tokens; use a cooldown of at most {1 - 1 / stopping.reduction_factor:.2g}"
+            )
+
+    def _batch_schedule_faults(self) -> Iterator[str]:
+        if self.early_stopping.has_branches:
+            yield (
+                "training.batch_schedule doubles the batch at shares of a whole training, and early_stopping.method="
+                f"{self.early_stopping.method} ends trainings at shorter lengths; use early_stopping.method: asha, "
+                "median or none"
+            )
+        if self.stages:
+            yield (
+                "training.batch_schedule is of one training, and each stage has a batch size of its own; remove one of "
+                "the two"
             )
 
     def _probe_faults(self, cooldown: float) -> Iterator[str]:

@@ -99,3 +99,13 @@ def test_a_swept_setting_beside_the_same_in_another_unit_is_refused_with_the_rul
 def test_a_warm_up_longer_than_a_trial_leaves_is_refused_before_any_training() -> None:
     with pytest.raises(SettingsFileError, match=r"comes to 90% of the 30,000 tokens of a trial, and with"):
         tiny_sweep("training.warmup_tokens=27k")
+
+
+def test_a_growing_batch_is_refused_with_probes_of_shorter_lengths_and_with_stages() -> None:
+    growing = "training.batch_schedule={double_at: [30%, 60%]}"
+    with pytest.raises(SettingsFileError, match=r"early_stopping.method=trunk-and-branch ends trainings at shorter"):
+        tiny_sweep(growing)
+    sweep = tiny_sweep(growing, "early_stopping.method=asha")
+    assert sweep.run_config().training.largest_batch_size == 4 * sweep.training.batch_size
+    with pytest.raises(SettingsFileError, match=r"double_at: cannot be swept; a distribution holds single"):
+        tiny_sweep("search.training.batch_schedule.double_at={choice: [0.1, 0.2]}")
