@@ -319,13 +319,14 @@ def test_memory_is_flat_after_the_steps_that_prove_it(tmp_path: Path) -> None:
     assert meter.peak_bytes == pytest.approx(proven, rel=1e-3)
 
 
-def trained_by(workers: Workers, folder: Path) -> RunEnd:
-    return train(small_run(family="encoder"), folder, workers=workers, report_every_s=0.0)
+def trained_by(workers: Workers, folder: Path, training: dict[str, Any]) -> RunEnd:
+    return train(small_run(family="encoder", **training), folder, workers=workers, report_every_s=0.0)
 
 
-def test_two_workers_end_alike_and_as_one_would(tmp_path: Path) -> None:
-    alone = trained_by(Workers(), tmp_path / "alone")
-    first, second = on_workers(2, trained_by, tmp_path / "together")
+@pytest.mark.parametrize("training", [{}, {"batch_schedule": {"double_at": [0.3, 0.6]}}], ids=["one batch", "growing"])
+def test_two_workers_end_alike_and_as_one_would(training: dict[str, Any], tmp_path: Path) -> None:
+    alone = trained_by(Workers(), tmp_path / "alone", training)
+    first, second = on_workers(2, trained_by, tmp_path / "together", training)
     assert (first.outcome, first.metrics, first.tokens) == (second.outcome, second.metrics, second.tokens)
     # fp32 sums in another order, enlarged by twenty steps of AdamW.
     for key in HOLDOUT_KEYS:
