@@ -95,7 +95,8 @@ def younger(default: Any) -> FieldInfo:
 
     So the resolved files, identities and checkpoints of before stay as they are.
     """
-    return Field(exclude_if=lambda value: bool(value == default))
+    field: FieldInfo = Field(exclude_if=lambda value: bool(value == default))
+    return field
 
 
 def clock(seconds: float) -> str:
