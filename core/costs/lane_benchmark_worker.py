@@ -42,7 +42,7 @@ def training_steps(run: RunConfig, *, vocabulary_size: int, rows: int, device: t
     model.set_activation_checkpointing(run.training.activation_checkpointing)
     step = OptimizerStep(
         model,
-        build_optimizer(model, run.training, tokens_per_step=1.0),
+        build_optimizer(model, run.training, tokens_per_step=1.0, precision=precision),
         _RandomRows(run, vocabulary_size),
         Workers(device=device),
         precision,

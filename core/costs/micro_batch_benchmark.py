@@ -105,12 +105,13 @@ def _passes(run: RunConfig, data: PreparedCorpus, workers: Workers, rows: int) -
     """Seconds of each pass, endlessly."""
     model = fresh_model(run, data, workers.device)
     alone = Workers(device=workers.device)  # Nothing is exchanged.
+    precision = choose_precision(run.training.precision, workers.device)
     step = OptimizerStep(
         model,
-        build_optimizer(model, run.training, tokens_per_step=1.0),
+        build_optimizer(model, run.training, tokens_per_step=1.0, precision=precision),
         BatchSource(data.train, data.vocabulary, masking_rate=run.objective.masking_rate, seed=run.training.seed),
         alone,
-        choose_precision(run.training.precision, workers.device),
+        precision,
         batch_size=rows,
         micro_batch_size=rows,
         tokens_per_step=1.0,

@@ -34,12 +34,13 @@ def random_step(
     torch.manual_seed(run.training.seed)
     model = build_model(run.model, vocabulary_size).to(device)
     model.set_activation_checkpointing(run.training.activation_checkpointing)
+    precision = choose_precision(run.training.precision, device)
     return OptimizerStep(
         model,
-        build_optimizer(model, run.training, tokens_per_step=1.0),
+        build_optimizer(model, run.training, tokens_per_step=1.0, precision=precision),
         _RandomRows(run, vocabulary_size),
         Workers(device=device),
-        choose_precision(run.training.precision, device),
+        precision,
         batch_size=run.training.batch_size,
         micro_batch_size=micro_batch_size,
         tokens_per_step=run.training.batch_size * run.model.sequence_length,

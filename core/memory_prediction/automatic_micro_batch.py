@@ -27,7 +27,7 @@ def choose_micro_batch(
         return asked
     choose = partial(
         automatic_micro_batch,
-        batch_size=run.training.batch_size,
+        batch_size=run.training.largest_batch_size,
         num_workers=workers.count,
         sequence_length=data.train.sequence_length,
     )

@@ -48,6 +48,7 @@ class RunShape:
     precision: Literal["fp32", "bf16", "fp16"]
     is_checkpointed: bool
     lora: LoraConfig | None
+    optimizer: Literal["adamw", "muon"]
     micro_batch_size: int
     local_rows: int
     """Rows of one worker per step."""
@@ -181,7 +182,9 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
         with trace.part("parameters"):
             meter.track(model)
         with trace.part("optimizer state"):
-            optimizer = build_optimizer(model, TrainingConfig(), tokens_per_step=1.0)
+            optimizer = build_optimizer(
+                model, TrainingConfig(optimizer=shape.optimizer), tokens_per_step=1.0, precision=precision
+            )
         workers = _AbsentWorkers(count=2) if shape.exchanges_gradients else Workers()
         with trace.part("gradients"):
             step = OptimizerStep(

@@ -47,7 +47,7 @@ class WorkerSetup:
 
     def rows_of(self, run: RunConfig) -> int:
         """Maximum rows of one worker per step."""
-        return math.ceil(run.training.batch_size / self.num_workers)
+        return math.ceil(run.training.largest_batch_size / self.num_workers)
 
 
 SINGLE_CPU_WORKER = WorkerSetup()
@@ -77,6 +77,7 @@ def predict_memory(
         precision=predicted_precision(run, setup),
         is_checkpointed=run.training.activation_checkpointing,
         lora=_lora_without_numbers(run.training.lora),
+        optimizer=run.training.optimizer,
         micro_batch_size=min(micro_batch_size, rows),
         local_rows=_rows_worth_tracing(min(micro_batch_size, rows), rows),
         exchanges_gradients=setup.num_workers > 1,
@@ -103,7 +104,8 @@ def largest_micro_batch(
     rows = setup.rows_of(run)
 
     def peak(micro_batch_size: int, rows_of_batch: int) -> int:
-        training = run.training.model_copy(update={"batch_size": rows_of_batch * setup.num_workers})
+        size = {"batch_size": rows_of_batch * setup.num_workers, "batch_schedule": None}
+        training = run.training.model_copy(update=size)
         changed = run.model_copy(update={"training": training})
         return predict_memory(changed, vocabulary_size, micro_batch_size=micro_batch_size, setup=setup).peak_bytes
 
@@ -188,9 +190,8 @@ def _predicted_per_row(run: RunConfig) -> int:
 
 def _without_numbers(model: ModelConfig) -> ModelConfig:
     """The model with settings that change no shape set to constants, for the cache."""
-    return model.model_copy(
-        update={"dropout": 0.1 if model.dropout else 0.0, "norm_epsilon": 1e-5, "rotary_base": 10_000.0}
-    )
+    numbers = {"dropout": 0.1 if model.dropout else 0.0, "norm_epsilon": 1e-5, "rotary_base": 10_000.0}
+    return model.in_standard_form().model_copy(update=numbers)
 
 
 def _lora_without_numbers(lora: LoraConfig | None) -> LoraConfig | None:

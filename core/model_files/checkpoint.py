@@ -31,14 +31,13 @@ _OPTIMIZER_FILE = "optimizer.safetensors"
 _PROGRESS_FILE = "progress.json"
 _METRICS_FILE = "metrics.json"
 _UNFINISHED = ".writing-"
-_STATE_NAMES = ("exp_avg", "exp_avg_sq", "step")
 _HEADER_OF_A_TENSOR_BYTES = 80
 """About the bytes of an entry in the header of a safetensors file, without the name."""
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def save_checkpoint(
-    folder: Path, model: LanguageModel, optimizer: torch.optim.AdamW, progress: dict[str, Any], *, step: int
+    folder: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, progress: dict[str, Any], *, step: int
 ) -> Path:
     """Write the state of the run after `step` steps and delete older checkpoints; returns the folder.
 
@@ -54,7 +53,7 @@ def save_checkpoint(
 
 
 def save_trunk(
-    folder: Path, model: LanguageModel, optimizer: torch.optim.AdamW, progress: dict[str, Any], *, step: int
+    folder: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, progress: dict[str, Any], *, step: int
 ) -> Path:
     """Like `save_checkpoint`, for the state before the cooldown; later checkpoints do not replace it."""
     return _write_checkpoint(folder, f"trunk-{step:012d}", model, optimizer, progress)
@@ -89,7 +88,7 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
     return parse_object((checkpoint / _PROGRESS_FILE).read_bytes())
 
 
-def restore(checkpoint: Path, model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+def restore(checkpoint: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Copy the tensors of a checkpoint into model and optimizer; returns its progress.
 
     Raises:
@@ -100,7 +99,7 @@ def restore(checkpoint: Path, model: LanguageModel, optimizer: torch.optim.AdamW
     return read_progress(checkpoint)
 
 
-def copy_from_first(model: LanguageModel, optimizer: torch.optim.AdamW, workers: Workers) -> None:
+def copy_from_first(model: LanguageModel, optimizer: torch.optim.Optimizer, workers: Workers) -> None:
     """Copy rank 0's model and optimizer to all workers, so that only rank 0 needs to see the folder."""
     for tensor in (*model_tensors(model).values(), *_optimizer_tensors(model, optimizer).values()):
         workers.copy_first(tensor)
@@ -133,12 +132,12 @@ def model_tensors(model: LanguageModel) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in (*trained, *model.named_buffers())}
 
 
-def _optimizer_tensors(model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+def _optimizer_tensors(model: LanguageModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{state_name}/{name}": optimizer.state[parameter][state_name]
+        f"{state_name}/{name}": tensor
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
-        for state_name in _STATE_NAMES
+        for state_name, tensor in optimizer.state[parameter].items()
     }
 
 
@@ -160,7 +159,7 @@ def _copy_into(targets: dict[str, Tensor], sources: dict[str, Tensor], where: Pa
 
 
 def _write_checkpoint(
-    folder: Path, name: str, model: LanguageModel, optimizer: torch.optim.AdamW, progress: dict[str, Any]
+    folder: Path, name: str, model: LanguageModel, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
 ) -> Path:
     files = {MODEL_FILE: model_tensors(model), _OPTIMIZER_FILE: _optimizer_tensors(model, optimizer)}
     return _write(folder, name, files, {_PROGRESS_FILE: progress})

@@ -4,6 +4,7 @@ Shape suffixes: B rows, T tokens a row, D width, P selected positions, V vocabul
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +12,18 @@ from torch.utils.checkpoint import checkpoint
 
 from core.layers.feed_forward import TransformerLayer
 from core.layers.transformer_parts import Embedding, RowLayout
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Factors on the settings of the optimizer for one parameter; see `core.models.width_transfer`."""
+
+    rate: float = 1.0
+    """On the learning rate of AdamW. Weight decay takes the inverse, so that a step shrinks a matrix as before."""
+    muon_rate: float = 1.0
+    """On the learning rate of Muon, with weight decay as above."""
+    epsilon: float = 1.0
+    """On the epsilon of AdamW."""
 
 
 class LanguageModel(nn.Module):
@@ -34,6 +47,8 @@ class LanguageModel(nn.Module):
         self._uses_checkpointing = False
         self._recomputes_feed_forward = False
         self._balance_loss: Tensor | None = None
+        self.scalings: dict[str, Scaling] = {}
+        """Factors by parameter name, of a model with mup. Others have factors of one."""
 
     def hidden_states(self, inputs_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
         """(B, T, D) hidden states before the vocabulary head.

@@ -12,6 +12,7 @@ from core.models.classifier import build_classifier
 from core.models.decoder import LlamaDecoder
 from core.models.encoder import ModernEncoder, RobertaEncoder
 from core.models.language_model import LanguageModel
+from core.models.width_transfer import scale_from_base
 from core.settings.model_config import ModelConfig
 
 
@@ -27,6 +28,15 @@ def build_model(
             ignore it: padding comes last, and earlier tokens cannot see it.
         num_classes: Number of classes of a classifier (encoders only). None: a language model.
     """
+    model = _standard_model(config, vocabulary_size, pad_id=pad_id, num_classes=num_classes)
+    if config.parametrization == "mup":
+        scale_from_base(model, config)
+    return model
+
+
+def _standard_model(
+    config: ModelConfig, vocabulary_size: int, *, pad_id: int, num_classes: int | None
+) -> LanguageModel:
     assert config.equal_in is None, "call core.models.size_matching.equalized first"
     if config.is_causal:
         return LlamaDecoder(config, vocabulary_size)

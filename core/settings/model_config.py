@@ -1,11 +1,12 @@
 """Shape of a transformer."""
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from data_pipeline.schema.settings import Count, Settings
+from data_pipeline.schema.settings import Count, Settings, younger
 
 
 class MixtureConfig(Settings):
@@ -119,6 +120,22 @@ class ModelConfig(Settings):
     """true: the matrix that predicts tokens is the embedding of tokens (arXiv:1608.05859), which saves
     vocabulary x width parameters: often most of a small model. false: each has its own."""
 
+    parametrization: Annotated[Literal["standard", "mup"], younger("standard")] = "standard"
+    """Scale of initial weights and of learning rates. standard: the same at every width. mup: relative to a base, so
+    that the best learning rate of a narrow model is that of a wide one with heads of the same width
+    (arXiv:2203.03466); attention scores then need no factor. At the base's width both are equal."""
+    mup_base_width: Annotated[Count, younger(128)] = 128
+    """mup only: width of the base, at which mup equals standard. Choose the width of the models that are swept."""
+    mup_base_layers: Annotated[Count | None, younger(None)] = None
+    """mup only, pre-norm models: layers of the base; the branches of a deeper model count less in proportion, so that
+    the learning rate transfers across layers too (CompleteP, arXiv:2505.01618). null: layers are not scaled."""
+
+    def in_standard_form(self) -> Self:
+        """The same shape without mup, which changes how weights are trained and not what they compute."""
+        fields = type(self).model_fields
+        names = ("parametrization", "mup_base_width", "mup_base_layers")
+        return self.model_copy(update={name: fields[name].default for name in names})
+
     @property
     def is_causal(self) -> bool:
         """True if a token attends only to itself and earlier tokens."""
@@ -146,6 +163,8 @@ class ModelConfig(Settings):
             )
         if self.kv_heads is not None and not self.is_causal:
             faults.append(f"kv_heads={self.kv_heads} is for decoders only; remove it or set family: decoder")
+        if self.parametrization == "mup":
+            faults += self._faults_of_mup()
         if self.num_positions < self.sequence_length:
             faults.append(
                 f"max_sequence_length={self.max_sequence_length} is below sequence_length={self.sequence_length}; "
@@ -154,3 +173,12 @@ class ModelConfig(Settings):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _faults_of_mup(self) -> Iterator[str]:
+        if self.feed_forward == "memory":
+            yield "parametrization=mup has no rule for feed_forward=memory; use parametrization: standard"
+        if self.mup_base_layers is not None and not self.is_causal and self.form == "roberta":
+            yield (
+                f"mup_base_layers={self.mup_base_layers} scales the branches of pre-norm layers, and form=roberta has "
+                "post-norm ones; remove it, or use form: modern"
+            )

@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from core.settings.model_config import ModelConfig
 from core.settings.objective_config import ObjectiveConfig
-from core.settings.training_config import TrainingConfig
+from core.settings.training_config import WITH_MUP, TrainingConfig
 from data_pipeline.schema.dotted_paths import set_at
 from data_pipeline.schema.settings import Settings
 
@@ -24,8 +24,12 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _objective_fits_family(self) -> Self:
         fault = self.objective.fault_for(self.model.family)
-        if fault is not None:
-            raise ValueError(fault)
+        faults = [] if fault is None else [fault]
+        if self.model.parametrization == "mup":
+            given = {"lora": self.training.lora, "initial_weights": self.training.initial_weights}
+            faults += [WITH_MUP.format(name) for name, value in given.items() if value is not None]
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
     def with_overrides(self, overrides: dict[str, Any]) -> Self:

@@ -11,9 +11,51 @@ def learning_rate(training: TrainingConfig, *, tokens: float, total_tokens: floa
 
     A step from token a to token b uses the rate at (a + b) / 2, so neither the first step of a warm-up nor the last
     step of a cooldown has a rate of zero.
+
+    Args:
+        training: Its warm-up is a share, as `with_warmup_share` gives it.
     """
+    assert training.warmup_tokens is None, "with_warmup_share comes first"
+    assert training.warmup_steps is None, "with_warmup_share comes first"
     progress = min(max(tokens / total_tokens, 0.0), 1.0)
     return training.learning_rate * _factor(training, progress)
+
+
+def warmup_share(training: TrainingConfig, *, total_tokens: float, tokens_per_step: float) -> float:
+    """The warm-up as a share of the tokens of a training; above 1 if the training is shorter."""
+    if training.warmup_tokens is not None:
+        return training.warmup_tokens / total_tokens
+    if training.warmup_steps is not None:
+        return training.warmup_steps * tokens_per_step / total_tokens
+    return training.warmup
+
+
+def with_warmup_share(training: TrainingConfig, *, total_tokens: float, tokens_per_step: float) -> TrainingConfig:
+    """The settings with a warm-up in tokens or steps as a share of a training's tokens.
+
+    Raises:
+        ValueError: The warm-up does not end before the cooldown begins.
+    """
+    share = warmup_share(training, total_tokens=total_tokens, tokens_per_step=tokens_per_step)
+    cooldown = training.cooldown if training.schedule == "wsd" else 0.0
+    if share + cooldown > 1:
+        name = "warmup_tokens" if training.warmup_tokens is not None else "warmup_steps"
+        raise ValueError(
+            f"training.{name}={getattr(training, name):,} is {share:.0%} of the {total_tokens:,.0f} tokens, and with a "
+            f"cooldown of {cooldown:.0%} more than all; lower it, or train on more tokens"
+        )
+    return training.model_copy(update={"warmup": share, "warmup_tokens": None, "warmup_steps": None})
+
+
+def decay_per_step(training: TrainingConfig, *, total_tokens: float, tokens_per_step: float) -> float:
+    """The weight decay with which old updates weigh 1/e after `weight_decay_timescale` of the tokens, or the set one.
+
+    Source: arXiv:2405.13698; AdamW averages updates over 1 / (learning rate x weight decay) steps.
+    """
+    if training.weight_decay_timescale is None:
+        return training.weight_decay
+    steps = training.weight_decay_timescale * total_tokens / tokens_per_step
+    return 1.0 / (training.learning_rate * steps)
 
 
 def _factor(training: TrainingConfig, progress: float) -> float:
@@ -104,6 +146,11 @@ def run_length(training: TrainingConfig, *, num_rows: int, num_tokens: int) -> R
     if training.tokens is None:
         raise ValueError("the run has no length: set training.tokens or training.epochs")
     # The schedule ends with the last whole step, which would otherwise have a learning rate of zero.
+    if training.batch_schedule is not None:
+        reached = 0.0
+        while reached < training.tokens:
+            reached += training.batch_size_after(reached / training.tokens) * num_tokens / num_rows
+        return RunLength(float(training.tokens), schedule_tokens=reached)
     tokens_per_step = training.batch_size * num_tokens / num_rows
     return RunLength(
         float(training.tokens), schedule_tokens=math.ceil(training.tokens / tokens_per_step) * tokens_per_step

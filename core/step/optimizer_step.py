@@ -129,7 +129,7 @@ class OptimizerStep:
     def __init__(
         self,
         model: LanguageModel,
-        optimizer: torch.optim.AdamW,
+        optimizer: torch.optim.Optimizer,
         source: BatchSource,
         workers: Workers,
         precision: Precision,

@@ -19,6 +19,7 @@ class MemoryProof:
 
     Args:
         compiles: Compile the model's body after counting stops.
+        grows: The batch grows during the run, so early steps prove nothing of later ones.
     """
 
     def __init__(
@@ -29,10 +30,11 @@ class MemoryProof:
         data: PreparedCorpus,
         *,
         compiles: bool,
+        grows: bool = False,
     ) -> None:
         self._step, self._evaluation, self._budget = step, evaluation, budget
         rows_are_full = data.train.num_tokens > 0.99 * data.train.num_rows * data.train.sequence_length
-        self._may_stop_counting = budget.limit_bytes is None or rows_are_full
+        self._may_stop_counting = not grows and (budget.limit_bytes is None or rows_are_full)
         self._compiles = compiles
         self._micro_batch = step.micro_batch_size
         self._clean_steps = 0

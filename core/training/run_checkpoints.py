@@ -32,7 +32,7 @@ class RunCheckpoints:
         self,
         folder: Path,
         model: LanguageModel,
-        optimizer: torch.optim.AdamW,
+        optimizer: torch.optim.Optimizer,
         workers: Workers,
         state: Callable[[], dict[str, Any]],
     ) -> None:

@@ -10,6 +10,7 @@ from core.model_files.huggingface import holds_weights
 from core.model_files.initial_weights import hash_of_base
 from core.models.lora import lora_faults
 from core.settings.run_config import RunConfig
+from core.settings.schedule import run_length, with_warmup_share
 from core.settings.training_config import WITHOUT_BASE
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 
@@ -52,12 +53,25 @@ def check_fit(run: RunConfig, data: PreparedCorpus) -> None:
                 f"training.initial_weights={initial} is an adapter, but training.lora needs a whole model; merge it "
                 "with pretune export"
             )
+    if data.train.num_rows > 0:
+        faults += _warmup_faults(run, data)
     if data.train.num_rows == 0:
         faults.append("the corpus has no training row; lower corpus.holdout or add documents")
     if data.holdout.num_rows == 0:
         faults.append("the corpus has no holdout row; raise corpus.holdout")
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def _warmup_faults(run: RunConfig, data: PreparedCorpus) -> list[str]:
+    rows, tokens = data.train.num_rows, data.train.num_tokens
+    length = run_length(run.training, num_rows=rows, num_tokens=tokens)
+    tokens_per_step = run.training.batch_size * tokens / rows
+    try:
+        with_warmup_share(run.training, total_tokens=length.schedule_tokens, tokens_per_step=tokens_per_step)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 _SETTINGS_WITHOUT_EFFECT = ("micro_batch_size", "on_oom", "activation_checkpointing", "compile")
@@ -92,7 +106,7 @@ def check_same_run(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> No
         )
 
 
-_LENGTH_OF_A_RUN = ("tokens", "epochs", "schedule", "warmup", "cooldown", "floor")
+_LENGTH_OF_A_RUN = ("tokens", "epochs", "schedule", "warmup", "warmup_tokens", "warmup_steps", "cooldown", "floor")
 """Settings in which a run may differ from its trunk: its length and its end."""
 
 
@@ -112,6 +126,8 @@ def check_trunk(checkpoint: Path, run: RunConfig, data: PreparedCorpus) -> None:
         faults.append(f"data {saved['data']} there and {data.fingerprint} here")
     faults += _faults_of_base(saved, run)
     tokens = saved["progress"]["tokens"]
+    if run.training.batch_schedule is not None:
+        faults.append("training.batch_schedule doubles at shares of the length, which differs there; begin anew")
     if run.training.tokens is not None and tokens >= run.training.tokens:
         faults.append(
             f"it has {tokens:,} tokens already, and training.tokens={run.training.tokens:,} asks for no more; raise it"

@@ -21,11 +21,11 @@ from core.model_files.initial_weights import fresh_model, hash_of_base
 from core.settings.cooldown_branch import Branch, Pause, branch_schedule
 from core.settings.precision import allow_tf32, choose_precision
 from core.settings.run_config import RunConfig
-from core.settings.schedule import RunLength, learning_rate, run_length
+from core.settings.schedule import RunLength, learning_rate, run_length, with_warmup_share
 from core.step.divergence import DivergenceWatch
 from core.step.evaluation import Evaluation, Judge, holdout_source
 from core.step.noise_scale import NoiseScale
-from core.step.optimizer import build_optimizer
+from core.step.optimizer import build_optimizer, follow_batch
 from core.step.optimizer_step import LossScale, OptimizerStep, StepOutOfMemory, StepResult
 from core.step.step_profile import matmul_flops_per_s, model_flops_a_token
 from core.training.memory_budget import MemoryBudget
@@ -143,10 +143,20 @@ class _Run:
         self.budget = budget
         self.precision = choose_precision(training.precision, workers.device)
         self.length: RunLength = run_length(training, num_rows=data.train.num_rows, num_tokens=data.train.num_tokens)
+        self.tokens_per_step = training.batch_size * data.train.num_tokens / data.train.num_rows
+        self.scheduled = with_warmup_share(
+            training, total_tokens=self.length.schedule_tokens, tokens_per_step=self.tokens_per_step
+        )
+        """The settings of the schedule, in shares of its length."""
         self.model = fresh_model(run, data, workers.device)
         self.base_hash = hash_of_base(run) if workers.is_first else None
-        self.tokens_per_step = training.batch_size * data.train.num_tokens / data.train.num_rows
-        self.optimizer = build_optimizer(self.model, training, tokens_per_step=self.tokens_per_step)
+        self.optimizer = build_optimizer(
+            self.model,
+            training,
+            tokens_per_step=self.tokens_per_step,
+            total_tokens=self.length.schedule_tokens,
+            precision=self.precision,
+        )
 
         def listen() -> None:
             if is_stopped():
@@ -160,7 +170,7 @@ class _Run:
             ),
             workers,
             self.precision,
-            batch_size=training.batch_size,
+            batch_size=training.largest_batch_size,
             micro_batch_size=micro_batch_size,
             tokens_per_step=self.tokens_per_step,
             clip=training.clip,
@@ -186,7 +196,14 @@ class _Run:
         """Result of the last step."""
         self.noise = NoiseScale()
         self.divergence = DivergenceWatch(data.vocabulary.size)
-        self.proof = MemoryProof(self.step, self.evaluation, budget, data, compiles=training.compile)
+        self.proof = MemoryProof(
+            self.step,
+            self.evaluation,
+            budget,
+            data,
+            compiles=training.compile,
+            grows=training.batch_schedule is not None,
+        )
         self.asked_micro_batch = self.step.micro_batch_size
         self.checkpoints = RunCheckpoints(folder, self.model, self.optimizer, workers, self._state)
 
@@ -225,6 +242,7 @@ class _Run:
     ) -> RunEnd:
         """Run the training loop until the run ends or pauses."""
         while not self._is_over():
+            self._follow_batch_schedule()
             if pause is not None and self.progress.tokens >= pause.at_tokens:
                 return self._pause(pause)
             if keep_trunk and self._is_about_to_cool_down():
@@ -266,6 +284,14 @@ class _Run:
     def _is_over(self) -> bool:
         return self.length.is_reached(tokens=self.progress.tokens, step=self.progress.step)
 
+    def _follow_batch_schedule(self) -> None:
+        """Set the batch size of the next step, a function of the tokens alone, so that a resumed run has the same."""
+        rows = self.run.training.batch_size_after(self.progress.tokens / self.length.tokens)
+        now = rows * self.data.train.num_tokens / self.data.train.num_rows
+        if now != self.tokens_per_step:
+            follow_batch(self.optimizer, self.run.training, before=self.tokens_per_step, now=now)
+        self.step.batch_size, self.tokens_per_step = rows, now
+
     def _advance(self, rate_of: Callable[[int], float]) -> StepResult | RunEnd:
         """Take one optimizer step and advance the progress; returns its result, or the end of the run."""
         before = self.progress
@@ -292,7 +318,7 @@ class _Run:
         def rate_of(num_tokens: int) -> float:
             middle = self.progress.tokens + num_tokens / 2
             total = self.length.schedule_tokens
-            return schedule.learning_rate(self.run.training, tokens=middle, total_tokens=total)
+            return schedule.learning_rate(self.scheduled, tokens=middle, total_tokens=total)
 
         for _ in range(schedule.num_steps):
             result = self._advance(rate_of)
@@ -321,7 +347,7 @@ class _Run:
         # Use the middle of the step: at its beginning the first warm-up step would have rate zero, at its end the last
         # cooldown step.
         middle = self.progress.tokens + num_tokens / 2
-        return learning_rate(self.run.training, tokens=middle, total_tokens=self.length.schedule_tokens)
+        return learning_rate(self.scheduled, tokens=middle, total_tokens=self.length.schedule_tokens)
 
     def _is_only_scaled_too_high(self, result: StepResult) -> bool:
         return not result.is_applied and math.isfinite(result.loss) and self.step.can_lower_loss_scale

@@ -5,6 +5,7 @@ import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 
 class Settings(BaseModel):
@@ -87,6 +88,15 @@ NumBytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
 
 Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
 """A share of a whole in [0, 1], also written `2%`."""
+
+
+def younger(default: Any) -> FieldInfo:
+    """Metadata of a field that is younger than the first results: dumps leave it out at its default.
+
+    So the resolved files, identities and checkpoints of before stay as they are.
+    """
+    field: FieldInfo = Field(exclude_if=lambda value: bool(value == default))
+    return field
 
 
 def clock(seconds: float) -> str:

@@ -128,13 +128,22 @@ def _rungs_and_batches(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterator[R
             yield Remark(
                 RemarkVerdict.FAIR, "the batch size is swept, and rungs count tokens: equal text for every batch size"
             )
-    warmup = max(value for value in sweep.values_of("training.warmup"))
+    warmup = sweep.longest_warmup
     if warmup * sweep.budget.trial_tokens > rungs[0]:
         yield Remark(
             RemarkVerdict.WARNING,
             f"the first rung, {rungs[0]:,} tokens, lies in the warm-up ({warmup:.0%} of all tokens)",
             "Shorten training.warmup, or raise early_stopping.first_rung",
         )
+
+
+_OWN_UNITS = {
+    "training.warmup_tokens": "the warm-up in tokens",
+    "training.warmup_steps": "the warm-up in steps",
+    "training.beta2_half_life_tokens": "the half-life of beta2 in tokens",
+    "training.weight_decay_timescale": "the time scale of weight decay, as a share of the training that they begin",
+}
+"""Settings in a unit that learning rate and batch size do not move."""
 
 
 def _probes(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterator[Remark]:
@@ -175,6 +184,9 @@ def _probes(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterator[Remark]:
             "settings are compared by their predicted loss at the full length; probes use learning rates and batch "
             "sizes scaled down to their length",
         )
+    units = [words for path, words in _OWN_UNITS.items() if sweep.values_of(path) != (None,)]
+    if units:
+        yield Remark(RemarkVerdict.FAIR, f"probes at scaled learning rates and batch sizes keep {', '.join(units)}")
 
 
 def _schedule_and_stopping(sweep: SweepConfig, rungs: tuple[int, ...]) -> Iterator[Remark]:

@@ -11,6 +11,7 @@ from data_pipeline.schema.user_errors import InputFault
 from sweeps.finetuning.finetune_config import SWEEPABLE, FinetuneConfig
 from sweeps.settings.field_docs import ANY_SETTING, FieldDoc, field_docs
 from sweeps.settings.search_space import Distribution
+from sweeps.settings.setting_paths import outermost
 from sweeps.settings.settings_faults import first_sentence
 from sweeps.settings.size_presets import SIZES
 from sweeps.settings.sweep_config import UNSWEEPABLE, SweepConfig
@@ -94,7 +95,7 @@ def _path_of(key: str) -> str:
 
 def _remedy(path: str, known: list[str]) -> str:
     last = path.rpartition(".")[2]
-    meant = [one for one in known if one.rpartition(".")[2] == last]
+    meant = outermost(one for one in known if one.rpartition(".")[2] == last)
     if not meant and "." in path:
         meant = difflib.get_close_matches(path, known, n=1)
     if not meant:

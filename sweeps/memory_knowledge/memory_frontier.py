@@ -53,7 +53,8 @@ class Capacity:
 def shape_of(run: RunConfig) -> str:
     """All settings that memory depends on, without the demand (micro-batch and masking rate), in words."""
     training = run.training
-    model = run.model.model_dump(mode="json", exclude={"dropout", "rotary_base", "norm_epsilon"}, exclude_none=True)
+    unread = {"dropout", "rotary_base", "norm_epsilon"}
+    model = run.model.in_standard_form().model_dump(mode="json", exclude=unread, exclude_none=True)
     for kind, settings in _SETTINGS_OF_FEED_FORWARD.items():
         if run.model.feed_forward != kind:
             del model[settings]
@@ -64,6 +65,7 @@ def shape_of(run: RunConfig) -> str:
         "activation_checkpointing": training.activation_checkpointing,
         "compile": training.compile,
         "clip": training.clip is not None,
+        **({} if training.optimizer == "adamw" else {"optimizer": training.optimizer}),
         **({} if training.lora is None else {"lora": training.lora.model_dump(exclude={"alpha"})}),
     }
     return ", ".join(f"{name} {value}" for name, value in parts.items())
@@ -72,7 +74,7 @@ def shape_of(run: RunConfig) -> str:
 def micro_batch_of(run: RunConfig, num_workers: int) -> int | None:
     """Rows that one worker holds at once; None for `auto`, which adapts to the memory."""
     asked = run.training.micro_batch_size
-    return None if asked == "auto" else min(asked, -(-run.training.batch_size // num_workers))
+    return None if asked == "auto" else min(asked, -(-run.training.largest_batch_size // num_workers))
 
 
 @dataclass
@@ -253,7 +255,7 @@ class MemoryFrontier:
         return MemoryObservation(
             shape=self._shape(run),
             micro_batch_size=micro_batch,
-            accumulates=micro_batch * self.num_workers < run.training.batch_size,
+            accumulates=micro_batch * self.num_workers < run.training.largest_batch_size,
             masking_rate=run.objective.masking_rate or 1.0,
             rows_filled=self.rows_filled,
             predicted_bytes=self.predict(run),

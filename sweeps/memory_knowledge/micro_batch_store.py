@@ -59,7 +59,7 @@ class MicroBatches:
             return ()
         else:
             # Predictions dominate the cost of a launch, so predict the swept values only, not the largest that fits.
-            sizes = [size for size in self._swept if size <= run.training.batch_size]
+            sizes = [size for size in self._swept if size <= run.training.largest_batch_size]
             wanted = tuple(size for size in sizes if self._fits(run.with_overrides({MICRO_BATCH: size})))
         is_known = set(wanted) <= set(asked) or max(wanted) <= max(asked, default=0)
         return () if is_known else wanted

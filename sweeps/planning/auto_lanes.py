@@ -141,7 +141,7 @@ def auto_lanes(
 
 def rows_of_measurement(run: RunConfig, *, num_workers: int) -> int:
     """Micro-batch size for the speed measurement, in rows."""
-    asked, batch_size = run.training.micro_batch_size, run.training.batch_size
+    asked, batch_size = run.training.micro_batch_size, run.training.largest_batch_size
     if asked != "auto":
         return min(asked, math.ceil(batch_size / num_workers))
     return automatic_micro_batch(

@@ -1,12 +1,13 @@
 """The disk that a sweep needs, place by place, before it starts: shown in the plan, and checked against the free room.
 
-Most of it are checkpoints. One holds the weights and both moments of AdamW, and so twelve bytes a trainable parameter;
-the best weights so far are four more. A running trial has a checkpoint, the best weights, with a cooldown the
-checkpoint before it, and writes the next checkpoint beside the last. Checkpoints of ended trials are removed, except
-those of the leaders and of the trial that ended last. With trunk-and-branch the trials that may still be promoted keep
-theirs, one in `reduction_factor`; with full-length all probes do. The largest model of the search space counts for
-every trial. So the figure is that of the fullest moment; a sweep of two tiny trials came to 0.97 of it, and one whose
-tokenizer learnt half of the entries that it might learn to 0.71 (tests/sweeps/execution/test_full_disk.py).
+Most of it are checkpoints. One holds the weights and both moments of AdamW, and so twelve bytes a trainable parameter
+(a third less for matrices that Muon trains); the best weights so far are four more. A running trial has a checkpoint,
+the best weights, with a cooldown the checkpoint before it, and writes the next checkpoint beside the last. Checkpoints
+of ended trials are removed, except those of the leaders and of the trial that ended last. With trunk-and-branch the
+trials that may still be promoted keep theirs, one in `reduction_factor`; with full-length all probes do. The largest
+model of the search space counts for every trial. So the figure is that of the fullest moment; a sweep of two tiny
+trials came to 0.97 of it, and one whose tokenizer learnt half of the entries that it might learn to 0.71
+(tests/sweeps/execution/test_full_disk.py).
 """
 
 import os

@@ -20,7 +20,7 @@ from data_pipeline.schema.settings import parse_count
 from data_pipeline.schema.user_errors import InputFault
 from data_pipeline.tokens.token_blocks import PreparedCorpus
 from sweeps.analysis.longer_training import MovedSettings, moved_to_length
-from sweeps.planning.learning_rate_rule import TRUNK_SCHEDULES, scaled_learning_rate
+from sweeps.planning.learning_rate_rule import TRUNK_SCHEDULES, notes_on_shape, notes_on_units, scaled_learning_rate
 from sweeps.planning.resolved_sweep import PreparedSweep
 from sweeps.planning.stage_preparation import tokens_of_stage
 from sweeps.planning.warm_start import notes_of, with_notes, without_start
@@ -122,10 +122,12 @@ def plan_training(
     sweep = with_notes(
         _taken_over(sweep, source, given_keys), f"settings of {source.record.name} in {source.earlier.folder}"
     )
+    if LEARNING_RATE not in given_keys:
+        sweep = with_notes(sweep, *notes_on_shape(source.run.model, sweep.run_config().model))
     moved = None if keep_settings or sweep.stages or given_keys & {LEARNING_RATE, BATCH} else _moved(sweep, source)
     if moved is not None:
         return with_notes(
-            _with(sweep, moved.values),
+            _with_notes_on_units(_with(sweep, moved.values), source),
             *moved.reasons,
             "begins anew and not from the winner's trunk, whose settings are those of its own length; --keep-settings "
             "keeps them",
@@ -136,7 +138,7 @@ def plan_training(
         sweep = _with_rates_of_stages(sweep, source, PreparedSweep(sweep, results_folder, console).stages)
     else:
         sweep = _with_scaled_rate(sweep, source)
-    return _from_the_trunk(sweep, source, results_folder, console)
+    return _from_the_trunk(_with_notes_on_units(sweep, source), source, results_folder, console)
 
 
 def _source(asked: SweepConfig, folder: Path | None, chosen: str | None, results_folder: Path) -> _Source | None:
@@ -148,7 +150,10 @@ def _source(asked: SweepConfig, folder: Path | None, chosen: str | None, results
     elif start is not None:
         earlier = find_finished(start, size=asked.size, results_folder=results_folder, what_for="start.settings_of")
     elif asked.search and chosen is not None:
-        earlier = find_finished(asked.name, size=asked.size, results_folder=results_folder, what_for=f"--from {chosen}")
+        what_for = f"--from {chosen}"
+        earlier = find_finished(
+            asked.name, size=asked.size, results_folder=results_folder, what_for=what_for, any_size=True
+        )
     elif asked.search:
         raise InputFault(
             f"the file sweeps {', '.join(asked.search)}; choose the values to train with: --from best (the sweep's "
@@ -226,6 +231,20 @@ def _with_scaled_rate(sweep: SweepConfig, source: _Source) -> SweepConfig:
     return with_notes(sweep.model_copy(update={"training": training}), scaled.reason)
 
 
+def _with_notes_on_units(sweep: SweepConfig, source: _Source) -> SweepConfig:
+    """The sweep, with sentences on the settings that are constant in their own unit."""
+    if sweep.stages:
+        return sweep
+    notes = notes_on_units(
+        source.run.training,
+        sweep.training,
+        tokens_there=source.earlier.sweep.budget.trial_tokens,
+        tokens_here=sweep.budget.trial_tokens,
+        row_tokens=sweep.model.sequence_length,
+    )
+    return with_notes(sweep, *notes)
+
+
 def _with_rates_of_stages(sweep: SweepConfig, source: _Source, stages: Sequence[Stage]) -> SweepConfig:
     """The sweep with a scaled learning rate in each stage that does not set its own."""
     configs, notes = [], []
@@ -254,7 +273,9 @@ def _from_the_trunk(sweep: SweepConfig, source: _Source, results_folder: Path, c
         return with_notes(sweep, f"begins anew and not from the winner's trunk: {why_not}")
     # Keep the warm-up of the trunk in tokens: it is a share of another length here.
     tokens_there, tokens_here = source.earlier.sweep.budget.trial_tokens, sweep.budget.trial_tokens
-    training = sweep.training.model_copy(update={"warmup": source.run.training.warmup * tokens_there / tokens_here})
+    training = sweep.training
+    if training.warmup_tokens is None and training.warmup_steps is None:
+        training = training.model_copy(update={"warmup": source.run.training.warmup * tokens_there / tokens_here})
     start = StartConfig(trunk_of=str(winner), notes=tuple(notes_of(sweep)))
     done = read_progress(trunk)["progress"]["tokens"]
     return with_notes(

@@ -124,7 +124,7 @@ def estimate_of(plan: SweepPlan, name: str) -> Estimate:
     micro_batch = asked
     if micro_batch == "auto":
         micro_batch = automatic_micro_batch(
-            batch_size=run.training.batch_size,
+            batch_size=run.training.largest_batch_size,
             num_workers=setup.num_workers,
             sequence_length=run.model.sequence_length,
             largest_feasible=largest[run.training.activation_checkpointing],

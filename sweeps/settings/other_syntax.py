@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from sweeps.settings.search_space import KINDS, Distribution
+from sweeps.settings.setting_paths import outermost
 from sweeps.settings.settings_faults import Fault
 from sweeps.settings.yaml_lines import YamlDocument, parse_value
 
@@ -99,7 +100,7 @@ def _settings(section: Mapping[str, Any], prefix: str, known: Collection[str]) -
 
 def _full(path: str, known: Collection[str]) -> str:
     """The dotted path of a setting that is written without its section, if only one has this name."""
-    found = [one for one in known if one.endswith(f".{path}")]
+    found = outermost(one for one in known if one.endswith(f".{path}"))
     return found[0] if path not in known and len(found) == 1 else path
 
 

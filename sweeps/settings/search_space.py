@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from data_pipeline.schema.settings import Settings
+from data_pipeline.schema.settings import Settings, younger
 from data_pipeline.schema.terminal_text import visible
 
 Scalar = bool | int | float | str
@@ -39,7 +39,7 @@ class Distribution(Settings):
     log_int_uniform: tuple[int, int] | None = None
     """A whole number between two positive ones, both included, evenly on a logarithmic scale. Example:
     `training.batch_size: {log_int_uniform: [8, 256]}`"""
-    when: Annotated[dict[str, tuple[Scalar, ...]], BeforeValidator(_listed)] | None = None
+    when: Annotated[Annotated[dict[str, tuple[Scalar, ...]], BeforeValidator(_listed)] | None, younger(None)] = None
     """Condition: swept settings, each with the value or list of values at which this setting is searched. Elsewhere it
     has the value of the file. Example: `model.mixture.experts: {choice: [2, 4], when: {model.feed_forward: moe}}`"""
 

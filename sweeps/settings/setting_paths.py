@@ -1,6 +1,7 @@
 """Dotted paths of the settings that the code refers to."""
 
 import math
+from collections.abc import Iterable
 
 LEARNING_RATE = "training.learning_rate"
 BATCH = "training.batch_size"
@@ -11,6 +12,17 @@ MICRO_BATCH = "training.micro_batch_size"
 SEED = "training.seed"
 PRECISION = "training.precision"
 INITIAL_WEIGHTS = "training.initial_weights"
+
+
+def outermost(paths: Iterable[str]) -> list[str]:
+    """The paths without those that refine another: `training.muon.learning_rate` beside `training.learning_rate`."""
+    found = list(paths)
+    return [path for path in found if not _shorter(path) & set(found)]
+
+
+def _shorter(path: str) -> set[str]:
+    *sections, name = path.split(".")
+    return {".".join([*sections[:end], name]) for end in range(1, len(sections))}
 
 
 def half_life_tokens(beta2: float, *, batch_size: float, sequence_length: int) -> float:

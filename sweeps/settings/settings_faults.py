@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from data_pipeline.schema.redaction import redact_urls
 from data_pipeline.schema.user_errors import InputFault
+from sweeps.settings.setting_paths import outermost
 from sweeps.settings.yaml_lines import YamlDocument
 
 _SHOWN_CHARACTERS = 200
@@ -212,7 +213,7 @@ def field_at(path: str, config: type[BaseModel]) -> FieldInfo | None:
 def _where_it_belongs(parts: Sequence[str], config: type[BaseModel]) -> str:
     """Remedy for an unknown key: a close name of its section, or else the place where a key of this name lives."""
     known = _fields_at(parts[:-1], config)
-    homes = [path for path in _paths_below("", config) if path.rpartition(".")[2] == parts[-1]]
+    homes = outermost(path for path in _paths_below("", config) if path.rpartition(".")[2] == parts[-1])
     is_near = bool(difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.8))
     return f"it belongs elsewhere: {' or '.join(homes[:3])}" if homes and not is_near else nearest(parts[-1], known)
 

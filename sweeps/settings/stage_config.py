@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveFloat, model_validator
 
 from core.settings.run_config import RunConfig
-from core.settings.schedule import StepPlan, plan_steps
+from core.settings.schedule import StepPlan, plan_steps, warmup_share
 from data_pipeline.schema.settings import Count, Settings
 
 
@@ -86,6 +86,7 @@ def steps_of(run: RunConfig, *, num_rows: int, num_tokens: int, num_workers: int
         num_steps = math.ceil(training.tokens / (training.batch_size * num_tokens / num_rows)) + 1e-6
         epochs = num_steps * training.batch_size / num_rows
     micro_batch = training.micro_batch_size
+    tokens_per_step = training.batch_size * num_tokens / num_rows
     return plan_steps(
         num_rows=num_rows,
         epochs=epochs,
@@ -93,7 +94,7 @@ def steps_of(run: RunConfig, *, num_rows: int, num_tokens: int, num_workers: int
         # Each worker's memory decides the size of `auto`; count with the worker's whole batch.
         micro_batch_size=-(-training.batch_size // num_workers) if micro_batch == "auto" else micro_batch,
         num_workers=num_workers,
-        warmup=training.warmup,
+        warmup=warmup_share(training, total_tokens=epochs * num_tokens, tokens_per_step=tokens_per_step),
     )
 
 

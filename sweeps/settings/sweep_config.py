@@ -21,10 +21,11 @@ from pydantic_core import InitErrorDetails
 from core.settings.model_config import ModelConfig
 from core.settings.objective_config import ObjectiveConfig
 from core.settings.run_config import RunConfig
+from core.settings.schedule import warmup_share
 from core.settings.training_config import WITHOUT_BASE, LoraConfig, TrainingConfig
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.schema.dotted_paths import value_at
-from data_pipeline.schema.settings import Settings
+from data_pipeline.schema.settings import Settings, younger
 from sweeps.settings.conditional_search import condition_faults, num_settings, settled
 from sweeps.settings.default_stopping import wants_full_length
 from sweeps.settings.metric_config import (
@@ -74,6 +75,9 @@ def _schedules(values: dict[str, Any]) -> set[Any]:
     return {str(training.get("schedule", "wsd"))} if isinstance(training, dict) else {"wsd"}
 
 
+_WARMUPS = ("warmup", "warmup_tokens", "warmup_steps")
+
+
 def _one_or_more(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
@@ -82,6 +86,7 @@ UNSWEEPABLE = {
     "model.sequence_length": "rows are packed once, before the trials",
     "model.family": "it decides the objective",
     "training.tokens": "trials are compared at equal tokens; set budget.tokens_per_trial",
+    "training.batch_schedule.double_at": "a distribution holds single values, and this is a list",
     "training.epochs": "trials are compared at equal tokens; set budget.epochs_per_trial",
 }
 """Settings that must be equal in all trials of a sweep, with the reason."""
@@ -119,7 +124,7 @@ class SweepConfig(Settings):
     search: dict[str, Distribution] = Field(default_factory=dict)
     """Search space: the dotted path of each swept setting, and the values that it may take, as one of the distributions
     below. Empty: one trial. Example: `training.learning_rate: {log_uniform: [1e-4, 1e-2]}`"""
-    constraint: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
+    constraint: Annotated[tuple[str, ...], BeforeValidator(_one_or_more), younger(())] = ()
     """Conditions that the settings of every trial meet, as `model.width % model.heads == 0`: one text or a list, here
     or below search. They have dotted paths or their last names, numbers and words, + - * / // %, comparisons, in, and,
     or, not, min, max, abs. A probe's scaled learning rate and batch size need not meet them."""
@@ -219,7 +224,10 @@ class SweepConfig(Settings):
             return value
         training = value.get("training") or {}
         lengths = stopping.get("probe_lengths", EarlyStoppingConfig.model_fields["probe_lengths"].default)
-        if not isinstance(training, dict) or "warmup" in training or "training.warmup" in (value.get("search") or {}):
+        if not isinstance(training, dict):
+            return value
+        search = value.get("search") or {}
+        if any(name in training or f"training.{name}" in search for name in _WARMUPS):
             return value
         try:
             shortest = min(EarlyStoppingConfig(probe_lengths=lengths).probe_lengths)
@@ -289,6 +297,17 @@ class SweepConfig(Settings):
                 f"budget.shorten_to={self.budget.shorten_to}: the stages set the length of the training; remove "
                 "shorten_to"
             )
+        if self.training.batch_schedule is not None:
+            faults += self._batch_schedule_faults()
+        has_own_unit = any(self.values_of(f"training.warmup_{unit}") != (None,) for unit in ("tokens", "steps"))
+        if has_own_unit and self.budget.tokens_per_trial is not None and not self.stages:
+            cooldown = max(self.values_of("training.cooldown")) if "wsd" in _schedules(self.model_dump()) else 0.0
+            if self.longest_warmup + cooldown > 1:
+                faults.append(
+                    f"training.warmup_tokens or warmup_steps comes to {self.longest_warmup:.0%} of the "
+                    f"{self.budget.tokens_per_trial:,} tokens of a trial, and with a cooldown of {cooldown:.0%} to "
+                    "more than all; lower it, or raise budget.tokens_per_trial"
+                )
         smallest_batch = min(self.values_of("training.batch_size"))
         if smallest_batch < self.resources.workers_per_trial:
             faults.append(
@@ -362,6 +381,19 @@ class SweepConfig(Settings):
             yield (
                 f"training.cooldown={cooldown:g} begins before the last rung, at 1/{stopping.reduction_factor} of the "
                 f"tokens; use a cooldown of at most {1 - 1 / stopping.reduction_factor:.2g}"
+            )
+
+    def _batch_schedule_faults(self) -> Iterator[str]:
+        if self.early_stopping.has_branches:
+            yield (
+                "training.batch_schedule doubles the batch at shares of a whole training, and early_stopping.method="
+                f"{self.early_stopping.method} ends trainings at shorter lengths; use early_stopping.method: asha, "
+                "median or none"
+            )
+        if self.stages:
+            yield (
+                "training.batch_schedule is of one training, and each stage has a batch size of its own; remove one of "
+                "the two"
             )
 
     def _probe_faults(self, cooldown: float) -> Iterator[str]:
@@ -456,6 +488,22 @@ class SweepConfig(Settings):
         if path in self.search:
             return self.search[path].extremes()
         return (self.value_at(path),)
+
+    @property
+    def longest_warmup(self) -> float:
+        """The longest warm-up of all trials, as a share of their tokens. Rows count as full."""
+        length = self.model.sequence_length
+        return max(
+            warmup_share(
+                self.training.model_copy(update={"warmup": share, "warmup_tokens": tokens, "warmup_steps": steps}),
+                total_tokens=self.budget.trial_tokens,
+                tokens_per_step=batch * length,
+            )
+            for share in self.values_of("training.warmup")
+            for tokens in self.values_of("training.warmup_tokens")
+            for steps in self.values_of("training.warmup_steps")
+            for batch in self.values_of("training.batch_size")
+        )
 
     @property
     def grid_points(self) -> int | None:

@@ -50,7 +50,7 @@ def dump_sweep(sweep: SweepConfig) -> str:
             del plain[section][name]
     if not sweep.evaluation.tasks:
         del plain["evaluation"]["tasks"]  # Files of before do not have it.
-    for name in ("constraint", "start_with", "stages"):
+    for name in ("start_with", "stages"):
         if not plain[name]:
             del plain[name]
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)

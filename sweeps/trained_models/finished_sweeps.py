@@ -60,24 +60,29 @@ def finished_sweep(folder: Path) -> FinishedSweep:
 
 
 def find_finished(
-    name: str, *, size: str, results_folder: Path, what_for: str, is_needed: bool = False
+    name: str, *, size: str, results_folder: Path, what_for: str, is_needed: bool = False, any_size: bool = False
 ) -> FinishedSweep:
     """The newest finished sweep or training of a name and size, or the one in the folder that the name is.
 
     Args:
         what_for: Setting that names the sweep, for the message.
         is_needed: Whether the setting cannot be left out.
+        any_size: Whether a sweep of another size will do where none has this size.
 
     Raises:
         ResultsError: No such sweep; the message names the command to run first.
     """
     if (Path(name) / "sweep.yaml").is_file():
         return finished_sweep(Path(name))
+    others_of_name = []
     for folder, summary in ended_sweeps(results_folder, name):
         if summary.get("status") == SweepStatus.FINISHED and summary.get("best"):
             found = finished_sweep(folder)
             if found.sweep.size == size:
                 return found
+            others_of_name.append(found)
+    if any_size and others_of_name:
+        return others_of_name[0]
     without = "or leave the setting out (--from file trains with the file's own settings)"
     others = "or name another sweep or its folder" if is_needed else f"name another sweep or its folder, {without}"
     raise ResultsError(

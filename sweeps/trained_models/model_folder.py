@@ -116,7 +116,8 @@ def trial_folder(path: Path) -> ModelFolder:
         missing = "checkpoint; only the best trial keeps its own" if checkpoint is None else "prepared corpus any more"
         raise ResultsError(f"{record.name} has no {missing}")
     run = load_sweep_file(sweep_folder / "sweep.yaml").run_config(record.settings)
-    return ModelFolder(checkpoint.absolute(), run.model, open_prepared(prepared).tokenizer_path.absolute(), run)
+    model = run.model.in_standard_form()  # Of a model that is trained already.
+    return ModelFolder(checkpoint.absolute(), model, open_prepared(prepared).tokenizer_path.absolute(), run)
 
 
 def prepared_of(sweep_folder: Path) -> Path | None:

@@ -22,7 +22,7 @@ def a_run(*, batch_size: int = 16, **changes: Any) -> RunConfig:
     """A small run; changes name fields of the model or of the training."""
     model = {"layers": 2, "width": 128, "heads": 4, "sequence_length": 64}
     training: dict[str, Any] = {"batch_size": batch_size, "precision": "fp32"}
-    of_training = ("precision", "activation_checkpointing", "micro_batch_size", "lora")
+    of_training = ("precision", "activation_checkpointing", "micro_batch_size", "lora", "optimizer")
     for name, value in changes.items():
         (training if name in of_training else model)[name] = value
     objective = "causal_lm" if model.get("family") == "decoder" else "masked_lm"
@@ -80,14 +80,15 @@ def an_optimizer_step(
         has_documents=has_documents,
         num_special=num_special,
     )
+    precision = choose_precision(run.training.precision, workers.device)
     return OptimizerStep(
         model,
-        build_optimizer(model, run.training, tokens_per_step=1.0),
+        build_optimizer(model, run.training, tokens_per_step=1.0, precision=precision),
         BatchSource(
             cast(TokenBlocks, rows), vocabulary, masking_rate=run.objective.masking_rate, seed=run.training.seed
         ),
         workers,
-        choose_precision(run.training.precision, workers.device),
+        precision,
         batch_size=run.training.batch_size,
         micro_batch_size=micro_batch_size,
         tokens_per_step=1.0,

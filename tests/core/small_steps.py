@@ -30,7 +30,7 @@ def a_step(
         **{"family": family, "layers": 2, "width": 32, "heads": 2, "sequence_length": 16, **model_changes}
     )
     model = build_model(config, VOCABULARY.size).to(dtype)
-    training = TrainingConfig(weight_decay=0.1)
+    training = TrainingConfig(weight_decay=0.1, optimizer=changes.pop("optimizer", "adamw"))
     source = BatchSource(
         small_corpus(padded=padded).train, VOCABULARY, masking_rate=0.3 if family == "encoder" else None, seed=3
     )

@@ -42,6 +42,7 @@ SHAPE = RunShape(
     precision="fp32",
     is_checkpointed=False,
     lora=LoraConfig(),
+    optimizer="adamw",
     micro_batch_size=2,
     local_rows=4,
     exchanges_gradients=False,

@@ -46,6 +46,7 @@ MEMORY = {"feed_forward": "memory", "memory": {"entries": 4096}}
 QUICK_RUNS = {
     "roberta, accumulating": ({}, 8, False),
     "decoder, grouped, one pass": (DECODER | {"kv_heads": 2}, 16, False),
+    "decoder, muon": (DECODER | {"optimizer": "muon", "kv_heads": 2}, 8, False),
     "decoder, adapters": (DECODER | {"lora": {}, "precision": "bf16"}, 8, False),
 }
 SLOW_RUNS = {
@@ -92,6 +93,10 @@ SLOW_RUNS = {
     "decoder, memory layer": (DECODER | MEMORY, 8, False),
     "decoder, memory layer, bf16": (DECODER | MEMORY | {"precision": "bf16"}, 8, False),
     "modern, memory layer": (MODERN | MEMORY, 8, False),
+    "roberta, muon, bf16, one pass": ({"optimizer": "muon", "precision": "bf16"}, 16, False),
+    "modern, muon, tiny batch": (MODERN | {"optimizer": "muon", "batch_size": 1, "sequence_length": 8}, 1, False),
+    "decoder, muon, mixture of experts": (DECODER | {"optimizer": "muon", "feed_forward": "moe"}, 8, False),
+    "decoder, muon, memory layer": (DECODER | MEMORY | {"optimizer": "muon"}, 8, False),
     "roberta, adapters": ({"lora": {}}, 8, False),
     "roberta, adapters of attention": ({"lora": {"targets": "attention"}, "precision": "bf16"}, 16, False),
     "modern, adapters, documents apart": (MODERN | {"lora": {"rank": 2}}, 8, True),

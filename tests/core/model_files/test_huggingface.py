@@ -130,6 +130,24 @@ def test_exported_folder_loads_with_transformers_and_gives_the_same_logits_loss_
     assert_parity(ours, exported(ours, config, tokenizer_path, vocabulary, tmp_path), config)
 
 
+MUP = {"parametrization": "mup", "mup_base_width": 16}
+
+
+@pytest.mark.parametrize("form", ["roberta", "modern", "llama-ungrouped", "llama"])
+def test_a_model_with_mup_is_exported_as_one_of_the_standard_form_with_the_same_logits(
+    form: str, tokenizer_path: Path, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    depth = {} if form == "roberta" else {"mup_base_layers": 1}
+    config = CONFIGS[form].model_copy(update=MUP | depth)
+    torch.manual_seed(0)
+    ours = build_model(config, VOCABULARY)  # As it begins, so that its factors are all that distinguishes it.
+    assert_parity(ours, exported(ours, config, tokenizer_path, vocabulary, tmp_path), config)
+    again = import_huggingface(tmp_path)
+    assert again.config.parametrization == "standard"
+    inputs_BT, _ = rows()
+    assert torch.equal(again.model(inputs_BT), ours.eval()(inputs_BT))
+
+
 def test_model_of_transformers_imports_and_gives_the_same_logits_loss_and_gradients(
     config: ModelConfig, tokenizer_path: Path, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:

@@ -1,12 +1,15 @@
 """Learning rates and lengths of runs, against the numbers that the systems logged."""
 
 import math
+import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from core.settings.schedule import learning_rate, plan_steps, run_length
+from core.settings.schedule import decay_per_step, learning_rate, plan_steps, run_length, with_warmup_share
 from core.settings.training_config import TrainingConfig
 
 
@@ -95,3 +98,57 @@ def test_schedule_reads_tokens_and_not_steps(schedule: str, batch_tokens: int) -
     training = TrainingConfig.model_validate({"schedule": schedule})
     at_half = learning_rate(training, tokens=batch_tokens * 8, total_tokens=batch_tokens * 16)
     assert at_half == learning_rate(training, tokens=8, total_tokens=16)
+
+
+def test_a_warm_up_in_tokens_or_steps_is_the_share_that_it_comes_to_and_must_end_before_the_cooldown() -> None:
+    length = {"total_tokens": 1000.0, "tokens_per_step": 10.0}
+    for training in (TrainingConfig(warmup_tokens=150), TrainingConfig(warmup_steps=15)):
+        resolved = with_warmup_share(training, **length)
+        assert resolved == TrainingConfig(warmup=0.15)
+        assert learning_rate(resolved, tokens=75, total_tokens=1000) == pytest.approx(resolved.learning_rate / 2)
+    with pytest.raises(ValueError, match=r"warmup_steps=90 is 90% of the 1,000 tokens, and with a cooldown of 15%"):
+        with_warmup_share(TrainingConfig(warmup_steps=90), **length)
+    assert with_warmup_share(TrainingConfig(warmup_steps=90, schedule="cosine"), **length).warmup == 0.9
+
+
+@pytest.mark.parametrize(
+    ("batch", "rate", "tokens"), [(10.0, 1e-2, 10_000.0), (40.0, 3e-3, 10_000.0), (10.0, 1e-2, 1e6)]
+)
+def test_updates_weigh_one_over_e_after_the_time_scale_of_weight_decay_at_any_batch_rate_and_length(
+    batch: float, rate: float, tokens: float
+) -> None:
+    training = TrainingConfig(weight_decay_timescale=0.25, learning_rate=rate)
+    decay = decay_per_step(training, total_tokens=tokens, tokens_per_step=batch)
+    steps = 0.25 * tokens / batch
+    # Discrete steps shrink by slightly more than the exponential.
+    assert (1 - rate * decay) ** steps == pytest.approx(math.exp(-1), rel=0.01)
+    plain = TrainingConfig(weight_decay=0.3)
+    assert decay_per_step(plain, total_tokens=tokens, tokens_per_step=batch) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"warmup": 0.1, "warmup_tokens": 5}, "warmup=0.1 and warmup_tokens=5 each set the warm-up; keep one of them"),
+        ({"warmup_tokens": 5, "warmup_steps": 5}, "warmup_tokens=5 and warmup_steps=5 each set the warm-up"),
+        (
+            {"weight_decay": 0.2, "weight_decay_timescale": 0.3},
+            "weight_decay=0.2 and weight_decay_timescale=0.3 both set the weight decay; keep one of them",
+        ),
+        (
+            {"muon": {"weight_decay": 0.2}, "weight_decay_timescale": 2},
+            "muon.weight_decay=0.2 and weight_decay_timescale=2 both set the weight decay; keep one of them",
+        ),
+    ],
+)
+def test_one_thing_set_in_two_units_is_one_fault(settings: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(fault)) as caught:
+        TrainingConfig.model_validate(settings)
+    assert caught.value.error_count() == 1
+
+
+def test_resolved_settings_with_a_unit_of_their_own_are_valid_again() -> None:
+    training = TrainingConfig.model_validate({"warmup_tokens": "2M", "weight_decay_timescale": 0.3})
+    assert TrainingConfig.model_validate(training.model_dump()) == training
+    assert (training.warmup_tokens, training.weight_decay_timescale) == (2_000_000, 0.3)
+    assert not {"warmup_tokens", "optimizer", "muon"} & set(TrainingConfig().model_dump())

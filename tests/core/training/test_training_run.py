@@ -122,6 +122,28 @@ def test_epochs_end_after_whole_batches(tmp_path: Path) -> None:
     assert end.tokens == 18 * TOKENS_PER_STEP
 
 
+@pytest.mark.parametrize(
+    ("in_own_unit", "plain"),
+    [
+        ({"warmup_tokens": 5 * TOKENS_PER_STEP}, {"warmup": 0.25}),
+        ({"warmup_steps": 5}, {"warmup": 0.25}),
+        # 20 steps at a rate of 3e-3.
+        ({"weight_decay_timescale": 0.5}, {"weight_decay": 1 / (3e-3 * 10)}),
+    ],
+)
+def test_a_setting_in_its_own_unit_trains_as_the_one_that_it_comes_to(
+    in_own_unit: dict[str, Any], plain: dict[str, Any], tmp_path: Path
+) -> None:
+    train(small_run(**in_own_unit), tmp_path / "own")
+    train(small_run(**plain), tmp_path / "plain")
+    assert final_weights(tmp_path / "own") == final_weights(tmp_path / "plain")
+
+
+def test_a_warm_up_that_reaches_into_the_cooldown_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"training.warmup_steps=18 is 90% of the 5,120 tokens"):
+        train(small_run(warmup_steps=18), tmp_path)
+
+
 def test_false_from_report_stops_the_run(tmp_path: Path) -> None:
     end = train(small_run(), tmp_path, report=lambda values: values["step"] < 6, report_every_s=0.0)
     assert (end.outcome, end.tokens) == ("stopped", 6 * TOKENS_PER_STEP)
@@ -297,13 +319,14 @@ def test_memory_is_flat_after_the_steps_that_prove_it(tmp_path: Path) -> None:
     assert meter.peak_bytes == pytest.approx(proven, rel=1e-3)
 
 
-def trained_by(workers: Workers, folder: Path) -> RunEnd:
-    return train(small_run(family="encoder"), folder, workers=workers, report_every_s=0.0)
+def trained_by(workers: Workers, folder: Path, training: dict[str, Any]) -> RunEnd:
+    return train(small_run(family="encoder", **training), folder, workers=workers, report_every_s=0.0)
 
 
-def test_two_workers_end_alike_and_as_one_would(tmp_path: Path) -> None:
-    alone = trained_by(Workers(), tmp_path / "alone")
-    first, second = on_workers(2, trained_by, tmp_path / "together")
+@pytest.mark.parametrize("training", [{}, {"batch_schedule": {"double_at": [0.3, 0.6]}}], ids=["one batch", "growing"])
+def test_two_workers_end_alike_and_as_one_would(training: dict[str, Any], tmp_path: Path) -> None:
+    alone = trained_by(Workers(), tmp_path / "alone", training)
+    first, second = on_workers(2, trained_by, tmp_path / "together", training)
     assert (first.outcome, first.metrics, first.tokens) == (second.outcome, second.metrics, second.tokens)
     # fp32 sums in another order, enlarged by twenty steps of AdamW.
     for key in HOLDOUT_KEYS:

@@ -52,6 +52,22 @@ def test_a_rung_inside_the_warm_up_is_warned_of() -> None:
     assert "warm-up" in str(found[0][1])
 
 
+def test_a_warm_up_in_tokens_is_judged_by_its_tokens() -> None:
+    ((verdict, remark),) = remarks_on({}, "training.warmup_tokens=5M")
+    assert verdict == "warning"
+    assert "lies in the warm-up (50% of all tokens)" in str(remark)
+    assert remarks_on({}, "training.warmup_tokens=10k") == []
+
+
+def test_probes_keep_settings_in_units_of_their_own_and_the_plan_says_so() -> None:
+    space = {"training.learning_rate": {"log_uniform": [1e-3, 1e-2]}}
+    units = ("training.warmup_tokens=10k", "training.weight_decay_timescale=0.3")
+    found = [str(one) for _, one in remarks_on(space, "early_stopping.method=full-length", *units)]
+    (kept,) = (words for words in found if "keep" in words)
+    assert "the warm-up in tokens, the time scale of weight decay" in kept
+    assert not any("keep" in str(one) for _, one in remarks_on(space, "early_stopping.method=full-length"))
+
+
 def test_a_decay_with_early_stopping_is_warned_of_and_with_none_it_is_fair() -> None:
     ((verdict, remark),) = remarks_on({}, "training.schedule=cosine", "early_stopping.method=asha")
     assert verdict == "warning"

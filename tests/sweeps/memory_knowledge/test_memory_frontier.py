@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from core.settings.run_config import RunConfig
 from sweep_examples import record, tiny_sweep
-from sweeps.memory_knowledge.memory_frontier import MemoryFrontier
+from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, shape_of
 from sweeps.memory_knowledge.memory_observations import MemoryObservation, without_repetitions
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import MemoryVerdict, TrialRecord
@@ -369,3 +369,9 @@ def test_what_is_learnt_between_decisions_counts_as_if_it_had_been_known_from_th
         for wanted in WANTED:
             assert asked.refusal(wanted) == fresh.refusal(wanted), wanted
             assert asked.capacity(wanted) == fresh.capacity(wanted), wanted
+
+
+def test_runs_of_two_optimizers_have_two_shapes_and_mup_has_that_of_the_standard_form() -> None:
+    plain = shape_of(run(8))
+    assert shape_of(run(8, **{"training.optimizer": "muon"})) != plain
+    assert shape_of(run(8, **{"model.parametrization": "mup", "model.mup_base_width": 16})) == plain

@@ -22,7 +22,7 @@ from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import SweepFolder
 from sweeps.records.trial_records import TrialStore
 from sweeps.settings.sweep_config import SweepConfig
-from sweeps.settings.sweep_file import load_sweep_file
+from sweeps.settings.sweep_file import dump_sweep, load_sweep_file
 
 TRAIN = """\
 name: tiny-train
@@ -119,6 +119,57 @@ def test_a_results_folder_is_trained_for_as_long_as_asked(results: Path) -> None
     (folder,) = results.glob("tiny-*")
     sweep = plan(folder, results, tokens=240_000)
     assert (sweep.name, sweep.budget.tokens_per_trial, sweep.training.learning_rate) == ("tiny-train", 240_000, 4e-3)
+
+
+def test_a_size_without_a_sweep_of_its_own_takes_the_winner_of_another_size_and_warns_of_its_rate(
+    results: Path, tmp_path: Path
+) -> None:
+    text = TRAIN.replace("name: tiny-train\nstart: {settings_of: tiny}", "name: tiny") + (
+        "search: {training.learning_rate: {log_uniform: [1e-4, 1e-2]}}\n"
+        "sizes: {full: {model: {width: 128, heads: 8, layers: 3}}}\n"
+    )
+    path = tmp_path / "tiny.yaml"
+    path.write_text(text)
+    full = plan(path, results, "size=full", chosen="best")
+    assert (full.training.learning_rate, full.model.width) == (4e-3, 128)
+    warning = "the learning rate goes from width 32 and 1 layers to width 128 and 3 layers without a rule"
+    assert any(warning in note for note in notes_of(full))
+    assert any(
+        "the learning rate goes from" in note for note in notes_of(plan(path, results, "model.layers=2", chosen="best"))
+    )
+    assert not any("learning rate goes" in note for note in notes_of(plan(path, results, chosen="best")))
+    given = plan(path, results, "size=full", "training.learning_rate=1e-3", chosen="best")
+    assert not any("learning rate goes" in note for note in notes_of(given)), "the user knows better"
+
+    mup = ("size=full", "model.parametrization=mup", "model.mup_base_width=32")
+    notes = notes_of(plan(path, results, *mup, chosen="best"))
+    assert any(
+        "transfers from width 32 and 1 layers to width 128 and 3 layers by model.parametrization: mup" in n
+        for n in notes
+    )
+    assert any("sweep with model.mup_base_layers: 1" in note for note in notes)
+    assert not any("heads are" in note for note in notes), "16 wide on both sides"
+    scaled = ("model.mup_base_layers=1", "model.heads=4")
+    whole = notes_of(plan(path, results, *mup, "model.form=modern", *scaled, chosen="best"))
+    assert not any("mup_base_layers" in note for note in whole)
+    assert any("heads are 16 wide there and 32 here" in note and "use model.heads: 8" in note for note in whole)
+
+
+def test_settings_in_units_of_their_own_stay_in_them_and_the_notes_say_so(results: Path, tmp_path: Path) -> None:
+    units = "weight_decay_timescale: 0.5, beta2_half_life_tokens: 10k, warmup_tokens: 2k"
+    folder = next(results.glob("tiny-*"))
+    sweep_file = folder / "sweep.yaml"
+    sweep_file.write_text(dump_sweep(tiny_sweep(f"training={{{units}}}")))
+    longer = plan(folder, results, "training.batch_size=64", tokens=3_000_000)
+    training = longer.training
+    assert (training.weight_decay_timescale, training.beta2_half_life_tokens) == (0.5, 10_000)
+    assert training.warmup_tokens == 2000
+    notes = notes_of(longer)
+    # 30k tokens in batches of 16 x 32 are 58.6 steps, 3M in batches of 64 x 32 are 1464.8; rates 4e-3 and 8e-3.
+    there, here = 1 / (4e-3 * 0.5 * 58.59), 1 / (8e-3 * 0.5 * 1464.8)
+    assert f"weight decay keeps its time scale, 0.5 of the training: {there:.3g} there and {here:.3g} here" in notes
+    assert "beta2 keeps its half-life of 10,000 tokens: 0.9651 there and 0.8677 here" in notes
+    assert "the warm-up stays 2,000 tokens long" in notes
 
 
 FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -65,3 +65,47 @@ def test_a_space_without_a_valid_combination_is_refused_with_its_line_and_an_exa
 def test_an_invalid_combination_of_start_with_is_refused(listed: dict[str, Any]) -> None:
     with pytest.raises(SettingsFileError, match=r"start_with\.0: .*is not a multiple of heads="):
         tiny_sweep(*SPACE, f"start_with=[{listed}]")
+
+
+def test_optimizers_and_settings_in_units_of_their_own_can_be_swept() -> None:
+    search = {
+        "training.optimizer": {"choice": ["adamw", "muon"]},
+        "training.muon.momentum": {"uniform": [0.9, 0.99]},
+        "training.weight_decay_timescale": {"log_uniform": [0.05, 2]},
+        "training.warmup_tokens": {"choice": ["1k", "2k"]},
+        "training.beta2_half_life_tokens": {"log_int_uniform": [10_000, 100_000]},
+        "model.parametrization": {"choice": ["standard", "mup"]},
+    }
+    sweep = SweepConfig.model_validate(tiny_sweep().model_dump(mode="json", exclude_none=True) | {"search": search})
+    assert list(sweep.partly_invalid()) == []
+    chosen = {"training.optimizer": "muon", "training.weight_decay_timescale": 0.3, "training.warmup_tokens": 2000}
+    training = sweep.run_config(chosen).training
+    assert (training.optimizer, training.weight_decay_timescale, training.warmup_tokens) == ("muon", 0.3, 2000)
+
+
+def test_adapters_are_never_launched_with_muon() -> None:
+    search = {"search": {"training.optimizer": {"choice": ["adamw", "muon"]}}}
+    sweep = tiny_sweep("training.lora={}", "start.weights_of=another").model_dump(mode="json", exclude_none=True)
+    words = words_of(SweepConfig.model_validate(sweep | search))
+    assert words.startswith("1 of 2 combinations of training.optimizer are valid")
+    assert "optimizer muon: training.optimizer=muon changes whole matrices" in words
+
+
+def test_a_swept_setting_beside_the_same_in_another_unit_is_refused_with_the_rule() -> None:
+    with pytest.raises(SettingsFileError, match=r"warmup=0.1 and warmup_tokens=\d+ each set the warm-up; keep one"):
+        tiny_sweep("training.warmup=10%", "search.training.warmup_tokens={choice: [1k, 2k]}")
+
+
+def test_a_warm_up_longer_than_a_trial_leaves_is_refused_before_any_training() -> None:
+    with pytest.raises(SettingsFileError, match=r"comes to 90% of the 30,000 tokens of a trial, and with"):
+        tiny_sweep("training.warmup_tokens=27k")
+
+
+def test_a_growing_batch_is_refused_with_probes_of_shorter_lengths_and_with_stages() -> None:
+    growing = "training.batch_schedule={double_at: [30%, 60%]}"
+    with pytest.raises(SettingsFileError, match=r"early_stopping.method=trunk-and-branch ends trainings at shorter"):
+        tiny_sweep(growing)
+    sweep = tiny_sweep(growing, "early_stopping.method=asha")
+    assert sweep.run_config().training.largest_batch_size == 4 * sweep.training.batch_size
+    with pytest.raises(SettingsFileError, match=r"double_at: cannot be swept; a distribution holds single"):
+        tiny_sweep("search.training.batch_schedule.double_at={choice: [0.1, 0.2]}")
