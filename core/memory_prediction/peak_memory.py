@@ -23,7 +23,7 @@ from core.settings.model_config import ModelConfig
 from core.settings.precision import choose_precision
 from core.settings.run_config import RunConfig
 from core.settings.training_config import LoraConfig
-from core.step.objectives import num_chunks
+from core.step.objectives import chunks_of_a_class, num_chunks
 from data_pipeline.schema.settings import format_bytes
 from data_pipeline.tokens.batches import Batch, predicted_in_full_row
 
@@ -135,7 +135,9 @@ def how_to_fit(
     if prediction.peak_bytes <= memory_bytes:
         return f"{needs}; fits"
     cures = []
-    for checkpointing in (False, True) if not run.training.activation_checkpointing else (True,):
+    # A user's class decides itself which activations it keeps.
+    choices = (True,) if run.training.activation_checkpointing else (False, True)
+    for checkpointing in choices if run.model.class_ is None else (False,):
         changed = run.with_overrides({"training.activation_checkpointing": checkpointing})
         largest = largest_micro_batch(changed, vocabulary_size, memory_bytes=memory_bytes, setup=setup)
         is_new = checkpointing and not run.training.activation_checkpointing
@@ -147,8 +149,9 @@ def how_to_fit(
     shares = f"{largest_part} {'are' if largest_part.endswith('s') else 'is'} {prediction.share(largest_part):.0%}"
     if not cures:
         fixed = sum(prediction.parts.get(part, 0) for part in ("parameters", "gradients", "optimizer state"))
+        without = ", with or without activation checkpointing" if run.model.class_ is None else ""
         return (
-            f"{needs}; no micro-batch fits, with or without activation checkpointing: parameters, gradients and "
+            f"{needs}; no micro-batch fits{without}: parameters, gradients and "
             f"optimizer state alone take {format_bytes(fixed)}; {shares}. Make the model or the vocabulary smaller"
         )
     return f"{needs}; fits with {' or with '.join(cures)}; {shares}"
@@ -187,7 +190,9 @@ def _predicted_per_row(run: RunConfig) -> int:
 
 
 def _without_numbers(model: ModelConfig) -> ModelConfig:
-    """The model with settings that change no shape set to constants, for the cache."""
+    """The model with settings that change no shape set to constants, for the cache. Of a user's class any may."""
+    if model.class_ is not None:
+        return model
     return model.model_copy(
         update={"dropout": 0.1 if model.dropout else 0.0, "norm_epsilon": 1e-5, "rotary_base": 10_000.0}
     )
@@ -199,13 +204,24 @@ def _lora_without_numbers(lora: LoraConfig | None) -> LoraConfig | None:
 
 def _stretches(run: RunConfig, vocabulary_size: int, first: int, last: int) -> list[Stretch]:
     """The micro-batch sizes from first to last, split where the vocabulary head uses more chunks."""
-    model = _model_without_memory(
-        run.model, vocabulary_size, run.objective.num_classes, is_frozen=run.training.lora is not None
-    )
+    predicted = _predicted_per_row(run)
+    if run.model.class_ is not None:
+        # A class on the simple path has one chunk; a stretch more costs a trace.
+        def chunks_of(size: int) -> int:
+            return chunks_of_a_class(vocabulary_size, size * predicted)
+
+    else:
+        model = _model_without_memory(
+            run.model, vocabulary_size, run.objective.num_classes, is_frozen=run.training.lora is not None
+        )
+
+        def chunks_of(size: int) -> int:
+            return _num_chunks(model, size, row_length=run.model.sequence_length, predicted=predicted)
+
     found: list[Stretch] = []
     most = 0
     for size in range(first, last + 1):
-        chunks = _num_chunks(model, size, row_length=run.model.sequence_length, predicted=_predicted_per_row(run))
+        chunks = chunks_of(size)
         if found and chunks <= most:
             found[-1] = (found[-1][0], size)
         else:

@@ -124,7 +124,7 @@ def fill_mask(
     if not positions:
         raise ValueError(f"the text has no mask (token {mask_id}); put at least one mask where a token is missing")
     with _evaluating(model):
-        device = model.tokens.weight.device
+        device = next(model.parameters()).device
         hidden_TD = model.hidden_states(torch.tensor([list(tokens)], device=device))[0]
         probabilities = model.logits(hidden_TD[torch.tensor(positions, device=device)]).float().softmax(dim=-1)
     best, which = probabilities.topk(min(num_candidates, probabilities.shape[-1]), dim=-1)
@@ -163,7 +163,7 @@ def _next_logits(model: LlamaDecoder, context: list[int], caches: list[KeyValueC
     """(V,) logits of the token after `context`; with caches, only tokens that they lack are computed."""
     with _evaluating(model):
         num_known = caches[0].num_tokens if caches else 0
-        inputs_BT = torch.tensor([context[num_known:]], device=model.tokens.weight.device)
+        inputs_BT = torch.tensor([context[num_known:]], device=next(model.parameters()).device)
         hidden_BTD = model.hidden_states_after(inputs_BT, caches) if caches else model.hidden_states(inputs_BT)
         return model.logits(hidden_BTD[0, -1])
 

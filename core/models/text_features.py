@@ -37,7 +37,7 @@ def features(
         rows: Token ids of each text, `<s> .. </s>`, at most the model's maximum length.
         pad_id: Id of the padding token.
     """
-    device = model.tokens.weight.device
+    device = next(model.parameters()).device
     inputs_BT = torch.full((len(rows), max(map(len, rows))), pad_id, dtype=torch.int64)
     for number, row in enumerate(rows):
         inputs_BT[number, : len(row)] = torch.from_numpy(row.astype(np.int64))

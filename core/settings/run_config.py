@@ -1,5 +1,6 @@
 """Settings of one training run: model, objective, training. Every setting that changes the result is here."""
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 from pydantic import model_validator
@@ -26,7 +27,23 @@ class RunConfig(Settings):
         fault = self.objective.fault_for(self.model.family)
         if fault is not None:
             raise ValueError(fault)
+        faults = list(self._faults_of_a_class())
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
+
+    def _faults_of_a_class(self) -> Iterator[str]:
+        if self.model.class_ is None:
+            return
+        if self.training.activation_checkpointing:
+            yield (
+                "training.activation_checkpointing: pretune does not know the layers of model.class; remove it, and "
+                "let the class use torch.utils.checkpoint"
+            )
+        if self.training.lora is not None:
+            yield "training.lora: pretune does not know the matrices of model.class; remove it"
+        if self.objective.classification is not None:
+            yield "objective: classification needs a model of our own forms; remove model.class"
 
     def with_overrides(self, overrides: dict[str, Any]) -> Self:
         """A validated copy with the values at dotted paths (`training.learning_rate`) replaced.

@@ -10,6 +10,7 @@ from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.terminal_text import echo
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.command_frame import (
+    AllowCode,
     AsJson,
     File,
     Results,
@@ -59,15 +60,18 @@ def plan(
         bool, typer.Option("--measure/--no-measure", help="Measure the speed of this machine for some seconds.")
     ] = True,
     everything: Annotated[bool, typer.Option("--all", help="Also every default and the reasons.")] = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a sweep's trials, time, price and memory; train nothing.
 
     The time comes from earlier trials of the same shape, or from a measurement of some seconds.
     """
+    from sweeps.settings.class_of_file import permit_class
     from sweeps.settings.sweep_file import load_sweep_file
 
     asked = load_sweep_file(file, overrides or ())
+    permit_class(asked.model, is_trusted=asked.trust_code or allow_code)
     # torch takes seconds to import, so a mistake in the file is reported first.
     from sweeps.planning.plan_facts import gather_facts
     from sweeps.planning.plan_output import plan_as_json, print_plan
@@ -89,6 +93,7 @@ def estimate(
     memory: Annotated[str | None, typer.Option(help="Memory of one worker, e.g. 24GiB.")] = None,
     device: Annotated[str | None, typer.Option(help='GPU by name, e.g. "RTX 4090".')] = None,
     results: Results = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the memory of one configuration by part."""
@@ -98,11 +103,14 @@ def estimate(
     from sweeps.planning.memory_estimate import estimate_of, memory_of, print_estimate
     from sweeps.planning.resolved_sweep import ExpectedSweep
     from sweeps.planning.sweep_plan import plan_sweep, predictions_kept
+    from sweeps.settings.class_of_file import permit_class
     from sweeps.settings.sweep_file import load_sweep_file
 
     # Memory does not depend on the length of a training: no tokens are counted.
     folder = results_folder(results)
-    expected = ExpectedSweep(load_sweep_file(file, overrides or ()), folder)
+    config = load_sweep_file(file, overrides or ())
+    permit_class(config.model, is_trusted=config.trust_code or allow_code)
+    expected = ExpectedSweep(config, folder)
     with predictions_kept(folder, say=_say_beside):
         planned, name = memory_of(
             plan_sweep(expected.begun, vocabulary_size=expected.vocabulary_size), memory=memory, device=device

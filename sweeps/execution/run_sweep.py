@@ -278,7 +278,7 @@ def _start_tracking(tracking: Tracking, sweep: SweepConfig, data: PreparedCorpus
 
 def _fixed_settings(sweep: SweepConfig) -> dict[str, Any]:
     """Settings that all trials share, by dotted path; the child runs record the swept ones."""
-    values = sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose"})
+    values = sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose", "trust_code"})
     return {
         path: value
         for path, value in flattened(values)

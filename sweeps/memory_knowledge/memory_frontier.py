@@ -56,7 +56,7 @@ def shape_of(run: RunConfig) -> str:
     model = run.model.model_dump(mode="json", exclude={"dropout", "rotary_base", "norm_epsilon"}, exclude_none=True)
     for kind, settings in _SETTINGS_OF_FEED_FORWARD.items():
         if run.model.feed_forward != kind:
-            del model[settings]
+            model.pop(settings, None)
     parts = {
         **model,
         "dropout": run.model.dropout > 0,

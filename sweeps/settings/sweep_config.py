@@ -25,7 +25,7 @@ from data_pipeline.schema.dotted_paths import value_at
 from data_pipeline.schema.settings import Settings
 from sweeps.settings.default_stopping import wants_full_length
 from sweeps.settings.search_space import Distribution, settings_in_words
-from sweeps.settings.setting_paths import PRECISION
+from sweeps.settings.setting_paths import ARGUMENTS, PRECISION
 from sweeps.settings.settings_faults import field_at, rules_broken
 from sweeps.settings.size_presets import LAPTOP
 from sweeps.settings.stage_config import StageConfig, fault_of_stages, with_lengths_of_stages
@@ -67,6 +67,10 @@ def _schedules(values: dict[str, Any]) -> set[Any]:
 UNSWEEPABLE = {
     "model.sequence_length": "rows are packed once, before the trials",
     "model.family": "it decides the objective",
+    "model.class": "each class has arguments of its own; sweep those, as model.arguments.width",
+    "model.class_digest": "pretune fills it in",
+    "model.allow_batch_statistics": "it permits a class, and changes no training",
+    "model.arguments": "name the argument, as model.arguments.width",
     "training.tokens": "trials are compared at equal tokens; set budget.tokens_per_trial",
     "training.epochs": "trials are compared at equal tokens; set budget.epochs_per_trial",
 }
@@ -94,6 +98,9 @@ class SweepConfig(Settings):
     """Way in which documents become rows of equal length."""
     model: ModelConfig = ModelConfig()
     """Shape of the transformer."""
+    trust_code: bool = False
+    """true: the code of model.class may run. Set it in your own files alone: a file of somebody else could name code of
+    theirs. --allow-code permits it for one command."""
     objective: ObjectiveConfig
     """Tokens that are predicted: exactly one of masked_lm, causal_lm and sft."""
     training: TrainingConfig = TrainingConfig()
@@ -152,6 +159,15 @@ class SweepConfig(Settings):
             if isinstance(model, dict) and "family" not in model:
                 family = "encoder" if _names_objective(value, "masked_lm") else "decoder"
                 value = {**value, "model": {"family": family, **model}}
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _family_of_a_class_follows_from_the_objective(cls, value: Any) -> Any:
+        model = value.get("model") if isinstance(value, dict) else None
+        if isinstance(model, dict) and model.get("class") is not None and "family" not in model:
+            family = "encoder" if _names_objective(value, "masked_lm") else "decoder"
+            value = {**value, "model": {"family": family, **model}}
         return value
 
     @model_validator(mode="before")
@@ -241,6 +257,7 @@ class SweepConfig(Settings):
             faults.append("packing.rows=packed lets a conversation attend to the one before; remove packing.rows")
         if self.objective.sft is None and self.packing.rows == "conversations":
             faults.append("packing.rows=conversations needs objective: sft; remove packing.rows")
+        faults += self._class_faults()
         if self.start is None or self.start.weights_of is None:  # Else the weights supply the shape later.
             faults += self.lora_faults(_equal_sized(self.model))
         faults += fault_of_stages(
@@ -268,8 +285,23 @@ class SweepConfig(Settings):
             raise ValidationError.from_exception_data(type(self).__name__, invalid)
         return self
 
+    def _class_faults(self) -> Iterator[str]:
+        if self.model.class_ is None:
+            if self.trust_code:
+                yield "trust_code=true: the file names no code; remove it, or give model.class"
+            return
+        if self.start is not None and self.start.weights_of is not None:
+            yield (
+                "start.weights_of: the shape of model.class is its own; remove it, and give training.initial_weights "
+                "a model of the same class"
+            )
+        adapters = [path for path in self.search if path.startswith("training.lora.")]
+        if self.training.lora is not None or adapters:
+            yield "training.lora: pretune does not know the matrices of model.class; remove it"
+
     def _combination_faults(self) -> Iterator[InitErrorDetails]:
-        if any(field_at(path, RunConfig) is None for settings in (self.search, *self.start_with) for path in settings):
+        paths = {path for settings in (self.search, *self.start_with) for path in settings}
+        if any(field_at(path, RunConfig) is None and not path.startswith(ARGUMENTS) for path in paths):
             return  # The check of the file names them (sweep_file.py).
         nothing = nothing_valid(self.search, self.fault_of, grid_points=self.grid_points)
         if nothing is not None:
