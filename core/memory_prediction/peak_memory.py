@@ -16,6 +16,7 @@ import torch
 from core.memory_prediction.caching_allocator import smallest_capacity_bytes
 from core.memory_prediction.feasible_sizes import Feasible, Stretch
 from core.memory_prediction.kept_predictions import MemoryPrediction, kept_or_traced
+from core.memory_prediction.measured_memory import measured_peak
 from core.memory_prediction.memory_trace import RunShape, trace_steps
 from core.models.language_model import LanguageModel
 from core.models.model_factory import build_model, without_values
@@ -24,6 +25,7 @@ from core.settings.precision import choose_precision
 from core.settings.run_config import RunConfig
 from core.settings.training_config import LoraConfig
 from core.step.objectives import chunks_of_a_class, num_chunks
+from core.user_code.code_places import UserCodeError
 from data_pipeline.schema.settings import format_bytes
 from data_pipeline.tokens.batches import Batch, predicted_in_full_row
 
@@ -69,8 +71,12 @@ def predict_memory(
     """
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size={micro_batch_size} is below 1; use at least 1 row")
+    return kept_or_traced(_shape_of(run, vocabulary_size, micro_batch_size=micro_batch_size, setup=setup), _traced)
+
+
+def _shape_of(run: RunConfig, vocabulary_size: int, *, micro_batch_size: int, setup: WorkerSetup) -> RunShape:
     rows = setup.rows_of(run)
-    shape = RunShape(
+    return RunShape(
         model=_without_numbers(run.model),
         vocabulary_size=vocabulary_size,
         num_classes=run.objective.num_classes,
@@ -84,7 +90,6 @@ def predict_memory(
         has_document_ids=setup.has_document_ids,
         device_type=setup.device_type,
     )
-    return kept_or_traced(shape, _traced)
 
 
 def largest_micro_batch(
@@ -165,9 +170,24 @@ def predicted_precision(run: RunConfig, setup: WorkerSetup) -> Literal["fp32", "
     return choose_precision(wanted, torch.device(setup.device_type)).name
 
 
+def why_untraceable(run: RunConfig, vocabulary_size: int) -> str | None:
+    """The line of a user's class that depends on values, so that its memory is measured and not traced; else None."""
+    shape = _shape_of(run, vocabulary_size, micro_batch_size=1, setup=SINGLE_CPU_WORKER)
+    try:
+        trace_steps(shape)
+    except UserCodeError as error:
+        return str(error)
+    return None
+
+
 @lru_cache(maxsize=4096)
 def _traced(shape: RunShape) -> MemoryPrediction:
-    trace = trace_steps(shape)
+    try:
+        trace = trace_steps(shape)
+    except UserCodeError:
+        # Another error of the class itself comes again, from real tensors.
+        measured_bytes, measured_parts = measured_peak(shape)
+        return MemoryPrediction(measured_bytes, dict(sorted(measured_parts.items(), key=lambda part: -part[1])))
     live_bytes, parts = trace.peak()
     peak_bytes, named = live_bytes, {str(part): num_bytes for part, num_bytes in parts.items()}
     if shape.device_type == "cuda":

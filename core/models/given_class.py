@@ -26,8 +26,10 @@ _HALVES = ("hidden_states", "logits")
 class GivenModel(LanguageModel):
     """A module of the user's class. Its errors come as UserCodeError, with their place in the user's file."""
 
-    def __init__(self, module: nn.Module, code: ClassCode, vocabulary_size: int) -> None:
+    def __init__(self, module: nn.Module, code: ClassCode, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
+        self.is_causal = config.is_causal
+        self.num_positions = config.sequence_length
         self.layers = nn.ModuleList()
         self.head_weight = None
         self.head_bias = None
@@ -37,7 +39,8 @@ class GivenModel(LanguageModel):
         cls = type(module)
         self.has_two_halves = all(callable(getattr(cls, name, None)) for name in _HALVES)
         """True: the fast path."""
-        self._body: Callable[..., Any] = module.hidden_states if self.has_two_halves else module
+        self._body: Callable[..., Any] = getattr(module, "hidden_states") if self.has_two_halves else module  # noqa: B009
+        self._head: Callable[..., Any] | None = getattr(module, "logits", None)
         self._body_name = f"{code.class_name}.{'hidden_states' if self.has_two_halves else 'forward'}"
         self.takes_document_ids = _takes_second(getattr(cls, self._body_name.rpartition(".")[2]))
         """False: rows must be single documents."""
@@ -65,11 +68,11 @@ class GivenModel(LanguageModel):
 
     def logits(self, hidden_PD: Tensor) -> Tensor:
         """(P, V) logits."""
-        if not self.has_two_halves:
+        if not self.has_two_halves or self._head is None:
             return hidden_PD
         name = f"{self.code.class_name}.logits"
         with self.errors_placed(name):
-            out = self.module.logits(hidden_PD)
+            out = self._head(hidden_PD)
         if not isinstance(out, Tensor) or out.shape != (*hidden_PD.shape[:-1], self.vocabulary_size):
             raise self._wrong_shape(name, (*hidden_PD.shape[:-1], self.vocabulary_size), out)
         return out
@@ -117,12 +120,13 @@ def build_given(config: ModelConfig, vocabulary_size: int, *, pad_id: int) -> Gi
     arguments |= {name: value for name, value in beside.items() if name in named and name not in arguments}
     with told_with_place(f"{code.class_name}.__init__", files_of(code), passes=lambda one: classify(one) is not None):
         module = cls(**arguments)
-    if not callable(getattr(cls, "logits", None)) and callable(getattr(cls, "hidden_states", None)):
-        at = place_of_function(cls.hidden_states, files_of(code))
+    body = getattr(cls, "hidden_states", None)
+    if callable(body) and not callable(getattr(cls, "logits", None)):
+        at = place_of_function(body, files_of(code))
         raise UserCodeError(
             f"{at}: {code.class_name} has hidden_states and no logits; add logits(hidden), or give forward alone"
         )
-    return GivenModel(module, code, vocabulary_size)
+    return GivenModel(module, code, config, vocabulary_size)
 
 
 def place_of_function(function: object, files: list[str]) -> str:

@@ -19,6 +19,8 @@ _OURS = frozenset({"core", "data_pipeline", "sweeps", "pretune"})
 _MOST_FILES, _MOST_BYTES = 500, 4 * 2**20
 _FOLDERS_WITHOUT_CODE = frozenset({"__pycache__", ".git", ".venv", "venv", "node_modules"})
 EXAMPLE = "my_module.py:MyModel"
+SOURCE_FILE = "class_source.json"
+"""File in the results folder of a sweep, and in an exported model: the source of its class."""
 
 
 class CodeNotFoundError(ValueError):
@@ -72,9 +74,10 @@ def code_of_json(values: dict[str, Any]) -> ClassCode:
     texts = [values.get(name) for name in ("class", "module", "class_name", "folder")]
     files, is_installed = values.get("files"), values.get("is_installed")
     is_text = all(isinstance(one, str) for one in texts)
-    is_files = isinstance(files, dict) and all(isinstance(name, str) for pair in files.items() for name in pair)
-    if not is_text or not is_files or not isinstance(is_installed, bool):
+    if not is_text or not isinstance(files, dict) or not isinstance(is_installed, bool):
         raise ValueError("it holds no source of a class")
+    if not all(isinstance(one, str) for pair in files.items() for one in pair):
+        raise ValueError("its files are no texts")
     class_path, module, class_name, folder = (str(one) for one in texts)
     return ClassCode(class_path, module, class_name, tuple(sorted(files.items())), folder, is_installed)
 

@@ -10,6 +10,7 @@ from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.terminal_text import echo
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.command_frame import (
+    EXIT_FAULT,
     AllowCode,
     AsJson,
     File,
@@ -121,6 +122,45 @@ def estimate(
         print_json(asdict(found))
     else:
         print_estimate(found, terminal())
+
+
+@explains_faults
+def check_model(
+    file: File,
+    overrides: Set = None,
+    results: Results = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a class of your own (model.class) on a few rows.
+
+    One line a check, with the place of each fault. Exit code 0: it may be trained; 2: it may not.
+    """
+    from dataclasses import asdict
+
+    from sweeps.settings.class_of_file import permit_class
+    from sweeps.settings.sweep_file import load_sweep_file
+
+    config = load_sweep_file(file, overrides or ())
+    if config.model.class_ is None:
+        raise InputFault(
+            f"{file} names no class of yours; give model.class, as in model: {{class: my_module.py:MyModel}}"
+        )
+    permit_class(config.model, is_trusted=config.trust_code or allow_code)
+    from sweeps.planning.resolved_sweep import ExpectedSweep
+    from sweeps.search.class_check import class_results
+
+    expected, found = ExpectedSweep(config, results_folder(results)), []
+    for result in class_results(expected.begun, expected.vocabulary_size):
+        found.append(result)
+        if not as_json:
+            mark = "ok   " if result.fault is None else "fault"
+            line = f"{mark}  {result.name:<14} {result.fault or result.note}"
+            terminal().print(line, highlight=False, markup=False, soft_wrap=True)
+    if as_json:
+        print_json([asdict(result) for result in found])
+    if any(result.fault is not None for result in found):
+        raise typer.Exit(EXIT_FAULT)
 
 
 @explains_faults

@@ -44,6 +44,7 @@ from sweeps.records.result_parts import FailedPart, ResultParts
 from sweeps.records.results_folder import SweepFolder, sweep_identity
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord, TrialStore
+from sweeps.search.class_check import refuse_faulty_class
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.tracking.mlflow_dataset import dataset_inputs
 from sweeps.tracking.mlflow_tags import source_tags
@@ -110,6 +111,7 @@ def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kep
     if words:
         say(f"budget   {words}")
     folder = SweepFolder(results_folder, sweep, sweep_identity(sweep, data.fingerprint))
+    refuse_faulty_class(sweep, data.vocabulary.size, say=say)
     if at_uri is not None:
         at_uri.bring_back(folder.path)
     earlier = folder.summary(say)

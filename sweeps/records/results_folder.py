@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from core.user_code.class_source import SOURCE_FILE
 from data_pipeline.files.own_files import fresh, make_folder
 from data_pipeline.files.plain_json import parse_object
 from data_pipeline.files.whole_files import write_atomically
@@ -16,7 +17,7 @@ from data_pipeline.schema.user_errors import InputFault, first_line
 from sweeps.records.sweep_lock import hold
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import LOSS_COLUMN
-from sweeps.settings.class_of_file import CODE_FILE, source_of
+from sweeps.settings.class_of_file import source_of
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep
 
@@ -179,7 +180,7 @@ class SweepFolder:
         model = self.sweep.model
         code = None if model.class_ is None else source_of(model.class_, model.class_digest)
         if code is not None:
-            write_atomically(self.path / CODE_FILE, json.dumps(code.as_json(), indent=1) + "\n")
+            write_atomically(self.path / SOURCE_FILE, json.dumps(code.as_json(), indent=1) + "\n")
 
     def summary(self, say: Callable[[str], None]) -> dict[str, Any] | None:
         """Content of summary.json from an earlier run of this sweep; None without one.

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.settings.model_config import ModelConfig
-from core.user_code.class_source import ClassCode, CodeNotFoundError, code_of_json, find_code
+from core.user_code.class_source import SOURCE_FILE, ClassCode, CodeNotFoundError, code_of_json, find_code
 from core.user_code.permitted_code import CodeNotPermittedError, not_permitted, permit
 from data_pipeline.files.plain_json import parse_object
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.settings.sweep_config import SweepConfig
 
-CODE_FILE = "class_source.json"
-"""File in the results folder of a sweep, and in an exported model: the source of its class."""
 _FOUND: dict[tuple[str, str], ClassCode] = {}
 """Source by class path and digest, of all files that this process has read."""
 
@@ -54,7 +52,7 @@ def remember_source(code: ClassCode) -> None:
 def read_source(folder: Path) -> ClassCode | None:
     """The copy of a source in a results folder, or in an exported model; None without a whole one."""
     try:
-        return code_of_json(parse_object((folder / CODE_FILE).read_bytes()))
+        return code_of_json(parse_object((folder / SOURCE_FILE).read_bytes()))
     except (OSError, ValueError):
         return None
 

@@ -1,5 +1,6 @@
 """The configuration of a sweep: corpus, model, objective, training, search space, budget, resources."""
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from core.settings.objective_config import ObjectiveConfig
 from core.settings.run_config import RunConfig
 from core.settings.training_config import WITHOUT_BASE, LoraConfig, TrainingConfig
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
-from data_pipeline.schema.dotted_paths import value_at
+from data_pipeline.schema.dotted_paths import set_at, value_at
 from data_pipeline.schema.settings import Settings
 from sweeps.settings.default_stopping import wants_full_length
 from sweeps.settings.search_space import Distribution, settings_in_words
@@ -169,6 +170,25 @@ class SweepConfig(Settings):
             family = "encoder" if _names_objective(value, "masked_lm") else "decoder"
             value = {**value, "model": {"family": family, **model}}
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _swept_arguments_have_a_value(cls, value: Any) -> Any:
+        # The file's own run needs every argument, for estimates; the middle of what is searched is as good as any.
+        search, model = (value.get(name) for name in ("search", "model")) if isinstance(value, dict) else (None, None)
+        if not isinstance(search, dict) or not isinstance(model, dict) or model.get("class") is None:
+            return value
+        arguments = copy.deepcopy(model.get("arguments") or {})
+        for path, swept in search.items():
+            names = str(path).removeprefix(ARGUMENTS).split(".")
+            if str(path).startswith(ARGUMENTS) and isinstance(arguments, dict) and names[0] not in arguments:
+                try:
+                    made = swept if isinstance(swept, Distribution) else Distribution.model_validate(swept)
+                except ValidationError:
+                    continue  # The section names the fault.
+                values = made.grid(1)
+                set_at(arguments, names, values[len(values) // 2])
+        return {**value, "model": {**model, "arguments": arguments}} if arguments else value
 
     @model_validator(mode="before")
     @classmethod
