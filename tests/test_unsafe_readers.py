@@ -17,7 +17,10 @@ OF_ARROW = (
     *("read_feather", "read_orc", "memory_map", "dataset"),
 )
 """They make extension types of what a file names."""
-OTHERS = ("import_module", "exec_module", "spec_from_loader", "spec_from_file_location", "read_pickle", "unsafe_load", "full_load", "load_model", "from_pretrained")
+OTHERS = (
+    *("import_module", "exec_module", "spec_from_loader", "spec_from_file_location"),
+    *("read_pickle", "unsafe_load", "full_load", "load_model", "from_pretrained"),
+)
 CALLS = re.compile(
     rf"eval|exec|compile|__import__|(.+\.)?({'|'.join((*OF_ARROW, *OTHERS))})"
     r"|(torch|np|numpy|yaml)\.load|yaml\.compose|(.+\.)?Tuner\.(restore|can_restore)"

@@ -27,23 +27,10 @@ class RunConfig(Settings):
         fault = self.objective.fault_for(self.model.family)
         if fault is not None:
             raise ValueError(fault)
-        faults = list(self._faults_of_a_class())
+        faults = list(faults_of_a_class(self.model, self.training))
         if faults:
             raise ValueError("; ".join(faults))
         return self
-
-    def _faults_of_a_class(self) -> Iterator[str]:
-        if self.model.class_ is None:
-            return
-        if self.training.activation_checkpointing:
-            yield (
-                "training.activation_checkpointing: pretune does not know the layers of model.class; remove it, and "
-                "let the class use torch.utils.checkpoint"
-            )
-        if self.training.lora is not None:
-            yield "training.lora: pretune does not know the matrices of model.class; remove it"
-        if self.objective.classification is not None:
-            yield "objective: classification needs a model of our own forms; remove model.class"
 
     def with_overrides(self, overrides: dict[str, Any]) -> Self:
         """A validated copy with the values at dotted paths (`training.learning_rate`) replaced.
@@ -55,3 +42,16 @@ class RunConfig(Settings):
         for path, value in overrides.items():
             set_at(raw, path.split("."), value)
         return type(self).model_validate(raw)
+
+
+def faults_of_a_class(model: ModelConfig, training: TrainingConfig) -> Iterator[str]:
+    """Settings of training that need the inside of a model, beside a user's class."""
+    if model.class_ is None:
+        return
+    if training.activation_checkpointing:
+        yield (
+            "training.activation_checkpointing: pretune does not know the layers of model.class; remove it, and let "
+            "the class use torch.utils.checkpoint"
+        )
+    if training.lora is not None:
+        yield "training.lora: pretune does not know the matrices of model.class; remove it"

@@ -19,7 +19,7 @@ from pydantic_core import InitErrorDetails
 
 from core.settings.model_config import ModelConfig
 from core.settings.objective_config import ObjectiveConfig
-from core.settings.run_config import RunConfig
+from core.settings.run_config import RunConfig, faults_of_a_class
 from core.settings.training_config import WITHOUT_BASE, LoraConfig, TrainingConfig
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.schema.dotted_paths import set_at, value_at
@@ -278,7 +278,8 @@ class SweepConfig(Settings):
         if self.objective.sft is None and self.packing.rows == "conversations":
             faults.append("packing.rows=conversations needs objective: sft; remove packing.rows")
         faults += self._class_faults()
-        if self.start is None or self.start.weights_of is None:  # Else the weights supply the shape later.
+        has_shape = self.start is None or self.start.weights_of is None  # Else the weights supply it later.
+        if has_shape and self.model.class_ is None:
             faults += self.lora_faults(_equal_sized(self.model))
         faults += fault_of_stages(
             self.stages,
@@ -315,13 +316,14 @@ class SweepConfig(Settings):
                 "start.weights_of: the shape of model.class is its own; remove it, and give training.initial_weights "
                 "a model of the same class"
             )
-        adapters = [path for path in self.search if path.startswith("training.lora.")]
-        if self.training.lora is not None or adapters:
-            yield "training.lora: pretune does not know the matrices of model.class; remove it"
+        yield from faults_of_a_class(self.model, self.training)
 
     def _combination_faults(self) -> Iterator[InitErrorDetails]:
         paths = {path for settings in (self.search, *self.start_with) for path in settings}
-        if any(field_at(path, RunConfig) is None and not path.startswith(ARGUMENTS) for path in paths):
+        has_arguments = self.model.class_ is not None
+        if any(
+            field_at(path, RunConfig) is None and not (has_arguments and path.startswith(ARGUMENTS)) for path in paths
+        ):
             return  # The check of the file names them (sweep_file.py).
         nothing = nothing_valid(self.search, self.fault_of, grid_points=self.grid_points)
         if nothing is not None:

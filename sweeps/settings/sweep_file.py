@@ -100,6 +100,8 @@ def _key_faults(path: str, location: str, line: int | None) -> Iterator[Fault]:
     known = list(sweepable_paths())
     if path in UNSWEEPABLE:
         yield Fault(location, line, None, "cannot be swept", UNSWEEPABLE[path])
+    elif path.startswith(ARGUMENTS):
+        yield Fault(location, line, None, "is an argument of a class", "give the class: model: {class: file.py:Class}")
     elif path not in known:
         yield Fault(location, line, None, "is not a setting that can be swept", nearest(path, known))
 
