@@ -79,7 +79,15 @@ def test_check_model_prints_a_line_a_check(tmp_path: Path) -> None:
 
 
 def test_check_model_ends_with_two_where_a_check_fails(tmp_path: Path) -> None:
-    file = files_in(tmp_path, text="class Mine(Base):\n    def mix(self, x):\n        return x.flip(1)\n")
+    text = """
+class Mine(Base):
+    def __init__(self, vocabulary_size, width, fails):
+        super().__init__(vocabulary_size, width)
+
+    def mix(self, x):
+        return x.flip(1)
+"""
+    file = files_in(tmp_path, text=text)
     done = invoke("check-model", file, "--allow-code", "--json", "--results", tmp_path / "results")
     assert done.exit_code == 2
     found = {one["name"]: one["fault"] for one in json.loads(done.output)}
