@@ -35,13 +35,13 @@ def test_an_example_learns_in_the_predicted_memory(kind: str, tmp_path: Path) ->
         losses.extend(value for name, value in report.items() if name == "holdout/loss_nats_per_token")
         return True
 
-    run = example_run(kind)
+    run = example_run(kind, tokens=100 * 256, learning_rate=1e-2)
     end = train(run, tmp_path, report=note, evaluate_at_tokens=[1], memory_limit_bytes=2**30)
     assert end.outcome == "completed"
-    assert losses[-1] < losses[0]
+    assert losses[-1] < losses[0] - 0.1
     predicted = predict_memory(run, VOCABULARY.size, micro_batch_size=8).peak_bytes
     # Masks draw other numbers of positions than a full row predicts.
-    assert abs(end.peak_bytes - predicted) <= 0.02 * predicted
+    assert abs(end.peak_memory_bytes - predicted) <= 0.02 * predicted
 
 
 @pytest.mark.parametrize("kind", ["fast path", "simple path"])
@@ -58,7 +58,7 @@ def test_a_class_survives_running_out_of_memory_with_a_smaller_micro_batch(tmp_p
     needed = [predict_memory(run, VOCABULARY.size, micro_batch_size=rows).peak_bytes for rows in (4, 16)]
     end = train(run, tmp_path, memory_limit_bytes=(needed[0] + needed[1]) // 2)
     assert end.outcome == "completed"
-    assert end.micro_batch_size < 16
+    assert end.micro_batch_size_used < 16
 
 
 def test_a_class_that_cannot_be_traced_trains_and_survives_running_out(tmp_path: Path) -> None:
@@ -67,4 +67,4 @@ def test_a_class_that_cannot_be_traced_trains_and_survives_running_out(tmp_path:
     needed = [predict_memory(run, VOCABULARY.size, micro_batch_size=rows).peak_bytes for rows in (4, 8)]
     end = train(run, tmp_path / "run", memory_limit_bytes=sum(needed) // 2)
     assert end.outcome == "completed"
-    assert end.micro_batch_size < 16
+    assert end.micro_batch_size_used < 16
