@@ -1,29 +1,29 @@
-"""Memory of a user's class that cannot be traced: measured with one, two and four rows, and continued from there."""
+"""Memory of a user's class that cannot be traced: measured with up to sixteen rows, and continued from there."""
 
 from dataclasses import replace
 from functools import lru_cache
 
 from core.memory_prediction.memory_trace import RunShape, trace_steps
 
-_ROWS = (1, 2, 4)
-"""Rows of the measured micro-batches; each doubles the one before."""
+MOST_ROWS_MEASURED = 16
+"""A power of two. With few rows the peak may lie at another moment of the step, and grow less a row."""
 
 
 def measured_peak(shape: RunShape) -> tuple[int, dict[str, int]]:
     """(peak in bytes, bytes of its parts) of a run of this shape.
 
-    The class trains for real on the CPU, with few rows. Its memory grows by as much a row as it did between those, and
-    gradients count beside the activations: for a batch in a single micro-batch that is too much, by the gradients.
+    The class trains for real on the CPU. Beyond sixteen rows its memory grows by as much a row as between eight and
+    sixteen. Gradients count beside the activations: for a batch in a single micro-batch that is too much, by
+    the gradients.
     """
     rows = shape.micro_batch_size
-    small = max(size for size in _ROWS if size <= rows)
-    peak, parts = _peak_with(shape, small)
-    if small == rows:
-        return peak, parts
-    peaks = [_peak_with(shape, size)[0] for size in _ROWS]
-    a_row = max((peaks[1] - peaks[0]) / (_ROWS[1] - _ROWS[0]), (peaks[2] - peaks[1]) / (_ROWS[2] - _ROWS[1]))
-    more_bytes = round(a_row * (rows - small))
-    return peak + more_bytes, parts | {"activations": parts.get("activations", 0) + more_bytes}
+    if rows <= MOST_ROWS_MEASURED:
+        # Powers of two alone: a run that has run out of memory asks for other sizes, and has no memory to measure them.
+        return _peak_with(shape, 1 << (rows - 1).bit_length())
+    half, most = MOST_ROWS_MEASURED // 2, MOST_ROWS_MEASURED
+    (lower, _), (upper, parts) = (_peak_with(shape, size) for size in (half, most))
+    more_bytes = round((upper - lower) / (most - half) * (rows - most))
+    return upper + more_bytes, parts | {"activations": parts.get("activations", 0) + more_bytes}
 
 
 def _peak_with(shape: RunShape, rows: int) -> tuple[int, dict[str, int]]:
@@ -32,7 +32,7 @@ def _peak_with(shape: RunShape, rows: int) -> tuple[int, dict[str, int]]:
     return peak, dict(parts)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _measured(shape: RunShape) -> tuple[int, tuple[tuple[str, int], ...]]:
     peak, parts = trace_steps(shape, is_real=True).peak()
     return peak, tuple((str(part), num_bytes) for part, num_bytes in parts.items())

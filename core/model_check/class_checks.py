@@ -228,7 +228,7 @@ class ClassCheck:
         why = why_untraceable(self.run, self.vocabulary_size)
         if why is None:
             return Checked("memory", note="predicted without a run")
-        return Checked("memory", note=f"measured with up to 4 rows, because values decide: {why}")
+        return Checked("memory", note=f"measured with up to 16 rows, because values decide: {why}")
 
     # Parts
 

@@ -97,7 +97,10 @@ def run_training(
     if run.model.class_ is not None and memory_limit_bytes is not None:
         # A class that cannot be traced is measured. That happens now, outside of the limit, and is kept.
         setup = worker_setup_of(data, workers)
-        predict_memory(run, data.vocabulary.size, micro_batch_size=micro_batch_size, setup=setup)
+        size = micro_batch_size
+        while size > 0:  # Those that the run would shrink to.
+            predict_memory(run, data.vocabulary.size, micro_batch_size=size, setup=setup)
+            size //= 2
     # With a limit enforced by the kernel, freed memory kept by the process would count against it.
     keeps_freed_memory = device.type == "cpu" and memory_limit_by == "counting"
     with (

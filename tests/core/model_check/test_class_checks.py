@@ -160,7 +160,7 @@ def test_a_class_that_depends_on_values_is_named_with_its_line(tmp_path: Path) -
     file = written(tmp_path, "class Mine(Base):\n    def mix(self, x):\n        return x if x.sum() > 0 else -x")
     found = {one.name: one for one in ClassCheck(run_of(permitted("mine.py:Mine", tmp_path)), 61).results()}
     assert (
-        f"measured with up to 4 rows, because values decide: {file}:{line_of(file, 'x.sum()')}" in found["memory"].note
+        f"measured with up to 16 rows, because values decide: {file}:{line_of(file, 'x.sum()')}" in found["memory"].note
     )
 
 
