@@ -17,7 +17,10 @@ OF_ARROW = (
     *("read_feather", "read_orc", "memory_map", "dataset"),
 )
 """They make extension types of what a file names."""
-OTHERS = ("import_module", "read_pickle", "unsafe_load", "full_load", "load_model", "from_pretrained")
+OTHERS = (
+    *("import_module", "exec_module", "spec_from_loader", "spec_from_file_location"),
+    *("read_pickle", "unsafe_load", "full_load", "load_model", "from_pretrained"),
+)
 CALLS = re.compile(
     rf"eval|exec|compile|__import__|(.+\.)?({'|'.join((*OF_ARROW, *OTHERS))})"
     r"|(torch|np|numpy|yaml)\.load|yaml\.compose|(.+\.)?Tuner\.(restore|can_restore)"
@@ -33,6 +36,9 @@ ALLOWED = {
     ("data_pipeline/files/arrow_extensions.py", "pa.ipc.read_schema"): "of a message without extension types",
     ("data_pipeline/tokens/arrow_files.py", "pa.ipc.open_file"): "with exactly the expected schema",
     ("sweeps/lanes/ray_session.py", "importlib.import_module"): "of our own modules",
+    ("core/user_code/permitted_code.py", "importlib.import_module"): "of a class that the user permits, by name",
+    ("core/user_code/permitted_code.py", "super().exec_module"): "the text of that class",
+    ("core/user_code/permitted_code.py", "importlib.util.spec_from_loader"): "for a module of that class",
     ("sweeps/settings/yaml_lines.py", "yaml.load"): "with a SafeLoader",
     ("sweeps/settings/yaml_lines.py", "yaml.compose"): "with a SafeLoader",
     ("sweeps/tracking/served_model.py", "auto.from_pretrained"): "of a folder of our own, without its code",

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.settings.model_config import ModelConfig
 from core.settings.run_config import RunConfig
+from core.user_code.permitted_code import permitted_class
 
 _FOR_S = 0.4
 """Duration of each measurement in seconds; at least two steps are timed."""
@@ -71,6 +73,7 @@ def measure_side_by_side(
         "rows": rows,
         "device": device,
         "memory_share": 1 / most if share_device else None,
+        "code": None if run.model.class_ is None else _code_of(run.model),
     }
     paces: dict[Way, Pace] = {}
     with _processes(most, timeout_s) as processes:
@@ -82,6 +85,12 @@ def measure_side_by_side(
             before = paces.get(way, now)
             paces[way] = max(before, now, key=lambda pace: pace.tokens_per_s or 0.0)
     return [paces[way] for way in ways]
+
+
+def _code_of(model: ModelConfig) -> dict[str, Any]:
+    """Source of the user's class, which this process may build."""
+    assert model.class_ is not None
+    return permitted_class(model.class_, model.class_digest)[0].as_json()
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from core.settings.precision import choose_precision
 from core.settings.run_config import RunConfig
 from core.step.optimizer import build_optimizer
 from core.step.optimizer_step import OptimizerStep, StepResult
+from core.user_code.class_source import code_of_json
+from core.user_code.permitted_code import permit
 from data_pipeline.tokens.batches import Batch, BatchSource, Shard
 
 
@@ -93,6 +95,8 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
     device = torch.device(shape["device"])
     if shape["memory_share"] is not None:
         torch.cuda.set_per_process_memory_fraction(shape["memory_share"], device)
+    if shape["code"] is not None:
+        permit(code_of_json(shape["code"]))
     steps = training_steps(
         RunConfig.model_validate(shape["run"]),
         vocabulary_size=shape["vocabulary_size"],

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from core.models.lora import add_lora
-from core.models.model_factory import build_model, without_values
+from core.models.model_factory import model_of_shapes, without_values
 from core.settings.model_config import ModelConfig
 from core.settings.run_config import RunConfig
 from core.settings.training_config import LoraConfig
@@ -25,8 +25,8 @@ def parameter_counts(run: RunConfig, vocabulary_size: int) -> ParameterCounts:
 
 @lru_cache(maxsize=256)
 def _counts(model: ModelConfig, vocabulary_size: int, lora: LoraConfig | None) -> ParameterCounts:
-    with without_values():
-        built = build_model(model, vocabulary_size)
-        if lora is not None:
+    built = model_of_shapes(model, vocabulary_size)
+    if lora is not None:
+        with without_values():
             add_lora(built, model, lora)
     return ParameterCounts(built.num_parameters(), built.num_trainable_parameters())

@@ -13,6 +13,7 @@ from core.settings.run_config import RunConfig
 from core.settings.training_config import LoraConfig
 from core.step.step_profile import flops_with_backward
 from core.torch_internals.fake_tensors import all_fake
+from core.user_code.code_places import UserCodeError
 
 
 def training_flops_a_token(run: RunConfig, vocabulary_size: int) -> float:
@@ -29,6 +30,8 @@ def rough_training_flops_a_token(run: RunConfig, vocabulary_size: int) -> float:
 
     Adapters count as if all matrices were trained.
     """
+    if run.model.class_ is not None:
+        return training_flops_a_token(run, vocabulary_size)  # No formula knows the class.
     head = 2.0 * vocabulary_size * run.model.width * (run.objective.masking_rate or 1.0)
     return 3.0 * (flops_a_token(run.model) + head)
 
@@ -36,8 +39,16 @@ def rough_training_flops_a_token(run: RunConfig, vocabulary_size: int) -> float:
 @lru_cache(maxsize=64)
 def _flops(model: ModelConfig, vocabulary_size: int, lora: LoraConfig | None) -> tuple[float, float]:
     """(operations per token before the head, operations per predicted token in the head)."""
-    # Fake tensors have no values and no memory.
-    with torch.random.fork_rng(devices=[]), all_fake(), torch.no_grad():
+    try:
+        # Fake tensors have no values and no memory.
+        with all_fake():
+            return _counted(model, vocabulary_size, lora)
+    except UserCodeError:  # A user's class that depends on values.
+        return _counted(model, vocabulary_size, lora)
+
+
+def _counted(model: ModelConfig, vocabulary_size: int, lora: LoraConfig | None) -> tuple[float, float]:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         built = build_model(model, vocabulary_size)
         if lora is not None:
             add_lora(built, model, lora)

@@ -158,25 +158,31 @@ class MemoryTrace:
                     self._allocations[number].part = "gradients"
 
 
-def trace_steps(shape: RunShape) -> MemoryTrace:
+def trace_steps(shape: RunShape, *, is_real: bool = False) -> MemoryTrace:
     """All allocations of a run of this shape, from its finished model until its steps repeat themselves.
 
     It takes up to a second, negligible memory and no device, and does not change the random state.
+
+    Args:
+        is_real: Train on tensors with values, on the CPU, in the memory and the time that this takes: for a class whose
+            operations depend on values.
     """
     trace = MemoryTrace(shape.num_classes or shape.vocabulary_size)
     meter = StorageMeter(
-        of_fakes=True, kernels_of=shape.device_type, on_change=trace.note, on_scratch=trace.note_scratch
+        of_fakes=not is_real, kernels_of=shape.device_type, on_change=trace.note, on_scratch=trace.note_scratch
     )
     with ExitStack() as modes:
         modes.enter_context(torch.random.fork_rng(devices=[]))
-        modes.enter_context(all_fake())
+        if not is_real:
+            modes.enter_context(all_fake())
         model = build_model(shape.model, shape.vocabulary_size, num_classes=shape.num_classes)
         precision = Precision(shape.precision, "cpu")
         if shape.lora is not None:
             add_lora(model, shape.model, shape.lora, frozen_dtype=precision.dtype)
         model.set_activation_checkpointing(shape.is_checkpointed)
         trace.watch_gradients(model)
-        modes.enter_context(_TrueStatistics())  # type: ignore[no-untyped-call]
+        if not is_real:
+            modes.enter_context(_TrueStatistics())  # type: ignore[no-untyped-call]
         meter.start()
         modes.callback(meter.stop)
         with trace.part("parameters"):
@@ -190,7 +196,7 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
             step = OptimizerStep(
                 model,
                 optimizer,
-                _FakeSource(shape),
+                _FakeSource(shape, has_values=is_real),
                 workers,
                 precision,
                 batch_size=shape.local_rows * workers.count,
@@ -199,12 +205,15 @@ def trace_steps(shape: RunShape) -> MemoryTrace:
                 clip=1.0,
             )
         step.profile = _PartMarks(trace)
-        modes.enter_context(_UnreadValues())
+        if not is_real:
+            modes.enter_context(_UnreadValues())
         if shape.device_type == "cuda":
             modes.enter_context(cache_blocks.as_on_a_gpu())
-            modes.enter_context(CudaForms())
-        modes.enter_context(cache_blocks.shortened())
-        modes.enter_context(cpu_attention.rehearsed(_Once(trace)))
+            if not is_real:
+                modes.enter_context(CudaForms())
+        if not is_real:
+            modes.enter_context(cache_blocks.shortened())
+            modes.enter_context(cpu_attention.rehearsed(_Once(trace)))
         # Memory left by one pass counts in the peak of the next pass. A step with one pass therefore runs twice.
         for number in range(2 if shape.micro_batch_size >= shape.local_rows else 1):
             result = step.take(step=number, position=0, learning_rate=lambda _: 1e-4)
@@ -248,10 +257,14 @@ class _Once:
 
 
 class _FakeSource(BatchSource):
-    """Batches with the right shapes and no values."""
+    """Batches with the right shapes and no values; or with tokens drawn at random.
 
-    def __init__(self, shape: RunShape) -> None:
-        self._shape = shape
+    Args:
+        has_values: Draw tokens, and predict the first positions of each row.
+    """
+
+    def __init__(self, shape: RunShape, *, has_values: bool = False) -> None:
+        self._shape, self._has_values = shape, has_values
 
     def shard(self, *, position: int, batch_size: int, rank: int, num_workers: int) -> Shard:  # noqa: ARG002
         rows = np.arange(batch_size // num_workers)
@@ -261,6 +274,17 @@ class _FakeSource(BatchSource):
         num_rows, num_tokens = stop - start, self._shape.model.sequence_length
         num_predicted = num_rows * self._shape.predicted_per_row
         has_ids = self._shape.has_document_ids
+        if self._has_values:
+            first_B1 = torch.arange(num_rows)[:, None] * num_tokens
+            positions_P = (first_B1 + torch.arange(self._shape.predicted_per_row)).flatten()
+            return Batch(
+                inputs_BT=torch.randint(self._shape.vocabulary_size, (num_rows, num_tokens)),
+                positions_P=positions_P,
+                labels_P=torch.randint(self._shape.vocabulary_size, positions_P.shape),
+                document_ids_BT=torch.zeros(num_rows, num_tokens, dtype=torch.int32) if has_ids else None,
+                num_tokens=num_rows * num_tokens,
+                most_predicted=num_predicted,
+            )
         return Batch(
             inputs_BT=torch.empty(num_rows, num_tokens, dtype=torch.int64),
             positions_P=torch.empty(num_predicted, dtype=torch.int64),

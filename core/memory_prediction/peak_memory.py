@@ -16,6 +16,7 @@ import torch
 from core.memory_prediction.caching_allocator import smallest_capacity_bytes
 from core.memory_prediction.feasible_sizes import Feasible, Stretch
 from core.memory_prediction.kept_predictions import MemoryPrediction, kept_or_traced
+from core.memory_prediction.measured_memory import measured_peak
 from core.memory_prediction.memory_trace import RunShape, trace_steps
 from core.models.language_model import LanguageModel
 from core.models.model_factory import build_model, without_values
@@ -23,7 +24,8 @@ from core.settings.model_config import ModelConfig
 from core.settings.precision import choose_precision
 from core.settings.run_config import RunConfig
 from core.settings.training_config import LoraConfig
-from core.step.objectives import num_chunks
+from core.step.objectives import chunks_of_a_class, num_chunks
+from core.user_code.code_places import UserCodeError
 from data_pipeline.schema.settings import format_bytes
 from data_pipeline.tokens.batches import Batch, predicted_in_full_row
 
@@ -69,8 +71,12 @@ def predict_memory(
     """
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size={micro_batch_size} is below 1; use at least 1 row")
+    return kept_or_traced(_shape_of(run, vocabulary_size, micro_batch_size=micro_batch_size, setup=setup), _traced)
+
+
+def _shape_of(run: RunConfig, vocabulary_size: int, *, micro_batch_size: int, setup: WorkerSetup) -> RunShape:
     rows = setup.rows_of(run)
-    shape = RunShape(
+    return RunShape(
         model=_without_numbers(run.model),
         vocabulary_size=vocabulary_size,
         num_classes=run.objective.num_classes,
@@ -85,7 +91,6 @@ def predict_memory(
         has_document_ids=setup.has_document_ids,
         device_type=setup.device_type,
     )
-    return kept_or_traced(shape, _traced)
 
 
 def largest_micro_batch(
@@ -137,7 +142,9 @@ def how_to_fit(
     if prediction.peak_bytes <= memory_bytes:
         return f"{needs}; fits"
     cures = []
-    for checkpointing in (False, True) if not run.training.activation_checkpointing else (True,):
+    # A user's class decides itself which activations it keeps.
+    choices = (True,) if run.training.activation_checkpointing else (False, True)
+    for checkpointing in choices if run.model.class_ is None else (False,):
         changed = run.with_overrides({"training.activation_checkpointing": checkpointing})
         largest = largest_micro_batch(changed, vocabulary_size, memory_bytes=memory_bytes, setup=setup)
         is_new = checkpointing and not run.training.activation_checkpointing
@@ -149,8 +156,9 @@ def how_to_fit(
     shares = f"{largest_part} {'are' if largest_part.endswith('s') else 'is'} {prediction.share(largest_part):.0%}"
     if not cures:
         fixed = sum(prediction.parts.get(part, 0) for part in ("parameters", "gradients", "optimizer state"))
+        without = ", with or without activation checkpointing" if run.model.class_ is None else ""
         return (
-            f"{needs}; no micro-batch fits, with or without activation checkpointing: parameters, gradients and "
+            f"{needs}; no micro-batch fits{without}: parameters, gradients and "
             f"optimizer state alone take {format_bytes(fixed)}; {shares}. Make the model or the vocabulary smaller"
         )
     return f"{needs}; fits with {' or with '.join(cures)}; {shares}"
@@ -164,9 +172,24 @@ def predicted_precision(run: RunConfig, setup: WorkerSetup) -> Literal["fp32", "
     return choose_precision(wanted, torch.device(setup.device_type)).name
 
 
+def why_untraceable(run: RunConfig, vocabulary_size: int) -> str | None:
+    """The line of a user's class that depends on values, so that its memory is measured and not traced; else None."""
+    shape = _shape_of(run, vocabulary_size, micro_batch_size=1, setup=SINGLE_CPU_WORKER)
+    try:
+        trace_steps(shape)
+    except UserCodeError as error:
+        return str(error)
+    return None
+
+
 @lru_cache(maxsize=4096)
 def _traced(shape: RunShape) -> MemoryPrediction:
-    trace = trace_steps(shape)
+    try:
+        trace = trace_steps(shape)
+    except UserCodeError:
+        # Another error of the class itself comes again, from real tensors.
+        measured_bytes, measured_parts = measured_peak(shape)
+        return MemoryPrediction(measured_bytes, dict(sorted(measured_parts.items(), key=lambda part: -part[1])))
     live_bytes, parts = trace.peak()
     peak_bytes, named = live_bytes, {str(part): num_bytes for part, num_bytes in parts.items()}
     if shape.device_type == "cuda":
@@ -189,7 +212,9 @@ def _predicted_per_row(run: RunConfig) -> int:
 
 
 def _without_numbers(model: ModelConfig) -> ModelConfig:
-    """The model with settings that change no shape set to constants, for the cache."""
+    """The model with settings that change no shape set to constants, for the cache. Of a user's class any may."""
+    if model.class_ is not None:
+        return model
     numbers = {"dropout": 0.1 if model.dropout else 0.0, "norm_epsilon": 1e-5, "rotary_base": 10_000.0}
     return model.in_standard_form().model_copy(update=numbers)
 
@@ -200,13 +225,24 @@ def _lora_without_numbers(lora: LoraConfig | None) -> LoraConfig | None:
 
 def _stretches(run: RunConfig, vocabulary_size: int, first: int, last: int) -> list[Stretch]:
     """The micro-batch sizes from first to last, split where the vocabulary head uses more chunks."""
-    model = _model_without_memory(
-        run.model, vocabulary_size, run.objective.num_classes, is_frozen=run.training.lora is not None
-    )
+    predicted = _predicted_per_row(run)
+    if run.model.class_ is not None:
+        # A class on the simple path has one chunk; a stretch more costs a trace.
+        def chunks_of(size: int) -> int:
+            return chunks_of_a_class(vocabulary_size, size * predicted)
+
+    else:
+        model = _model_without_memory(
+            run.model, vocabulary_size, run.objective.num_classes, is_frozen=run.training.lora is not None
+        )
+
+        def chunks_of(size: int) -> int:
+            return _num_chunks(model, size, row_length=run.model.sequence_length, predicted=predicted)
+
     found: list[Stretch] = []
     most = 0
     for size in range(first, last + 1):
-        chunks = _num_chunks(model, size, row_length=run.model.sequence_length, predicted=_predicted_per_row(run))
+        chunks = chunks_of(size)
         if found and chunks <= most:
             found[-1] = (found[-1][0], size)
         else:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from core.distributed.workers import Workers
 from core.model_files.safetensors_files import read_tensors
+from core.models.given_class import GivenModel
 from core.models.language_model import LanguageModel
 from data_pipeline.files.disk_room import RESERVE_BYTES, check_room, room_named
 from data_pipeline.files.plain_json import parse_object
@@ -127,8 +128,12 @@ def copy_weights(weights: dict[str, Tensor], model: LanguageModel, where: Path) 
 
 
 def model_tensors(model: LanguageModel) -> dict[str, Tensor]:
-    """All tensors of a model that training may change, by name; shared ones once."""
-    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    """All tensors of a model that training may change, by name; shared ones once.
+
+    Of a user's class, frozen ones too: no other file holds them.
+    """
+    is_given = isinstance(model, GivenModel)
+    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad or is_given)
     return {name: tensor.detach() for name, tensor in (*trained, *model.named_buffers())}
 
 

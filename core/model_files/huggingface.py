@@ -99,7 +99,7 @@ def export_huggingface(
             ends = [*chat_with_marks(chat_template, tokenizer).end_ids(tokenizer)]
         generation = {"bos_token_id": vocabulary.bos_id, "eos_token_id": ends[0] if len(ends) == 1 else ends}
         _write_json(folder / "generation_config.json", generation)
-    _export_tokenizer(config, tokenizer_path, vocabulary, folder, chat_template)
+    export_tokenizer(config, tokenizer_path, vocabulary, folder, chat_template)
 
 
 def import_huggingface(folder: Path, *, weights: dict[str, Tensor] | None = None) -> Loaded:
@@ -178,7 +178,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     }
 
 
-def _export_tokenizer(
+def export_tokenizer(
     config: ModelConfig, tokenizer_path: Path, vocabulary: Vocabulary, folder: Path, chat_template: str | None
 ) -> None:
     """Write the tokenizer, with a post-processor that adds the special tokens, as transformers expects."""

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from core.model_files.adapter_folder import base_hash, import_adapted, is_adapter
 from core.model_files.checkpoint import MODEL_FILE, copy_weights, model_tensors, restore_weights
+from core.model_files.given_folder import given_weights, holds_given
 from core.model_files.huggingface import import_huggingface
 from core.model_files.safetensors_files import read_tensors
 from core.models.classifier import ModernClassifier, RobertaClassifier, take_encoder
+from core.models.given_class import GivenModel
 from core.models.language_model import LanguageModel
 from core.models.lora import add_lora, merge_lora
 from core.models.model_factory import build_model
@@ -77,6 +79,14 @@ def hash_of_base(run: RunConfig) -> str | None:
 
 def _take_weights(folder: Path, model: LanguageModel) -> None:
     """Copy the weights of a transformers folder, an adapter or a checkpoint; a classifier takes only the encoder's."""
+    if holds_given(folder):
+        if not isinstance(model, GivenModel):
+            raise ValueError(f"{folder} holds a model of a user's class; set model.class to the same class")
+        copy_weights(given_weights(folder), model, folder)
+        return
+    if isinstance(model, GivenModel):
+        copy_weights(read_tensors(folder / MODEL_FILE), model, folder)
+        return
     if is_adapter(folder) or (folder / "config.json").exists():
         loaded = import_adapted(folder)[0] if is_adapter(folder) else import_huggingface(folder)
         weights = _without_padding(model_tensors(loaded.model), num_tokens=model.tokens.num_embeddings)

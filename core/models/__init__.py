@@ -1,1 +1,1 @@
-"""Whole models: encoders, decoder, classifiers, LoRA, models of equal size, generation, text features."""
+"""Whole models: encoders, decoder, classifiers, LoRA, a user's class, models of equal size, generation, features."""

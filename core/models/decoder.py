@@ -55,6 +55,8 @@ class LlamaLayer(TransformerLayer):
 class LlamaDecoder(LanguageModel):
     """Llama for causal LM (arXiv:2302.13971), numerically equal to Hugging Face's `LlamaForCausalLM`."""
 
+    is_causal = True
+
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.head_dim = config.width // config.heads

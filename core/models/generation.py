@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from core.layers.transformer_parts import KeyValueCache
 from core.models.decoder import LlamaDecoder
-from core.models.encoder import ModernEncoder, RobertaEncoder
+from core.models.given_class import GivenModel
+from core.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +56,7 @@ GREEDY = Sampling()
 
 
 def stream(
-    model: LlamaDecoder,
+    model: LlamaDecoder | GivenModel,
     prompt: Sequence[int],
     *,
     max_new_tokens: int,
@@ -71,7 +72,7 @@ def stream(
 
     Args:
         seed: Seed of the sampling.
-        uses_cache: Keep keys and values between tokens; the result is the same without.
+        uses_cache: Keep keys and values between tokens; the result is the same without. A user's class has no cache.
 
     Raises:
         ValueError: At the call: the prompt is empty, or max_new_tokens is below 1.
@@ -108,7 +109,7 @@ def token_probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
 
 @torch.no_grad()
 def fill_mask(
-    model: RobertaEncoder | ModernEncoder, tokens: Sequence[int], *, mask_id: int, num_candidates: int = 5
+    model: LanguageModel, tokens: Sequence[int], *, mask_id: int, num_candidates: int = 5
 ) -> list[list[Filling]]:
     """The most likely tokens for each mask in `tokens`, from left to right, most likely first.
 
@@ -124,7 +125,7 @@ def fill_mask(
     if not positions:
         raise ValueError(f"the text has no mask (token {mask_id}); put at least one mask where a token is missing")
     with _evaluating(model):
-        device = model.tokens.weight.device
+        device = next(model.parameters()).device
         hidden_TD = model.hidden_states(torch.tensor([list(tokens)], device=device))[0]
         probabilities = model.logits(hidden_TD[torch.tensor(positions, device=device)]).float().softmax(dim=-1)
     best, which = probabilities.topk(min(num_candidates, probabilities.shape[-1]), dim=-1)
@@ -135,7 +136,7 @@ def fill_mask(
 
 
 def _stream(
-    model: LlamaDecoder,
+    model: LlamaDecoder | GivenModel,
     context: list[int],
     max_new_tokens: int,
     end_ids: frozenset[int],
@@ -149,7 +150,7 @@ def _stream(
     for _ in range(max_new_tokens):
         if len(context) > model.num_positions:
             context, caches = context[-max(1, model.num_positions // 2) :], []
-        if uses_cache and not caches:
+        if uses_cache and not caches and isinstance(model, LlamaDecoder):
             caches = [KeyValueCache() for _ in model.layers]
         token = choose_token(_next_logits(model, context, caches), sampling, rng)
         context.append(token)
@@ -159,12 +160,15 @@ def _stream(
 
 
 @torch.no_grad()
-def _next_logits(model: LlamaDecoder, context: list[int], caches: list[KeyValueCache]) -> Tensor:
+def _next_logits(model: LlamaDecoder | GivenModel, context: list[int], caches: list[KeyValueCache]) -> Tensor:
     """(V,) logits of the token after `context`; with caches, only tokens that they lack are computed."""
     with _evaluating(model):
         num_known = caches[0].num_tokens if caches else 0
-        inputs_BT = torch.tensor([context[num_known:]], device=model.tokens.weight.device)
-        hidden_BTD = model.hidden_states_after(inputs_BT, caches) if caches else model.hidden_states(inputs_BT)
+        inputs_BT = torch.tensor([context[num_known:]], device=next(model.parameters()).device)
+        if caches and isinstance(model, LlamaDecoder):
+            hidden_BTD = model.hidden_states_after(inputs_BT, caches)
+        else:
+            hidden_BTD = model.hidden_states(inputs_BT)
         return model.logits(hidden_BTD[0, -1])
 
 

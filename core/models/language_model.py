@@ -33,6 +33,8 @@ class LanguageModel(nn.Module):
     needs it at about one position in seven.
     """
 
+    is_causal: bool = False
+    """True if a token sees only itself and earlier ones, so the model can continue a text."""
     layers: nn.ModuleList
     """`TransformerLayer` modules."""
     tokens: Embedding

@@ -11,9 +11,11 @@ from torch.overrides import TorchFunctionMode
 from core.models.classifier import build_classifier
 from core.models.decoder import LlamaDecoder
 from core.models.encoder import ModernEncoder, RobertaEncoder
+from core.models.given_class import build_given
 from core.models.language_model import LanguageModel
 from core.models.width_transfer import scale_from_base
 from core.settings.model_config import ModelConfig
+from core.user_code.code_places import UserCodeError
 
 
 def build_model(
@@ -38,6 +40,8 @@ def _standard_model(
     config: ModelConfig, vocabulary_size: int, *, pad_id: int, num_classes: int | None
 ) -> LanguageModel:
     assert config.equal_in is None, "call core.models.size_matching.equalized first"
+    if config.class_ is not None:
+        return build_given(config, vocabulary_size, pad_id=pad_id)
     if config.is_causal:
         return LlamaDecoder(config, vocabulary_size)
     if num_classes is not None:
@@ -45,6 +49,16 @@ def _standard_model(
     if config.form == "roberta":
         return RobertaEncoder(config, vocabulary_size, pad_id=pad_id)
     return ModernEncoder(config, vocabulary_size, pad_id=pad_id)
+
+
+def model_of_shapes(config: ModelConfig, vocabulary_size: int) -> LanguageModel:
+    """A model that has shapes and no values. A user's class that cannot be built so has values."""
+    try:
+        with without_values():
+            return build_model(config, vocabulary_size)
+    except UserCodeError:
+        with torch.random.fork_rng(devices=[]):
+            return build_model(config, vocabulary_size)
 
 
 @contextmanager

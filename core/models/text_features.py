@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.models.decoder import LlamaDecoder
+from core.models.given_class import GivenModel
 from core.models.language_model import LanguageModel
 
 Pooling = Literal["mean", "first", "last"]
@@ -21,9 +21,27 @@ last: the last token, the only one of a decoder that sees the whole text."""
 
 def why_not_pooled(model: LanguageModel, pooling: Pooling) -> str | None:
     """Error message if a pooling is meaningless for this model; None if it is valid."""
-    if pooling == "first" and isinstance(model, LlamaDecoder):
+    if isinstance(model, GivenModel) and not model.has_two_halves:
+        return (
+            f"{model.code.class_name} gives logits alone; add hidden_states(input_ids, document_ids) and logits(hidden)"
+        )
+    if pooling == "first" and model.is_causal:
         return "the first token of a decoder has seen nothing of the text; use last or mean"
     return None
+
+
+@torch.no_grad()
+def width_of(model: LanguageModel) -> int:
+    """Numbers in a feature vector of this model."""
+    if not isinstance(model, GivenModel):
+        return model.tokens.embedding_dim
+    device = next(model.parameters()).device
+    return model.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=device)).shape[-1]
+
+
+def ids_of(model: LanguageModel) -> int:
+    """Number of token ids that this model takes."""
+    return model.vocabulary_size if isinstance(model, GivenModel) else model.tokens.num_embeddings
 
 
 @torch.no_grad()
@@ -37,7 +55,7 @@ def features(
         rows: Token ids of each text, `<s> .. </s>`, at most the model's maximum length.
         pad_id: Id of the padding token.
     """
-    device = model.tokens.weight.device
+    device = next(model.parameters()).device
     inputs_BT = torch.full((len(rows), max(map(len, rows))), pad_id, dtype=torch.int64)
     for number, row in enumerate(rows):
         inputs_BT[number, : len(row)] = torch.from_numpy(row.astype(np.int64))

@@ -1,10 +1,19 @@
-"""Shape of a transformer."""
+"""Shape of a transformer, or the user's class that is trained in place of one."""
 
+import json
 import math
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    JsonValue,
+    PositiveFloat,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from data_pipeline.schema.settings import Count, Settings, younger
 
@@ -63,8 +72,33 @@ class MemoryLayerConfig(Settings):
         return self
 
 
+class Arguments(dict[str, Any]):
+    """Arguments of a user's class, as JSON values. They are not changed, so they have a hash."""
+
+    def __hash__(self) -> int:  # type: ignore[override]  # A dict has none, because it may change.
+        return hash(json.dumps(self, sort_keys=True))
+
+
+_OF_A_CLASS = ("class_", "arguments", "class_digest", "allow_batch_statistics")
+_BESIDE_A_CLASS = frozenset({*_OF_A_CLASS, "family", "sequence_length"})
+"""Settings that a user's class leaves to the file; all others are the form of our own models."""
+
+
 class ModelConfig(Settings):
     """Shape of one transformer: everything that sets the parameter count, except the vocabulary size."""
+
+    class_: str | None = Field(default=None, alias="class")
+    """Class of your own that is trained in place of our forms: package.module:Class, or file.py:Class beside the sweep
+    file. Its code runs only with trust_code: true or --allow-code. Of the other settings of a model only
+    sequence_length is allowed beside it. null: one of our forms."""
+    arguments: Annotated[dict[str, JsonValue], AfterValidator(Arguments)] = Field(default_factory=dict)
+    """Arguments of the class, by name: its constructor receives vocabulary_size and these. Each may be swept, as
+    model.arguments.width."""
+    class_digest: str | None = None
+    """SHA-256 of the source of the class. pretune fills it in: a changed class is another sweep. Do not write it."""
+    allow_batch_statistics: bool = False
+    """true: train a class whose layers mix the rows of a micro-batch (BatchNorm). Its loss then depends on the
+    micro-batch. false: such a class is refused."""
 
     family: Literal["encoder", "decoder"] = "encoder"
     """encoder: masked LM, every token sees its whole row. decoder: causal LM in Llama's form (pre-norm, rotary
@@ -146,8 +180,36 @@ class ModelConfig(Settings):
         """Maximum length of a row in tokens."""
         return self.max_sequence_length or self.sequence_length
 
+    @model_serializer(mode="wrap")
+    def _only_settings_that_count(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A class has no form of ours, and our forms have no class: dumps of before stay as they are.
+        dumped: dict[str, Any] = handler(self)
+        if self.class_ is None:
+            return {name: value for name, value in dumped.items() if name not in _OF_A_CLASS}
+        kept = {name: value for name, value in dumped.items() if name in _BESIDE_A_CLASS}
+        return {"class" if name == "class_" else name: value for name, value in kept.items()}
+
+    @model_validator(mode="after")
+    def _class_stands_alone(self) -> Self:
+        given = self.model_fields_set
+        if self.class_ is None:
+            alone = [name for name in _OF_A_CLASS if name in given and getattr(self, name)]
+            if alone:
+                raise ValueError(f"{', '.join(alone)} needs model.class; give the class, or remove {alone[0]}")
+            return self
+        forms = sorted(given - _BESIDE_A_CLASS)
+        if forms:
+            raise ValueError(
+                f"{', '.join(forms)} {'is' if len(forms) == 1 else 'are'} of our own forms, and model.class="
+                f"{self.class_} has its own; remove {'it' if len(forms) == 1 else 'them'}, or write "
+                f"arguments: {{{forms[0]}: ..}}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _shape_is_possible(self) -> Self:
+        if self.class_ is not None:
+            return self
         faults = []
         if self.width % self.heads:
             nearest = -(-self.width // self.heads) * self.heads

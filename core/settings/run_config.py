@@ -1,5 +1,6 @@
 """Settings of one training run: model, objective, training. Every setting that changes the result is here."""
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 from pydantic import model_validator
@@ -28,6 +29,7 @@ class RunConfig(Settings):
         if self.model.parametrization == "mup":
             given = {"lora": self.training.lora, "initial_weights": self.training.initial_weights}
             faults += [WITH_MUP.format(name) for name, value in given.items() if value is not None]
+        faults += faults_of_a_class(self.model, self.training)
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -42,3 +44,18 @@ class RunConfig(Settings):
         for path, value in overrides.items():
             set_at(raw, path.split("."), value)
         return type(self).model_validate(raw)
+
+
+def faults_of_a_class(model: ModelConfig, training: TrainingConfig) -> Iterator[str]:
+    """Settings of training that need the inside of a model, beside a user's class."""
+    if model.class_ is None:
+        return
+    if training.activation_checkpointing:
+        yield (
+            "training.activation_checkpointing: pretune does not know the layers of model.class; remove it, and let "
+            "the class use torch.utils.checkpoint"
+        )
+    if training.lora is not None:
+        yield "training.lora: pretune does not know the matrices of model.class; remove it"
+    if training.optimizer == "muon":
+        yield "training.optimizer=muon: pretune does not know the matrices of model.class; use adamw"

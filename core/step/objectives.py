@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.layers.transformer_parts import Attention, compute_dtype
+from core.models.given_class import GivenModel
 from core.models.language_model import LanguageModel
 from core.settings.precision import Precision
+from core.step.given_gradients import add_given_gradients
 from core.step.step_profile import Span
 from core.step.vocabulary_head import add_head_gradients
 from data_pipeline.tokens.batches import Batch
@@ -78,6 +80,18 @@ def add_gradients(
         (summed loss in nats (fp64), auxiliary loss times the number of predicted tokens or None), both detached and
         unscaled. This weight turns the auxiliary loss into a mean when all is divided by the global count.
     """
+    if isinstance(model, GivenModel):
+        given_loss = add_given_gradients(
+            model,
+            batch,
+            precision,
+            scale=scale,
+            hidden_states=hidden_states or model.hidden_states,
+            positions_at_once=positions_at_once or chunk_length(model, batch),
+            span=span,
+            before_last_backward=before_last_backward,
+        )
+        return given_loss, None
     with precision.autocast(), span("forward"):
         features_PF = model.head_features(predicted_hidden(hidden_states or model.hidden_states, batch))
         auxiliary = model.auxiliary_loss()
@@ -126,6 +140,8 @@ def num_chunks(model: LanguageModel, batch: Batch) -> int:
 
     Chunks of a frozen matrix are small: without a gradient of the matrix, an additional chunk costs no pass over it.
     """
+    if isinstance(model, GivenModel):
+        return chunks_of_a_class(model.vocabulary_size, batch.most_predicted) if model.has_two_halves else 1
     matrix_VD = model.vocabulary_matrix()
     vocabulary_size, width = matrix_VD.shape
     if not matrix_VD.requires_grad:
@@ -134,3 +150,8 @@ def num_chunks(model: LanguageModel, batch: Batch) -> int:
     activation_bytes = _SAVED_BYTES_A_LAYER * batch.inputs_BT.numel() * width * num_layers
     logits_at_once = max(_MIN_LOGITS_AT_ONCE, activation_bytes // _BYTES_A_LOGIT)
     return max(1, math.ceil(batch.most_predicted / max(1, logits_at_once // vocabulary_size)))
+
+
+def chunks_of_a_class(vocabulary_size: int, most_predicted: int) -> int:
+    """Number of chunks of positions for the head of a user's class, whose activations are not known."""
+    return max(1, math.ceil(most_predicted / max(1, _MIN_LOGITS_AT_ONCE // vocabulary_size)))

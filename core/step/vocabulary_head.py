@@ -59,7 +59,7 @@ def add_head_gradients(
             with span("forward"):
                 cast_PF = features_PF[chunk].to(dtype)
                 logits_PV = F.linear(cast_PF, cast_VF, cast_V)
-                loss_sum += _turn_into_gradient(logits_PV, labels_P[chunk], trained_V, scale)
+                loss_sum += turn_into_gradient(logits_PV, labels_P[chunk], trained_V, scale)
             with span("backward"):
                 gradient_PF[chunk].copy_(logits_PV @ cast_VF)
                 if matrix_VF.requires_grad:
@@ -68,7 +68,7 @@ def add_head_gradients(
     return loss_sum, gradient_PF
 
 
-def _turn_into_gradient(logits_PV: Tensor, labels_P: Tensor, bias_V: Tensor | None, scale: float) -> Tensor:
+def turn_into_gradient(logits_PV: Tensor, labels_P: Tensor, bias_V: Tensor | None, scale: float) -> Tensor:
     """Overwrite the logits by softmax minus one-hot, add the gradient of the bias; returns the summed loss."""
     accurate = torch.promote_types(logits_PV.dtype, torch.float32)
     loss_sum = torch.zeros((), dtype=torch.float64, device=logits_PV.device)

@@ -16,6 +16,7 @@ from core.memory.memory_limit import memory_limit
 from core.memory.memory_reports import LimitBy, OutOfMemoryEvent
 from core.memory.out_of_memory import OomFacts
 from core.memory_prediction.automatic_micro_batch import choose_micro_batch, worker_setup_of
+from core.memory_prediction.peak_memory import predict_memory
 from core.model_files.checkpoint import copy_from_first
 from core.model_files.initial_weights import fresh_model, hash_of_base
 from core.settings.cooldown_branch import Branch, Pause, branch_schedule
@@ -97,6 +98,13 @@ def run_training(
         matmul_rate = observed("matmul rate", lambda: matmul_flops_per_s(device, precision.dtype), otherwise=0.0)
     check_fit(run, data)
     micro_batch_size = choose_micro_batch(run, data, workers, memory_limit_bytes=memory_limit_bytes)
+    if run.model.class_ is not None and memory_limit_bytes is not None:
+        # A class that cannot be traced is measured. That happens now, outside of the limit, and is kept.
+        setup = worker_setup_of(data, workers)
+        size = micro_batch_size
+        while size > 0:  # Those that the run would shrink to.
+            predict_memory(run, data.vocabulary.size, micro_batch_size=size, setup=setup)
+            size //= 2
     # With a limit enforced by the kernel, freed memory kept by the process would count against it.
     keeps_freed_memory = device.type == "cpu" and memory_limit_by == "counting"
     with (

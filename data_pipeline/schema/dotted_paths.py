@@ -10,7 +10,7 @@ def value_at(settings: BaseModel, path: str) -> Any:
     """The value at a dotted path; None where a section on the way is left out or unknown."""
     value: Any = settings
     for name in path.split("."):
-        value = getattr(value, name, None)
+        value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
     return value
 
 

@@ -92,7 +92,9 @@ def _short_of_memory(findings: Findings) -> Iterator[str]:
         else f"set {MICRO_BATCH}: auto, or a smaller number"
     )
     checkpointing = (
-        "" if findings.sweep.training.activation_checkpointing else ", or training.activation_checkpointing: true"
+        ""
+        if findings.sweep.training.activation_checkpointing or findings.sweep.model.class_
+        else ", or training.activation_checkpointing: true"
     )
     yield (
         f"{ran_out + refused} of {asked} trials and proposals do not fit in the memory{limit}: give more memory, "

@@ -11,6 +11,7 @@ from data_pipeline.schema.terminal_text import echo
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.command_frame import (
     EXIT_PARTS_MISSING,
+    AllowCode,
     AsJson,
     Results,
     explains_faults,
@@ -101,6 +102,7 @@ def fill_mask(
     source: Source = None,
     output: Output = None,
     column: Column = None,
+    allow_code: AllowCode = False,
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
@@ -115,7 +117,7 @@ def fill_mask(
 
     console = terminal()
     with model_at(model_name, results_folder(results)) as found_at:
-        model = load_trained(found_at.folder, prepared=found_at.prepared)
+        model = load_trained(found_at.folder, prepared=found_at.prepared, allow_code=allow_code)
 
         def filled(text: str) -> list[list[dict[str, Any]]]:
             found = model.fill(text, num_candidates=top)
@@ -159,6 +161,7 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="Converse, one line per turn; also reads piped lines.")] = False,
     system: Annotated[str | None, typer.Option(help="System prompt of a conversation.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Continue texts without the chat template.")] = False,
+    allow_code: AllowCode = False,
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
@@ -176,7 +179,7 @@ def generate(
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     with model_at(model_name, results_folder(results)) as found_at:
-        model = load_trained(found_at.folder, prepared=found_at.prepared)
+        model = load_trained(found_at.folder, prepared=found_at.prepared, allow_code=allow_code)
         speaker = Speaker(model, sampling, max_new_tokens, seed, system, plain)
         pieces = speaker.says
 
@@ -223,6 +226,7 @@ def evaluate(
     all_tokens: Annotated[
         bool, typer.Option("--all-tokens", help="Masked LM: also report the accuracy over all tokens, masked or not.")
     ] = False,
+    allow_code: AllowCode = False,
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
@@ -233,7 +237,7 @@ def evaluate(
     from sweeps.trained_models.trained_model import load_trained
 
     with tempfile.TemporaryDirectory() as work_folder, model_at(model_name, results_folder(results)) as found_at:
-        metrics = load_trained(found_at.folder, prepared=found_at.prepared).evaluate(
+        metrics = load_trained(found_at.folder, prepared=found_at.prepared, allow_code=allow_code).evaluate(
             corpus, work_folder=Path(work_folder), all_tokens=all_tokens
         )
     if as_json:
@@ -247,6 +251,7 @@ def evaluate(
 def export(
     model_name: ModelName,
     target: Annotated[Path, typer.Argument(help="Folder to write; must not exist yet.", show_default=False)],
+    allow_code: AllowCode = False,
     results: Results = None,
 ) -> None:
     """Export a model as a folder for Hugging Face transformers."""
@@ -254,7 +259,7 @@ def export(
     from sweeps.trained_models.trained_model import load_trained
 
     with model_at(model_name, results_folder(results)) as found_at:
-        load_trained(found_at.folder, prepared=found_at.prepared).export(target)
+        load_trained(found_at.folder, prepared=found_at.prepared, allow_code=allow_code).export(target)
     terminal().print(str(target), highlight=False, soft_wrap=True)
 
 

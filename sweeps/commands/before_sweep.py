@@ -10,6 +10,8 @@ from data_pipeline.schema.redaction import redact
 from data_pipeline.schema.terminal_text import echo
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.command_frame import (
+    EXIT_FAULT,
+    AllowCode,
     AsJson,
     File,
     Results,
@@ -59,15 +61,18 @@ def plan(
         bool, typer.Option("--measure/--no-measure", help="Measure the speed of this machine for some seconds.")
     ] = True,
     everything: Annotated[bool, typer.Option("--all", help="Also every default and the reasons.")] = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a sweep's trials, time, price and memory; train nothing.
 
     The time comes from earlier trials of the same shape, or from a measurement of some seconds.
     """
+    from sweeps.settings.class_of_file import permit_class
     from sweeps.settings.sweep_file import load_sweep_file
 
     asked = load_sweep_file(file, overrides or ())
+    permit_class(asked.model, is_trusted=asked.trust_code or allow_code)
     # torch takes seconds to import, so a mistake in the file is reported first.
     from sweeps.planning.plan_facts import gather_facts
     from sweeps.planning.plan_output import plan_as_json, print_plan
@@ -89,20 +94,62 @@ def estimate(
     memory: Annotated[str | None, typer.Option(help="Memory of one worker, e.g. 24GiB.")] = None,
     device: Annotated[str | None, typer.Option(help='GPU by name, e.g. "RTX 4090".')] = None,
     results: Results = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the memory of one configuration by part."""
     from dataclasses import asdict
 
     from sweeps.planning.memory_estimate import expected_estimate, print_estimate
+    from sweeps.settings.class_of_file import permit_class
     from sweeps.settings.sweep_file import load_sweep_file
 
     asked = load_sweep_file(file, overrides or ())
+    permit_class(asked.model, is_trusted=asked.trust_code or allow_code)
     found = expected_estimate(asked, results_folder(results), memory=memory, device=device, say=_say_beside)
     if as_json:
         print_json(asdict(found))
     else:
         print_estimate(found, terminal())
+
+
+@explains_faults
+def check_model(
+    file: File,
+    overrides: Set = None,
+    results: Results = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a class of your own (model.class) on a few rows.
+
+    One line a check, with the place of each fault. Exit code 0: it may be trained; 2: it may not.
+    """
+    from dataclasses import asdict
+
+    from sweeps.settings.class_of_file import permit_class
+    from sweeps.settings.sweep_file import load_sweep_file
+
+    config = load_sweep_file(file, overrides or ())
+    if config.model.class_ is None:
+        raise InputFault(
+            f"{file} names no class of yours; give model.class, as in model: {{class: my_module.py:MyModel}}"
+        )
+    permit_class(config.model, is_trusted=config.trust_code or allow_code)
+    from sweeps.planning.resolved_sweep import ExpectedSweep
+    from sweeps.search.class_check import class_results
+
+    expected, found = ExpectedSweep(config, results_folder(results)), []
+    for result in class_results(expected.begun, expected.vocabulary_size):
+        found.append(result)
+        if not as_json:
+            mark = "ok   " if result.fault is None else "fault"
+            line = f"{mark}  {result.name:<14} {result.fault or result.note}"
+            terminal().print(line, highlight=False, markup=False, soft_wrap=True)
+    if as_json:
+        print_json([asdict(result) for result in found])
+    if any(result.fault is not None for result in found):
+        raise typer.Exit(EXIT_FAULT)
 
 
 @explains_faults

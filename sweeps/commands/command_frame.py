@@ -47,6 +47,7 @@ Results = Annotated[
     ),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print the output of Ray and its workers.")]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Let the code of model.class run. Read it first.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

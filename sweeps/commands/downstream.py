@@ -7,7 +7,16 @@ import typer
 
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.after_sweep import ModelName
-from sweeps.commands.command_frame import AsJson, Results, Set, explains_faults, print_json, results_folder, terminal
+from sweeps.commands.command_frame import (
+    AllowCode,
+    AsJson,
+    Results,
+    Set,
+    explains_faults,
+    print_json,
+    results_folder,
+    terminal,
+)
 from sweeps.commands.lost_terminal import outlives_its_terminal
 from sweeps.commands.terminal import Terminal
 
@@ -179,6 +188,7 @@ def embed(
     max_tokens: Annotated[
         int | None, typer.Option(help="Truncate texts to this many tokens. Default: the model's maximum.")
     ] = None,
+    allow_code: AllowCode = False,
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
@@ -189,7 +199,6 @@ def embed(
     from dataclasses import asdict
     from typing import get_args
 
-    from core.models.decoder import LlamaDecoder
     from core.models.text_features import Pooling
     from sweeps.trained_models.embed import embed as carry_out
     from sweeps.trained_models.model_locator import model_at
@@ -198,8 +207,8 @@ def embed(
     if pool is not None and pool not in get_args(Pooling):
         raise InputFault(f"--pool {pool}: is unknown; choose one of {', '.join(get_args(Pooling))}")
     with model_at(model_name, results_folder(results)) as found_at:
-        trained = load_trained(found_at.folder)
-        pooling = pool or ("last" if isinstance(trained.model, LlamaDecoder) else "mean")
+        trained = load_trained(found_at.folder, allow_code=allow_code)
+        pooling = pool or ("last" if trained.model.is_causal else "mean")
         done = carry_out(
             trained,
             table,

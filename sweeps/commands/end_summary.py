@@ -140,7 +140,9 @@ def _commands_to_try(end: SweepEnd) -> list[str]:
     else:
         use = command_line("fill-mask", folder, "The function returns a <mask>.")
     longer = command_line("train", folder, "--tokens", "10x")
-    return [use, command_line("evaluate", folder), *([longer] if sweep.search else [])]
+    commands = [use, command_line("evaluate", folder), *([longer] if sweep.search else [])]
+    # A results folder permits no code.
+    return commands if sweep.model.class_ is None else [f"{command} --allow-code" for command in commands]
 
 
 def _warnings(end: SweepEnd) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from data_pipeline.schema.user_errors import InputFault
 from sweeps.finetuning.finetune_config import SWEEPABLE, FinetuneConfig
 from sweeps.settings.field_docs import ANY_SETTING, FieldDoc, field_docs
 from sweeps.settings.search_space import Distribution
-from sweeps.settings.setting_paths import outermost
+from sweeps.settings.setting_paths import ARGUMENTS, outermost
 from sweeps.settings.settings_faults import first_sentence
 from sweeps.settings.size_presets import SIZES
 from sweeps.settings.sweep_config import UNSWEEPABLE, SweepConfig
@@ -90,6 +90,8 @@ def _path_of(key: str) -> str:
         parts = ["search", ANY_SETTING, parts[-1]]
     elif parts[0] in ("search", "start_with") and parts[1:] and parts[1] != ANY_SETTING:
         parts = parts[1:]
+    if ".".join(parts).startswith(ARGUMENTS):
+        parts = parts[:2]  # The arguments of a class have names of their own.
     return ".".join(parts)
 
 

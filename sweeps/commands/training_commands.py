@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sweeps.commands.command_frame import (
+    AllowCode,
     File,
     Results,
     Set,
@@ -25,6 +26,7 @@ def sweep(
     overrides: Set = None,
     results: Results = None,
     verbose: Verbose = False,
+    allow_code: AllowCode = False,
     _explain: ExplainKey = None,
 ) -> None:
     """Run a sweep. The same command again resumes it.
@@ -32,9 +34,11 @@ def sweep(
     A terminal shows a live table. Piped output has one line per event.
     """
     let_ray_speak(verbose)
+    from sweeps.settings.class_of_file import permit_class
     from sweeps.settings.sweep_file import load_sweep_file
 
     config = load_sweep_file(file, overrides or ())
+    permit_class(config.model, is_trusted=config.trust_code or allow_code)
     folder, uri = results_location(results)
     from sweeps.lanes.library_logs import log_libraries_in
     from sweeps.lanes.ray_session import connect_while_importing, has_cluster
@@ -76,6 +80,7 @@ def train(
     overrides: Set = None,
     results: Results = None,
     verbose: Verbose = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Train one configuration in full. Repeat to resume.
 
@@ -99,6 +104,7 @@ def train(
         keep_settings=keep_settings,
         results_folder=folder,
         console=console,
+        allow_code=allow_code,
     )
     log_libraries_in(folder)
     with outlives_its_terminal(folder):

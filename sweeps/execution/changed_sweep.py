@@ -131,7 +131,8 @@ def changes(before: SweepConfig, now: SweepConfig) -> Iterator[str]:
 
 def _flat(sweep: SweepConfig) -> dict[str, Any]:
     # The corpus as records show it: an earlier sweep file has no signatures of URLs.
-    values = dict(sweep) | {"corpus": sweep.corpus.model_dump(mode="json")}
+    values = dict(sweep) | {name: getattr(sweep, name).model_dump(mode="json") for name in ("corpus", "model")}
+    del values["trust_code"]  # No resolved file has it.
     values |= {"search": {path: str(swept) for path, swept in sweep.search.items()}}
     return {path: value for path, value in flattened(values) if value != {}}
 

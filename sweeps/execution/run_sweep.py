@@ -43,6 +43,7 @@ from sweeps.records.result_parts import FailedPart, ResultParts
 from sweeps.records.results_folder import SweepFolder, sweep_identity
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord, TrialStore
+from sweeps.search.class_check import refuse_faulty_class
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.tasks.labelled_tasks import TaskTexts, fingerprint_of, read_tasks
 from sweeps.tracking.mlflow_dataset import dataset_inputs
@@ -121,6 +122,7 @@ def run_sweep(
     if words:
         say(f"budget   {words}")
     folder = SweepFolder(results_folder, sweep, sweep_identity(sweep, data.fingerprint, fingerprint_of(tasks)))
+    refuse_faulty_class(sweep, data.vocabulary.size, say=say)
     if at_uri is not None:
         at_uri.bring_back(folder.path)
     earlier = folder.summary(say)
@@ -296,7 +298,7 @@ def _start_tracking(tracking: Tracking, sweep: SweepConfig, data: PreparedCorpus
 
 def _fixed_settings(sweep: SweepConfig) -> dict[str, Any]:
     """Settings that all trials share, by dotted path; the child runs record the swept ones."""
-    values = sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose"})
+    values = sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose", "trust_code"})
     return {
         path: value
         for path, value in flattened(values)

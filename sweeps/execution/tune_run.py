@@ -50,6 +50,7 @@ from sweeps.search.full_length_search import full_length_search
 from sweeps.search.ledger import Ledger
 from sweeps.search.sweep_budget import SweepBudget
 from sweeps.search.sweep_searcher import SweepSearcher
+from sweeps.settings.class_of_file import source_of
 from sweeps.settings.search_space import settings_in_words
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
@@ -88,6 +89,8 @@ class SweepRun:
         self._corpus_server = None if all_nodes_see(data.folder.parent) else serve_copies(data.folder)
         self._stages = stage_assignments(resolved.stages, is_shared=self._corpus_server is None)
         sweep = plan.sweep
+        code = source_of(sweep.model.class_, sweep.model.class_digest) if sweep.model.class_ is not None else None
+        self._code = None if code is None else code.as_json()
         stopping = sweep.early_stopping
         # Here and not in the plan: it needs scipy, and `pretune plan` does without.
         self._full_length = full_length_search(sweep) if stopping.method == "full-length" else None
@@ -280,6 +283,7 @@ class SweepRun:
             mirror_uri=None if self.at_uri is None else self.at_uri.trial_uri(self._store.folder_of(record)),
             driver_node=_this_node()["ray.io/node-id"],
             corpus_server=self._corpus_server,
+            code=self._code,
         )
         lane = self.plan.lanes.spec(self.folder.ray_state, memory_limit_by=self.plan.sweep.resources.memory_limit_by)
         return {"number": record.number, "assignment": assignment, "lane": lane}

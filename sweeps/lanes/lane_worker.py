@@ -31,6 +31,9 @@ from core.training.run_end import RunEnd
 from core.training.staged_run import run_stages
 from core.training.training_run import run_training
 from core.training.training_stage import Stage
+from core.user_code.class_source import code_of_json
+from core.user_code.code_places import UserCodeError
+from core.user_code.permitted_code import OUTPUT, permit
 from data_pipeline.files.machine_faults import MachineFault, machine_fault
 from data_pipeline.files.own_files import OwnLog
 from data_pipeline.preparation.node_copies import open_on_this_node
@@ -74,7 +77,9 @@ def train_assignments(config: dict[str, Any]) -> None:
             # group.
             oom = classify(error, rank=workers.rank)
             fault = None if oom is not None else _fault_of_this_machine(error, assignment)
-            _tell(mailbox, ErrorMessage(assignment.number, redact(traceback.format_exc()), oom, fault))
+            # The place of an error in the user's code is enough; the log has its traceback.
+            words = str(error) if isinstance(error, UserCodeError) else traceback.format_exc()
+            _tell(mailbox, ErrorMessage(assignment.number, redact(words), oom, fault))
             with suppress(OSError):  # The disk may be full.
                 trial_log(assignment).exception("the trial failed" if fault is None else str(fault))
             raise
@@ -113,6 +118,9 @@ def _train(
     with mirrored_trial(Path(assignment.trial_folder), uri):
         if workers.is_first:
             trial_log(assignment).info("starts: %s", assignment.run)
+        if assignment.code is not None:
+            _print_to_the_log(assignment, workers)
+            permit(code_of_json(assignment.code))
         run = RunConfig.model_validate(assignment.run)
         if assignment.sizes_to_measure:
             run = _with_measured_micro_batch(run, corpora[folder], assignment, workers, mailbox)
@@ -141,6 +149,13 @@ def _probes(assignment: Assignment, run: RunConfig, workers: Workers) -> TaskPro
         return None
     rows = ray.get(assignment.tasks) if workers.is_first else ()
     return TaskProbes(rows, sequence_length=run.model.sequence_length)
+
+
+def _print_to_the_log(assignment: Assignment, workers: Workers) -> None:
+    """Lines that code of the user prints go to the log of the trial, those of rank 0."""
+    OUTPUT.handlers = trial_log(assignment).handlers if workers.is_first else [logging.NullHandler()]
+    OUTPUT.setLevel(logging.INFO)
+    OUTPUT.propagate = False
 
 
 def _is_on(node: str) -> bool:

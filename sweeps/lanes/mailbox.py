@@ -55,6 +55,9 @@ class Assignment:
     """Some of `evaluate_at_tokens`: the tasks are tried there too, because the trial may end there."""
     trunk_folder: str | None = None
     """Folder of the trial whose checkpoint before the cooldown this trial resumes from; rank 0 reads it."""
+    code: dict[str, Any] | None = None
+    """Source of the user's class, as `ClassCode.as_json` gives it. None: a model of ours. It comes with the trial, so
+    workers on other nodes need no copy of the user's folder."""
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
         """Return the object itself: it is immutable, and Tune copies its arguments several times per trial."""

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.settings.run_config import RunConfig
+from core.user_code.code_places import UserCodeError
 from data_pipeline.schema.settings import Settings
 from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, micro_batch_of
 from sweeps.memory_knowledge.memory_observations import MemoryObservation
@@ -177,7 +178,7 @@ def _peak(sweep: SweepConfig, frontier: MemoryFrontier, settings: dict[str, Any]
     batch = {} if _BATCH in settings else {_BATCH: 2 * size * frontier.num_workers}
     try:
         run: RunConfig = sweep.run_config({MICRO_BATCH: size} | batch | settings)
-    except ValidationError:
+        assert micro_batch_of(run, frontier.num_workers) is not None
+        return frontier.predict(run)
+    except (ValidationError, UserCodeError):
         return None
-    assert micro_batch_of(run, frontier.num_workers) is not None
-    return frontier.predict(run)

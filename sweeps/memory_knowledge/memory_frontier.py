@@ -57,7 +57,7 @@ def shape_of(run: RunConfig) -> str:
     model = run.model.in_standard_form().model_dump(mode="json", exclude=unread, exclude_none=True)
     for kind, settings in _SETTINGS_OF_FEED_FORWARD.items():
         if run.model.feed_forward != kind:
-            del model[settings]
+            model.pop(settings, None)
     parts = {
         **model,
         "dropout": run.model.dropout > 0,

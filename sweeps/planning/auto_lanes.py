@@ -179,7 +179,8 @@ def speed_shape(run: RunConfig, vocabulary_size: int) -> str:
     """Key of a measurement: everything that the speed of lanes depends on, as text."""
     training = run.training
     return (
-        f"{run.model!r}, vocabulary 2**{round(math.log2(vocabulary_size))}, masking {run.objective.masking_rate}, "
+        f"{run.model.model_dump()}, vocabulary 2**{round(math.log2(vocabulary_size))}, "
+        f"masking {run.objective.masking_rate}, "
         f"precision {training.precision}, checkpointing {training.activation_checkpointing}, lora {training.lora!r}, "
         f"batch {training.batch_size}, micro-batch {training.micro_batch_size}, {os.cpu_count()} cores of "
         f"{platform.machine()}, torch {torch.__version__}"

@@ -26,6 +26,7 @@ from data_pipeline.schema.user_errors import InputFault
 from sweeps.early_stopping.probe_lengths import num_probes
 from sweeps.early_stopping.promotion import FEWEST_FINALISTS
 from sweeps.planning.sweep_plan import SweepPlan
+from sweeps.search.class_check import class_fault
 from sweeps.search.initial_points import middle_run
 from sweeps.settings.sweep_config import SweepConfig
 
@@ -145,7 +146,10 @@ def _sizes(sweep: SweepConfig, vocabulary_size: int) -> tuple[int, int, int]:
     for path, distribution in sweep.search.items():
         for value in distribution.extremes() if path.startswith(_SIZES) else ():
             proposed = settings | {path: value}
-            if sweep.fault_of(proposed) is None and (size := counted(sweep.run_config(proposed))) > largest:
+            if sweep.fault_of(proposed) is not None:
+                continue
+            run = sweep.run_config(proposed)
+            if class_fault(run, vocabulary_size) is None and (size := counted(run)) > largest:
                 settings, largest = proposed, size
     return largest
 

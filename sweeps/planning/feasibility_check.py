@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from core.user_code.code_places import UserCodeError
 from data_pipeline.schema.settings import format_bytes
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.memory_knowledge.frontier_map import least_demanding
@@ -36,10 +37,10 @@ def check_that_something_fits(plan: SweepPlan, frontier: MemoryFrontier, *, noth
     def num_bytes(settings: dict[str, Any]) -> int | None:
         try:
             run = sweep.run_config(settings)
-        except ValidationError:
+            is_free = may_shrink or run.training.micro_batch_size == "auto"
+            return frontier.predict(run.with_overrides({MICRO_BATCH: 1}) if is_free else run)
+        except (ValidationError, UserCodeError):
             return None
-        is_free = may_shrink or run.training.micro_batch_size == "auto"
-        return frontier.predict(run.with_overrides({MICRO_BATCH: 1}) if is_free else run)
 
     settings, least = least_demanding(sweep, num_bytes, enough=capacity)
     if least <= capacity * (1 if nothing_ran else _SURELY):

@@ -25,6 +25,7 @@ from sweeps.planning.resolved_sweep import PreparedSweep
 from sweeps.planning.stage_preparation import tokens_of_stage
 from sweeps.planning.warm_start import notes_of, with_notes, without_start
 from sweeps.records.trial_records import TrialRecord
+from sweeps.settings.class_of_file import permit_class
 from sweeps.settings.setting_paths import BATCH, LEARNING_RATE, MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
@@ -85,6 +86,7 @@ def plan_training(
     keep_settings: bool,
     results_folder: Path,
     console: Console,
+    allow_code: bool = False,
 ) -> SweepConfig:
     """The training that `pretune train` runs: a sweep of one trial; its `start.notes` name the origin of its settings.
 
@@ -95,6 +97,7 @@ def plan_training(
         chosen: `best`, a trial's name, or `file`. None: the best trial, if there is one.
         length: None: as in the file.
         keep_settings: Keep the winner's learning rate and batch size.
+        allow_code: The code of a user's class may run. A results folder never permits it itself.
 
     Raises:
         InputFault: An argument or the file is invalid; the message names the remedy.
@@ -104,6 +107,7 @@ def plan_training(
     if folder is not None:
         finished_sweep(folder)  # Raises if the folder holds no finished sweep.
     asked = load_sweep_file(file, overrides)
+    permit_class(asked.model, is_trusted=allow_code or (folder is None and asked.trust_code))
     source = _source(asked, folder, chosen, results_folder)
     tokens, times = (None, None) if length is None else (length.tokens, length.times)
     if times is not None:

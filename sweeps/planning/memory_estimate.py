@@ -80,7 +80,8 @@ class Estimate:
     parts_bytes: dict[str, int]
     """Largest first; they add up to the peak."""
     largest_micro_batch: int
-    largest_with_checkpointing: int
+    largest_with_checkpointing: int | None
+    """None for a class of the user, which decides itself."""
     advice: tuple[str, ...]
     """The device and precision of the prediction, and changes that make the run fit."""
 
@@ -118,8 +119,10 @@ def estimate_of(plan: SweepPlan, name: str) -> Estimate:
             memory_bytes=plan.memory_bytes,
             setup=setup,
         )
-        for checkpointing in (False, True)
+        # A user's class decides itself which activations it keeps.
+        for checkpointing in ((False, True) if run.model.class_ is None else (False,))
     }
+    with_checkpointing = f", with activation checkpointing {largest[True]}" if True in largest else ""
     asked = run.training.micro_batch_size
     micro_batch = asked
     if micro_batch == "auto":
@@ -143,10 +146,10 @@ def estimate_of(plan: SweepPlan, name: str) -> Estimate:
         peak_bytes=prediction.peak_bytes,
         parts_bytes=dict(sorted(prediction.parts.items(), key=lambda item: -item[1])),
         largest_micro_batch=largest[False],
-        largest_with_checkpointing=largest[True],
+        largest_with_checkpointing=largest.get(True),
         advice=(
             _made_for(plan, name),
-            f"largest micro-batch: {largest[False]}, with activation checkpointing {largest[True]} ({rows_in_words})",
+            f"largest micro-batch: {largest[False]}{with_checkpointing} ({rows_in_words})",
             how_to_fit(exact, plan.vocabulary_size, memory_bytes=plan.memory_bytes, setup=setup),
         ),
     )

@@ -23,6 +23,7 @@ from sweeps.planning.sweep_plan import SweepPlan, plan_sweep
 from sweeps.planning.table_yardsticks import measured_yardsticks
 from sweeps.records.results_folder import ended_sweeps
 from sweeps.records.trial_records import LOSS_COLUMN
+from sweeps.search.class_check import class_fault
 from sweeps.settings.search_space import format_setting, short_name
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
@@ -85,7 +86,9 @@ class PlanFacts:
     @cached_property
     def memory(self) -> tuple[ModelMemory, ...]:
         """The models of the search space with their predicted memory, a few of many."""
-        return tuple(_memory_of(self.plan, settings) for settings in _models(self.plan.sweep))
+        return tuple(
+            _memory_of(self.plan, settings) for settings in _models(self.plan.sweep, self.plan.vocabulary_size)
+        )
 
     def warnings(self) -> Iterator[str]:
         """What speaks against the sweep as it is, each with its remedy."""
@@ -163,11 +166,15 @@ def micro_batches(sweep: SweepConfig) -> list[int]:
     return sorted({value for value in values if isinstance(value, int)})
 
 
-def _models(sweep: SweepConfig) -> list[dict[str, Any]]:
+def _models(sweep: SweepConfig, vocabulary_size: int) -> list[dict[str, Any]]:
     """Settings of the models of the search space; one empty set if no setting of the model is swept."""
     swept = {path: one.extremes() for path, one in sweep.search.items() if path.startswith(_SHAPES)}
     combinations = (dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values()))
-    valid = (settings for settings in combinations if sweep.fault_of(settings) is None)
+    valid = (
+        settings
+        for settings in combinations
+        if sweep.fault_of(settings) is None and class_fault(sweep.run_config(settings), vocabulary_size) is None
+    )
     return list(itertools.islice(valid, _MOST_MODELS)) or [{}]
 
 

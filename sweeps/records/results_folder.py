@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from core.user_code.class_source import SOURCE_FILE
 from data_pipeline.files.own_files import fresh, make_folder
 from data_pipeline.files.plain_json import parse_object
 from data_pipeline.files.whole_files import write_atomically
@@ -16,6 +17,7 @@ from data_pipeline.schema.user_errors import InputFault, first_line
 from sweeps.records.sweep_lock import hold
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import LOSS_COLUMN
+from sweeps.settings.class_of_file import source_of
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep
 
@@ -63,6 +65,7 @@ def sweep_identity(sweep: SweepConfig, data_fingerprint: str, tasks_fingerprint:
     # and the fingerprint of the data holds the files that follow_links adds and the effect of how they are read.
     newer: dict[str, Any] = {"budget": {"shorten_to"}, "corpus": {*YOUNGER, "longest_row", "expands_to"}}
     newer["resources"] = {"price_per_hour"}  # A higher price is the same sweep.
+    newer["trust_code"] = True  # Leave to run code changes no training; the digest of the class stands in the model.
     if sweep.early_stopping.method != "full-length":
         newer["early_stopping"] = {"probe_lengths", "confirm"}
         newer["budget"].add("search_share")
@@ -183,6 +186,10 @@ class SweepFolder:
         self.trials.mkdir(parents=True, exist_ok=True)
         header = f"# Resolved sweep file: every default written out. Identity {self.identity}.\n"
         write_atomically(self.path / "sweep.yaml", header + dump_sweep(self.sweep))
+        model = self.sweep.model
+        code = None if model.class_ is None else source_of(model.class_, model.class_digest)
+        if code is not None:
+            write_atomically(self.path / SOURCE_FILE, json.dumps(code.as_json(), indent=1) + "\n")
 
     def summary(self, say: Callable[[str], None]) -> dict[str, Any] | None:
         """Content of summary.json from an earlier run of this sweep; None without one.

@@ -25,14 +25,16 @@ def model_blocks(findings: Findings) -> list[Block]:
     rows: list[list[Cell]] = []
     for record in findings.records:
         model = findings.sweep.run_config(record.settings).model
+        # A report runs no code of the user: its trial knows the number of parameters.
+        size = record.parameters if model.class_ else num_parameters(model) + vocabulary * model.width
         rows.append(
             [
                 record.name,
                 *(format_setting(findings.setting(record, path)) for path in paths),
-                number(model.layers, "d"),
+                number(None if model.class_ else model.layers, "d"),
                 number(model.feed_forward_width, "d"),
-                number(num_parameters(model) + vocabulary * model.width, ",d"),
-                number(flops_a_token(model) / 1e6, ",.2f"),
+                number(size, ",d"),
+                number(None if model.class_ else flops_a_token(model) / 1e6, ",.2f"),
                 number(speed(record), ",.0f"),
                 number(record.loss),
             ]
@@ -41,10 +43,12 @@ def model_blocks(findings: Findings) -> list[Block]:
         "trial", *map(short_name, paths), "layers", "inner width", "parameters", "Mflop a token", "tokens/s",
         "holdout loss",
     ]  # fmt: skip
-    words = (
-        "Parameters include those of the vocabulary. Operations are those of the forward pass per token of a full row, "
-        "without the vocabulary head, which is the same in all."
-    )
+    words = "Parameters include those of the vocabulary."
+    if findings.sweep.model.class_ is None:
+        words += (
+            " Operations are those of the forward pass per token of a full row, without the vocabulary head, which is "
+            "the same in all."
+        )
     compared = list(_compared(findings))
     return [
         without_empty_columns(Table(columns, rows, "models")),

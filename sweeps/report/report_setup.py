@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from core.costs.parameter_counts import parameter_counts
+from core.settings.model_config import ModelConfig
 from data_pipeline.schema.manifest import Manifest
 from data_pipeline.schema.settings import clock
 from sweeps.analysis.sweep_findings import Findings
@@ -44,17 +45,15 @@ def setup_section(findings: Findings) -> Section:
     shape = findings.best or next(iter(findings.records), None)
     run = sweep.run_config(shape.settings if shape is not None else None)
     whose = f" ({shape.name})" if shape is not None and shape.settings else ""
-    model = run.model
-    layers = f"{model.layers} layer{'s' if model.layers > 1 else ''}"
-    form = f"{model.form} encoder" if model.family == "encoder" else "decoder"
-    shape_in_words = (
-        f"{form}, {layers}, width {model.width}, {model.heads} heads, rows of {model.sequence_length} tokens"
-    )
     facts = [
-        ("model", shape_in_words + whose),
+        ("model", _model_in_words(run.model) + whose),
         ("objective", "masked LM" if sweep.objective.masked_lm else "causal LM"),
     ]
-    if data.get("vocabulary"):
+    if run.model.class_ is not None:
+        # A report runs no code of the user: its trial knows the number.
+        if shape is not None and shape.parameters is not None:
+            facts.append(("parameters", f"{shape.parameters:,}{whose}"))
+    elif data.get("vocabulary"):
         counts = parameter_counts(run, data["vocabulary"])
         trained = "" if run.training.lora is None else f", of which {counts.trainable:,} in adapters are trained"
         facts.append(("parameters", f"{counts.total:,}{trained}{whose}"))
@@ -70,6 +69,18 @@ def setup_section(findings: Findings) -> Section:
         ("budget", f"{sweep.num_trials} trials of {sweep.budget.trial_tokens:,} tokens each"),
     ]
     return Section("Setup", [Facts(facts), Code(dump_sweep(sweep), "Sweep file with all defaults")])
+
+
+def _model_in_words(model: ModelConfig) -> str:
+    if model.class_ is not None:
+        arguments = "".join(f", {name} {value}" for name, value in model.arguments.items())
+        return (
+            f"the class {model.class_} (SHA-256 {str(model.class_digest)[:12]}){arguments}, rows of "
+            f"{model.sequence_length} tokens"
+        )
+    layers = f"{model.layers} layer{'s' if model.layers > 1 else ''}"
+    form = f"{model.form} encoder" if model.family == "encoder" else "decoder"
+    return f"{form}, {layers}, width {model.width}, {model.heads} heads, rows of {model.sequence_length} tokens"
 
 
 def environment_section(findings: Findings) -> Section:

@@ -9,6 +9,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from core.settings.run_config import RunConfig
+from core.user_code.code_places import UserCodeError
 from sweeps.analysis.expected_gain import expected_gain
 from sweeps.analysis.noise_floor import next_repeat
 from sweeps.analysis.space_widening import MOST_WIDENINGS, widened_sweep, widening
@@ -338,8 +339,14 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         fault = self._sweep.fault_of(settings, is_probe=is_probe)
         if fault is not None:
             return Refusal(MemoryVerdict.INVALID, fault, predicted_bytes=None, excess=1.0)
+        run = self._run_of(settings)
+        if run.model.class_ is not None:
+            try:
+                self._frontier.predict(run.with_overrides({MICRO_BATCH: 1}))
+            except UserCodeError as error:  # Its arguments do not go together.
+                return Refusal(MemoryVerdict.INVALID, str(error), predicted_bytes=None, excess=1.0)
         # A swept micro-batch that does not fit is refused, because another will be proposed; a fixed one shrinks.
-        return self._frontier.refusal(self._run_of(settings), may_shrink=MICRO_BATCH not in self._sweep.search)
+        return self._frontier.refusal(run, may_shrink=MICRO_BATCH not in self._sweep.search)
 
     def _launched_as(self, record: TrialRecord) -> RunConfig:
         """The run of a trial, with a smaller micro-batch if the one asked for is known not to fit."""

@@ -40,7 +40,7 @@ class FieldDoc:
 def field_docs(config: type[BaseModel], prefix: str = "") -> Iterator[FieldDoc]:
     """All settings of a config, each section before its settings."""
     for name, field in config.model_fields.items():
-        path = f"{prefix}{name}"
+        path = f"{prefix}{field.alias or name}"
         sections = list(models_in(field.annotation))
         # A distribution is the one that is given of several: that the others are null is nothing to choose.
         is_chosen = ANY_SETTING in path

@@ -10,6 +10,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from core.settings.run_config import RunConfig
+from sweeps.settings.setting_paths import ARGUMENTS
 from sweeps.settings.settings_faults import field_at
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import sweepable_paths
@@ -42,7 +43,8 @@ def sweep_file_schema() -> dict[str, Any]:
     schema["$defs"]["MetricConfig"] = {"anyOf": [{"type": "string"}, metric]}
     swept = {path: _swept(path) for path in sweepable_paths()}
     swept["constraint"] = properties["constraint"]
-    properties["search"] |= {"properties": swept, "additionalProperties": False}
+    arguments = {f"^{re.escape(ARGUMENTS)}.+$": {"$ref": "#/$defs/Distribution"}}
+    properties["search"] |= {"properties": swept, "patternProperties": arguments, "additionalProperties": False}
     properties["sizes"] = {
         "type": "object",
         "additionalProperties": {"type": "object"},

@@ -11,6 +11,8 @@ HALF_LIFE = "training.beta2_half_life_tokens"
 MICRO_BATCH = "training.micro_batch_size"
 SEED = "training.seed"
 PRECISION = "training.precision"
+ARGUMENTS = "model.arguments."
+"""Beginning of the paths of a user's class: its arguments have names of their own."""
 INITIAL_WEIGHTS = "training.initial_weights"
 
 

@@ -161,7 +161,7 @@ def _model_at(parts: Sequence[str], config: type[BaseModel]) -> type[BaseModel] 
         if is_entry:  # The key of a mapping, or the number in a list.
             is_entry = False
             continue
-        field = model.model_fields.get(part) if model else None
+        field = _field(model, part) if model else None
         model = next(iter(models_in(field.annotation)), None) if field else None
         is_entry = field is not None and get_origin(field.annotation) in (dict, tuple)
     return model
@@ -200,14 +200,19 @@ def _leaves(prefix: str, annotation: Any) -> Iterator[str]:
         yield prefix
     for model in models:
         for name, field in model.model_fields.items():
-            yield from _leaves(f"{prefix}.{name}", field.annotation)
+            yield from _leaves(f"{prefix}.{field.alias or name}", field.annotation)
 
 
 def field_at(path: str, config: type[BaseModel]) -> FieldInfo | None:
     """The field at a dotted path; None if the path names none."""
     *above, key = path.split(".")
     model = _model_at(above, config)
-    return model.model_fields.get(key) if model else None
+    return _field(model, key) if model else None
+
+
+def _field(model: type[BaseModel], key: str) -> FieldInfo | None:
+    """The field that a file calls by this key."""
+    return next((field for name, field in model.model_fields.items() if (field.alias or name) == key), None)
 
 
 def _where_it_belongs(parts: Sequence[str], config: type[BaseModel]) -> str:
@@ -220,7 +225,8 @@ def _where_it_belongs(parts: Sequence[str], config: type[BaseModel]) -> str:
 
 def _paths_below(prefix: str, config: type[BaseModel]) -> Iterator[str]:
     """Dotted paths of all settings; those in lists and under swept settings have no fixed place and are left out."""
-    for name, field in config.model_fields.items():
+    for own_name, field in config.model_fields.items():
+        name = field.alias or own_name
         yield f"{prefix}{name}"
         if get_origin(field.annotation) not in (dict, tuple):
             for model in models_in(field.annotation):
@@ -229,7 +235,7 @@ def _paths_below(prefix: str, config: type[BaseModel]) -> Iterator[str]:
 
 def _fields_at(parts: Sequence[str], config: type[BaseModel]) -> list[str]:
     model = _model_at(parts, config)
-    return list(model.model_fields) if model else []
+    return [field.alias or name for name, field in model.model_fields.items()] if model else []
 
 
 def _description(parts: Sequence[str], config: type[BaseModel]) -> str:

@@ -1,5 +1,6 @@
 """The configuration of a sweep: corpus, model, objective, training, search space, budget, resources."""
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator
@@ -20,11 +21,11 @@ from pydantic_core import InitErrorDetails
 
 from core.settings.model_config import ModelConfig
 from core.settings.objective_config import ObjectiveConfig
-from core.settings.run_config import RunConfig
+from core.settings.run_config import RunConfig, faults_of_a_class
 from core.settings.schedule import warmup_share
 from core.settings.training_config import WITHOUT_BASE, LoraConfig, TrainingConfig
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
-from data_pipeline.schema.dotted_paths import value_at
+from data_pipeline.schema.dotted_paths import set_at, value_at
 from data_pipeline.schema.settings import Settings, younger
 from sweeps.settings.conditional_search import condition_faults, num_settings, settled
 from sweeps.settings.default_stopping import wants_full_length
@@ -37,7 +38,7 @@ from sweeps.settings.metric_config import (
 )
 from sweeps.settings.search_constraints import Constraint, ConstraintFault, parse_constraint
 from sweeps.settings.search_space import Distribution, settings_in_words
-from sweeps.settings.setting_paths import PRECISION
+from sweeps.settings.setting_paths import ARGUMENTS, PRECISION
 from sweeps.settings.settings_faults import field_at, leaf_paths, rules_broken
 from sweeps.settings.size_presets import LAPTOP
 from sweeps.settings.stage_config import StageConfig, fault_of_stages, with_lengths_of_stages
@@ -85,6 +86,10 @@ def _one_or_more(value: Any) -> Any:
 UNSWEEPABLE = {
     "model.sequence_length": "rows are packed once, before the trials",
     "model.family": "it decides the objective",
+    "model.class": "each class has arguments of its own; sweep those, as model.arguments.width",
+    "model.class_digest": "pretune fills it in",
+    "model.allow_batch_statistics": "it permits a class, and changes no training",
+    "model.arguments": "name the argument, as model.arguments.width",
     "training.tokens": "trials are compared at equal tokens; set budget.tokens_per_trial",
     "training.batch_schedule.double_at": "a distribution holds single values, and this is a list",
     "training.epochs": "trials are compared at equal tokens; set budget.epochs_per_trial",
@@ -113,6 +118,9 @@ class SweepConfig(Settings):
     """Way in which documents become rows of equal length."""
     model: ModelConfig = ModelConfig()
     """Shape of the transformer."""
+    trust_code: bool = False
+    """true: the code of model.class may run. Set it in your own files alone: a file of somebody else could name code of
+    theirs. --allow-code permits it for one command."""
     objective: ObjectiveConfig
     """Tokens that are predicted: exactly one of masked_lm, causal_lm and sft."""
     training: TrainingConfig = TrainingConfig()
@@ -188,6 +196,34 @@ class SweepConfig(Settings):
                 family = "encoder" if _names_objective(value, "masked_lm") else "decoder"
                 value = {**value, "model": {"family": family, **model}}
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _family_of_a_class_follows_from_the_objective(cls, value: Any) -> Any:
+        model = value.get("model") if isinstance(value, dict) else None
+        if isinstance(model, dict) and model.get("class") is not None and "family" not in model:
+            family = "encoder" if _names_objective(value, "masked_lm") else "decoder"
+            value = {**value, "model": {"family": family, **model}}
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _swept_arguments_have_a_value(cls, value: Any) -> Any:
+        # The file's own run needs every argument, for estimates; the middle of what is searched is as good as any.
+        search, model = (value.get(name) for name in ("search", "model")) if isinstance(value, dict) else (None, None)
+        if not isinstance(search, dict) or not isinstance(model, dict) or model.get("class") is None:
+            return value
+        arguments = copy.deepcopy(model.get("arguments") or {})
+        for path, swept in search.items():
+            names = str(path).removeprefix(ARGUMENTS).split(".")
+            if str(path).startswith(ARGUMENTS) and isinstance(arguments, dict) and names[0] not in arguments:
+                try:
+                    made = swept if isinstance(swept, Distribution) else Distribution.model_validate(swept)
+                except ValidationError:
+                    continue  # The section names the fault.
+                values = made.grid(1)
+                set_at(arguments, names, values[len(values) // 2])
+        return {**value, "model": {**model, "arguments": arguments}} if arguments else value
 
     @model_validator(mode="before")
     @classmethod
@@ -283,7 +319,9 @@ class SweepConfig(Settings):
             faults.append("packing.rows=packed lets a conversation attend to the one before; remove packing.rows")
         if self.objective.sft is None and self.packing.rows == "conversations":
             faults.append("packing.rows=conversations needs objective: sft; remove packing.rows")
-        if self.start is None or self.start.weights_of is None:  # Else the weights supply the shape later.
+        faults += self._class_faults()
+        has_shape = self.start is None or self.start.weights_of is None  # Else the weights supply it later.
+        if has_shape and self.model.class_ is None:
             faults += self.lora_faults(_equal_sized(self.model))
         faults += fault_of_stages(
             self.stages,
@@ -326,16 +364,32 @@ class SweepConfig(Settings):
     def _constraint_faults(self) -> Iterator[InitErrorDetails]:
         for index, text in enumerate(self.constraint):
             try:
-                _parsed(text, tuple(self.search))
+                _parsed(text, tuple(self.search), tuple(self.model.arguments))
             except ConstraintFault as fault:
                 yield fault_at(("constraint", index), text, fault)
 
     @property
     def _constraints(self) -> tuple[Constraint, ...]:
-        return tuple(_parsed(text, tuple(self.search)) for text in self.constraint)
+        return tuple(_parsed(text, tuple(self.search), tuple(self.model.arguments)) for text in self.constraint)
+
+    def _class_faults(self) -> Iterator[str]:
+        if self.model.class_ is None:
+            if self.trust_code:
+                yield "trust_code=true: the file names no code; remove it, or give model.class"
+            return
+        if self.start is not None and self.start.weights_of is not None:
+            yield (
+                "start.weights_of: the shape of model.class is its own; remove it, and give training.initial_weights "
+                "a model of the same class"
+            )
+        yield from faults_of_a_class(self.model, self.training)
 
     def _combination_faults(self) -> Iterator[InitErrorDetails]:
-        if any(field_at(path, RunConfig) is None for settings in (self.search, *self.start_with) for path in settings):
+        paths = {path for settings in (self.search, *self.start_with) for path in settings}
+        has_arguments = self.model.class_ is not None
+        if any(
+            field_at(path, RunConfig) is None and not (has_arguments and path.startswith(ARGUMENTS)) for path in paths
+        ):
             return  # The check of the file names them (sweep_file.py).
         nothing = nothing_valid(self.search, self.fault_of, linked=self.linked, grid_points=self.grid_points)
         if nothing is not None:
@@ -574,8 +628,11 @@ class SweepConfig(Settings):
 
 
 @cache
-def _parsed(constraint: str, swept: tuple[str, ...]) -> Constraint:
-    return parse_constraint(constraint, known=tuple(leaf_paths(RunConfig)), swept=swept)
+def _parsed(constraint: str, swept: tuple[str, ...], arguments: tuple[str, ...]) -> Constraint:
+    of_class = (f"{ARGUMENTS}{name}" for name in arguments)
+    return parse_constraint(
+        constraint, known=tuple(dict.fromkeys((*leaf_paths(RunConfig), *swept, *of_class))), swept=swept
+    )
 
 
 def _equal_sized(model: ModelConfig) -> ModelConfig:

@@ -1,13 +1,17 @@
 """Loads a sweep from YAML; reports all faults of the file at once."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from core.settings.run_config import RunConfig
+from core.user_code.class_source import CodeNotFoundError, find_code
 from data_pipeline.schema.corpus_config import YOUNGER, CorpusConfig
+from sweeps.settings.class_of_file import with_class_source
+from sweeps.settings.setting_paths import ARGUMENTS
 from sweeps.settings.settings_faults import Fault, leaf_paths, nearest
 from sweeps.settings.settings_file import SettingsKind, load_settings, objective_of, resolve_settings
 from sweeps.settings.sweep_config import UNSWEEPABLE, SweepConfig
@@ -20,12 +24,14 @@ def load_sweep_file(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     Raises:
         SettingsFileError: The file cannot be read or breaks rules; the message lists every fault.
     """
-    return load_settings(path, _SWEEP, overrides)
+    folders = (path.parent, Path.cwd())
+    return with_class_source(load_settings(path, _kind(folders), overrides), folders)
 
 
 def resolve_sweep(document: YamlDocument, overrides: Sequence[str] = (), *, source: str) -> SweepConfig:
     """The sweep of a YAML document; see `load_sweep_file`."""
-    return resolve_settings(document, _SWEEP, overrides, source=source)
+    folders = (Path.cwd(),)
+    return with_class_source(resolve_settings(document, _kind(folders), overrides, source=source), folders)
 
 
 ONLY_FOR_PROBES = (("early_stopping", "probe_lengths"), ("early_stopping", "confirm"), ("budget", "search_share"))
@@ -33,8 +39,11 @@ ONLY_FOR_PROBES = (("early_stopping", "probe_lengths"), ("early_stopping", "conf
 
 
 def dump_sweep(sweep: SweepConfig) -> str:
-    """YAML with every default written out; loading it gives an equal sweep."""
-    plain = sweep.model_dump(mode="json", exclude_none=True)
+    """YAML with every default written out; loading it gives an equal sweep.
+
+    It never has `trust_code`: a results folder may come from somebody else.
+    """
+    plain = sweep.model_dump(mode="json", exclude_none=True, exclude={"trust_code"})
     if sweep.start is not None and sweep.start.weights_of is not None:
         # The weights supply the shape that the file leaves out, so do not write defaults.
         plain["model"] = sweep.model.model_dump(mode="json", exclude_unset=True)
@@ -56,11 +65,26 @@ def dump_sweep(sweep: SweepConfig) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
 
 
+def _more_faults(folders: Sequence[Path], values: dict[str, Any], document: YamlDocument) -> Iterator[Fault]:
+    yield from _search_faults(values, document)
+    model = values.get("model")
+    class_path = model.get("class") if isinstance(model, dict) else None
+    if isinstance(class_path, str) and isinstance(model, dict) and model.get("class_digest") is None:
+        try:
+            find_code(class_path, folders)
+        except CodeNotFoundError as error:
+            rule, _, remedy = str(error).rpartition("; ")
+            yield Fault("model.class", document.line_of("model.class"), class_path, rule, remedy)
+
+
 def _search_faults(values: dict[str, Any], document: YamlDocument) -> Iterator[Fault]:
     """Faults of the names of swept settings, checked separately: they appear beside faults of other sections."""
+    has_class = isinstance(values.get("model"), dict) and values["model"].get("class") is not None
     search = values.get("search")
     for path in search if isinstance(search, dict) else ():
         location = f"search.{path}"
+        if has_class and path.startswith(ARGUMENTS) and path != ARGUMENTS:
+            continue  # The class itself knows its arguments.
         yield from _key_faults(path, location, document.line_of(location))
     starts = values.get("start_with")
     for index, settings in enumerate(starts if isinstance(starts, list) else ()):
@@ -78,6 +102,8 @@ def _key_faults(path: str, location: str, line: int | None) -> Iterator[Fault]:
     known = list(sweepable_paths())
     if path in UNSWEEPABLE:
         yield Fault(location, line, None, "cannot be swept", UNSWEEPABLE[path])
+    elif path.startswith(ARGUMENTS):
+        yield Fault(location, line, None, "is an argument of a class", "give the class: model: {class: file.py:Class}")
     elif path not in known:
         yield Fault(location, line, None, "is not a setting that can be swept", nearest(path, known))
 
@@ -91,6 +117,13 @@ def _is_another(values: dict[str, Any]) -> str | None:
     return "pretune finetune" if objective_of(values) == "classification" else None
 
 
-_SWEEP = SettingsKind(
-    SweepConfig, "a sweep file", "sweeps/configs/quickstart.yaml", _is_another, _search_faults, sweepable_paths
-)
+def _kind(folders: Sequence[Path]) -> SettingsKind[SweepConfig]:
+    """Args: folders: where the class of a file is looked for."""
+    return SettingsKind(
+        SweepConfig,
+        "a sweep file",
+        "sweeps/configs/quickstart.yaml",
+        _is_another,
+        partial(_more_faults, folders),
+        sweepable_paths,
+    )

@@ -4,6 +4,7 @@ Tags identify a run by its sweep and trial number, so a resumed sweep adds to th
 trial folders: an unavailable server stops nothing, and later receives the missed records from these folders.
 """
 
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -275,7 +276,10 @@ class Tracking:
         """Log the winner as an MLflow model; a finished sweep also registers it as a version."""
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / ARTIFACT
-            save_model(end.folder / "best", folder, example=example_of(end.folder))
+            if (end.folder / "best" / "own_model.json").is_file():
+                shutil.copytree(end.folder / "best", folder)  # MLflow cannot serve a class without running its code.
+            else:
+                save_model(end.folder / "best", folder, example=example_of(end.folder))
             self._client.log_artifacts(self._parent_id, str(folder), artifact_path=ARTIFACT)
         if end.status is SweepStatus.FINISHED:
             tags = {"pretune.sweep": self._identity, "pretune.trial": best.name, FINAL_LOSS: str(best.loss)}

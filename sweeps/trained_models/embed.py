@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from core.models.text_features import Pooling, features, why_not_pooled
+from core.models.given_class import GivenModel
+from core.models.text_features import Pooling, features, ids_of, why_not_pooled, width_of
 from data_pipeline.files.own_files import clear
 from data_pipeline.preparation.labelled_rows import encode_texts
 from data_pipeline.reading.table_rows import TableRow, columns_of, missing_column, open_table, table_rows
@@ -72,7 +73,9 @@ def embed(
                 f"--keep {name}: the output has its own column of this name; rename the column of the table"
             )
     rejects: list[Reject] = []
-    width = trained.model.tokens.embedding_dim
+    width = width_of(trained.model)
+    if isinstance(trained.model, GivenModel):
+        batch_size = 1  # A class need not know padding, and a text alone has none.
     schema = pa.schema(
         [(ROW, pa.int64()), *((name, pa.string()) for name in keep), (FEATURES, pa.list_(pa.float32(), width))]
     )
@@ -111,11 +114,11 @@ def _kept(stretch: Sequence[TableRow], keep: Sequence[str]) -> Iterator[pa.Array
 def _vectors(
     trained: TrainedModel, stretch: Sequence[TableRow], pooling: Pooling, batch_size: int, max_tokens: int | None
 ) -> tuple[pa.Array, int]:
-    vocabulary = changed(trained.vocabulary, size=trained.model.tokens.num_embeddings)
+    vocabulary = changed(trained.vocabulary, size=ids_of(trained.model))
     longest = max_tokens or trained.config.num_positions
     encoded = encode_texts((row.text for row in stretch), trained.tokenizer, vocabulary, longest=longest)
     order = sorted(range(len(stretch)), key=lambda index: len(encoded.tokens[index]))
-    found = torch.empty(len(stretch), trained.model.tokens.embedding_dim)
+    found = torch.empty(len(stretch), width_of(trained.model))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         rows = [encoded.tokens[index] for index in indices]

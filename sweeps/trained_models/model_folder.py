@@ -7,6 +7,7 @@ from typing import Any
 from core.layers.feed_forward import feed_forward_kind, inner_width
 from core.model_files.adapter_folder import is_adapter
 from core.model_files.checkpoint import newest_checkpoint
+from core.model_files.given_folder import holds_given
 from core.model_files.huggingface import holds_weights
 from core.model_files.huggingface_config import read_config, read_shape
 from core.settings.model_config import ModelConfig
@@ -50,6 +51,11 @@ def model_folder(path: Path) -> ModelFolder:
         return found
     if is_adapter(path):
         raise ResultsError(f"{path} holds an adapter, not a whole model; write the whole model with pretune export")
+    if not (path / "config.json").is_file() and holds_given(path):
+        raise ResultsError(
+            f"{path} holds a model of a user's class, whose shape pretune does not know; give a model of our forms or "
+            "of Hugging Face transformers"
+        )
     if not (path / "config.json").is_file():
         raise ResultsError(
             f"{path} holds no model (config.json); give a model's folder: a sweep's best/, one of its trials, or one "

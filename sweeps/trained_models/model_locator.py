@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.model_files.given_folder import GIVEN_FILE, holds_given
 from data_pipeline.schema.redaction import redact_url
 from data_pipeline.schema.user_errors import first_line
 from sweeps.records.results_folder import ResultsError, ended_sweeps
@@ -56,7 +57,9 @@ def _named(name: str, results_folder: Path) -> Path | None:
     if Path(name).exists() or Path(name).name != name:
         return None
     with_model = (
-        folder for folder, _ in ended_sweeps(results_folder, name) if (folder / "best" / "config.json").is_file()
+        folder
+        for folder, _ in ended_sweeps(results_folder, name)
+        if (folder / "best" / "config.json").is_file() or holds_given(folder / "best")
     )
     return next(with_model, None)
 
@@ -82,7 +85,8 @@ def _fetched(name: str, results_folder: Path, scratch: str) -> LocatedModel:
         prepared = _prepared(client, found.run_id, results_folder, scratch)
     except (MlflowException, OSError) as error:
         raise ResultsError(f"{name} cannot be fetched from MLflow at {redact_url(uri)}: {first_line(error)}") from error
-    models = sorted(
+    models = sorted(path.parent for path in fetched.rglob(GIVEN_FILE))
+    models += sorted(
         path.parent for path in fetched.rglob("config.json") if (path.parent / "model.safetensors").is_file()
     )
     if not models:

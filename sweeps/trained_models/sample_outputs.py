@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from core.models.decoder import LlamaDecoder
 from core.models.generation import stream
+from core.models.given_class import GivenModel
 from core.models.language_model import LanguageModel
 from core.step.evaluation import holdout_source
 from core.step.objectives import predicted_hidden
@@ -41,8 +42,7 @@ def draw_samples(model: LanguageModel, data: PreparedCorpus, *, count: int = 4) 
     Args:
         model: In fp32, on the processor.
     """
-    is_causal = isinstance(model, LlamaDecoder)
-    source = holdout_source(data, is_causal=is_causal)
+    source = holdout_source(data, is_causal=model.is_causal)
     tokenizer = load_tokenizer(data.tokenizer_path)
     shard = source.shard(position=0, batch_size=min(count, source.num_rows), rank=0, num_workers=1)
     was_training = model.training
@@ -57,7 +57,7 @@ def _sample(model: LanguageModel, batch: Batch, tokenizer: Tokenizer, data: Prep
     logits_PV = model.logits(predicted_hidden(model.hidden_states, batch)).float()
     loss = float(F.cross_entropy(logits_PV, batch.labels_P))
     row = batch.inputs_BT.view(-1)[: batch.num_tokens].tolist()
-    if isinstance(model, LlamaDecoder):
+    if isinstance(model, LlamaDecoder | GivenModel) and model.is_causal:
         prompt = row[: _prompt_length(batch, len(row))]
         new = list(stream(model, prompt, max_new_tokens=_MAX_NEW_TOKENS, end_ids=(data.vocabulary.eos_id,)))
         return Sample(text=_decoded(tokenizer, prompt), made=_decoded(tokenizer, new), loss_nats_per_token=loss)

@@ -9,10 +9,12 @@ from tokenizers import Tokenizer
 from core.distributed.workers import Workers
 from core.memory.out_of_memory import OomFacts
 from core.model_files.adapter_folder import import_adapted, is_adapter
+from core.model_files.given_folder import export_given, holds_given, import_given, read_given
 from core.model_files.huggingface import export_huggingface, import_huggingface, why_not_exportable
 from core.model_files.initial_weights import whole_model
 from core.models.decoder import LlamaDecoder
 from core.models.generation import Filling, Sampling, fill_mask, stream
+from core.models.given_class import GivenModel
 from core.models.language_model import LanguageModel
 from core.settings.model_config import ModelConfig
 from core.settings.precision import choose_precision
@@ -29,6 +31,7 @@ from data_pipeline.tokens.template_process import TemplateError
 from data_pipeline.tokens.token_blocks import PreparedCorpus, open_prepared
 from data_pipeline.tokens.tokenizer import Vocabulary, load_tokenizer, panics_explained, vocabulary_of
 from sweeps.records.results_folder import ResultsError
+from sweeps.settings.class_of_file import permit_class, read_source, remember_source
 from sweeps.trained_models.model_folder import prepared_of, trial_folder
 
 _ROWS_AT_ONCE = 16
@@ -58,7 +61,7 @@ class TrainedModel:
         """
         self._check_is_language_model()
         mask_id = self.vocabulary.mask_id
-        if isinstance(self.model, LlamaDecoder) or mask_id is None:
+        if self.model.is_causal or mask_id is None:
             raise InputFault("this model is a causal LM and fills no masks; use pretune generate")
         mask = str(self.tokenizer.id_to_token(mask_id))
         if mask not in text:
@@ -67,8 +70,7 @@ class TrainedModel:
         tokens = [vocabulary.bos_id, *self._encode(text), vocabulary.eos_id]
         if len(tokens) > self.config.num_positions:
             raise InputFault(f"the text has {len(tokens)} tokens, and the model takes {self.config.num_positions}")
-        assert not isinstance(self.model, LlamaDecoder)
-        found = fill_mask(self.model, tokens, mask_id=mask_id, num_candidates=num_candidates)  # type: ignore[arg-type]
+        found = fill_mask(self.model, tokens, mask_id=mask_id, num_candidates=num_candidates)
         return [[self._in_words(filling) for filling in fillings] for fillings in found]
 
     def continue_text(self, prompt: str, *, max_new_tokens: int, sampling: Sampling, seed: int) -> Iterator[str]:
@@ -77,7 +79,7 @@ class TrainedModel:
         Raises:
             InputFault: The model is a masked LM.
         """
-        if not isinstance(self.model, LlamaDecoder):
+        if not isinstance(self.model, LlamaDecoder | GivenModel) or not self.model.is_causal:
             raise InputFault("this model is a masked LM and continues no texts; use pretune fill-mask")
         tokens = [self.vocabulary.bos_id, *self._encode(prompt)]
         return self._told(
@@ -97,7 +99,7 @@ class TrainedModel:
         Raises:
             InputFault: The model was not trained on conversations, or its template refuses the turns.
         """
-        if self.chat is None or not isinstance(self.model, LlamaDecoder):
+        if self.chat is None or not isinstance(self.model, LlamaDecoder | GivenModel):
             raise InputFault("this model has no chat template, so it continues texts; train it with objective: sft")
         try:
             tokens = self._encode(self.chat.prompt(turns))
@@ -148,18 +150,23 @@ class TrainedModel:
         return metrics
 
     def export(self, target: Path) -> None:
-        """Write the model as a folder that Hugging Face transformers loads.
+        """Write the model as a folder that Hugging Face transformers loads; of a user's class, as pretune loads it.
 
         Raises:
             InputFault: The folder exists, or transformers has no such model.
         """
         if target.exists():
             raise InputFault(f"{target} exists; name a new folder")
-        foreign = why_not_exportable(self.config)
+        foreign = None if isinstance(self.model, GivenModel) else why_not_exportable(self.config)
         if foreign is not None:
             raise InputFault(foreign)
         partial = fresh_folder(target.with_name(f".{target.name}-partial"))
         template = None if self.chat is None else self.chat.source
+        if isinstance(self.model, GivenModel):
+            parts = (self.config, self.tokenizer_path, self.vocabulary, partial)
+            export_given(self.model, *parts, chat_template=template)
+            partial.rename(target)
+            return
         export_huggingface(
             self.model,
             self.config,
@@ -205,17 +212,23 @@ class TrainedModel:
         return self._decode([filling.token], skip_special_tokens=False), filling.probability
 
 
-def load_trained(path: Path, *, prepared: Path | None = None) -> TrainedModel:
+def load_trained(path: Path, *, prepared: Path | None = None, allow_code: bool = False) -> TrainedModel:
     """The model in a folder, in fp32 and evaluation mode, on the CPU.
 
     Args:
         prepared: The prepared corpus of its training, for a folder that does not name it.
+        allow_code: The code of a user's class may run. No folder permits it itself.
 
     Raises:
+        CodeNotPermittedError: The model is of a user's class, and its code is not permitted.
         InputFault: The folder holds no trained model; the message names the missing part.
     """
     if (path / "trial.json").is_file():
-        return _of_trial(path)
+        return _of_trial(path, allow_code=allow_code)
+    if holds_given(path):
+        return _of_given(path, prepared, allow_code=allow_code)
+    if holds_given(path / "best"):
+        return _of_given(path / "best", prepared_of(path), allow_code=allow_code)
     if is_adapter(path):
         return _of_adapter(path)
     folder = path if (path / "config.json").is_file() else path / "best"
@@ -251,8 +264,32 @@ def _of_adapter(path: Path) -> TrainedModel:
     return TrainedModel(loaded.model, loaded.config, tokenizer, base / "tokenizer.json", vocabulary, None, chat)
 
 
-def _of_trial(path: Path) -> TrainedModel:
+def _of_given(folder: Path, prepared: Path | None, *, allow_code: bool) -> TrainedModel:
+    """A model of a user's class."""
+    try:
+        found = read_given(folder)
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
+        source = source_in(folder)
+    except (OSError, ValueError) as cause:
+        raise ResultsError(f"the model in {folder} cannot be loaded: {cause}") from cause
+    code = read_source(folder)
+    if code is not None:
+        remember_source(code)
+    permit_class(found.config, is_trusted=allow_code)
+    try:
+        model = import_given(folder, found)
+    except InputFault:
+        raise
+    except (OSError, ValueError) as cause:
+        raise ResultsError(f"the model in {folder} cannot be loaded: {cause}") from cause
+    chat = None if source is None else chat_with_marks(source, tokenizer)
+    tokenizer_path = folder / "tokenizer.json"
+    return TrainedModel(model, found.config, tokenizer, tokenizer_path, vocabulary_of(tokenizer), prepared, chat)
+
+
+def _of_trial(path: Path, *, allow_code: bool) -> TrainedModel:
     found = trial_folder(path)
+    permit_class(found.model, is_trusted=allow_code)
     tokenizer = load_tokenizer(found.tokenizer)
     vocabulary = vocabulary_of(tokenizer)
     assert found.run is not None

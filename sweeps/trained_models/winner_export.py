@@ -1,4 +1,4 @@
-"""Export of the winning trial's model as a folder that Hugging Face transformers loads."""
+"""Export of the winning trial's model as a folder that Hugging Face transformers loads, or pretune (a user's class)."""
 
 import shutil
 from dataclasses import dataclass
@@ -6,8 +6,10 @@ from pathlib import Path
 
 from core.model_files.adapter_folder import save_adapter
 from core.model_files.checkpoint import newest_checkpoint
+from core.model_files.given_folder import export_given
 from core.model_files.huggingface import export_huggingface, why_not_exportable
 from core.model_files.initial_weights import adapted_model, whole_model
+from core.models.given_class import GivenModel
 from core.settings.run_config import RunConfig
 from data_pipeline.files.own_files import clear, fresh_folder
 from data_pipeline.tokens.chat_template import TEMPLATE_FILE
@@ -39,12 +41,16 @@ def export_winner(run: RunConfig, data: PreparedCorpus, trial_folder: Path, best
         return Winner(f"no checkpoint in {trial_folder}")
     model = whole_model(run, data.vocabulary, checkpoint)
     samples = tuple(draw_samples(model, data))
-    foreign = why_not_exportable(run.model)
+    foreign = None if isinstance(model, GivenModel) else why_not_exportable(run.model)
     if foreign is not None:
         return Winner(f"{foreign} Its weights are in {checkpoint}.", samples)
     partial = fresh_folder(best.with_name(".best-partial"))
     template = data.manifest.chat_template
-    export_huggingface(model, run.model, data.tokenizer_path, data.vocabulary, partial, chat_template=template)
+    parts = (run.model, data.tokenizer_path, data.vocabulary, partial)
+    if isinstance(model, GivenModel):
+        export_given(model, *parts, chat_template=template)
+    else:
+        export_huggingface(model, *parts, chat_template=template)
     clear(best)
     partial.rename(best)
     if run.training.lora is not None:

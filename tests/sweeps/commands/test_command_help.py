@@ -11,7 +11,7 @@ import pytest
 from command import ROOT
 from patience import HANGS_AFTER_S
 
-COLUMNS, LINES = 80, 43
+COLUMNS, LINES = 80, 44
 """A terminal of modest size."""
 
 

@@ -66,7 +66,8 @@ def validator_of(section: str, key: str) -> Draft202012Validator:
     """The schema's view of it."""
     places = SCHEMA["$defs"][section]
     here = places if "properties" in places else places["anyOf"][1]
-    return Draft202012Validator({**here["properties"][key], "$defs": SCHEMA["$defs"]})
+    name = SECTIONS[section].model_fields[key].alias or key  # As a file has it: class is a word of Python.
+    return Draft202012Validator({**here["properties"][name], "$defs": SCHEMA["$defs"]})
 
 
 def takes(section: str, key: str, value: Any) -> bool | None:
