@@ -18,7 +18,6 @@ from sweeps.settings.search_space import settings_in_words
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
 
-_GIVEN_UP = (Outcome.INFEASIBLE, Outcome.DIVERGED, Outcome.FAILED)
 _NEWEST = 5
 
 
@@ -84,7 +83,7 @@ class ProgressNow:
         best = best_trial(self.records)
         if best is not None:
             yield "best", f"{best.name}, holdout loss {best.loss:.4f}, {settings_in_words(best.settings)}"
-        given_up = [record for record in self.records if record.outcome in _GIVEN_UP]
+        given_up = [record for record in self.records if record.outcome in Outcome.given_up()]
         for record in given_up[-_NEWEST:]:
             yield "given up", f"{record.name} {record.outcome}: {record.last_reason_line}"
         if self.driver is not None:

@@ -26,6 +26,14 @@ def sweep(
     file: File,
     overrides: Set = None,
     results: Results = None,
+    retry: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--retry",
+            metavar="failed|given-up|TRIAL",
+            help="Train ended trials again: failed, given-up (also diverged or too large), or trial-0007. Repeatable.",
+        ),
+    ] = None,
     verbose: Verbose = False,
     _explain: ExplainKey = None,
 ) -> None:
@@ -34,6 +42,9 @@ def sweep(
     A terminal shows a live table. Piped output has one line per event.
     """
     let_ray_speak(verbose)
+    from sweeps.records.retry_request import RetryRequest
+
+    asked_again = RetryRequest(tuple(retry or ()))
     from sweeps.settings.sweep_file import load_sweep_file
 
     config = load_sweep_file(file, overrides or ())
@@ -56,7 +67,8 @@ def sweep(
 
     with outlives_its_terminal(folder):
         console = terminal()
-        close(run_sweep(config, results_folder=folder, console=console, kept_at=uri), console)
+        end = run_sweep(config, results_folder=folder, console=console, kept_at=uri, retry=asked_again)
+        close(end, console)
 
 
 @explains_faults

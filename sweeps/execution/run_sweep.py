@@ -24,6 +24,7 @@ from sweeps.execution.changed_sweep import begin
 from sweeps.execution.final_results import summary_of, write_final_results
 from sweeps.execution.live_progress import Progress
 from sweeps.execution.machine_halt import SweepHaltedError, halts_for_the_machine
+from sweeps.execution.retried_trials import chosen_in, open_again
 from sweeps.execution.running_results import RunningResults
 from sweeps.execution.signals import terminated_like_interrupted, uninterrupted
 from sweeps.execution.tune_run import SweepRun
@@ -42,9 +43,11 @@ from sweeps.planning.warm_start import notes_of, refuse_settings_of
 from sweeps.records.remote_results import ResultsAtUri
 from sweeps.records.result_parts import FailedPart, ResultParts
 from sweeps.records.results_folder import SweepFolder, sweep_identity
+from sweeps.records.retry_request import NO_RETRY, RetryRequest
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord, TrialStore
 from sweeps.settings.sweep_config import SweepConfig
+from sweeps.tracking.mirrors import Mirrors, check_mirrors
 from sweeps.tracking.mlflow_dataset import dataset_inputs
 from sweeps.tracking.mlflow_tags import source_tags
 from sweeps.tracking.mlflow_tracking import Tracking
@@ -71,17 +74,26 @@ class SweepEnd:
     """The fault of the machine that ended the sweep early."""
 
 
-def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kept_at: str | None = None) -> SweepEnd:
+def run_sweep(
+    asked: SweepConfig,
+    *,
+    results_folder: Path,
+    console: Console,
+    kept_at: str | None = None,
+    retry: RetryRequest = NO_RETRY,
+) -> SweepEnd:
     """Run a sweep to its end; an earlier run of the same sweep is resumed.
 
     Args:
         asked: The sweep as its file gives it.
         results_folder: An existing, writable folder.
         kept_at: URI that stores a copy of the results; a fresh node restores them from there.
+        retry: Ended trials to train again, also of a finished sweep.
 
     Raises:
         ResultsError, TrackingError, CorpusError, ResourcesError: A user's mistake, found before training.
     """
+    check_mirrors(asked.tracking.mirror)
     has_length = asked.budget.tokens_per_trial is not None
     if has_length:
         _refuse_unfair(asked)
@@ -112,14 +124,18 @@ def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kep
     folder = SweepFolder(results_folder, sweep, sweep_identity(sweep, data.fingerprint))
     if at_uri is not None:
         at_uri.bring_back(folder.path)
-    earlier = folder.summary(say)
-    if earlier is not None and earlier["status"] == SweepStatus.FINISHED and not earlier.get("parts_missing"):
+    earlier, retried = folder.summary(say), chosen_in(folder, retry)
+    is_finished = earlier is not None and earlier["status"] == SweepStatus.FINISHED
+    if earlier is not None and is_finished and not earlier.get("parts_missing") and not retried.records:
+        for note in retried.notes:
+            say(f"retry    {note}")
         records = tuple(TrialStore(folder.trials, say=say).load_all())
         _start_tracking(tracking, sweep, data, folder)
         # A tracking server that was unreachable at the end now receives the rest; a new one receives everything.
         if not tracking.is_complete:
             refused = TrialStore(folder.trials).load_refusals()
             tracking.finish(status=SweepStatus.FINISHED, records=ranked(records), folder=folder.path, refused=refused)
+        Mirrors(sweep.tracking.mirror, folder.path, say=say).close()
         return SweepEnd(
             folder,
             SweepStatus.FINISHED,
@@ -138,6 +154,7 @@ def run_sweep(asked: SweepConfig, *, results_folder: Path, console: Console, kep
         results = results_folder if kept_at is None else kept_at
         store = TrialStore(folder.trials, say=say)
         begin(folder, sweep, data.fingerprint, store, results=results, say=say)
+        open_again(folder, retry, summary=earlier, at_uri=at_uri, say=say)
         return _run(sweep, resolved, folder, tracking, console, earlier, say, at_uri)
 
 
@@ -180,6 +197,7 @@ def _run(
         console.print(f"memory   {words}", highlight=False, markup=False, soft_wrap=True)
     _start_tracking(tracking, sweep, data, folder)
     events = TensorBoardLog(folder.trials)
+    mirrors = Mirrors(sweep.tracking.mirror, folder.path, say=say)
     progress = Progress(
         console,
         lambda: list(run.ledger.records.values()),
@@ -198,6 +216,7 @@ def _run(
     run.ledger.listeners += [
         tracking.on_event,
         events.on_event,
+        mirrors.on_event,
         run.checkpoints.on_event,
         so_far.on_event,
         progress.on_event,
@@ -224,6 +243,7 @@ def _run(
         drop = checkpoints.drop_all_but_the_winners if status is SweepStatus.FINISHED else checkpoints.drop_beaten
         parts.attempt("the removal of checkpoints", drop)
         so_far.close()
+        parts.attempt("the end of the mirrors", mirrors.close)
         summary = write_final_results(
             run, status=status, tracking=tracking, wall_s=wall_s(), parts=parts, halted_by=halted_by
         )
@@ -278,7 +298,7 @@ def _start_tracking(tracking: Tracking, sweep: SweepConfig, data: PreparedCorpus
 
 def _fixed_settings(sweep: SweepConfig) -> dict[str, Any]:
     """Settings that all trials share, by dotted path; the child runs record the swept ones."""
-    values = sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose"})
+    values = sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose", "tracking"})
     return {
         path: value
         for path, value in flattened(values)

@@ -62,7 +62,9 @@ def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
     if sweep.early_stopping.method != "full-length":
         newer["early_stopping"] = {"probe_lengths", "confirm"}
         newer["budget"].add("search_share")
-    canonical = json.dumps(silent.model_dump(mode="json", exclude=newer), sort_keys=True)
+    values = silent.model_dump(mode="json", exclude=newer)
+    del values["tracking"]  # Records elsewhere are those of the same sweep.
+    canonical = json.dumps(values, sort_keys=True)
     return hashlib.sha256(f"{canonical}\n{data_fingerprint}".encode()).hexdigest()
 
 

@@ -37,6 +37,7 @@ from sweeps.settings.sweep_sections import (
     ResourcesConfig,
     SearcherConfig,
     StartConfig,
+    TrackingConfig,
     file_name,
 )
 from sweeps.settings.swept_values import fault_at, typed_settings, typed_space
@@ -120,6 +121,8 @@ class SweepConfig(Settings):
     """Limits of the sweep: trials, tokens, operations, time."""
     resources: ResourcesConfig = ResourcesConfig()
     """Workers, lanes, devices and memory of the trials."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Trackers besides MLflow."""
 
     @model_validator(mode="before")
     @classmethod

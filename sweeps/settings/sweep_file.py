@@ -11,6 +11,7 @@ from data_pipeline.schema.corpus_config import YOUNGER, CorpusConfig
 from sweeps.settings.settings_faults import Fault, models_in, nearest
 from sweeps.settings.settings_file import SettingsKind, load_settings, objective_of, resolve_settings
 from sweeps.settings.sweep_config import UNSWEEPABLE, SweepConfig
+from sweeps.settings.sweep_sections import TrackingConfig
 from sweeps.settings.yaml_lines import YamlDocument
 
 
@@ -48,6 +49,8 @@ def dump_sweep(sweep: SweepConfig) -> str:
         # No other method reads them, and files of before do not have them.
         for section, name in ONLY_FOR_PROBES:
             del plain[section][name]
+    if sweep.tracking == TrackingConfig():
+        del plain["tracking"]  # Younger than the first results.
     for name in ("start_with", "stages"):
         if not plain[name]:
             del plain[name]
