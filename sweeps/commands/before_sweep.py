@@ -66,8 +66,10 @@ def plan(
     The time comes from earlier trials of the same shape, or from a measurement of some seconds.
     """
     from sweeps.settings.sweep_file import load_sweep_file
+    from sweeps.tracking.mirrors import check_mirrors
 
     asked = load_sweep_file(file, overrides or ())
+    check_mirrors(asked.tracking.mirror)
     # torch takes seconds to import, so a mistake in the file is reported first.
     from sweeps.planning.plan_facts import gather_facts
     from sweeps.planning.plan_output import plan_as_json, print_plan

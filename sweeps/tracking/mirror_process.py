@@ -2,7 +2,7 @@
 
 It reads files alone, so nothing in it reaches a trial: not a crash, not a server that hangs. Lines on stdin name the
 trials that changed; their end asks for the rest and for the end. `position.json` holds how far each run has come, so
-that a mirror of a resumed sweep continues where the last one ended.
+that a mirror of a resumed sweep continues where the last one closed them.
 """
 
 import json
@@ -51,6 +51,7 @@ class Mirror:
         self._sweep_folder, self._folder, self._runs = sweep_folder, folder, runs
         self._store = TrialStore(sweep_folder / "trials")
         self._positions = _read_positions(folder / _POSITION_FILE)
+        self._on_disk = dict(self._positions)
         self._open: dict[int, str] = {}
         """Trial number to the id of its open run."""
 
@@ -71,17 +72,17 @@ class Mirror:
             if not self._has_opened(record):
                 return False
             run_id = self._open[number]
+            self._positions[record.name] = at
             for report in reports:
                 values = {name: value for name, value in report.items() if name != "tokens"}
                 self._runs.log(run_id, values, step=int(report["tokens"]))
-                at = at.model_copy(update={"tokens": report["tokens"]})
+                at = self._positions[record.name] = at.model_copy(update={"tokens": report["tokens"]})
             if has_ended:
-                self._runs.log(run_id, final_values(record), step=max(record.tokens, int(at.tokens), 0))
-                at = at.model_copy(update={"ended_at": record.ended_at})
+                self._runs.finals(run_id, final_values(record), step=max(record.tokens, int(at.tokens), 0))
+                self._positions[record.name] = at.model_copy(update={"ended_at": record.ended_at})
         if number in self._open and record.state != "RUNNING":
             is_bad = record.outcome is not None and STATUS[record.outcome] == "FAILED"
             self._close(number, failure=record.last_reason_line or str(record.outcome) if is_bad else "")
-        self._keep(record, at)
         return True
 
     def close(self) -> None:
@@ -102,12 +103,6 @@ class Mirror:
         at = self._positions.get(record.name, Position())
         return at if at.attempt == record.earlier_attempts else Position(attempt=record.earlier_attempts)
 
-    def _keep(self, record: TrialRecord, at: Position) -> None:
-        if self._positions.get(record.name) != at:
-            self._positions[record.name] = at
-            text = json.dumps({name: one.model_dump() for name, one in self._positions.items()}, indent=1)
-            write_atomically(self._folder / _POSITION_FILE, text + "\n")
-
     def _has_opened(self, record: TrialRecord) -> bool:
         if record.number in self._open:
             return True
@@ -122,6 +117,16 @@ class Mirror:
 
     def _close(self, number: int, *, failure: str = "") -> None:
         self._runs.close(self._open.pop(number), failure=failure)
+        # Only now: a tracker keeps rows in memory until then. After a kill they come again, and are the same.
+        text = json.dumps({name: one.model_dump() for name, one in self._closed().items()}, indent=1)
+        write_atomically(self._folder / _POSITION_FILE, text + "\n")
+
+    def _closed(self) -> dict[str, Position]:
+        """Positions of the runs that are not open."""
+        open_names = {f"trial-{number:04d}" for number in self._open}
+        kept = {name: one for name, one in self._on_disk.items() if name in open_names}
+        self._on_disk = kept | {name: one for name, one in self._positions.items() if name not in open_names}
+        return self._on_disk
 
 
 def run_name(sweep_folder: Path, record: TrialRecord) -> RunName:

@@ -42,6 +42,9 @@ class TrackerRuns(Protocol):
     def log(self, run_id: str, values: Mapping[str, float], *, step: int) -> None:
         """Log values at a step; steps of a run never decrease."""
 
+    def finals(self, run_id: str, values: Mapping[str, float], *, step: int) -> None:
+        """Record the final figures of a run that ended at a step."""
+
     def close(self, run_id: str, *, failure: str = "") -> None:
         """Close a run, for now or for good.
 
@@ -78,6 +81,10 @@ class WandbRuns:
         """Log values at a step."""
         self._open[run_id].log(dict(values), step=step)
 
+    def finals(self, run_id: str, values: Mapping[str, float], *, step: int) -> None:
+        """Record final figures, in the summary: a continued run takes no second row at the step of its last one."""
+        self._open[run_id].summary.update(dict(values))
+
     def close(self, run_id: str, *, failure: str = "") -> None:
         """Close a run."""
         self._open.pop(run_id).finish(exit_code=int(bool(failure)))
@@ -105,6 +112,10 @@ class SwanlabRuns:
     def log(self, run_id: str, values: Mapping[str, float], *, step: int) -> None:
         """Log values at a step."""
         self._swanlab.log(dict(values), step=step)
+
+    def finals(self, run_id: str, values: Mapping[str, float], *, step: int) -> None:
+        """Record final figures at the last step."""
+        self.log(run_id, values, step=step)
 
     def close(self, run_id: str, *, failure: str = "") -> None:
         """Close the run."""
