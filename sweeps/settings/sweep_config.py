@@ -122,7 +122,7 @@ class SweepConfig(Settings):
     resources: ResourcesConfig = ResourcesConfig()
     """Workers, lanes, devices and memory of the trials."""
     tracking: TrackingConfig = TrackingConfig()
-    """Trackers besides MLflow."""
+    """Trackers that get the runs besides MLflow."""
 
     @model_validator(mode="before")
     @classmethod
