@@ -49,6 +49,7 @@ def summary_of(
         ),
         "yardsticks": figures(run.yardsticks, None if best is None else best.loss),
         "start": notes_of(run.plan.sweep),
+        "search_from": run.prior_in_words(),
         "space_widened": [one.reason for one in run.ledger.widenings],
         "model": winner.model,
         "micro_batches": run.micro_batches.table(),

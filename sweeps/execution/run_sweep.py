@@ -46,6 +46,7 @@ from sweeps.records.results_folder import SweepFolder, sweep_identity
 from sweeps.records.retry_request import NO_RETRY, RetryRequest
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord, TrialStore
+from sweeps.search.prior_trials import prior_knowledge
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.tracking.mirrors import Mirrors, check_mirrors
 from sweeps.tracking.mlflow_dataset import dataset_inputs
@@ -172,6 +173,7 @@ def _run(
     say: Callable[[str], None],
     at_uri: ResultsAtUri | None,
 ) -> SweepEnd:
+    prior = prior_knowledge(sweep, folder.path.parent, data_fingerprint=resolved.data.fingerprint)
     started_at = time.monotonic()
     wall_s_before = 0.0 if earlier is None else earlier["wall_s"]
     cluster, data, vocabulary_size = _connected_cluster(), resolved.data, resolved.vocabulary_size
@@ -186,11 +188,13 @@ def _run(
     def wall_s() -> float:
         return wall_s_before + time.monotonic() - started_at
 
-    run = SweepRun(plan, resolved, folder, wall_s=wall_s, say=say, at_uri=at_uri)
+    run = SweepRun(plan, resolved, folder, wall_s=wall_s, say=say, at_uri=at_uri, prior=prior)
     num_predicted = num_predicted_positions(sweep, data.manifest)
     for remark in remarks(sweep, rungs=plan.rungs, num_predicted=num_predicted):
         if remark.verdict is not RemarkVerdict.FAIR:
             console.print(f"{remark.verdict:<8} {remark}", highlight=False, markup=False, soft_wrap=True)
+    for words in () if prior is None else prior.in_words(list(run.ledger.records.values())):
+        say(f"search   {words}")
     for combinations in sweep.partly_invalid():
         say(f"search   {combinations}; the others are never launched")
     for words in run.memory_in_words():

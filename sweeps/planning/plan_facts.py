@@ -23,6 +23,7 @@ from sweeps.planning.sweep_plan import SweepPlan, plan_sweep
 from sweeps.planning.table_yardsticks import measured_yardsticks
 from sweeps.records.results_folder import ended_sweeps
 from sweeps.records.trial_records import LOSS_COLUMN
+from sweeps.search.prior_trials import PriorKnowledge, prior_knowledge
 from sweeps.settings.search_space import format_setting, short_name
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
@@ -72,6 +73,8 @@ class PlanFacts:
     """None: the corpus is not prepared yet."""
     earlier: EarlierLoss | None = None
     """None: the results folder has no such sweep."""
+    prior: PriorKnowledge | None = None
+    """Trials of the sweeps under `search_from`; None: there are none."""
 
     @property
     def price(self) -> tuple[float, float] | None:
@@ -128,12 +131,14 @@ def gather_facts(asked: SweepConfig, results_folder: Path, *, may_measure: bool)
         sweep.corpus, sweep.tokenizer, sweep.packing, prepared_folder=results_folder / "prepared"
     )
     data = None if there is None else open_prepared(there)
+    fingerprint = None if data is None else data.fingerprint
     return PlanFacts(
         plan,
         disk_needs(plan, results_folder, corpus_bytes=corpus_bytes(sweep) if data is None else 0),
         time=None if speed is None else expected_time(plan, speed),
         yardsticks=None if data is None else measured_yardsticks(sweep, data),
         earlier=None if data is None else earlier_loss(sweep, results_folder, fingerprint=data.fingerprint),
+        prior=prior_knowledge(sweep, results_folder, data_fingerprint=fingerprint),
     )
 
 

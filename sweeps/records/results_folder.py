@@ -63,6 +63,8 @@ def sweep_identity(sweep: SweepConfig, data_fingerprint: str) -> str:
         newer["early_stopping"] = {"probe_lengths", "confirm"}
         newer["budget"].add("search_share")
     values = silent.model_dump(mode="json", exclude=newer)
+    if not sweep.search_from:
+        del values["search_from"]  # Younger than the first results.
     del values["tracking"]  # Records elsewhere are those of the same sweep.
     canonical = json.dumps(values, sort_keys=True)
     return hashlib.sha256(f"{canonical}\n{data_fingerprint}".encode()).hexdigest()

@@ -51,7 +51,7 @@ def dump_sweep(sweep: SweepConfig) -> str:
             del plain[section][name]
     if sweep.tracking == TrackingConfig():
         del plain["tracking"]  # Younger than the first results.
-    for name in ("start_with", "stages"):
+    for name in ("start_with", "stages", "search_from"):
         if not plain[name]:
             del plain[name]
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
