@@ -23,7 +23,7 @@ from sweeps.commands.command_frame import (
     EXIT_NOTHING_COMPLETED,
     EXIT_PARTS_MISSING,
 )
-from sweeps.execution.live_progress import STYLES, leaders_table
+from sweeps.execution.live_view import STYLES, leaders_table
 from sweeps.execution.run_sweep import SweepEnd
 from sweeps.records.outcomes import Outcome
 from sweeps.records.printed_commands import command_line

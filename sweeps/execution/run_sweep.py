@@ -32,7 +32,7 @@ from sweeps.lanes.elastic_lanes import nodes_now
 from sweeps.lanes.lane import prepare_for_lanes
 from sweeps.lanes.lane_planning import this_machine
 from sweeps.lanes.ray_session import connect, has_cluster
-from sweeps.planning.auto_lanes import auto_lanes
+from sweeps.planning.auto_lanes import auto_lanes, expected_sweep_tokens
 from sweeps.planning.disk_need import bytes_below, check_disk, disk_needs
 from sweeps.planning.first_checks import check_device
 from sweeps.planning.preparation import corpus_in_words
@@ -208,6 +208,9 @@ def _run(
         num_trials=sweep.num_trials + sweep.num_repeats,
         tokens_per_trial=sweep.budget.trial_tokens,
         num_refused=lambda: len(run.ledger.refused),
+        most_tokens=sweep.max_tokens + sweep.num_repeats * sweep.budget.trial_tokens,
+        expected_tokens=None if sweep.stages else expected_sweep_tokens(sweep),
+        stopped_count_in_full=sweep.early_stopping.method != "full-length",
     )
     so_far = RunningResults(
         folder.path,

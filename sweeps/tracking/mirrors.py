@@ -96,6 +96,7 @@ class _Process:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
+                    bufsize=0,
                     # Ctrl-C reaches the driver alone, which then asks for the end.
                     start_new_session=True,
                 )
@@ -111,7 +112,7 @@ class _Process:
         """Name a trial that changed; a hint that is lost costs only time, since the end brings all."""
         if self._process is not None and self._process.stdin is not None:
             with suppress(OSError):
-                os.write(self._process.stdin.fileno(), b"%d\n" % number)
+                self._process.stdin.write(b"%d\n" % number)
 
     def ask_to_end(self) -> None:
         """End the news."""

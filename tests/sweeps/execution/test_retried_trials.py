@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from swept_folder import example_records, example_sweep, write_results
 
-from command import read_until, run, start
+from command import read_until, run, run_in_terminal, start
 from finished_results import child_runs, summary_of, sweep_folder
 from finished_sweep import TinySweep
 from patience import COMMAND_HANGS_AFTER_S
@@ -158,10 +159,19 @@ def test_a_failed_trial_of_a_finished_sweep_is_trained_again_and_all_accounts_ag
     assert code == 2, output
     assert "no such trial. Trials of this sweep: trial-0001, trial-0002, trial-0003." in output
     trap.unlink()
-    code, output = run("sweep", file, "--results", results, "--retry", "failed")
-    assert code == 0, output
-    assert "retry    trial-0002 is trained from the start; it ended FAILED" in output
-    assert "trial-0001  starts" not in output
+    began_at = time.monotonic()
+    code, shown = run_in_terminal("sweep", file, "--results", results, "--retry", "failed")
+    seconds = time.monotonic() - began_at
+    assert code == 0, shown
+    assert "retry    trial-0002 is trained from the start; it ended FAILED" in shown
+    # The live view: few redraws, the retried trial alone, and the cursor back at the end.
+    frames = re.findall(r"sweep +\d+% of at most 30,000 tokens", shown)
+    assert 1 <= len(frames) <= 4 * seconds
+    assert re.search(r"trial-0002 +\d+% +\d\.\d{4} +[\d,]+ +[\d.]+ MiB +[\d.]+ MiB", shown), (
+        "no running trial was shown"
+    )
+    assert "trial-0001  COMPLETED" not in shown
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
 
     records = TrialStore(folder / "trials").load_all()
     assert [(one.outcome, one.earlier_attempts) for one in records] == [
