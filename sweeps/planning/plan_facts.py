@@ -11,6 +11,7 @@ from data_pipeline.preparation.prepare import folder_if_prepared
 from data_pipeline.tokens.token_blocks import open_prepared
 from sweeps.analysis.fairness import RemarkVerdict, remarks
 from sweeps.analysis.yardsticks import Yardsticks
+from sweeps.horizon.expected_optimum import ranges_that_leave_it_out
 from sweeps.lanes.lane_planning import this_machine
 from sweeps.planning.auto_lanes import auto_lanes
 from sweeps.planning.disk_need import DiskNeed, NoDiskError, check_disk, disk_needs
@@ -93,6 +94,7 @@ class PlanFacts:
         for remark in remarks(sweep, rungs=self.plan.rungs):
             if remark.verdict is not RemarkVerdict.FAIR:
                 yield str(remark)
+        yield from ranges_that_leave_it_out(sweep)
         for model in self.memory:
             if not model.largest:
                 how = self.plan.how_to_fit(sweep.run_config(model.settings))

@@ -307,7 +307,8 @@ def _comparable(records: Iterable[TrialRecord]) -> tuple[list[Settings], list[fl
         for rung, loss in one.rung_losses.items():
             at.setdefault(rung, []).append((one.settings, loss))
     finals = [(one.settings, one.loss) for one in known if one.outcome is Outcome.COMPLETED and one.loss is not None]
-    pairs = max([finals, *(at[rung] for rung in sorted(at, reverse=True))], key=len)
+    lengths: list[list[tuple[Settings, float]]] = [finals, *(at[rung] for rung in sorted(at, reverse=True))]
+    pairs = max(lengths, key=len)
     usable = [(settings, loss) for settings, loss in pairs if math.isfinite(loss)]
     return [settings for settings, _ in usable], [loss for _, loss in usable]
 

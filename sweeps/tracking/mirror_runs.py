@@ -6,7 +6,7 @@ parts.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -125,4 +125,4 @@ class SwanlabRuns:
             self._swanlab.finish()
 
 
-TRACKERS = {"wandb": WandbRuns, "swanlab": SwanlabRuns}
+TRACKERS: dict[str, Callable[[Path], TrackerRuns]] = {"wandb": WandbRuns, "swanlab": SwanlabRuns}
