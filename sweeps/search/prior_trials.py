@@ -306,8 +306,10 @@ def _comparable(records: Iterable[TrialRecord]) -> tuple[list[Settings], list[fl
     for one in known:
         for rung, loss in one.rung_losses.items():
             at.setdefault(rung, []).append((one.settings, loss))
-    finals = [(one.settings, one.loss) for one in known if one.outcome is Outcome.COMPLETED and one.loss is not None]
-    lengths: list[list[tuple[Settings, float]]] = [finals, *(at[rung] for rung in sorted(at, reverse=True))]
+    finals: list[tuple[Settings, float]] = [
+        (one.settings, one.loss) for one in known if one.outcome is Outcome.COMPLETED and one.loss is not None
+    ]
+    lengths = [finals, *(at[rung] for rung in sorted(at, reverse=True))]
     pairs = max(lengths, key=len)
     usable = [(settings, loss) for settings, loss in pairs if math.isfinite(loss)]
     return [settings for settings, _ in usable], [loss for _, loss in usable]
