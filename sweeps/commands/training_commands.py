@@ -39,7 +39,7 @@ def sweep(
 ) -> None:
     """Run a sweep. The same command again resumes it.
 
-    A terminal shows a live table. Piped output has one line per event.
+    A terminal shows one live view. Piped output has one line per event.
     """
     let_ray_speak(verbose)
     from sweeps.records.retry_request import RetryRequest

@@ -22,7 +22,7 @@ _LEAST_S = 5.0
 
 
 class Progress:
-    """Prints the progress of a running sweep: a live table on a terminal, else one line per event."""
+    """Prints the progress of a running sweep: one live view on a terminal, else one line per event."""
 
     def __init__(
         self,
