@@ -304,16 +304,20 @@ def named(headers: list[Any]) -> Iterator[tuple[str, str, str, str]]:
             yield one.id, one.name, one.project, one.group
 
 
-def real(name: str, read: Any, reason: str) -> Any:
-    return pytest.param(name, read, marks=pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=reason))
+needs_wandb = pytest.mark.skipif(
+    importlib.util.find_spec("wandb") is None, reason="no W&B (pip install -c constraints.txt -e .[mirrors])"
+)
+needs_swanlab = pytest.mark.skipif(
+    importlib.util.find_spec("swanlab") is None, reason="no SwanLab (pip install swanlab, in another environment)"
+)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "read"),
     [
-        real("wandb", wandb_rows, "no W&B (pip install -c constraints.txt -e '.[mirrors]')"),
-        real("swanlab", swanlab_rows, "no SwanLab (pip install swanlab, in an environment of its own)"),
+        pytest.param("wandb", wandb_rows, marks=needs_wandb),
+        pytest.param("swanlab", swanlab_rows, marks=needs_swanlab),
     ],
 )
 def test_the_real_tracker_has_the_names_and_steps_of_mlflow_though_its_process_was_killed_and_the_sweep_resumed(
