@@ -250,9 +250,15 @@ def _run(
         drop = checkpoints.drop_all_but_the_winners if status is SweepStatus.FINISHED else checkpoints.drop_beaten
         parts.attempt("the removal of checkpoints", drop)
         so_far.close()
-        parts.attempt("the end of the mirrors", mirrors.close)
+        not_mirrored = parts.make("the end of the mirrors", mirrors.close, lambda _: {})
         summary = write_final_results(
-            run, status=status, tracking=tracking, wall_s=wall_s(), parts=parts, halted_by=halted_by
+            run,
+            status=status,
+            tracking=tracking,
+            wall_s=wall_s(),
+            parts=parts,
+            halted_by=halted_by,
+            not_mirrored=not_mirrored,
         )
     run.check_that_something_ran()
     records = tuple(run.ledger.records.values())
