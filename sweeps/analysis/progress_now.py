@@ -18,7 +18,6 @@ from sweeps.settings.search_space import settings_in_words
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
 
-_GIVEN_UP = (Outcome.INFEASIBLE, Outcome.DIVERGED, Outcome.FAILED)
 _NEWEST = 5
 
 
@@ -84,13 +83,25 @@ class ProgressNow:
         best = best_trial(self.records)
         if best is not None:
             yield "best", f"{best.name}, {results_in_words(best)}, {settings_in_words(best.settings)}"
-        given_up = [record for record in self.records if record.outcome in _GIVEN_UP]
+        given_up = [record for record in self.records if record.outcome in Outcome.given_up()]
         for record in given_up[-_NEWEST:]:
             yield "given up", f"{record.name} {record.outcome}: {record.last_reason_line}"
         if self.driver is not None:
             speed = self.tokens_per_s
             left = f"at most {clock(self.tokens_left / speed)}" if speed else "not known until trials train"
             yield "left", f"{left}; {clock(self._elapsed_s())} since the first trial began"
+
+    def in_a_line(self) -> str:
+        """The progress in one line, without the folder."""
+        best = best_trial(self.records)
+        num_done = sum(record.is_done for record in self.records)
+        words = f"{self.status:<11} {num_done} of {len(self.records)} trials have ended"
+        words += "" if best is None else f", best {best.name} with holdout loss {best.loss:.4f}"
+        if self.driver is not None:
+            speed = self.tokens_per_s
+            words += f", {len(self.running)} train"
+            words += f", at most {clock(self.tokens_left / speed)} left" if speed else ""
+        return words
 
     def _elapsed_s(self) -> float:
         began = [datetime.fromisoformat(record.started_at) for record in self.records if record.started_at]
@@ -124,7 +135,10 @@ def progress_now(folder: Path) -> ProgressNow:
         ResultsError: The folder holds no sweep.
     """
     if not (folder / "sweep.yaml").is_file():
-        raise ResultsError(f"{folder} is no results folder of a sweep: it has no sweep.yaml. Give results/<name>-<id>.")
+        raise ResultsError(
+            f"{folder} is no results folder of a sweep: it has no sweep.yaml, and no folder in it has one. "
+            "Give results/<name>-<id>."
+        )
     store = TrialStore(folder / "trials")
     records = tuple(store.load_all())
     running = [record for record in records if record.state == "RUNNING"]
@@ -133,13 +147,19 @@ def progress_now(folder: Path) -> ProgressNow:
     return ProgressNow(folder, load_sweep_file(folder / "sweep.yaml"), records, newest, driver_of(folder), summary)
 
 
+def sweeps_in(results_folder: Path) -> list[Path]:
+    """Folders of the sweeps directly in a results folder, the one that a process wrote to last first."""
+    found = [path.parent for path in results_folder.glob("*/sweep.yaml")]
+    return sorted(found, key=lambda folder: max(path.stat().st_mtime for path in folder.iterdir()), reverse=True)
+
+
 def newest_sweep(results_folder: Path) -> Path:
     """The folder of the sweep that a process wrote to last.
 
     Raises:
         ResultsError: The results folder has no sweep.
     """
-    found = [path.parent for path in results_folder.glob("*/sweep.yaml")]
+    found = sweeps_in(results_folder)
     if not found:
         raise ResultsError(f"{results_folder} has no sweep. Give results/<name>-<id>, or --results FOLDER.")
-    return max(found, key=lambda folder: max(path.stat().st_mtime for path in folder.iterdir()))
+    return found[0]

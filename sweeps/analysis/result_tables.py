@@ -105,6 +105,7 @@ def trial_row(record: TrialRecord, rank: int, standing: Standing | None = None) 
         "run_to_end": record.run_to_end,
         "twin_of": None if record.twin_of is None else f"trial-{record.twin_of:04d}",
         "interruptions": record.interruptions,
+        "earlier_attempts": record.earlier_attempts,
         "started_at": record.started_at,
         "ended_at": record.ended_at,
     }

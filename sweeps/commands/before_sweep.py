@@ -70,9 +70,11 @@ def plan(
     """
     from sweeps.settings.class_of_file import permit_class
     from sweeps.settings.sweep_file import load_sweep_file
+    from sweeps.tracking.mirrors import check_mirrors
 
     asked = load_sweep_file(file, overrides or ())
     permit_class(asked.model, is_trusted=asked.trust_code or allow_code)
+    check_mirrors(asked.tracking.mirror)
     # torch takes seconds to import, so a mistake in the file is reported first.
     from sweeps.planning.plan_facts import gather_facts
     from sweeps.planning.plan_output import plan_as_json, print_plan

@@ -23,7 +23,7 @@ from sweeps.commands.command_frame import (
     EXIT_NOTHING_COMPLETED,
     EXIT_PARTS_MISSING,
 )
-from sweeps.execution.live_progress import STYLES, leaders_table
+from sweeps.execution.live_view import STYLES, leaders_table
 from sweeps.execution.run_sweep import SweepEnd
 from sweeps.records.outcomes import Outcome
 from sweeps.records.printed_commands import command_line
@@ -101,6 +101,8 @@ def print_end(end: SweepEnd, console: Console, *, command: str) -> None:
     # The end of the resumed sweep makes the parts that a fault of the machine has prevented.
     for failed in () if end.halted_by is not None else end.parts_missing:
         console.print(Text("missing ", "red"), str(failed), highlight=False, soft_wrap=True)
+    for words in end.summary.get("search_from") or ():
+        console.print(Text("prior   ", "bold"), words, highlight=False, soft_wrap=True, markup=False)
     folder = _short(end.folder.path)
     facts = [("model", _model(end))]
     facts += [

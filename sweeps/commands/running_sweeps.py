@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.command_frame import AsJson, Results, explains_faults, print_json, results_folder, terminal
 
 _PATIENCE_S = 120.0
@@ -14,23 +15,50 @@ _PATIENCE_S = 120.0
 @explains_faults
 def status(
     sweep: Annotated[
-        Path | None, typer.Argument(metavar="SWEEP", help="Folder of a sweep. Default: the newest.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="SWEEP", help="Folder of a sweep, or of several. Default: the newest sweep.", show_default=False
+        ),
     ] = None,
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how far a sweep has come, from its files.
 
-    Any terminal or machine that sees the folder will do, whether the sweep still runs or not.
+    Any terminal or machine that sees the folder will do, whether the sweep still runs or not. Of a folder with several
+    sweeps, each has one line.
     """
-    from sweeps.analysis.progress_now import newest_sweep, progress_now
+    from sweeps.analysis.progress_now import newest_sweep, progress_now, sweeps_in
 
+    if sweep is not None and not (sweep / "sweep.yaml").is_file() and (several := sweeps_in(sweep)):
+        _print_each(several, as_json=as_json)
+        return
     now = progress_now(sweep or newest_sweep(results_folder(results)))
     if as_json:
         print_json(now.figures())
         return
     for label, words in now.lines():
         terminal().print(f"{label:<8} {words}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_each(folders: list[Path], *, as_json: bool) -> None:
+    """Print the progress of several sweeps, the newest first; of a damaged one its fault."""
+    from sweeps.analysis.progress_now import progress_now
+
+    width = max(len(folder.name) for folder in folders)
+    figures = []
+    for folder in folders:
+        try:
+            now = progress_now(folder)
+            line, one = now.in_a_line(), now.figures()
+        except InputFault as fault:
+            line, one = f"damaged     {fault}", {"folder": str(folder), "fault": str(fault)}
+        figures.append(one)
+        if not as_json:
+            words = f"{folder.name:<{width}}  {line}"
+            terminal().print(words, highlight=False, soft_wrap=True, markup=False)
+    if as_json:
+        print_json({"sweeps": figures})
 
 
 @explains_faults

@@ -25,16 +25,27 @@ def sweep(
     file: File,
     overrides: Set = None,
     results: Results = None,
+    retry: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--retry",
+            metavar="failed|given-up|TRIAL",
+            help="Train ended trials again: failed, given-up (also diverged or too large), or trial-0007. Repeatable.",
+        ),
+    ] = None,
     verbose: Verbose = False,
     allow_code: AllowCode = False,
     _explain: ExplainKey = None,
 ) -> None:
     """Run a sweep. The same command again resumes it.
 
-    A terminal shows a live table. Piped output has one line per event.
+    A terminal shows one live view. Piped output has one line per event.
     """
     let_ray_speak(verbose)
+    from sweeps.records.retry_request import RetryRequest
     from sweeps.settings.class_of_file import permit_class
+
+    asked_again = RetryRequest(tuple(retry or ()))
     from sweeps.settings.sweep_file import load_sweep_file
 
     config = load_sweep_file(file, overrides or ())
@@ -58,7 +69,8 @@ def sweep(
 
     with outlives_its_terminal(folder):
         console = terminal()
-        close(run_sweep(config, results_folder=folder, console=console, kept_at=uri), console)
+        end = run_sweep(config, results_folder=folder, console=console, kept_at=uri, retry=asked_again)
+        close(end, console)
 
 
 @explains_faults

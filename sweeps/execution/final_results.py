@@ -4,6 +4,7 @@ Each file is a part of its own: one that cannot be made is named, and all others
 """
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from data_pipeline.files.machine_faults import MachineFault
@@ -52,6 +53,7 @@ def summary_of(
         "tasks": figures_of(run.tasks),
         "yardsticks": figures(run.yardsticks, None if best is None else best.loss),
         "start": notes_of(run.plan.sweep),
+        "search_from": run.prior_in_words(),
         "space_widened": [one.reason for one in run.ledger.widenings],
         "model": winner.model,
         "micro_batches": run.micro_batches.table(),
@@ -73,12 +75,14 @@ def write_final_results(
     wall_s: float,
     parts: ResultParts,
     halted_by: MachineFault | None = None,
+    not_mirrored: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Export the winner, write tables, map, report and summary, and close MLflow's runs.
 
     Args:
         parts: Receives the parts that cannot be made; the summary names them.
         halted_by: Fault of the machine that ended the sweep. Then no model is exported: it would take the last room.
+        not_mirrored: Incomplete trials by mirror.
 
     Returns:
         The content of summary.json.
@@ -91,6 +95,8 @@ def write_final_results(
         winner = parts.make("the winner's model", lambda: _exported(run, records), lambda failed: Winner(str(failed)))
     summary = summary_of(run, status=status, tracking=tracking, wall_s=wall_s, winner=winner)
 
+    if not_mirrored:
+        summary["not_mirrored"] = dict(not_mirrored)
     if run.plan.sweep.early_stopping.method == "full-length":
         summary["predicted"] = parts.make("the predicted best settings", lambda: _predicted(run), lambda _: None)
 

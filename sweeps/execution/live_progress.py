@@ -1,38 +1,29 @@
-"""Live progress of a sweep: a table on a terminal, one line per event elsewhere."""
+"""Live progress of a sweep: one view on a terminal, one line per event elsewhere."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from data_pipeline.schema.settings import clock, format_bytes
 from data_pipeline.schema.terminal_text import echo, visible
-from sweeps.analysis.result_tables import ranked, results_in_words
+from sweeps.analysis.result_tables import results_in_words
+from sweeps.execution.live_view import STYLES, SweepNow, live_view
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import LOSS, TrialRecord
-from sweeps.settings.search_space import format_setting, settings_in_words, short_name
+from sweeps.settings.search_space import settings_in_words
 
-STYLES = {
-    Outcome.COMPLETED: "green",
-    Outcome.STOPPED: "cyan",
-    Outcome.INFEASIBLE: "yellow",
-    Outcome.DIVERGED: "magenta",
-    Outcome.INTERRUPTED: "bright_black",
-    Outcome.FAILED: "red",
-}
-_LEADERS = 5
 _REDRAWS_PER_S = 2
+_LEAST_S = 5.0
+"""Seconds of training before a rate is told."""
 
 
 class Progress:
-    """Prints the progress of a running sweep: a live table on a terminal, else one line per event."""
+    """Prints the progress of a running sweep: one live view on a terminal, else one line per event."""
 
     def __init__(
         self,
@@ -42,11 +33,26 @@ class Progress:
         num_trials: int,
         tokens_per_trial: int,
         num_refused: Callable[[], int],
+        most_tokens: int | None = None,
+        expected_tokens: float | None = None,
+        stopped_count_in_full: bool = True,
     ) -> None:
+        """
+        Args:
+            most_tokens: Tokens of all trials without early stopping. None: those of `num_trials` in full.
+            expected_tokens: Tokens that early stopping is expected to leave of them, branches included; None: the time
+                left is only bounded.
+            stopped_count_in_full: As in `SweepNow`.
+        """
         self._console, self._records, self._num_refused = console, records, num_refused
-        self._num_trials, self._tokens_per_trial = num_trials, tokens_per_trial
+        self._tokens_per_trial = tokens_per_trial
+        self._most_tokens = most_tokens or num_trials * tokens_per_trial
+        self._expected_tokens, self._stopped_count_in_full = expected_tokens, stopped_count_in_full
         self._started_at = time.monotonic()
-        self._speed: dict[int, float] = {}
+        self._reports: dict[int, Mapping[str, float]] = {}
+        """Newest report of each running trial."""
+        self._first_report: tuple[float, int] | None = None
+        """Clock and tokens at the first report of this process."""
         self._live: Live | None = None
         self._tenths_said = 0
 
@@ -69,25 +75,29 @@ class Progress:
 
     def on_event(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> None:
         """A listener of the ledger."""
-        if report is not None and "train/tokens_per_s" in report:
-            self._speed[record.number] = report["train/tokens_per_s"]
-        if event in (TrialEvent.PAUSED, TrialEvent.ENDED):
-            self._speed.pop(record.number, None)
+        self._note(event, record, report)
         line = self._line(event, record, report)
         if line is not None and (self._live is None or event is TrialEvent.ENDED):
             self._print(line)
         if self._live is None:
             self._say_tenth()
 
+    def _note(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> None:
+        """Keep the newest report of each running trial."""
+        if report is not None:
+            # A report of an evaluation has no speed: the last one stands.
+            self._reports[record.number] = {**self._reports.get(record.number, {}), **report}
+            if self._first_report is None:
+                self._first_report = time.monotonic(), sum(one.tokens_spent for one in self._records())
+        if event in (TrialEvent.PAUSED, TrialEvent.ENDED):
+            self._reports.pop(record.number, None)
+
     def _say_tenth(self) -> None:
         """Print the share of the sweep and the time left whenever another tenth is done."""
-        total = self._num_trials * self._tokens_per_trial
-        done = 1 - self._tokens_left(list(self._records())) / total
-        if int(10 * done) > self._tenths_said:
-            self._tenths_said = int(10 * done)
-            self._print(
-                Text(f"sweep       {10 * self._tenths_said:3}%        ").append(self._pace(list(self._records())))
-            )
+        now = self._now()
+        if int(10 * now.share) > self._tenths_said:
+            self._tenths_said = int(10 * now.share)
+            self._print(Text(f"sweep       {10 * self._tenths_said:3}%        ").append(now.pace()))
 
     def _print(self, line: Text) -> None:
         if self._console.is_terminal:
@@ -117,107 +127,26 @@ class Progress:
         return None
 
     def _draw(self) -> Group:
+        return live_view(self._now())
+
+    def _now(self) -> SweepNow:
         records = list(self._records())
-        fits = _what_fits(records)
-        known = [] if fits is None else [fits]
-        return Group(self._counts(records), leaders_table(records, limit=_LEADERS), *known, self._pace(records))
-
-    def _counts(self, records: Sequence[TrialRecord]) -> Text:
-        text = Text("trials  ")
-        counts = Counter(record.state for record in records)
-        for state in (*map(str, Outcome), "PAUSED", "RUNNING"):
-            if counts[state]:
-                is_ended = state in list(Outcome)
-                style = STYLES[Outcome(state)] if is_ended else "bold"
-                text.append(f"{state if is_ended else state.lower()} {counts[state]}  ", style=style)
-        if self._num_refused():
-            text.append(f"refused before launch {self._num_refused()}", style="yellow")
-        return text
-
-    def _pace(self, records: Sequence[TrialRecord]) -> Text:
-        elapsed_s = time.monotonic() - self._started_at
-        speed = sum(self._speed.values())
-        text = Text(f"{speed:,.0f} tokens/s   {clock(elapsed_s)} elapsed")
-        return text.append(f"   at most {clock(self._tokens_left(records) / speed)} left") if speed else text
-
-    def _tokens_left(self, records: Sequence[TrialRecord]) -> int:
-        """An upper bound: early stopping will end some trials sooner."""
-        counted = [record for record in records if record.outcome is not Outcome.INFEASIBLE]
-        used = sum(self._tokens_per_trial if r.is_done else r.tokens for r in counted)
-        return max(0, self._num_trials * self._tokens_per_trial - used)
-
-
-class View(Protocol):
-    """A view of a running sweep: open while it trains, a listener of its ledger."""
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def on_event(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> None:
-        """A trial started, reported, paused, was promoted or ended."""
-        ...
-
-
-class ViewMaker(Protocol):
-    """Makes a view from the arguments of `Progress`."""
-
-    def __call__(
-        self,
-        console: Console,
-        /,
-        records: Callable[[], Sequence[TrialRecord]],
-        *,
-        num_trials: int,
-        tokens_per_trial: int,
-        num_refused: Callable[[], int],
-    ) -> View: ...
-
-
-def _what_fits(records: Sequence[TrialRecord]) -> Text | None:
-    """The largest measured peak and the smallest micro-batch that ran out of memory; None before either is known."""
-    line = Text("fits    ")
-    measured = [r for r in records if r.peak_memory_bytes and r.memory_limit_bytes and r.micro_batch_size_used]
-    if measured:
-        top = max(measured, key=lambda record: record.peak_memory_bytes or 0)
-        peak, limit = format_bytes(top.peak_memory_bytes or 0), format_bytes(top.memory_limit_bytes or 0)
-        line.append(f"micro-batch {top.micro_batch_size_used} has the highest peak, {peak} of {limit}   ")
-    ran_out = {size for record in records for size in record.out_of_memory_micro_batches}
-    if ran_out:
-        line.append(f"micro-batch {min(ran_out)} ran out of memory", style="yellow")
-    return line if measured or ran_out else None
-
-
-def leaders_table(records: Sequence[TrialRecord], limit: int | None = None) -> Table:
-    """Table of the trials with a loss, best first.
-
-    Args:
-        limit: Number of trials to show. None: all.
-    """
-    paths = list(dict.fromkeys(path for record in records for path in record.settings))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("rank", "trial", "outcome"):
-        table.add_column(name)
-    metric = next((record.ranked_by for record in records if not record.ranked_by.is_loss), None)
-    if metric is not None:
-        table.add_column(metric.in_words, justify="right", overflow="fold")
-    # Headings contain spaces: a narrow terminal folds them there and cuts no number.
-    for name in ("holdout loss", "tokens", "tokens /s", *(short_name(path).replace("_", " ") for path in paths)):
-        table.add_column(name, justify="right", overflow="fold")
-    shown = [record for record in ranked(records) if record.loss is not None][:limit]
-    for rank, record in enumerate(shown, start=1):
-        table.add_row(
-            str(rank),
-            record.name,
-            Text(
-                str(record.outcome or record.state.lower()), style=STYLES[record.outcome] if record.outcome else "bold"
-            ),
-            *([] if metric is None else ["" if record.score is None else f"{record.score:.4f}"]),
-            f"{record.loss:.4f}",
-            f"{record.tokens:,}",
-            "" if record.tokens_per_s is None else f"{record.tokens_per_s:,.0f}",
-            *(format_setting(record.settings.get(path, "")) for path in paths),
+        return SweepNow(
+            records,
+            dict(self._reports),
+            tokens_per_trial=self._tokens_per_trial,
+            most_tokens=self._most_tokens,
+            expected_tokens=self._expected_tokens,
+            rate=self._rate(records),
+            elapsed_s=time.monotonic() - self._started_at,
+            num_refused=self._num_refused(),
+            stopped_count_in_full=self._stopped_count_in_full,
         )
-    return table
+
+    def _rate(self, records: Sequence[TrialRecord]) -> float | None:
+        """Tokens a second since the first report, pauses and starts of trials included."""
+        if self._first_report is None:
+            return None
+        seconds = time.monotonic() - self._first_report[0]
+        tokens = sum(record.tokens_spent for record in records) - self._first_report[1]
+        return tokens / seconds if seconds >= _LEAST_S and tokens > 0 else None

@@ -21,8 +21,9 @@ from sweeps.analysis.result_tables import ranked
 from sweeps.early_stopping.rungs import rung_tokens
 from sweeps.execution.changed_sweep import begin
 from sweeps.execution.final_results import summary_of, write_final_results
-from sweeps.execution.live_progress import Progress, ViewMaker
+from sweeps.execution.live_progress import Progress
 from sweeps.execution.machine_halt import SweepHaltedError, halts_for_the_machine
+from sweeps.execution.retried_trials import chosen_in, open_again
 from sweeps.execution.running_results import RunningResults
 from sweeps.execution.signals import terminated_like_interrupted, uninterrupted
 from sweeps.execution.tune_run import SweepRun
@@ -30,7 +31,7 @@ from sweeps.lanes.elastic_lanes import nodes_now
 from sweeps.lanes.lane import prepare_for_lanes
 from sweeps.lanes.lane_planning import this_machine
 from sweeps.lanes.ray_session import connect, disconnect, has_cluster
-from sweeps.planning.auto_lanes import auto_lanes
+from sweeps.planning.auto_lanes import auto_lanes, expected_sweep_tokens
 from sweeps.planning.disk_need import bytes_below, check_disk, disk_needs
 from sweeps.planning.first_checks import check_device
 from sweeps.planning.preparation import corpus_in_words
@@ -41,11 +42,14 @@ from sweeps.planning.warm_start import notes_of, refuse_settings_of
 from sweeps.records.remote_results import ResultsAtUri
 from sweeps.records.result_parts import FailedPart, ResultParts
 from sweeps.records.results_folder import SweepFolder, sweep_identity
+from sweeps.records.retry_request import NO_RETRY, RetryRequest
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import TrialRecord, TrialStore
 from sweeps.search.class_check import refuse_faulty_class
+from sweeps.search.prior_trials import prior_knowledge
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.tasks.labelled_tasks import TaskTexts, fingerprint_of, read_tasks
+from sweeps.tracking.mirrors import Mirrors, check_mirrors
 from sweeps.tracking.mlflow_dataset import dataset_inputs
 from sweeps.tracking.mlflow_tags import metric_tags, source_tags
 from sweeps.tracking.mlflow_tracking import Tracking
@@ -78,7 +82,8 @@ def run_sweep(
     results_folder: Path,
     console: Console,
     kept_at: str | None = None,
-    view: ViewMaker = Progress,
+    view: type[Progress] = Progress,
+    retry: RetryRequest = NO_RETRY,
 ) -> SweepEnd:
     """Run a sweep to its end; an earlier run of the same sweep is resumed.
 
@@ -86,11 +91,13 @@ def run_sweep(
         asked: The sweep as its file gives it.
         results_folder: An existing, writable folder.
         kept_at: URI that stores a copy of the results; a fresh node restores them from there.
-        view: Makes the view of the running trials, from the arguments of `Progress`.
+        view: Shows the running trials: Progress, or a class of its kind.
+        retry: Ended trials to train again, also of a finished sweep.
 
     Raises:
         ResultsError, TrackingError, CorpusError, ResourcesError: A user's mistake, found before training.
     """
+    check_mirrors(asked.tracking.mirror)
     has_length = asked.budget.tokens_per_trial is not None
     if has_length:
         _refuse_unfair(asked)
@@ -125,14 +132,18 @@ def run_sweep(
     refuse_faulty_class(sweep, data.vocabulary.size, say=say)
     if at_uri is not None:
         at_uri.bring_back(folder.path)
-    earlier = folder.summary(say)
-    if earlier is not None and earlier["status"] == SweepStatus.FINISHED and not earlier.get("parts_missing"):
+    earlier, retried = folder.summary(say), chosen_in(folder, retry)
+    is_finished = earlier is not None and earlier["status"] == SweepStatus.FINISHED
+    if earlier is not None and is_finished and not earlier.get("parts_missing") and not retried.records:
+        for note in retried.notes:
+            say(f"retry    {note}")
         records = tuple(TrialStore(folder.trials, say=say).load_all())
         _start_tracking(tracking, sweep, data, folder)
         # A tracking server that was unreachable at the end now receives the rest; a new one receives everything.
         if not tracking.is_complete:
             refused = TrialStore(folder.trials).load_refusals()
             tracking.finish(status=SweepStatus.FINISHED, records=ranked(records), folder=folder.path, refused=refused)
+        Mirrors(sweep.tracking.mirror, folder.path, say=say).close()
         return SweepEnd(
             folder,
             SweepStatus.FINISHED,
@@ -156,6 +167,7 @@ def run_sweep(
             say=say,
             tasks_fingerprint=fingerprint_of(tasks),
         )
+        open_again(folder, retry, summary=earlier, at_uri=at_uri, say=say)
         return _run(sweep, resolved, folder, tracking, console, earlier, say, at_uri, tasks, view)
 
 
@@ -173,8 +185,9 @@ def _run(
     say: Callable[[str], None],
     at_uri: ResultsAtUri | None,
     tasks: Sequence[TaskTexts],
-    view: ViewMaker,
+    view: type[Progress],
 ) -> SweepEnd:
+    prior = prior_knowledge(sweep, folder.path.parent, data_fingerprint=resolved.data.fingerprint)
     started_at = time.monotonic()
     wall_s_before = 0.0 if earlier is None else earlier["wall_s"]
     cluster, data, vocabulary_size = _connected_cluster(), resolved.data, resolved.vocabulary_size
@@ -189,23 +202,29 @@ def _run(
     def wall_s() -> float:
         return wall_s_before + time.monotonic() - started_at
 
-    run = SweepRun(plan, resolved, folder, wall_s=wall_s, say=say, at_uri=at_uri, tasks=tasks)
+    run = SweepRun(plan, resolved, folder, wall_s=wall_s, say=say, at_uri=at_uri, tasks=tasks, prior=prior)
     num_predicted = num_predicted_positions(sweep, data.manifest)
     for remark in remarks(sweep, rungs=plan.rungs, num_predicted=num_predicted):
         if remark.verdict is not RemarkVerdict.FAIR:
             console.print(f"{remark.verdict:<8} {remark}", highlight=False, markup=False, soft_wrap=True)
+    for words in () if prior is None else prior.in_words(list(run.ledger.records.values())):
+        say(f"search   {words}")
     for combinations in sweep.partly_invalid():
         say(f"search   {combinations}; the others are never launched")
     for words in run.memory_in_words():
         console.print(f"memory   {words}", highlight=False, markup=False, soft_wrap=True)
     _start_tracking(tracking, sweep, data, folder)
     events = TensorBoardLog(folder.trials)
+    mirrors = Mirrors(sweep.tracking.mirror, folder.path, say=say)
     progress = view(
         console,
         lambda: list(run.ledger.records.values()),
         num_trials=sweep.num_trials + sweep.num_repeats,
         tokens_per_trial=sweep.budget.trial_tokens,
         num_refused=lambda: len(run.ledger.refused),
+        most_tokens=sweep.max_tokens + sweep.num_repeats * sweep.budget.trial_tokens,
+        expected_tokens=None if sweep.stages else expected_sweep_tokens(sweep),
+        stopped_count_in_full=sweep.early_stopping.method != "full-length",
     )
     so_far = RunningResults(
         folder.path,
@@ -218,6 +237,7 @@ def _run(
     run.ledger.listeners += [
         tracking.on_event,
         events.on_event,
+        mirrors.on_event,
         run.checkpoints.on_event,
         so_far.on_event,
         progress.on_event,
@@ -244,8 +264,15 @@ def _run(
         drop = checkpoints.drop_all_but_the_winners if status is SweepStatus.FINISHED else checkpoints.drop_beaten
         parts.attempt("the removal of checkpoints", drop)
         so_far.close()
+        not_mirrored = parts.make("the end of the mirrors", mirrors.close, lambda _: {})
         summary = write_final_results(
-            run, status=status, tracking=tracking, wall_s=wall_s(), parts=parts, halted_by=halted_by
+            run,
+            status=status,
+            tracking=tracking,
+            wall_s=wall_s(),
+            parts=parts,
+            halted_by=halted_by,
+            not_mirrored=not_mirrored,
         )
     run.check_that_something_ran()
     records = tuple(run.ledger.records.values())
@@ -298,7 +325,7 @@ def _start_tracking(tracking: Tracking, sweep: SweepConfig, data: PreparedCorpus
 
 def _fixed_settings(sweep: SweepConfig) -> dict[str, Any]:
     """Settings that all trials share, by dotted path; the child runs record the swept ones."""
-    values = sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose", "trust_code"})
+    values = sweep.model_dump(mode="json", exclude={"search", "start_with", "purpose", "trust_code", "tracking"})
     return {
         path: value
         for path, value in flattened(values)

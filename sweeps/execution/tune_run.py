@@ -48,6 +48,8 @@ from sweeps.records.trial_records import TrialRecord, TrialSize, TrialStore
 from sweeps.report.baseline import read_baseline
 from sweeps.search.full_length_search import full_length_search
 from sweeps.search.ledger import Ledger
+from sweeps.search.prior_trials import PriorKnowledge
+from sweeps.search.settings_sampler import num_random_first
 from sweeps.search.sweep_budget import SweepBudget
 from sweeps.search.sweep_searcher import SweepSearcher
 from sweeps.settings.class_of_file import source_of
@@ -74,6 +76,7 @@ class SweepRun:
         say: Callable[[str], None],
         at_uri: ResultsAtUri | None = None,
         tasks: Sequence[TaskTexts] = (),
+        prior: PriorKnowledge | None = None,
     ) -> None:
         """
         Args:
@@ -82,6 +85,7 @@ class SweepRun:
         data = resolved.data
         self.tasks = tuple(tasks)
         self._task_rows = _in_store(self.tasks, data, plan.sweep) if tasks else None
+        self.prior = prior
         self.plan, self.data, self.folder, self.at_uri = plan, data, folder, at_uri
         # Recorded at the start: a sweep may take days.
         self.git, self.hardware = git_state(Path.cwd()), hardware(list(nodes_now()))
@@ -93,7 +97,7 @@ class SweepRun:
         self._code = None if code is None else code.as_json()
         stopping = sweep.early_stopping
         # Here and not in the plan: it needs scipy, and `pretune plan` does without.
-        self._full_length = full_length_search(sweep) if stopping.method == "full-length" else None
+        self._full_length = full_length_search(sweep, prior) if stopping.method == "full-length" else None
         self._pauses = plan.promotions or self._full_length
         rule: StoppingRule = Rungs((), stopping.reduction_factor)  # No rungs: trials that pause are not stopped early.
         if stopping.method == "asha":
@@ -152,6 +156,7 @@ class SweepRun:
             promotions=plan.promotions,
             full_length=self._full_length,
             micro_batches=self.micro_batches,
+            prior=prior,
         )
 
     def run_of(self, record: TrialRecord) -> RunConfig:
@@ -221,6 +226,15 @@ class SweepRun:
         reasons = [self._pauses.reason(record, self.ledger.records.values()) for record in waiting]
         for record, reason in zip(waiting, reasons, strict=True):
             self.ledger.stop_paused(record.number, reason)
+
+    def prior_in_words(self) -> list[str]:
+        """Trust in the trials of earlier sweeps, and what they saved; empty without any."""
+        if self.prior is None:
+            return []
+        words = self.prior.in_words(list(self.ledger.records.values()))
+        if self._full_length is None:
+            words.append(self.prior.saved_in_words(num_random_first(self.plan.sweep)))
+        return words
 
     def memory_in_words(self) -> Iterator[str]:
         """Lines about the memory knowledge before the first trial and the grid settings that are refused."""

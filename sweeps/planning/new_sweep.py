@@ -23,7 +23,13 @@ from data_pipeline.reading.pieces import Piece
 from data_pipeline.schema.corpus_config import CorpusConfig, corpus_at
 from data_pipeline.schema.settings import format_bytes
 from data_pipeline.schema.user_errors import InputFault
+from sweeps.analysis.fairness import RemarkVerdict, remarks
+from sweeps.early_stopping.rungs import rung_tokens
+from sweeps.horizon.expected_optimum import batch_range, expected_optimum, rate_range
 from sweeps.settings.file_schema import SCHEMA_FILE, sweep_file_schema
+from sweeps.settings.sweep_config import SweepConfig
+from sweeps.settings.sweep_file import resolve_sweep
+from sweeps.settings.yaml_lines import read_yaml
 
 _HEX_WORD = re.compile(r"[0-9a-fA-F]{2,4}")
 _BYTES_OF_HEX_WORD = 5
@@ -119,7 +125,32 @@ def write_new_sweep(path: str, target: Path, *, is_causal: bool, training_flops_
 
 
 def sweep_text(path: str, facts: CorpusFacts, *, is_causal: bool, flops_per_s: float) -> str:
-    """The text of the sweep file."""
+    """The text of the sweep file: its batch sizes and its tokens leave no comparison in doubt."""
+    tokens, num_batches = 0, 3
+    while True:
+        text, tokens = _sweep_text(
+            path, facts, is_causal=is_causal, flops_per_s=flops_per_s, least_tokens=tokens, num_batches=num_batches
+        )
+        sweep = resolve_sweep(read_yaml(text), source="the new file")
+        if not any(remark.verdict is not RemarkVerdict.FAIR for remark in remarks(sweep, rungs=_rungs(sweep))):
+            return text
+        # Large batches take too few steps at the first comparison: one is left out, then trials are longer.
+        num_batches, tokens = (2, tokens) if num_batches > 2 else (2, round(1.3 * tokens))
+
+
+def _rungs(sweep: SweepConfig) -> tuple[int, ...]:
+    return rung_tokens(sweep.early_stopping, sweep.budget.trial_tokens)
+
+
+def _sweep_text(
+    path: str, facts: CorpusFacts, *, is_causal: bool, flops_per_s: float, least_tokens: int, num_batches: int
+) -> tuple[str, int]:
+    """The text, and the tokens of a trial.
+
+    Args:
+        least_tokens: Least tokens of a trial.
+        num_batches: Number of batch sizes, the smallest first.
+    """
     is_causal = is_causal or facts.has_dialogues
     vocabulary = 65_541 if facts.is_hex else _vocabulary(facts.num_bytes)
     num_tokens = int(facts.num_bytes / (_BYTES_OF_HEX_WORD if facts.is_hex else BYTES_OF_TOKEN))
@@ -127,7 +158,7 @@ def sweep_text(path: str, facts: CorpusFacts, *, is_causal: bool, flops_per_s: f
     length = 512 if tokens_of_document > 512 else 256 if tokens_of_document > 128 else 128
     layers, width, heads = _size(num_tokens, vocabulary, length, flops_per_s)
     num_parameters, flops = _cost(layers, width, vocabulary, length)
-    tokens = _rounded(min(flops_per_s * _SECONDS_A_TRIAL / flops, 4 * num_tokens))
+    tokens = _rounded(max(least_tokens, min(flops_per_s * _SECONDS_A_TRIAL / flops, 4 * num_tokens)))
     holdout = "5%" if facts.num_bytes < 10**7 else "2%" if facts.num_bytes < 10**8 else "1%"
     kind = f"kind: words, vocabulary: {vocabulary}" if facts.is_hex else f"kind: byte-bpe, vocabulary: {vocabulary}"
     special = ", special_tokens: minimind" if is_causal and not facts.is_hex else ""
@@ -136,8 +167,15 @@ def sweep_text(path: str, facts: CorpusFacts, *, is_causal: bool, flops_per_s: f
     where = str(Path(path).absolute()) if "://" not in path else path
     documents = ", documents: paragraphs" if facts.is_wrapped else ""
     objective = "sft" if facts.has_dialogues else "causal_lm" if is_causal else "{masked_lm: {}}"
+    model = ModelConfig(layers=layers, width=width, heads=heads, sequence_length=length)
+    expected = expected_optimum(model, tokens)
+    low, high = rate_range(expected)
+    seconds = max(1, round(tokens * flops / flops_per_s))
+    batches = list(batch_range(expected)[:num_batches])
+    laws = f"Published laws expect batches of {expected.batch_rows:,.0f} rows and a learning rate of "
+    laws += f"{expected.learning_rate:.2g} here (arXiv:2503.04715)."
     masking = "" if is_causal else "  objective.masked_lm.masking_rate: {uniform: [0.15, 0.45]}\n"
-    return f"""\
+    text = f"""\
 # yaml-language-server: $schema={SCHEMA_FILE}
 # {facts.num_rows:,} rows, {format_bytes(facts.num_bytes)} of text: {", ".join(facts.forms)}; \
 {", ".join(facts.encodings) or "no encoding of their own"}.
@@ -154,15 +192,17 @@ model: {{family: {"decoder" if is_causal else "encoder"}, layers: {layers}, widt
 sequence_length: {length}}}
 objective: {objective}
 
+# {laws}
 search:
-  training.learning_rate: {{log_uniform: [3e-4, 1e-2]}}
-  training.batch_size: {{choice: [32, 64, 128]}}
+  training.learning_rate: {{log_uniform: [{low:.2g}, {high:.2g}]}}
+  training.batch_size: {{choice: {batches}}}
 {masking}
-# About {_SECONDS_A_TRIAL} s per trial on this machine; worse trials end sooner. The corpus has about \
+# About {seconds:,} s per trial on this machine; worse trials end sooner. The corpus has about \
 {_in_words(num_tokens)} tokens.
 budget: {{trials: {_TRIALS}, tokens_per_trial: {_in_words(tokens)}}}
 # micro_batch_size is chosen to fit unless you set it. To use less memory, add resources: {{memory: 8GiB}}.
 """
+    return text, tokens
 
 
 def _why_vocabulary(facts: CorpusFacts) -> str:

@@ -11,6 +11,7 @@ from data_pipeline.preparation.prepare import folder_if_prepared
 from data_pipeline.tokens.token_blocks import open_prepared
 from sweeps.analysis.fairness import RemarkVerdict, remarks
 from sweeps.analysis.yardsticks import Yardsticks
+from sweeps.horizon.expected_optimum import ranges_that_leave_it_out
 from sweeps.lanes.lane_planning import this_machine
 from sweeps.planning.auto_lanes import auto_lanes
 from sweeps.planning.disk_need import DiskNeed, NoDiskError, check_disk, disk_needs
@@ -24,6 +25,7 @@ from sweeps.planning.table_yardsticks import measured_yardsticks
 from sweeps.records.results_folder import ended_sweeps
 from sweeps.records.trial_records import LOSS_COLUMN
 from sweeps.search.class_check import class_fault
+from sweeps.search.prior_trials import PriorKnowledge, prior_knowledge
 from sweeps.settings.search_space import format_setting, short_name
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
@@ -76,6 +78,8 @@ class PlanFacts:
     """None: the results folder has no such sweep."""
     tasks: Sequence[TaskTexts] = ()
     """Labelled rows of the downstream tasks."""
+    prior: PriorKnowledge | None = None
+    """Trials of the sweeps under `search_from`; None: there are none."""
 
     @property
     def price(self) -> tuple[float, float] | None:
@@ -96,6 +100,7 @@ class PlanFacts:
         for remark in remarks(sweep, rungs=self.plan.rungs):
             if remark.verdict is not RemarkVerdict.FAIR:
                 yield str(remark)
+        yield from ranges_that_leave_it_out(sweep)
         for model in self.memory:
             if not model.largest:
                 how = self.plan.how_to_fit(sweep.run_config(model.settings))
@@ -135,6 +140,7 @@ def gather_facts(asked: SweepConfig, results_folder: Path, *, may_measure: bool)
         sweep.corpus, sweep.tokenizer, sweep.packing, prepared_folder=results_folder / "prepared"
     )
     data = None if there is None else open_prepared(there)
+    fingerprint = None if data is None else data.fingerprint
     return PlanFacts(
         plan,
         disk_needs(plan, results_folder, corpus_bytes=corpus_bytes(sweep) if data is None else 0),
@@ -142,6 +148,7 @@ def gather_facts(asked: SweepConfig, results_folder: Path, *, may_measure: bool)
         yardsticks=None if data is None else measured_yardsticks(sweep, data),
         earlier=None if data is None else earlier_loss(sweep, results_folder, fingerprint=data.fingerprint),
         tasks=tasks,
+        prior=prior_knowledge(sweep, results_folder, data_fingerprint=fingerprint),
     )
 
 

@@ -70,6 +70,7 @@ def plan_as_json(facts: PlanFacts) -> dict[str, Any]:
         "price": None if facts.price is None else list(facts.price),
         "memory_of_one_worker_bytes": plan.memory_bytes,
         "largest_micro_batch": plan.largest_micro_batch(sweep.run_config()),
+        "search_from": [] if facts.prior is None else [one.in_words for one in facts.prior.earlier],
         "partly_invalid": [asdict(one) | {"num_valid": one.num_valid} for one in sweep.partly_invalid()],
         "predicted_peak_memory_bytes": facts.memory[0].peaks,
         "memory": [asdict(model) for model in facts.memory],
@@ -95,6 +96,8 @@ def _search_facts(facts: PlanFacts) -> Iterator[tuple[str, str]]:
         yield "starts from", _begins_with(sweep.start)
     for label, (path, distribution) in zip(_first("searched"), sweep.search.items(), strict=False):
         yield label, f"{path}: {distribution}"
+    if facts.prior is not None:
+        yield from zip(_first("search from"), (one.in_words for one in facts.prior.earlier), strict=False)
     for combinations in sweep.partly_invalid():
         yield from zip(_first("combinations"), combinations.in_words(), strict=False)
     if sweep.stages:

@@ -4,7 +4,7 @@ Inputs are checked as by the commands: a mistake of the user raises `InputFault`
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from sweeps.python.given_sweep import GivenSweep, Overrides, as_texts, given_swe
 from sweeps.python.loaded_model import LoadedModel
 from sweeps.python.shown_facts import ShownFacts
 from sweeps.python.sweep_results import SweepResults
-from sweeps.python.trials_table import live_table
+from sweeps.python.trials_table import LiveTable, is_notebook
+from sweeps.records.retry_request import NO_RETRY, RetryRequest
 from sweeps.settings.sweep_config import SweepConfig
 
 Location = str | PathLike[str] | None
@@ -29,6 +30,8 @@ def sweep(
     search: Mapping[str, Any] | None = None,
     overrides: Overrides = (),
     results: Location = None,
+    retry: Sequence[str] = (),
+    allow_code: bool = False,
 ) -> SweepResults:
     """Run a sweep to its end, or resume it. A file gives the same sweep as `pretune sweep FILE`.
 
@@ -39,12 +42,15 @@ def sweep(
         search: Swept settings by dotted path: as in a file, or distributions of Ray Tune or Optuna.
         overrides: Settings by dotted path, as `--set` has them.
         results: Results folder or URI.
+        retry: Ended trials to train again: `failed`, `given-up`, or names such as `trial-0007`.
+        allow_code: Let the code of `model.class` run, as `--allow-code` does.
 
     Raises:
         InputFault: A mistake in the sweep, or a fault of the machine, which the same call resumes after.
         KeyboardInterrupt: The sweep was interrupted; the same call resumes it.
     """
-    return _run(given_sweep(config, search=search, overrides=overrides), results)
+    asked = given_sweep(config, search=search, overrides=overrides, allow_code=allow_code)
+    return _run(asked, results, RetryRequest(tuple(retry)))
 
 
 def train(
@@ -55,6 +61,7 @@ def train(
     keep_settings: bool = False,
     overrides: Overrides = (),
     results: Location = None,
+    allow_code: bool = False,
 ) -> SweepResults:
     """Train one configuration in full, or resume that. See `pretune train`.
 
@@ -81,6 +88,7 @@ def train(
         keep_settings=keep_settings,
         results_folder=folder,
         console=terminal(),
+        allow_code=allow_code,
     )
     return _run(planned, results)
 
@@ -92,16 +100,18 @@ def plan(
     overrides: Overrides = (),
     results: Location = None,
     measure: bool = True,
+    allow_code: bool = False,
 ) -> ShownFacts:
     """Trials, time, price and memory of a sweep, with warnings; trains nothing.
 
     Args:
         measure: Measure the speed of this machine for some seconds.
+        allow_code: As `sweep`.
 
     Raises:
         InputFault: A mistake in the sweep.
     """
-    asked = given_sweep(config, search=search, overrides=overrides)
+    asked = given_sweep(config, search=search, overrides=overrides, allow_code=allow_code)
     from sweeps.planning.plan_facts import gather_facts
     from sweeps.planning.plan_output import plan_as_json, print_plan
     from sweeps.planning.sweep_plan import predictions_kept
@@ -119,6 +129,7 @@ def estimate(
     memory: str | None = None,
     device: str | None = None,
     results: Location = None,
+    allow_code: bool = False,
 ) -> ShownFacts:
     """The memory of one configuration by part, in bytes.
 
@@ -134,7 +145,7 @@ def estimate(
     from sweeps.planning.memory_estimate import expected_estimate, print_estimate
 
     folder, _ = _location(results)
-    asked = given_sweep(config, overrides=overrides)
+    asked = given_sweep(config, overrides=overrides, allow_code=allow_code)
     found = expected_estimate(asked, folder, memory=memory, device=device, say=_say)
     return ShownFacts.of(asdict(found), lambda console: print_estimate(found, console))
 
@@ -156,13 +167,16 @@ def prepare(config: GivenSweep, *, overrides: Overrides = (), results: Location 
     return ShownFacts.of(data_figures(data), lambda console: print_preparation(data, console))
 
 
-def load(path: str | PathLike[str], *, results: Location = None) -> SweepResults | LoadedModel:
+def load(
+    path: str | PathLike[str], *, results: Location = None, allow_code: bool = False
+) -> SweepResults | LoadedModel:
     """A sweep from its results folder, or a model.
 
     Args:
         path: The results folder of a sweep or training; or a model: its `best/`, a trial's folder, a folder of Hugging
             Face transformers, `runs:/ID` or `models:/NAME` of MLflow.
         results: The results folder with the MLflow store.
+        allow_code: Let the code of a model's own class run; read it first.
 
     Raises:
         InputFault: It holds neither.
@@ -173,10 +187,10 @@ def load(path: str | PathLike[str], *, results: Location = None) -> SweepResults
     if (Path(path) / "sweep.yaml").is_file():
         return SweepResults(Path(path))
     with model_at(str(path), _location(results)[0]) as found:
-        return LoadedModel(load_trained(found.folder, prepared=found.prepared))
+        return LoadedModel(load_trained(found.folder, prepared=found.prepared, allow_code=allow_code))
 
 
-def _run(config: SweepConfig, results: Location) -> SweepResults:
+def _run(config: SweepConfig, results: Location, retry: RetryRequest = NO_RETRY) -> SweepResults:
     from sweeps.execution.live_progress import Progress
     from sweeps.execution.run_sweep import run_sweep
     from sweeps.lanes.library_logs import log_libraries_in
@@ -184,7 +198,8 @@ def _run(config: SweepConfig, results: Location) -> SweepResults:
 
     folder, uri = _location(results)
     log_libraries_in(folder)
-    end = run_sweep(config, results_folder=folder, console=terminal(), kept_at=uri, view=live_table() or Progress)
+    view = LiveTable if is_notebook() else Progress
+    end = run_sweep(config, results_folder=folder, console=terminal(), kept_at=uri, view=view, retry=retry)
     if end.halted_by is not None:
         raise InputFault(f"{end.halted_by} Then the same call resumes the sweep.")
     if end.status is SweepStatus.INTERRUPTED:

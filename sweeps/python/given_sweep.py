@@ -6,8 +6,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from core.user_code.class_source import CodeNotFoundError
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.python.foreign_spaces import in_our_terms, is_grid
+from sweeps.settings.class_of_file import permit_class, with_class_source
 from sweeps.settings.search_space import Distribution
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep, load_sweep_file, resolve_sweep
@@ -22,11 +24,18 @@ _SOURCE = "the configuration"
 
 
 def given_sweep(
-    config: GivenSweep, *, search: Mapping[str, Any] | None = None, overrides: Overrides = ()
+    config: GivenSweep,
+    *,
+    search: Mapping[str, Any] | None = None,
+    overrides: Overrides = (),
+    allow_code: bool = False,
 ) -> SweepConfig:
     """The sweep of a file or dictionary, equal to that of a file with the same contents.
 
+    Its class, if it has one (`model.class`), may run from here on.
+
     Args:
+        allow_code: Let the code of `model.class` run without `trust_code: true` in the configuration.
         search: Swept settings by dotted path, in place of or beside those of `config`: as a sweep file has them, or as
             distributions of Ray Tune or Optuna. `constraint` gives conditions.
 
@@ -37,9 +46,10 @@ def given_sweep(
     grids = [path for path, one in (search or {}).items() if is_grid(one)]
     if isinstance(config, str | PathLike):
         made = load_sweep_file(Path(config), [*_searched(space), *_grid_method(grids), *as_texts(overrides)])
-        return _checked(made, grids)
+        return _checked(made, grids, allow_code=allow_code)
     if isinstance(config, SweepConfig):
         document = read_yaml(dump_sweep(config))
+        allow_code = allow_code or config.trust_code  # A resolved file never says it.
     else:
         document = YamlDocument(_plain(config))
         own = document.values.get("search")
@@ -47,16 +57,22 @@ def given_sweep(
             grids += [path for path, one in own.items() if is_grid(one)]
             document.values["search"] = {path: in_our_terms(path, one) for path, one in own.items()}
     texts = [*_searched(space), *_grid_method(grids), *as_texts(overrides)]
-    return _checked(resolve_sweep(document, texts, source=_SOURCE), grids)
+    resolved = resolve_sweep(document, texts, source=_SOURCE)
+    try:
+        resolved = with_class_source(resolved, [Path.cwd()])
+    except CodeNotFoundError as error:
+        raise InputFault(f"{_SOURCE}: model.class: {error}") from error
+    return _checked(resolved, grids, allow_code=allow_code)
 
 
-def _checked(sweep: SweepConfig, grids: Sequence[str]) -> SweepConfig:
+def _checked(sweep: SweepConfig, grids: Sequence[str], *, allow_code: bool) -> SweepConfig:
     ranges = [path for path, distribution in sweep.search.items() if distribution.kind != "choice"]
     if grids and ranges:
         raise InputFault(
             f"search.{grids[0]}: tune.grid_search tries all values, and {ranges[0]} is a range without a last one; use "
             "tune.choice beside ranges, or tune.grid_search for all"
         )
+    permit_class(sweep.model, is_trusted=sweep.trust_code or allow_code)
     return sweep
 
 

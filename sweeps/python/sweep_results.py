@@ -157,13 +157,16 @@ class SweepResults:
             raise ResultsError(f"{self.folder} has no report.html yet; the end of the sweep writes it")
         return Report(path)
 
-    def model(self) -> LoadedModel:
+    def model(self, *, allow_code: bool = False) -> LoadedModel:
         """The winner as a torch module with its tokenizer.
+
+        Args:
+            allow_code: Let the code of the model's own class run, if it has one.
 
         Raises:
             InputFault: No trial completed, or the model was removed.
         """
-        return LoadedModel(load_trained(self.folder))
+        return LoadedModel(load_trained(self.folder, allow_code=allow_code))
 
     def _records(self) -> list[TrialRecord]:
         return TrialStore(self.folder / "trials").load_all()

@@ -8,42 +8,26 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-
-from data_pipeline.schema.settings import clock
 from data_pipeline.schema.terminal_text import visible
 from sweeps.analysis.result_tables import ranked
-from sweeps.execution.live_progress import ViewMaker
+from sweeps.execution.live_progress import Progress
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import TrialRecord
 from sweeps.settings.search_space import format_setting, short_name
 
-Display = Callable[[str], Callable[[str], None]]
-"""Shows an HTML text and returns the function that replaces it."""
 _REDRAWN_EVERY_S = 0.5
 _CELL = 'style="text-align: right; padding: 2px 8px"'
 
 
-class LiveTable:
-    """A listener of a running sweep that redraws a table in place."""
+class LiveTable(Progress):
+    """Redraws a table in place, in the cell of a notebook that runs the sweep."""
 
-    def __init__(
-        self,
-        display: Display,
-        records: Callable[[], Sequence[TrialRecord]],
-        *,
-        num_trials: int,
-        tokens_per_trial: int,
-        num_refused: Callable[[], int],
-    ) -> None:
-        self._display, self._records, self._num_refused = display, records, num_refused
-        self._num_trials, self._tokens_per_trial = num_trials, tokens_per_trial
-        self._started_at, self._drawn_at = time.monotonic(), -math.inf
-        self._replace: Callable[[str], None] | None = None
+    _drawn_at = -math.inf
+    _replace: Callable[[str], None] | None = None
 
     def __enter__(self) -> Self:
-        self._replace = self._display(self._html())
+        self._replace = self.display(self._html())
         return self
 
     def __exit__(
@@ -51,10 +35,17 @@ class LiveTable:
     ) -> None:
         self._redraw()
 
+    def display(self, page: str) -> Callable[[str], None]:
+        """Show an HTML text; the function that replaces it."""
+        from IPython import display  # A notebook brings it.
+
+        handle = display.display(display.HTML(page), display_id=True)
+        return lambda later: handle.update(display.HTML(later))
+
     def on_event(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> None:
         """A listener of the ledger."""
-        is_due = time.monotonic() - self._drawn_at >= _REDRAWN_EVERY_S
-        if is_due or event is not TrialEvent.REPORT:
+        self._note(event, record, report)
+        if event is not TrialEvent.REPORT or time.monotonic() - self._drawn_at >= _REDRAWN_EVERY_S:
             self._redraw()
 
     def _redraw(self) -> None:
@@ -63,41 +54,18 @@ class LiveTable:
         self._drawn_at = time.monotonic()
 
     def _html(self) -> str:
-        records = list(self._records())
-        done = sum(self._tokens_per_trial if one.is_done else one.tokens for one in records)
-        share = min(done / max(self._num_trials * self._tokens_per_trial, 1), 1)
-        words = (
-            f"{share:.0%} of at most {self._num_trials} trials, {clock(time.monotonic() - self._started_at)} elapsed"
-        )
-        if self._num_refused():
-            words += f", {self._num_refused()} refused before launch"
-        return f"<p>{html.escape(words)}</p>{trials_table(ranked(records), tokens_per_trial=self._tokens_per_trial)}"
+        now = self._now()
+        words = f"{now.share:.0%} of at most {now.most_tokens:,} tokens, {now.pace().plain}"
+        if now.num_refused:
+            words += f", {now.num_refused} refused before launch"
+        table = trials_table(ranked(now.records), tokens_per_trial=now.tokens_per_trial)
+        return f"<p>{html.escape(words)}</p>{table}"
 
 
-def live_table() -> ViewMaker | None:
-    """The maker of a live table in a notebook; None elsewhere."""
+def is_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
     shell = sys.modules.get("IPython")
-    running = None if shell is None else shell.get_ipython()
-    if shell is None or getattr(running, "kernel", None) is None:
-        return None
-
-    def display(page: str) -> Callable[[str], None]:
-        handle = shell.display.display(shell.display.HTML(page), display_id=True)
-        return lambda later: handle.update(shell.display.HTML(later))
-
-    def table(
-        _console: Console,
-        /,
-        records: Callable[[], Sequence[TrialRecord]],
-        *,
-        num_trials: int,
-        tokens_per_trial: int,
-        num_refused: Callable[[], int],
-    ) -> LiveTable:
-        sizes = {"num_trials": num_trials, "tokens_per_trial": tokens_per_trial}
-        return LiveTable(display, records, **sizes, num_refused=num_refused)
-
-    return table
+    return shell is not None and getattr(shell.get_ipython(), "kernel", None) is not None
 
 
 def trials_table(records: Sequence[TrialRecord], *, tokens_per_trial: int | None = None) -> str:

@@ -23,3 +23,8 @@ class Outcome(StrEnum):
     def is_final(self) -> bool:
         """Whether a resumed sweep leaves the trial as it is."""
         return self is not Outcome.INTERRUPTED
+
+    @classmethod
+    def given_up(cls) -> "tuple[Outcome, ...]":
+        """Outcomes of trials that ended for good and without a result."""
+        return (cls.INFEASIBLE, cls.DIVERGED, cls.FAILED)

@@ -73,7 +73,11 @@ def sweep_identity(sweep: SweepConfig, data_fingerprint: str, tasks_fingerprint:
         newer["evaluation"] = {"tasks"}
     if sweep.metric is None:
         newer["metric"] = True
-    canonical = json.dumps(silent.model_dump(mode="json", exclude=newer), sort_keys=True)
+    values = silent.model_dump(mode="json", exclude=newer)
+    if not sweep.search_from:
+        del values["search_from"]  # Younger than the first results.
+    del values["tracking"]  # Records elsewhere are those of the same sweep.
+    canonical = json.dumps(values, sort_keys=True)
     data = data_fingerprint + (f"\n{tasks_fingerprint}" if sweep.evaluation.tasks else "")
     return hashlib.sha256(f"{canonical}\n{data}".encode()).hexdigest()
 

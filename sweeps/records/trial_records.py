@@ -7,12 +7,14 @@ damages that file.
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
+from data_pipeline.files.own_files import make_folder
 from data_pipeline.files.whole_files import append_line, write_atomically
 from data_pipeline.schema.settings import Settings
 from data_pipeline.schema.user_errors import InputFault
@@ -29,7 +31,21 @@ LOSS_COLUMN = LOSS.replace("/", "_")
 """The same in trials.csv and in the best trial of summary.json."""
 
 
-_FILE, _COPY = "trial.json", ".trial.json.copy"
+_FILE, _COPY, _REPORTS = "trial.json", ".trial.json.copy", "reports.jsonl"
+_KEPT_BY_A_RETRY = (
+    "number",
+    "settings",
+    "chosen_by",
+    "run_to_end",
+    "twin_of",
+    "micro_batch_size_asked",
+    "predicted_peak_memory_bytes",
+    "memory_limit_bytes",
+    "flops_per_token",
+    "parameters",
+    "trainable_parameters",
+)
+"""Fields of a record that do not come from its training."""
 
 
 class DamagedRecordError(InputFault):
@@ -135,6 +151,14 @@ class TrialRecord(Settings):
     interruptions: int = 0
     started_at: str = ""
     ended_at: str = ""
+    earlier_attempts: int = 0
+    """Trainings that ended without a result before `--retry`; each has a folder `attempt-<n>` in the trial's."""
+    earlier_tokens: int = 0
+    """Tokens trained by the earlier attempts, branches included."""
+    earlier_s: float = 0.0
+    """Seconds in steps of the earlier attempts."""
+    retried_at: str = ""
+    """Time of the last `--retry`."""
 
     @property
     def name(self) -> str:
@@ -153,13 +177,13 @@ class TrialRecord(Settings):
 
     @property
     def tokens_spent(self) -> int:
-        """Tokens trained in this sweep, branches included; 0 for a trial that was taken over."""
-        return 0 if self.taken_over_from else self.tokens + self.branch_tokens
+        """Tokens trained in this sweep, with branches and earlier attempts; 0 for a trial that was taken over."""
+        return 0 if self.taken_over_from else self.tokens + self.branch_tokens + self.earlier_tokens
 
     @property
     def spent_s(self) -> float:
-        """Seconds in steps in this sweep, branches included; 0 for a trial that was taken over."""
-        return 0.0 if self.taken_over_from else self.training_s + self.branch_s
+        """Seconds in steps in this sweep, with branches and earlier attempts; 0 for a trial that was taken over."""
+        return 0.0 if self.taken_over_from else self.training_s + self.branch_s + self.earlier_s
 
     @property
     def state(self) -> str:
@@ -247,6 +271,15 @@ class TrialStore:
         """
         return [self._read(path) for path in sorted(self.folder.glob(f"trial-*/{_FILE}"))]
 
+    def load(self, number: int) -> TrialRecord | None:
+        """The record of one trial; None if it has none yet.
+
+        Raises:
+            DamagedRecordError: As `load_all`.
+        """
+        path = self.folder / f"trial-{number:04d}" / _FILE
+        return self._read(path) if path.exists() else None
+
     def _read(self, path: Path) -> TrialRecord:
         try:
             return TrialRecord.model_validate_json(path.read_bytes())
@@ -262,9 +295,43 @@ class TrialStore:
             self._say(f"records  {damage} Its copy {_COPY} is read instead.")
             return record
 
+    def set_aside(self, record: TrialRecord) -> TrialRecord:
+        """Keep the attempt of an ended trial in a folder of its own, so that the trial is trained from the start.
+
+        `attempt-<n>` gets its record, reports and TensorBoard events; the log stays, with a line about the end. A call
+        after one that was killed completes it.
+
+        Returns:
+            The record of the trial before its next attempt; saved last.
+        """
+        folder, number = self.folder_of(record), record.earlier_attempts + 1
+        kept = folder / f"attempt-{number}"
+        make_folder(kept)
+        write_atomically(kept / _FILE, record.model_dump_json(indent=1))
+        for name in (_REPORTS, "tensorboard"):
+            if (folder / name).exists() and not (kept / name).exists():
+                (folder / name).rename(kept / name)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        append_line(
+            folder / "log.txt",
+            f"{at[:19]}Z attempt {number} ended {record.outcome} at {record.tokens:,} tokens "
+            f"({record.last_reason_line}) and is kept in {kept.name}; --retry trains the trial from the start",
+        )
+        # A file and not none: a copy at a URI keeps a file that is gone here.
+        write_atomically(folder / _REPORTS, "")
+        again = TrialRecord(
+            **{name: getattr(record, name) for name in _KEPT_BY_A_RETRY},
+            earlier_attempts=number,
+            earlier_tokens=record.tokens_spent,
+            earlier_s=record.spent_s,
+            retried_at=at,
+        )
+        self.save(again)
+        return again
+
     def append_report(self, record: TrialRecord, report: dict[str, float]) -> None:
         """Append one report of the running trial."""
-        append_line(self.folder_of(record) / "reports.jsonl", json.dumps(report))
+        append_line(self.folder_of(record) / _REPORTS, json.dumps(report))
 
     def append_refusal(self, refused: "RefusedProposal") -> None:
         """Append one proposal that was never launched."""
@@ -288,7 +355,7 @@ class TrialStore:
 
     def reports(self, record: TrialRecord) -> Iterator[dict[str, float]]:
         """The trial's reports in order of tokens; steps repeated after an interruption appear once."""
-        path = self.folder / record.name / "reports.jsonl"
+        path = self.folder / record.name / _REPORTS
         if not path.exists():
             return
         last_tokens = -1.0

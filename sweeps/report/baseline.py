@@ -64,8 +64,8 @@ def _of_run(named: str, results_folder: Path) -> Baseline:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
+    from sweeps.tracking.final_values import FINAL_LOSS
     from sweeps.tracking.mlflow_store import make_quick, store_uri
-    from sweeps.tracking.run_contents import FINAL_LOSS
 
     make_quick()
     uri = store_uri(results_folder)

@@ -62,6 +62,7 @@ def setup_section(findings: Findings) -> Section:
     stopping = sweep.early_stopping
     facts += [
         ("proposed by", proposer_in_words(sweep)),
+        *(("search from", str(words)) for words in findings.summary.get("search_from") or ()),
         (
             "stopped early by",
             rule_in_words(stopping, rung_tokens(stopping, sweep.budget.trial_tokens)),

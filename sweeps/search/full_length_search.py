@@ -26,6 +26,7 @@ from sweeps.horizon.setting_axes import SettingAxis, axes_of, coordinate_rows, m
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialRecord
 from sweeps.search.candidate_settings import candidate_settings
+from sweeps.search.prior_trials import PriorKnowledge
 from sweeps.settings.search_space import SearchSpace
 from sweeps.settings.setting_paths import MICRO_BATCH, SEED
 from sweeps.settings.sweep_config import SweepConfig
@@ -82,6 +83,8 @@ class FullLengthSearch:
     """Fewest tokens of a run with these settings that its branch can anneal."""
     nearest: Callable[[Settings, int], Settings | None] = lambda settings, _: settings
     """Settings that can be trained, nearest to those wanted at a length; None: there are none."""
+    prior: PriorKnowledge | None = None
+    """Trials of earlier sweeps, for every second of the first probes."""
     _last_fit: list[tuple[list[KnownLoss], LossOverLength | None]] = field(default_factory=list, compare=False)
     """The newest fit and its losses: one step asks for it once a rung, and the report of a pause once more."""
 
@@ -156,6 +159,9 @@ class FullLengthSearch:
         new = self._new_settings(known, index, fitted)
         if fitted is None or (index == 0 and len(known) < self._num_spread):
             order = self._farthest_first(new, [record.settings for record in known])
+            if self.prior is not None and len(known) % 2 == 0:
+                # The others spread: a misleading prior costs half of the first probes, which the model still uses.
+                order = [*self.prior.lowest_first(self._in_full_length(new, rung), known), *order]
         else:
             found = fitted.predict([*(record.settings for record in waiting), *new], rung)
             # One standard deviation below the prediction: the loss may be lowest there.
@@ -200,6 +206,10 @@ class FullLengthSearch:
                 found.append(scaled)
                 seen.add(repr(_learning(scaled)))
         return found
+
+    def _in_full_length(self, settings: Sequence[Settings], rung: int) -> list[Settings]:
+        """Settings of probes, moved from their rung to the full length."""
+        return [scaled_settings(self._axes, one, rung, self.full, None) for one in settings]
 
     def _farthest_first(self, wanted: Sequence[Settings], tried: Sequence[Settings]) -> list[int]:
         """Indices of settings, the farthest from all tried ones first; without tried ones the most central first."""
@@ -265,8 +275,12 @@ class FullLengthSearch:
         return "trainings in full of the settings predicted to be best"
 
 
-def full_length_search(sweep: SweepConfig) -> FullLengthSearch:
-    """The rule of a sweep file whose tokens are known."""
+def full_length_search(sweep: SweepConfig, prior: PriorKnowledge | None = None) -> FullLengthSearch:
+    """The rule of a sweep file whose tokens are known.
+
+    Args:
+        prior: Trials of earlier sweeps; None: the first probes spread over the space.
+    """
     stopping, full = sweep.early_stopping, sweep.budget.trial_tokens
     return FullLengthSearch(
         space=sweep.search,
@@ -277,6 +291,7 @@ def full_length_search(sweep: SweepConfig) -> FullLengthSearch:
         cooldown=sweep.training.cooldown,
         confirm=stopping.num_in_full,
         shortest=partial(shortest_probe, sweep),
+        prior=prior,
     )
 
 

@@ -335,7 +335,9 @@ class Ledger:
         """Whether the last trials all failed before they trained, so the fault is not in their settings."""
         if not self._has_broken:
             return False
-        ended = sorted((r for r in self.records.values() if r.ended_at), key=lambda record: record.ended_at)
+        # Failures before a `--retry` are those whose cause the user takes to be gone.
+        since = max(record.retried_at for record in self.records.values())
+        ended = sorted((r for r in self.records.values() if r.ended_at > since), key=lambda record: record.ended_at)
         last = ended[-HOPELESS_AFTER:]
         return len(last) == HOPELESS_AFTER and all(map(_broke_at_once, last))
 

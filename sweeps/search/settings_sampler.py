@@ -18,6 +18,7 @@ from sweeps.memory_knowledge.memory_frontier import SMALLEST_EXCESS
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import RefusedProposal, TrialRecord
 from sweeps.search.gaussian_process import GaussianProcessSampler
+from sweeps.search.prior_trials import PriorKnowledge
 from sweeps.settings.conditional_search import distinct, in_space
 from sweeps.settings.optuna_space import optuna_space
 from sweeps.settings.setting_paths import MICRO_BATCH
@@ -44,12 +45,14 @@ class SettingsSampler:
         worst_loss: float,
         known: Sequence[TrialRecord] = (),
         refused: Sequence[RefusedProposal] = (),
+        prior: PriorKnowledge | None = None,
     ) -> None:
         """
         Args:
             worst_loss: Cost of a diverged trial (TrialRecord.cost): by default the loss of an untrained model, in nats.
             known: Trials from before a resumption.
             refused: Proposals from before it that memory ruled out.
+            prior: Trials of earlier sweeps; TPE and the Gaussian process learn from them, other methods do not.
         """
         # Its warnings name packages that speed up proposals; they would break the progress display.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -69,6 +72,12 @@ class SettingsSampler:
         """Trial number to the outcomes that the study was told."""
         self._told_as: dict[int, list[int]] = {}
         """Trial number to the ids of its trials in the study."""
+        self._has_distances = sweep.searcher.method == "gp"
+        self._prior = prior if sweep.searcher.method in ("tpe", "gp") else None
+        self._prior_as: list[int] = []
+        """Ids of the trials in the study that stand for earlier ones."""
+        self._ended: dict[int, TrialRecord] = {}
+        self._is_prior_due = True
         for record in known:
             self.ended(record)
         for proposal in refused:
@@ -84,6 +93,7 @@ class SettingsSampler:
         if self._grid is not None:
             settings = next(self._grid, None)
             return None if settings is None else (settings, None)
+        self._weigh_prior()
         method = self._study.sampler
         if self._num_known_in_a_row >= _MODEL_REPEATS:
             self._study.sampler = self._random
@@ -129,6 +139,7 @@ class SettingsSampler:
         if handle is not None:
             # The outcome enters as a finished trial below; FAIL removes the open one from the model.
             self._study.tell(handle, state=TrialState.FAIL)
+        self._ended[record.number], self._is_prior_due = record, True
         told = list(self._as_optuna(record))
         before = self._told.get(record.number)
         if told == before:
@@ -141,6 +152,22 @@ class SettingsSampler:
                 ids += self._tell(trial)
             else:
                 # A shorter outcome than before: FAIL removes the earlier one from the model.
+                self._storage.put_right(told_as, trial or create_trial(state=TrialState.FAIL))
+
+    def _weigh_prior(self) -> None:
+        """Bring the earlier trials in the study to the trust that the own ones leave them."""
+        if self._prior is None or not self._is_prior_due:
+            return
+        self._is_prior_due = False
+        trials = []
+        for settings, loss in self._prior.observations(list(self._ended.values()), fades=self._has_distances):
+            known = {"state": TrialState.COMPLETE, "value": loss, "constraints": {"memory": 0.0}}
+            trial = self._as_trial(settings, known)
+            trials += [] if trial is None else [trial]
+        for told_as, trial in itertools.zip_longest(self._prior_as[:], trials):
+            if told_as is None:
+                self._prior_as += self._tell(trial)
+            else:
                 self._storage.put_right(told_as, trial or create_trial(state=TrialState.FAIL))
 
     def _as_optuna(self, record: TrialRecord) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -232,13 +259,18 @@ def _sampler(
     sweep: SweepConfig, space: dict[str, BaseDistribution], num_known: int, worst_loss: float
 ) -> optuna.samplers.BaseSampler:
     seed = sweep.searcher.seed + num_known
-    # A third of a small budget: with Optuna's ten a sweep of ten trials would be random.
-    num_random = min(10, max(3, math.ceil(sweep.budget.trials / 3)))
+    num_random = num_random_first(sweep)
     if sweep.searcher.method == "tpe":
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=num_random)
     if sweep.searcher.method == "gp":
         return GaussianProcessSampler(space, seed=seed, num_random=num_random, worst_loss=worst_loss)
     return optuna.samplers.RandomSampler(seed=seed)
+
+
+def num_random_first(sweep: SweepConfig) -> int:
+    """Trials at random with which a model of the losses begins."""
+    # A third of a small budget: with Optuna's ten a sweep of ten trials would be random.
+    return min(10, max(3, math.ceil(sweep.budget.trials / 3)))
 
 
 def _grid(sweep: SweepConfig) -> Iterator[dict[str, Any]]:

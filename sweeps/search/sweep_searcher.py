@@ -23,6 +23,7 @@ from sweeps.records.trial_records import ChosenBy, MemoryVerdict, TrialRecord
 from sweeps.search.full_length_search import FullLengthSearch, InFull, Longer, Probe
 from sweeps.search.initial_points import informed_points, with_smaller_micro_batch
 from sweeps.search.ledger import Ledger
+from sweeps.search.prior_trials import PriorKnowledge
 from sweeps.search.settings_sampler import SettingsSampler
 from sweeps.search.sweep_budget import WALL_CLOCK_USED_UP, SweepBudget
 from sweeps.settings.setting_paths import MICRO_BATCH
@@ -49,6 +50,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
         promotions: Promotions | None = None,
         full_length: FullLengthSearch | None = None,
         micro_batches: MicroBatches | None = None,
+        prior: PriorKnowledge | None = None,
     ) -> None:
         """
         Args:
@@ -57,6 +59,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             promotions: Rule of promotion from a rung; None: trials do not pause.
             micro_batches: Known speeds: settings that differ from a trial only in a micro-batch of known speed are not
                 trained. None: all are trained.
+            prior: Trials of earlier sweeps; None: the search begins without any.
         """
         super().__init__(metric=None, mode=None)
         self._sweep, self._ledger, self._frontier = sweep, ledger, frontier
@@ -75,7 +78,7 @@ class SweepSearcher(KeptOutOfPickles, Searcher):
             if (record.is_done or record.paused_at is not None) and not record.is_repeat
         ]
         self._sweep = widened_sweep(sweep, ledger.widenings)
-        self._new_sampler = partial(SettingsSampler, worst_loss=worst_loss)
+        self._new_sampler = partial(SettingsSampler, worst_loss=worst_loss, prior=prior)
         self._sampler = self._new_sampler(self._sweep, known=known, refused=ledger.refused)
         self._num_without_gain = 0
         self._beaten_pace = Pace()

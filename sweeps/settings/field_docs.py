@@ -100,6 +100,8 @@ def _one_of(words: Sequence[Any]) -> str:
 def _sequence_words(items: tuple[Any, ...], details: list[Any]) -> str:
     if items[-1] is not Ellipsis:
         return f"[low, high], two {values_in_words(items[0])}s"
+    if get_origin(items[0]) is Literal:
+        return f"list of any of {', '.join(map(str, get_args(items[0])))}"
     fewest = "".join(f", at least {count}" for count in _named(details, "min_length"))
     of_one = values_in_words(items[0])
     # A limit follows the kind: `shares above 0`.

@@ -49,6 +49,7 @@ from sweeps.settings.sweep_sections import (
     ResourcesConfig,
     SearcherConfig,
     StartConfig,
+    TrackingConfig,
     file_name,
 )
 from sweeps.settings.swept_values import fault_at, typed_settings, typed_space
@@ -139,6 +140,10 @@ class SweepConfig(Settings):
     start_with: tuple[dict[str, Any], ...] = ()
     """Settings of the first trials: a list, each with dotted paths of swept settings and their values. They are
     launched even where the memory prediction doubts them."""
+    search_from: tuple[str, ...] = ()
+    """Results folders of earlier sweeps whose trials are prior knowledge: a list. They search the same settings for the
+    same objective. They are trusted less for another corpus, model or length, and as far as they predict the trials of
+    this sweep. Empty: the search begins without them."""
     searcher: SearcherConfig = SearcherConfig()
     """Method that proposes settings."""
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
@@ -154,6 +159,8 @@ class SweepConfig(Settings):
     """Limits of the sweep: trials, tokens, operations, time."""
     resources: ResourcesConfig = ResourcesConfig()
     """Workers, lanes, devices and memory of the trials."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Trackers that get the runs besides MLflow."""
 
     @model_validator(mode="before")
     @classmethod
@@ -351,6 +358,15 @@ class SweepConfig(Settings):
             faults.append(
                 f"training.batch_size={smallest_batch} leaves some of the {self.resources.workers_per_trial} workers "
                 f"without a row; use at least {self.resources.workers_per_trial}"
+            )
+        if (
+            self.search_from
+            and self.searcher.method in ("grid", "random")
+            and self.early_stopping.method != "full-length"
+        ):
+            faults.append(
+                f"search_from has no meaning with searcher.method={self.searcher.method}, which learns from no trial; "
+                "remove it, or use tpe or gp"
             )
         if faults:
             raise ValueError("; ".join(faults))

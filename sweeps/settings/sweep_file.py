@@ -15,6 +15,7 @@ from sweeps.settings.setting_paths import ARGUMENTS
 from sweeps.settings.settings_faults import Fault, leaf_paths, nearest
 from sweeps.settings.settings_file import SettingsKind, load_settings, objective_of, resolve_settings
 from sweeps.settings.sweep_config import UNSWEEPABLE, SweepConfig
+from sweeps.settings.sweep_sections import TrackingConfig
 from sweeps.settings.yaml_lines import YamlDocument
 
 
@@ -59,7 +60,9 @@ def dump_sweep(sweep: SweepConfig) -> str:
             del plain[section][name]
     if not sweep.evaluation.tasks:
         del plain["evaluation"]["tasks"]  # Files of before do not have it.
-    for name in ("start_with", "stages"):
+    if sweep.tracking == TrackingConfig():
+        del plain["tracking"]  # Younger than the first results.
+    for name in ("start_with", "stages", "search_from"):
         if not plain[name]:
             del plain[name]
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)

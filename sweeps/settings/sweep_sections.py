@@ -1,10 +1,18 @@
-"""Sections of a sweep file: searcher, early stopping, budget, repeats, resources, start."""
+"""Sections of a sweep file: searcher, early stopping, budget, repeats, resources, tracking, start."""
 
 import math
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    field_validator,
+    model_validator,
+)
 
 from core.memory.memory_reports import LimitBy
 from data_pipeline.schema.settings import Count, NumBytes, Settings, Share
@@ -259,6 +267,26 @@ class ResourcesConfig(Settings):
     def uses_gpus(self, num_gpus: int) -> bool:
         """Whether trials train on GPUs, in a cluster with this many."""
         return self.device == "gpu" or (self.device == "auto" and num_gpus > 0)
+
+
+Mirror = Literal["tensorboard", "wandb", "swanlab"]
+
+
+class TrackingConfig(Settings):
+    """Where runs are recorded besides MLflow. It changes no training."""
+
+    mirror: Annotated[tuple[Mirror, ...], Field(json_schema_extra={"uniqueItems": True})] = ()
+    """Trackers that get the same runs as MLflow: a list of tensorboard, wandb and swanlab. tensorboard is always on,
+    with event files in the folder of each trial. wandb and swanlab need their package, and take their mode and login
+    from the environment (WANDB_MODE=offline, SWANLAB_MODE=offline). Empty: MLflow and TensorBoard."""
+
+    @field_validator("mirror")
+    @classmethod
+    def _each_once(cls, value: tuple[Mirror, ...]) -> tuple[Mirror, ...]:
+        twice = sorted({one for one in value if value.count(one) > 1})
+        if twice:
+            raise ValueError(f"names {', '.join(twice)} twice; name each tracker once")
+        return value
 
 
 class StartConfig(Settings):

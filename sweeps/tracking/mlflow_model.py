@@ -84,13 +84,17 @@ def example_of(sweep_folder: Path) -> str:
 
 
 def register(client: MlflowClient, *, name: str, run_id: str, tags: Mapping[str, str]) -> str:
-    """Register the model of a run as a version of the registered model `name`, unless it is registered already.
+    """Register the model of a run as a version of the registered model `name`; a version that exists gets the tags.
 
     Returns:
         Address of the version, e.g. `models:/traffic-mlm/1`.
     """
     known = client.search_model_versions(f"run_id = '{run_id}'")
     if known:
+        # After a retry the model of the run may be that of another trial.
+        for key, value in tags.items():
+            if known[0].tags.get(key) != value:
+                client.set_model_version_tag(known[0].name, known[0].version, key, value)
         return f"models:/{known[0].name}/{known[0].version}"
     _create(client, name)
     source = f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/{ARTIFACT}"

@@ -17,8 +17,9 @@ from data_pipeline.files.machine_faults import machine_fault
 from data_pipeline.files.own_files import own_lock, refuse_link
 from data_pipeline.schema.redaction import has_user_information, redact_url
 from data_pipeline.schema.user_errors import InputFault, first_line
+from sweeps.tracking.final_values import PROJECT
 
-EXPERIMENT = "pretune"
+EXPERIMENT = PROJECT
 _SQLITE = "sqlite:///"
 
 

@@ -21,14 +21,13 @@ from sweeps.records.results_folder import MAP_FILE
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import RefusedProposal, TrialRecord, TrialStore
+from sweeps.tracking.final_values import FINAL_LOSS, STATUS
 from sweeps.tracking.mlflow_model import ARTIFACT, example_of, register, save_model
 from sweeps.tracking.mlflow_runs import run_writer
 from sweeps.tracking.mlflow_store import MlflowStore
 from sweeps.tracking.outbox import RETRY_S, Outbox
 from sweeps.tracking.run_changes import RunChange
 from sweeps.tracking.run_contents import (
-    FINAL_LOSS,
-    STATUS,
     as_metrics,
     as_ms,
     as_params,
@@ -41,6 +40,8 @@ from sweeps.tracking.run_contents import (
 
 _THE_END = "the end of the sweep"
 """Key in the outbox; the other keys are trial numbers."""
+_ATTEMPT = "pretune.attempt"
+"""Tag of the run of a trial that `--retry` trains again: 2, 3, .."""
 
 
 @dataclass
@@ -124,16 +125,10 @@ class Tracking:
             self._parent_id = found[0].info.run_id if found else self._create(name)
             self._log(self._parent_id, params=params, tags={**self._source, **tags})
             self._log_datasets(self._parent_id)
-            outcomes = {}
-            for run in self._find(self._children()):
-                number = int(run.data.tags["pretune.trial"])
-                self._runs[number] = run.info.run_id
-                if run.data.params:
-                    self._described.add(number)
-                if run.info.status != "RUNNING":
-                    outcomes[number] = run.data.tags.get("pretune.outcome")
+            records = store.load_all()
+            outcomes = self._known_outcomes({record.number: record for record in records})
             # MLflow may miss reports of a running trial; a run that has ended there is complete.
-            missed = [r for r in store.load_all() if r.outcome is None or outcomes.get(r.number) != str(r.outcome)]
+            missed = [r for r in records if r.outcome is None or outcomes.get(r.number) != str(r.outcome)]
             self.is_complete = bool(found) and found[0].info.status == "FINISHED" and not missed
             if found and not self.is_complete:
                 self._client.update_run(self._parent_id, status="RUNNING")
@@ -148,6 +143,37 @@ class Tracking:
             # Send all reports: MLflow keeps a metric with the same token and time once.
             self._unsent[record.number] = _Unsent(record, list(store.reports(record)))
             self._outbox.put(record.number)
+
+    def _known_outcomes(self, records: Mapping[int, TrialRecord]) -> dict[int, str | None]:
+        """Outcomes in the store by trial; notes the runs of the trials, and sets those of earlier attempts aside.
+
+        Args:
+            records: By trial number.
+        """
+        outcomes: dict[int, str | None] = {}
+        earlier: list[Any] = []
+        for run in self._find(self._children()):
+            number = int(run.data.tags["pretune.trial"])
+            record = records.get(number)
+            if record is not None and _attempt_of(run) <= record.earlier_attempts:
+                earlier.append(run)
+                continue
+            self._runs[number] = run.info.run_id
+            if run.data.params:
+                self._described.add(number)
+            if run.info.status != "RUNNING":
+                outcomes[number] = run.data.tags.get("pretune.outcome")
+        for run in earlier:
+            number, attempt = int(run.data.tags["pretune.trial"]), _attempt_of(run)
+            if number not in self._runs:
+                tags = {name: value for name, value in self._tags_of_new(records[number]).items() if value}
+                made = self._client.create_run(self._experiment_id, run_name=records[number].name, tags=tags)
+                self._runs[number] = str(made.info.run_id)
+            # MLflow deletes no metrics: the curve of an earlier attempt stays in a run of its own, below the trial's.
+            moved = {"pretune.kind": "attempt", "mlflow.parentRunId": self._runs[number]}
+            self._client.log_batch(run.info.run_id, tags=as_tags(moved))
+            self._client.update_run(run.info.run_id, name=f"{records[number].name} attempt {attempt}")
+        return outcomes
 
     @property
     def parent_id(self) -> str:
@@ -239,9 +265,7 @@ class Tracking:
         )
         tags: dict[str, str] = {}
         if run_id is None:
-            tags = self._own_tags("trial") | {"mlflow.parentRunId": self._parent_id}
-            tags |= {"pretune.trial": str(record.number), "pretune.chosen_by": str(record.chosen_by), **self._source}
-            tags["pretune.taken_over_from"] = record.taken_over_from
+            tags = self._tags_of_new(record)
         if record.ended_at:
             change.metrics = [*change.metrics, *final_metrics(record)]
             tags |= final_tags(record)
@@ -250,6 +274,14 @@ class Tracking:
             tags["pretune.outcome"] = change.status = "RUNNING"
         change.tags = {name: value for name, value in tags.items() if value}
         return change
+
+    def _tags_of_new(self, record: TrialRecord) -> dict[str, str]:
+        """Tags of a trial's run from its start; an empty value is no tag."""
+        tags = self._own_tags("trial") | {"mlflow.parentRunId": self._parent_id}
+        tags |= {"pretune.trial": str(record.number), "pretune.chosen_by": str(record.chosen_by), **self._source}
+        if record.earlier_attempts:
+            tags[_ATTEMPT] = str(record.earlier_attempts + 1)
+        return tags | {"pretune.taken_over_from": record.taken_over_from}
 
     def _send_end(self, end: _End) -> None:
         ranks: dict[int, RunChange] = {}
@@ -262,7 +294,10 @@ class Tracking:
         best = end.records[0] if end.records and end.records[0].outcome is Outcome.COMPLETED else None
         if best is not None and best.loss is not None:
             values = {FINAL_LOSS: best.loss} | best.metrics
-            self._client.log_batch(self._parent_id, metrics=as_metrics(values, step=best.tokens, at_ms=now_ms()))
+            # The last step is the value that pages show: an end after a retry must not lie before the end it replaces.
+            ends = [one.step for one in self._client.get_metric_history(self._parent_id, FINAL_LOSS)]
+            step = max([best.tokens, *ends])
+            self._client.log_batch(self._parent_id, metrics=as_metrics(values, step=step, at_ms=now_ms()))
             self._client.set_tag(self._parent_id, "pretune.best_trial", best.name)
         self._client.log_batch(self._parent_id, metrics=as_metrics(_memory_figures(end), step=0, at_ms=now_ms()))
         for name in ("sweep.yaml", "trials.csv", "summary.json", "report.html", "EXPERIMENT.md", MAP_FILE):
@@ -324,6 +359,11 @@ class Tracking:
     def _log_datasets(self, run_id: str) -> None:
         if self._datasets:
             self._client.log_inputs(run_id, self._datasets)
+
+
+def _attempt_of(run: Any) -> int:
+    """Which attempt of its trial a run records, from 1."""
+    return int(run.data.tags.get(_ATTEMPT, "1"))
 
 
 def _memory_figures(end: _End) -> dict[str, float]:

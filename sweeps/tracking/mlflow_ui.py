@@ -20,9 +20,9 @@ from rich.console import Console
 from sweeps.analysis.trial_curves import TRAIN_LOSS
 from sweeps.records.results_folder import ResultsError
 from sweeps.records.trial_records import LOSS
+from sweeps.tracking.final_values import FINAL_LOSS
 from sweeps.tracking.mlflow_store import EXPERIMENT, refuse_deleted, store_uri
 from sweeps.tracking.mlflow_tags import METRIC_TAG, MODE_TAG
-from sweeps.tracking.run_contents import FINAL_LOSS
 from sweeps.tracking.ui_login import is_open_to_others, login
 
 _START_S = 120.0

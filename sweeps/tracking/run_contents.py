@@ -8,12 +8,9 @@ from typing import Any
 
 from mlflow.entities import Metric, RunTag
 
-from sweeps.analysis.result_tables import memory_margin
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialRecord
-
-FINAL_LOSS = "final/holdout_loss_nats_per_token"
-"""Metric that ranks trials in the runs table and on the compare page."""
+from sweeps.tracking.final_values import final_values
 
 _LOSS = "loss_nats_per_token"
 """Suffix of the names of losses."""
@@ -21,35 +18,9 @@ _MAX_PARAM_CHARACTERS = 6000
 """MLflow's limit for one parameter value."""
 
 
-STATUS = {
-    Outcome.COMPLETED: "FINISHED",
-    Outcome.STOPPED: "FINISHED",
-    Outcome.INFEASIBLE: "FINISHED",
-    Outcome.DIVERGED: "FAILED",
-    Outcome.INTERRUPTED: "KILLED",
-    Outcome.FAILED: "FAILED",
-}
-
-
 def final_metrics(record: TrialRecord) -> list[Metric]:
     """Final metrics of a trial."""
-    final = {
-        FINAL_LOSS: record.loss,
-        "final/best_holdout_loss_nats_per_token": record.best_loss,
-        "final/tokens": float(record.tokens),
-        "final/training_s": record.training_s,
-        "final/tokens_per_s": record.tokens_per_s,
-        "model/parameters": record.parameters,
-        "model/trainable_parameters": record.trainable_parameters,
-        "memory/predicted_peak_bytes": record.predicted_peak_memory_bytes,
-        "memory/measured_peak_bytes": record.peak_memory_bytes,
-        "memory/predicted_margin": memory_margin(record.predicted_peak_memory_bytes, record),
-        "memory/measured_margin": memory_margin(record.peak_memory_bytes, record),
-        "memory/prediction_error": record.prediction_error,
-        "memory/out_of_memory_events": float(record.out_of_memory_events),
-    }
-    known = {name: float(value) for name, value in final.items() if value is not None}
-    return as_metrics(known, step=record.tokens, at_ms=as_ms(record.ended_at))
+    return as_metrics(final_values(record), step=record.tokens, at_ms=as_ms(record.ended_at))
 
 
 def final_tags(record: TrialRecord) -> dict[str, str]:

@@ -1,9 +1,13 @@
 """The command line as a user runs it: a process of its own, in a terminal's process group."""
 
+import fcntl
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import psutil
@@ -37,6 +41,31 @@ def run(*arguments: str | Path) -> tuple[int, str]:
     process = start(*arguments)
     output, _ = process.communicate(timeout=COMMAND_HANGS_AFTER_S)
     return process.returncode, output
+
+
+def run_in_terminal(*arguments: str | Path, width: int = 120) -> tuple[int, str]:
+    """Run a command to its end in a terminal of its own: exit code, and all that the terminal got, with its codes."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sweeps", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(ours, 1 << 16)
+        except OSError:  # All processes have closed the terminal.
+            break
+        seen += piece
+    os.close(ours)
+    return process.wait(timeout=COMMAND_HANGS_AFTER_S), seen.decode(errors="replace")
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:

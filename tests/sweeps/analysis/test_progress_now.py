@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -87,3 +88,30 @@ def test_without_a_name_the_sweep_written_to_last_is_shown(tmp_path: Path) -> No
     found = json.loads(done.stdout)
     assert found["folder"] == str(newer)
     assert found["max_trials"] == 18
+
+
+def test_a_folder_of_several_sweeps_has_a_line_for_each_and_a_damaged_one_hides_no_other(tmp_path: Path) -> None:
+    with_driver(a_folder(tmp_path / "traffic-1"))
+    a_folder(tmp_path / "traffic-2", status=SweepStatus.FINISHED)
+    damaged = a_folder(tmp_path / "traffic-3", status=SweepStatus.FINISHED)
+    (damaged / "summary.json").write_text("{")
+    (tmp_path / "memory").mkdir()
+    done = CliRunner().invoke(app, ["status", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    lines = {line.split()[0]: line for line in done.output.splitlines()}
+    assert sorted(lines) == ["traffic-1", "traffic-2", "traffic-3"]
+    assert re.search(
+        r"running +6 of 7 trials have ended, best trial-\d+ .*, 1 train, at most .* left", lines["traffic-1"]
+    )
+    assert re.search(r"finished +6 of 7 trials have ended, best trial-\d+ with holdout loss \d", lines["traffic-2"])
+    assert "damaged" in lines["traffic-3"]
+    assert "summary.json cannot be read" in lines["traffic-3"]
+    told = json.loads(CliRunner().invoke(app, ["status", str(tmp_path), "--json"]).output)["sweeps"]
+    assert sorted(Path(one["folder"]).name for one in told) == sorted(lines)
+    assert sum("fault" in one for one in told) == 1
+
+
+def test_a_folder_without_any_sweep_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["status", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "and no folder in it has one" in " ".join(done.output.split())

@@ -23,7 +23,7 @@ from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import MAP_FILE
 from sweeps.records.trial_records import LOSS, TrialStore
 from sweeps.settings.sweep_file import load_sweep_file
-from sweeps.tracking.run_contents import FINAL_LOSS
+from sweeps.tracking.final_values import FINAL_LOSS
 
 pytestmark = pytest.mark.ray
 

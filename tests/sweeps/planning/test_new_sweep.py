@@ -7,7 +7,12 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 from written_files import REAL_DATA, needs_real_data
 
+from core.settings.model_config import ModelConfig
+from sweep_examples import tiny_sweep
+from sweeps.analysis.fairness import RemarkVerdict, remarks
 from sweeps.commands.cli import app
+from sweeps.early_stopping.rungs import rung_tokens
+from sweeps.horizon.expected_optimum import expected_optimum, ranges_that_leave_it_out
 from sweeps.planning.new_sweep import CorpusFacts, look_at, sweep_text, write_new_sweep
 from sweeps.settings.file_schema import SCHEMA_FILE
 from sweeps.settings.sweep_config import SweepConfig
@@ -32,6 +37,58 @@ def test_file_is_valid_for_any_corpus_and_machine(num_bytes: int, flops_per_s: f
     sweep = written(facts, flops_per_s=flops_per_s, is_causal=is_causal)
     assert sweep.model.is_causal == is_causal
     assert sweep.budget.tokens_per_trial >= 20_000
+
+
+def speaks_against(sweep: SweepConfig) -> list[str]:
+    """What `plan` warns of before it knows memory and disk."""
+    rungs = rung_tokens(sweep.early_stopping, sweep.budget.trial_tokens)
+    found = [str(one) for one in remarks(sweep, rungs=rungs) if one.verdict is not RemarkVerdict.FAIR]
+    return [*found, *ranges_that_leave_it_out(sweep)]
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("median_bytes", [80, 5_000])
+@pytest.mark.parametrize("num_bytes", [1_000, 10**6, 10**8, 10**11])
+@pytest.mark.parametrize("flops_per_s", [1e9, 1e10, 1e12, 1e15])
+def test_a_plan_has_no_warning_about_the_file_for_any_corpus_and_machine(
+    num_bytes: int, median_bytes: int, flops_per_s: float, is_causal: bool
+) -> None:
+    facts = CorpusFacts(100, num_bytes, ("txt",), ("utf-8",), None, median_bytes, is_hex=False)
+    sweep = written(facts, flops_per_s=flops_per_s, is_causal=is_causal)
+    assert speaks_against(sweep) == []
+    assert len(sweep.search["training.batch_size"].extremes()) >= 2
+
+
+@pytest.mark.long
+@needs_real_data
+@pytest.mark.parametrize("name", ["english", "chinese", "kant", "sft_en", "sft_zh", "traffic_ndpi/packets.csv"])
+def test_a_plan_has_no_warning_about_the_file_of_a_real_corpus(name: str, tmp_path: Path) -> None:
+    corpus = REAL_DATA / name
+    if not corpus.exists():
+        pytest.skip("no ../shared/data (put the corpora there)")
+    facts = look_at(str(corpus))
+    for flops_per_s in (1e10, 1e13):
+        assert speaks_against(written(facts, path=str(corpus), flops_per_s=flops_per_s)) == []
+
+
+def test_the_laws_are_those_of_the_paper_where_it_measured() -> None:
+    # Step Law, arXiv:2503.04715: 1.79 N^-0.713 D^0.307 and 0.58 D^0.571 tokens, at N = 1.07e9 and D = 1e11 tokens.
+    shape = ModelConfig(family="decoder", layers=16, width=2360, heads=20, sequence_length=2048)
+    found = expected_optimum(shape, 10**11)
+    assert found.learning_rate == pytest.approx(0.00156, rel=0.02)
+    assert found.batch_rows * 2048 == pytest.approx(1_110_000, rel=0.02)
+
+
+def test_a_range_far_from_the_laws_is_named_with_one_that_holds_them() -> None:
+    far = ["search.training.batch_size={choice: [512, 1024]}", "search.training.learning_rate={uniform: [1e-6, 1e-5]}"]
+    warned = list(ranges_that_leave_it_out(tiny_sweep(*far, "budget.tokens_per_trial=1M")))
+    assert len(warned) == 2
+    assert warned[0].startswith("training.batch_size is searched from 512 to 1,024, and 48 is expected to be best")
+    assert "Search training.batch_size: {choice: [32, 64, 128]}" in warned[0]
+    assert "training.learning_rate is searched from 1e-06 to 1e-05, and 0.003 is expected" in warned[1]
+    assert list(ranges_that_leave_it_out(tiny_sweep("budget.tokens_per_trial=1M"))) == []
+    adapters = tiny_sweep(*far, "training.lora={rank: 4}", "training.initial_weights=x")
+    assert list(ranges_that_leave_it_out(adapters)) == []
 
 
 def test_faster_machine_gets_a_larger_model_on_the_same_corpus() -> None:

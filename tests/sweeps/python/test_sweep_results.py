@@ -4,12 +4,14 @@ import html
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
 import pretune
 from command import ROOT, run
@@ -112,25 +114,29 @@ def test_texts_of_others_enter_a_table_escaped() -> None:
     assert "\x1b" not in page
 
 
+class _Pages(LiveTable):
+    """Shows its pages to the test."""
+
+    pages: ClassVar[list[str]] = []
+
+    def display(self, page: str) -> Callable[[str], None]:
+        self.pages.append(page)
+        return self.pages.append
+
+
 def test_a_live_table_replaces_itself_at_each_event() -> None:
-    pages: list[str] = []
-
-    def display(page: str) -> Any:
-        pages.append(page)
-        return pages.append
-
     records: list[TrialRecord] = []
-    sizes = {"num_trials": 2, "tokens_per_trial": 100}
-    with LiveTable(display, lambda: records, **sizes, num_refused=lambda: 1) as table:
+    with _Pages(Console(), lambda: records, num_trials=2, tokens_per_trial=100, num_refused=lambda: 1) as table:
         records.append(record(1, outcome=None, tokens=50))
         table.on_event(TrialEvent.STARTED, records[0], None)
         records[0] = record(1, loss=2.5, tokens=100)
         table.on_event(TrialEvent.ENDED, records[0], None)
-    assert "0% of at most 2 trials" in pages[0]
-    assert "25% of at most 2 trials" in pages[1]
-    assert "50 (50%)" in pages[1]
-    assert "2.5000" in pages[-1]
-    assert "1 refused before launch" in pages[-1]
+    first, second, *_, last = _Pages.pages
+    assert "0% of at most 200 tokens" in first
+    assert "25% of at most 200 tokens" in second
+    assert "50 (50%)" in second
+    assert "2.5000" in last
+    assert "1 refused before launch" in last
 
 
 def _python(code: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -92,7 +92,7 @@ def test_the_shipped_notebook_runs_from_top_to_end(tmp_path: Path) -> None:
         if output.output_type in ("display_data", "execute_result")
     ]
     pages = [data["text/html"] for data in shown if "text/html" in data]
-    assert any("of at most 3 trials" in page for page in pages), "no live table"
+    assert any("of at most 12,000 tokens" in page for page in pages), "no live table"
     assert any("<iframe sandbox" in page for page in pages), "no report"
     assert any("torch.Size([1, " in data.get("text/plain", "") for data in shown)
     assert not any(output.output_type == "error" for cell in notebook.cells for output in cell.get("outputs", []))

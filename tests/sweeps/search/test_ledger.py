@@ -199,6 +199,21 @@ def test_three_trials_in_a_row_that_break_before_they_train_end_the_search_and_o
     assert again.ledger.is_hopeless()
 
 
+def test_failures_before_a_retry_do_not_end_the_search_of_the_retried_trial(tmp_path: Path) -> None:
+    told = Told(tmp_path)
+    broken = {"outcome": "FAILED", "reason": "a fault", "interruptions": 0}
+    for number in (1, 2, 3):
+        if number > 1:
+            told.ledger.open(SETTINGS, "search")
+        told.ledger.settle(number, broken)
+    assert told.ledger.is_hopeless()
+    store = TrialStore(tmp_path / "trials")
+    store.set_aside(store.load_all()[0])
+    again = Told(tmp_path)
+    assert not again.ledger.is_hopeless()
+    assert [record.number for record in again.ledger.unfinished()] == [1, 4]
+
+
 def test_a_machine_that_fails_leaves_older_records_on_disk_and_tells_listeners_all_the_same(tmp_path: Path) -> None:
     told = Told(tmp_path)
     told.report(1000, 32)

@@ -16,8 +16,8 @@ from finished_sweep import TinySweep
 from mlflow_server import free_port
 from patience import HANGS_AFTER_S
 from sweeps.records.trial_records import LOSS
+from sweeps.tracking.final_values import FINAL_LOSS
 from sweeps.tracking.mlflow_store import EXPERIMENT
-from sweeps.tracking.run_contents import FINAL_LOSS
 
 pytestmark = pytest.mark.ray
 

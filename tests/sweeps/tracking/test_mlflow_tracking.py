@@ -29,12 +29,12 @@ from sweeps.records.outcomes import Outcome
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import LOSS, MemoryVerdict, RefusedProposal, TrialRecord, TrialStore
+from sweeps.tracking.final_values import FINAL_LOSS
 from sweeps.tracking.mlflow_dataset import dataset_inputs
 from sweeps.tracking.mlflow_store import EXPERIMENT, TrackingError
 from sweeps.tracking.mlflow_tags import source_tags
 from sweeps.tracking.mlflow_tracking import Tracking
 from sweeps.tracking.outbox import MOST_AT_ONCE, Outbox
-from sweeps.tracking.run_contents import FINAL_LOSS
 
 NUM_REPORTS = 5
 
@@ -171,6 +171,53 @@ def test_a_trial_is_a_child_run_with_swept_settings_as_params_and_metrics_on_the
     assert runs.parent.data.params == {"model.layers": "1"}
     assert runs.history("trial-0001", LOSS) == losses(1)
     assert child.data.metrics[FINAL_LOSS] == losses(1)[-1][1]
+
+
+def test_a_retried_trial_has_one_run_under_the_sweep_and_its_earlier_attempt_lies_below_that(sweep: Sweep) -> None:
+    tracking = sweep.tracking()
+    sweep.whole_trial(tracking, 1)
+    sweep.begin(tracking, 2)
+    sweep.report(tracking, 2, 1)
+    sweep.end(tracking, 2, Outcome.FAILED, "the disk was full")
+    assert sweep.finish(tracking) == ""
+    for attempt in (2, 3):
+        sweep.records[2] = sweep.store.set_aside(sweep.records[2])
+        tracking = sweep.tracking()
+        assert not tracking.is_complete
+        tracking = sweep.tracking()  # The driver was killed; the next one finds the runs as they are.
+        sweep.begin(tracking, 2)
+        again = {"settings": {"training.learning_rate": 0.002}, "earlier_attempts": attempt - 1}
+        sweep.records[2] = sweep.records[2].model_copy(update=again)
+        for step in range(1, NUM_REPORTS + 1):
+            sweep.report(tracking, 2, step)
+        sweep.end(tracking, 2, Outcome.DIVERGED if attempt == 2 else Outcome.COMPLETED)
+        assert sweep.finish(tracking) == ""
+    runs = local_runs(sweep)
+    below = [run for run in runs.all if run.data.tags.get("mlflow.parentRunId") == runs.parent.info.run_id]
+    assert sorted(str(run.info.run_name) for run in below) == ["trial-0001", "trial-0002"]
+    trial = runs.children["trial-0002"]
+    assert (trial.data.tags["pretune.outcome"], trial.data.tags["pretune.attempt"]) == ("COMPLETED", "3")
+    assert trial.data.params == {"training.learning_rate": "0.002"}
+    assert runs.history("trial-0002", LOSS) == losses(2)
+    for attempt, outcome, reports in ((1, "FAILED", 1), (2, "DIVERGED", NUM_REPORTS)):
+        earlier = runs.children[f"trial-0002 attempt {attempt}"]
+        assert (earlier.data.tags["pretune.kind"], earlier.data.tags["pretune.outcome"]) == ("attempt", outcome)
+        assert runs.history(f"trial-0002 attempt {attempt}", LOSS) == losses(2, reports)
+    assert runs.children["trial-0002 attempt 2"].data.tags["mlflow.parentRunId"] == trial.info.run_id
+    assert sweep.tracking().is_complete
+
+
+def test_a_winner_with_fewer_tokens_after_a_retry_replaces_the_loss_that_the_parent_shows(sweep: Sweep) -> None:
+    tracking = sweep.tracking()
+    sweep.whole_trial(tracking, 2)
+    assert sweep.finish(tracking) == ""
+    tracking = sweep.tracking()
+    sweep.begin(tracking, 1)
+    for step in range(1, NUM_REPORTS):
+        sweep.report(tracking, 1, step)
+    sweep.end(tracking, 1, Outcome.COMPLETED)
+    assert sweep.finish(tracking) == ""
+    assert local_runs(sweep).parent.data.metrics[FINAL_LOSS] == losses(1)[-2][1] < losses(2)[-1][1]
 
 
 def test_every_run_says_which_data_it_read_and_which_code_it_ran(sweep: Sweep) -> None:

@@ -30,9 +30,9 @@ from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import LOSS, TrialStore
 from sweeps.tracking import ui_login
+from sweeps.tracking.final_values import FINAL_LOSS
 from sweeps.tracking.mlflow_tracking import Tracking
 from sweeps.tracking.mlflow_ui import serve_ui
-from sweeps.tracking.run_contents import FINAL_LOSS
 
 LOSSES = {1: 6.0, 2: 4.0, 3: 5.0}
 
