@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from core.layers.feed_forward import Gated, Plain
@@ -22,11 +23,11 @@ class Joint:
 
     def matrices(self, tensor: Tensor) -> Iterator[Tensor]:
         """Views of the 2-D matrices in the parameter, or in a tensor of its shape."""
-        for part in (tensor,) if self.sizes is None else tensor.split(self.sizes, self.dim):
+        for part in (tensor,) if self.sizes is None else torch.split(tensor, self.sizes, self.dim):
             yield from part.unbind() if part.ndim == 3 else (part,)
 
 
-def layer_matrices(model: LanguageModel) -> dict[nn.Parameter, Joint]:
+def layer_matrices(model: LanguageModel) -> dict[Tensor, Joint]:
     """The trained matrices of the layers that map features to features, in the order of the model.
 
     Not among them: embeddings and heads, routers (a row belongs to one expert, whose share of the tokens its gradient
@@ -40,7 +41,7 @@ def layer_matrices(model: LanguageModel) -> dict[nn.Parameter, Joint]:
     return found
 
 
-def _matrices_of(module: nn.Module) -> Iterator[tuple[nn.Parameter, Joint]]:
+def _matrices_of(module: nn.Module) -> Iterator[tuple[Tensor, Joint]]:
     match module:
         case Attention():
             sizes = tuple(module.head_dim * heads for heads in (module.heads, module.kv_heads, module.kv_heads))
@@ -62,5 +63,5 @@ def _matrices_of(module: nn.Module) -> Iterator[tuple[nn.Parameter, Joint]]:
             yield module.query.weight, Joint()
 
 
-def _halves(parameter: nn.Parameter, *, dim: int) -> Joint:
+def _halves(parameter: Tensor, *, dim: int) -> Joint:
     return Joint(dim, (parameter.shape[dim] // 2,) * 2)

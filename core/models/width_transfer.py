@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from core.layers.feed_forward import Gated, Plain
 from core.layers.mixture import Mixture
@@ -29,7 +29,7 @@ from core.settings.model_config import ModelConfig
 
 @dataclass(frozen=True)
 class _Rule:
-    parameter: nn.Parameter
+    parameter: Tensor
     initial: float
     """Factor on the initial values."""
     scaling: Scaling
@@ -48,11 +48,11 @@ def _rules(model: LanguageModel, config: ModelConfig) -> Iterator[_Rule]:
     wider = config.width / config.mup_base_width
     branch = 1.0 if config.mup_base_layers is None else config.mup_base_layers / config.layers
 
-    def inside(matrix: nn.Parameter) -> _Rule:
+    def inside(matrix: Tensor) -> _Rule:
         """A matrix from features to features. Gradients are smaller by the factors that they pass."""
         return _Rule(matrix, wider**-0.5, Scaling(1 / wider, muon_rate=wider**-0.5, epsilon=branch / wider))
 
-    def at_the_end(matrix: nn.Parameter) -> _Rule:
+    def at_the_end(matrix: Tensor) -> _Rule:
         """The last matrix of a branch, which holds the factor of the branch."""
         scaling = Scaling(branch / wider, muon_rate=branch * wider**-0.5, epsilon=1 / wider)
         return _Rule(matrix, branch * wider**-0.5, scaling)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.models.layer_matrices import Joint
 
@@ -37,7 +37,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        joints: Mapping[nn.Parameter, Joint],
+        joints: Mapping[Tensor, Joint],
         groups: Sequence[dict[str, Any]],
         adamw: torch.optim.AdamW,
         *,
@@ -63,7 +63,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
                     if parameter.grad is not None:
                         self._change(parameter, parameter.grad, group)
 
-    def _change(self, parameter: nn.Parameter, gradient: Tensor, group: Mapping[str, Any]) -> None:
+    def _change(self, parameter: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
         momentum = self.state[parameter]["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
         # In place of the gradient, which nobody reads after the update.
         update = gradient.lerp_(momentum, group["momentum"]) if group["nesterov"] else momentum

@@ -7,7 +7,7 @@ from sweeps.analysis.comparable_losses import EqualProgress, equal_progress
 from sweeps.analysis.loss_surface import LossSurface, fit_surface
 from sweeps.analysis.noise_floor import noise_floor
 from sweeps.records.trial_records import TrialRecord
-from sweeps.settings.search_space import SearchSpace
+from sweeps.search_space.distribution import SearchSpace
 from sweeps.settings.setting_paths import MICRO_BATCH, SEED
 from sweeps.settings.sweep_config import SweepConfig
 

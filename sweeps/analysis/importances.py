@@ -8,7 +8,7 @@ from optuna.trial import create_trial
 
 from sweeps.analysis.comparable_losses import equal_progress
 from sweeps.analysis.sweep_findings import Findings
-from sweeps.settings.optuna_space import optuna_space
+from sweeps.search_space.optuna_space import optuna_space
 
 MIN_TRIALS = 6
 """Trials below which the shares are chance."""

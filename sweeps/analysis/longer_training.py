@@ -9,7 +9,7 @@ from sweeps.early_stopping.rungs import rung_tokens
 from sweeps.horizon.loss_over_length import FARTHEST, Exponent, fit_loss_over_length
 from sweeps.horizon.setting_axes import axes_of
 from sweeps.records.trial_records import TrialRecord
-from sweeps.settings.search_space import format_setting, short_name
+from sweeps.search_space.distribution import format_setting, short_name
 from sweeps.settings.sweep_config import SweepConfig
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr
 
-from sweeps.settings.search_space import Distribution, SearchSpace
+from sweeps.search_space.distribution import Distribution, SearchSpace
 
 FEWEST_TRIALS = 6
 _MOST_TRIALS = 200

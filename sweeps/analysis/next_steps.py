@@ -9,7 +9,7 @@ from sweeps.analysis.sweep_findings import Findings
 from sweeps.records.outcomes import Outcome
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import MemoryVerdict, TrialRecord
-from sweeps.settings.search_space import format_setting
+from sweeps.search_space.distribution import format_setting
 from sweeps.settings.setting_paths import MICRO_BATCH
 
 _LEARNING_RATE = "training.learning_rate"

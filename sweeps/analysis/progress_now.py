@@ -14,7 +14,7 @@ from sweeps.records.results_folder import SUMMARY_FILE, ResultsError, read_summa
 from sweeps.records.running_driver import Driver, driver_of
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import LOSS, TrialRecord, TrialStore
-from sweeps.settings.search_space import settings_in_words
+from sweeps.search_space.distribution import settings_in_words
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
 

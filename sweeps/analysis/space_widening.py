@@ -10,7 +10,7 @@ from data_pipeline.schema.settings import Settings
 from sweeps.analysis.expected_gain import learning_space
 from sweeps.analysis.noise_floor import seed_groups
 from sweeps.records.trial_records import TrialRecord
-from sweeps.settings.search_space import Distribution, format_setting
+from sweeps.search_space.distribution import Distribution, format_setting
 from sweeps.settings.sweep_config import SweepConfig
 
 MOST_WIDENINGS = 2

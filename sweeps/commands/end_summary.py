@@ -30,7 +30,7 @@ from sweeps.records.printed_commands import command_line
 from sweeps.records.result_parts import ResultParts
 from sweeps.records.sweep_status import SweepStatus
 from sweeps.records.trial_records import LOSS_COLUMN
-from sweeps.settings.search_space import format_setting, settings_in_words
+from sweeps.search_space.distribution import format_setting, settings_in_words
 
 _REFUSALS_SHOWN = 3
 

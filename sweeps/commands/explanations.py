@@ -9,8 +9,8 @@ from rich.console import Console
 from data_pipeline.schema.terminal_text import echo
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.finetuning.finetune_config import SWEEPABLE, FinetuneConfig
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.field_docs import ANY_SETTING, FieldDoc, field_docs
-from sweeps.settings.search_space import Distribution
 from sweeps.settings.setting_paths import ARGUMENTS, outermost
 from sweeps.settings.settings_faults import first_sentence
 from sweeps.settings.size_presets import SIZES

@@ -15,7 +15,7 @@ from sweeps.execution.live_view import STYLES, SweepNow, live_view
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import LOSS, TrialRecord
-from sweeps.settings.search_space import settings_in_words
+from sweeps.search_space.distribution import settings_in_words
 
 _REDRAWS_PER_S = 2
 _LEAST_S = 5.0

@@ -13,7 +13,7 @@ from data_pipeline.schema.terminal_text import visible
 from sweeps.analysis.result_tables import best_trial, ranked, results_in_words
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import LOSS, TrialRecord
-from sweeps.settings.search_space import format_setting, settings_in_words, short_name
+from sweeps.search_space.distribution import format_setting, settings_in_words, short_name
 
 STYLES = {
     Outcome.COMPLETED: "green",

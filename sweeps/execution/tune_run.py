@@ -52,8 +52,8 @@ from sweeps.search.prior_trials import PriorKnowledge
 from sweeps.search.settings_sampler import num_random_first
 from sweeps.search.sweep_budget import SweepBudget
 from sweeps.search.sweep_searcher import SweepSearcher
+from sweeps.search_space.distribution import settings_in_words
 from sweeps.settings.class_of_file import source_of
-from sweeps.settings.search_space import settings_in_words
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.tasks.labelled_tasks import TaskRows, TaskTexts, encode_task

@@ -15,7 +15,7 @@ from sweeps.memory_knowledge.frontier_map import FrontierMap
 from sweeps.memory_knowledge.memory_frontier import micro_batch_of
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import MemoryVerdict, RefusedProposal, TrialRecord
-from sweeps.settings.search_space import format_setting, short_name
+from sweeps.search_space.distribution import format_setting, short_name
 
 _RAN = "ran"
 _NEVER_LAUNCHED = (MemoryVerdict.REFUSED, MemoryVerdict.SKIPPED)

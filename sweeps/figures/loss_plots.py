@@ -13,7 +13,7 @@ from sweeps.analysis.trial_curves import Curve
 from sweeps.figures.plot_style import COLORS, PAGE_WIDTH, SERIES, new_figure, page_style, to_svg, tokens_axis
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialRecord
-from sweeps.settings.search_space import Distribution, format_setting, short_name
+from sweeps.search_space.distribution import Distribution, format_setting, short_name
 
 _NUM_LEADERS = 5
 

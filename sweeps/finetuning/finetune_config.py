@@ -17,7 +17,7 @@ from data_pipeline.reading.table_rows import SettingNames
 from data_pipeline.schema.redaction import Source
 from data_pipeline.schema.settings import Count, NumBytes, Settings, Share
 from sweeps.finetuning.finetune_settings import FinetuneSettings
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.size_presets import LAPTOP
 from sweeps.settings.sweep_sections import file_name
 from sweeps.settings.swept_values import fault_at, typed_space

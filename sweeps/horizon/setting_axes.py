@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sweeps.settings.search_space import Distribution, SearchSpace
+from sweeps.search_space.distribution import Distribution, SearchSpace
 from sweeps.settings.setting_paths import BATCH, LEARNING_RATE, MICRO_BATCH, SEED
 
 _WIDTH = 4.0

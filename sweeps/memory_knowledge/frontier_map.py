@@ -13,10 +13,10 @@ from core.user_code.code_places import UserCodeError
 from data_pipeline.schema.settings import Settings
 from sweeps.memory_knowledge.memory_frontier import MemoryFrontier, micro_batch_of
 from sweeps.memory_knowledge.memory_observations import MemoryObservation
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.distribution import Distribution
+from sweeps.search_space.valid_combinations import valid_near
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
-from sweeps.settings.valid_combinations import valid_near
 
 _BATCH = "training.batch_size"
 _MOST_VALUES = 4

@@ -10,7 +10,7 @@ from data_pipeline.schema.user_errors import InputFault
 from sweeps.memory_knowledge.frontier_map import least_demanding
 from sweeps.memory_knowledge.memory_frontier import MemoryFrontier
 from sweeps.planning.sweep_plan import SweepPlan
-from sweeps.settings.search_space import format_setting
+from sweeps.search_space.distribution import format_setting
 from sweeps.settings.setting_paths import MICRO_BATCH
 
 _SURELY = 1.1

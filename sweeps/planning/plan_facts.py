@@ -26,7 +26,7 @@ from sweeps.records.results_folder import ended_sweeps
 from sweeps.records.trial_records import LOSS_COLUMN
 from sweeps.search.class_check import class_fault
 from sweeps.search.prior_trials import PriorKnowledge, prior_knowledge
-from sweeps.settings.search_space import format_setting, short_name
+from sweeps.search_space.distribution import format_setting, short_name
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.tasks.labelled_tasks import TaskTexts, read_tasks

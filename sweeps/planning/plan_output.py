@@ -14,7 +14,7 @@ from sweeps.analysis.fairness import RemarkVerdict, remarks
 from sweeps.early_stopping.rungs import proposer_in_words, rule_in_words
 from sweeps.planning.plan_facts import ModelMemory, PlanFacts
 from sweeps.search.initial_points import informed_points
-from sweeps.settings.search_space import format_setting
+from sweeps.search_space.distribution import format_setting
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep
 from sweeps.settings.sweep_sections import StartConfig

@@ -9,8 +9,8 @@ from typing import Any
 from core.user_code.class_source import CodeNotFoundError
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.python.foreign_spaces import in_our_terms, is_grid
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.class_of_file import permit_class, with_class_source
-from sweeps.settings.search_space import Distribution
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep, load_sweep_file, resolve_sweep
 from sweeps.settings.yaml_lines import YamlDocument, read_yaml

@@ -16,7 +16,7 @@ from sweeps.python.loaded_model import LoadedModel
 from sweeps.python.trials_table import trials_table
 from sweeps.records.results_folder import ResultsError, read_summary
 from sweeps.records.trial_records import LOSS_COLUMN, TrialRecord, TrialStore
-from sweeps.settings.search_space import format_setting
+from sweeps.search_space.distribution import format_setting
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
 from sweeps.trained_models.trained_model import load_trained

@@ -14,7 +14,7 @@ from sweeps.execution.live_progress import Progress
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_events import TrialEvent
 from sweeps.records.trial_records import TrialRecord
-from sweeps.settings.search_space import format_setting, short_name
+from sweeps.search_space.distribution import format_setting, short_name
 
 _REDRAWN_EVERY_S = 0.5
 _CELL = 'style="text-align: right; padding: 2px 8px"'
@@ -39,8 +39,9 @@ class LiveTable(Progress):
         """Show an HTML text; the function that replaces it."""
         from IPython import display  # A notebook brings it.
 
-        handle = display.display(display.HTML(page), display_id=True)
-        return lambda later: handle.update(display.HTML(later))
+        shown: Any = display  # Untyped.
+        handle = shown.display(shown.HTML(page), display_id=True)
+        return lambda later: handle.update(shown.HTML(later))
 
     def on_event(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> None:
         """A listener of the ledger."""

@@ -13,7 +13,7 @@ from data_pipeline.schema.dotted_paths import flattened
 from data_pipeline.schema.settings import clock
 from sweeps.records.results_folder import read_summary
 from sweeps.records.trial_records import LOSS_COLUMN
-from sweeps.settings.search_space import format_setting
+from sweeps.search_space.distribution import format_setting
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import load_sweep_file
 

@@ -9,8 +9,8 @@ from sweeps.analysis.stopping_replay import Replay, replay
 from sweeps.analysis.sweep_findings import Findings
 from sweeps.early_stopping.rungs import rung_tokens
 from sweeps.report.report_blocks import Block, Bullets, Cell, Paragraph, Section, Table, number, without_empty_columns
+from sweeps.search_space.distribution import settings_in_words
 from sweeps.settings.metric_config import Metric
-from sweeps.settings.search_space import settings_in_words
 
 _MOST_ROWS = 12
 

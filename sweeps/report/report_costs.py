@@ -24,7 +24,7 @@ from sweeps.report.report_blocks import (
     number,
     without_empty_columns,
 )
-from sweeps.settings.search_space import settings_in_words
+from sweeps.search_space.distribution import settings_in_words
 from sweeps.settings.setting_paths import MICRO_BATCH
 
 

@@ -6,7 +6,7 @@ from sweeps.analysis.full_length import FullLength, full_length
 from sweeps.analysis.sweep_findings import Findings
 from sweeps.early_stopping.rungs import rung_tokens
 from sweeps.report.report_blocks import Block, Bullets, Cell, Paragraph, Section, Table, number
-from sweeps.settings.search_space import format_setting, settings_in_words, short_name
+from sweeps.search_space.distribution import format_setting, settings_in_words, short_name
 
 _TITLE = "Length of training"
 

@@ -8,7 +8,7 @@ from sweeps.analysis.sweep_findings import Findings, speed
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialRecord
 from sweeps.report.report_blocks import Block, Bullets, Cell, Paragraph, Table, number, without_empty_columns
-from sweeps.settings.search_space import format_setting, short_name
+from sweeps.search_space.distribution import format_setting, short_name
 
 _EQUAL_IN = "model.equal_in"
 

@@ -28,8 +28,8 @@ from sweeps.report.report_blocks import (
     without_empty_columns,
 )
 from sweeps.report.report_models import model_blocks
+from sweeps.search_space.distribution import format_setting, settings_in_words, short_name
 from sweeps.settings.metric_config import Metric
-from sweeps.settings.search_space import format_setting, settings_in_words, short_name
 from sweeps.settings.setting_paths import MICRO_BATCH, SEED
 
 _METRICS = {

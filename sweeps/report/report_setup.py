@@ -29,7 +29,7 @@ from sweeps.report.report_blocks import (
     number,
     without_empty_columns,
 )
-from sweeps.settings.search_space import format_setting
+from sweeps.search_space.distribution import format_setting
 from sweeps.settings.sweep_file import dump_sweep
 
 

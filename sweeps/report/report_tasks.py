@@ -8,7 +8,7 @@ import numpy as np
 from sweeps.analysis.sweep_findings import Findings, finite_loss
 from sweeps.records.trial_records import TrialRecord
 from sweeps.report.report_blocks import Block, Bullets, Cell, Paragraph, Section, Table, number, without_empty_columns
-from sweeps.settings.search_space import settings_in_words
+from sweeps.search_space.distribution import settings_in_words
 
 _FEWEST_TRIALS = 3
 """Trials below which a rank correlation is 1 or -1 whatever they are."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy.stats import qmc
 
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.sweep_config import SweepConfig
 
 MOST_CANDIDATES = 512

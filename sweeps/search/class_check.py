@@ -9,7 +9,7 @@ from core.model_check.class_checks import Checked, ClassCheck
 from core.settings.run_config import RunConfig
 from core.user_code.code_places import UserCodeError
 from sweeps.search.initial_points import middle_run
-from sweeps.settings.search_space import settings_in_words
+from sweeps.search_space.distribution import settings_in_words
 from sweeps.settings.setting_paths import ARGUMENTS
 from sweeps.settings.sweep_config import SweepConfig
 

@@ -27,7 +27,7 @@ from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import TrialRecord
 from sweeps.search.candidate_settings import candidate_settings
 from sweeps.search.prior_trials import PriorKnowledge
-from sweeps.settings.search_space import SearchSpace
+from sweeps.search_space.distribution import SearchSpace
 from sweeps.settings.setting_paths import MICRO_BATCH, SEED
 from sweeps.settings.sweep_config import SweepConfig
 

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.settings.run_config import RunConfig
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.setting_paths import BATCH, MICRO_BATCH, half_life_tokens
 from sweeps.settings.sweep_config import SweepConfig
 

@@ -19,8 +19,8 @@ from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import RefusedProposal, TrialRecord
 from sweeps.search.gaussian_process import GaussianProcessSampler
 from sweeps.search.prior_trials import PriorKnowledge
-from sweeps.settings.conditional_search import distinct, in_space
-from sweeps.settings.optuna_space import optuna_space
+from sweeps.search_space.conditional_search import distinct, in_space
+from sweeps.search_space.optuna_space import optuna_space
 from sweeps.settings.setting_paths import MICRO_BATCH
 from sweeps.settings.sweep_config import SweepConfig
 

@@ -1,7 +1,7 @@
 """The rule of early stopping for a file that names none: full-length where its trials are long enough to be probed."""
 
 from core.settings.training_config import TrainingConfig
-from sweeps.settings.search_space import SearchSpace
+from sweeps.search_space.distribution import SearchSpace
 from sweeps.settings.setting_paths import BATCH, LEARNING_RATE
 from sweeps.settings.sweep_sections import BudgetConfig, EarlyStoppingConfig, SearcherConfig
 

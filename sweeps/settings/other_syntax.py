@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from sweeps.settings.search_space import KINDS, Distribution
+from sweeps.search_space.distribution import KINDS, Distribution
 from sweeps.settings.setting_paths import outermost
 from sweeps.settings.settings_faults import Fault
 from sweeps.settings.yaml_lines import YamlDocument, parse_value

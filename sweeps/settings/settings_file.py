@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from data_pipeline.schema.dotted_paths import set_at
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.other_syntax import KEYWORDS, in_our_syntax
-from sweeps.settings.search_space import Distribution
 from sweeps.settings.settings_faults import (
     Fault,
     SettingsFileError,

@@ -27,7 +27,10 @@ from core.settings.training_config import WITHOUT_BASE, LoraConfig, TrainingConf
 from data_pipeline.schema.corpus_config import CorpusConfig, PackingConfig, TokenizerConfig
 from data_pipeline.schema.dotted_paths import set_at, value_at
 from data_pipeline.schema.settings import Settings, younger
-from sweeps.settings.conditional_search import condition_faults, num_settings, settled
+from sweeps.search_space.conditional_search import condition_faults, num_settings, settled
+from sweeps.search_space.distribution import Distribution, settings_in_words
+from sweeps.search_space.search_constraints import Constraint, ConstraintFault, parse_constraint
+from sweeps.search_space.valid_combinations import Combinations, nothing_valid, partly_invalid
 from sweeps.settings.default_stopping import wants_full_length
 from sweeps.settings.metric_config import (
     EvaluationConfig,
@@ -36,8 +39,6 @@ from sweeps.settings.metric_config import (
     names_another_metric,
     ranked_by,
 )
-from sweeps.settings.search_constraints import Constraint, ConstraintFault, parse_constraint
-from sweeps.settings.search_space import Distribution, settings_in_words
 from sweeps.settings.setting_paths import ARGUMENTS, PRECISION
 from sweeps.settings.settings_faults import field_at, leaf_paths, rules_broken
 from sweeps.settings.size_presets import LAPTOP
@@ -53,7 +54,6 @@ from sweeps.settings.sweep_sections import (
     file_name,
 )
 from sweeps.settings.swept_values import fault_at, typed_settings, typed_space
-from sweeps.settings.valid_combinations import Combinations, nothing_valid, partly_invalid
 
 
 def _names_objective(values: dict[str, Any], name: str) -> bool:

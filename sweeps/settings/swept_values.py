@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_o
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from sweeps.settings.search_space import Distribution, SearchSpace
+from sweeps.search_space.distribution import Distribution, SearchSpace
 from sweeps.settings.settings_faults import field_at, models_in
 
 Location = tuple[int | str, ...]

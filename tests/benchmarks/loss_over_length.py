@@ -30,7 +30,7 @@ from scipy.stats import spearmanr
 
 from sweeps.horizon.loss_over_length import KnownLoss, fit_loss_over_length
 from sweeps.horizon.setting_axes import axes_of
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.setting_paths import BATCH, LEARNING_RATE
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -56,7 +56,7 @@ from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import LOSS, TrialRecord, TrialStore
 from sweeps.search.ledger import Ledger
 from sweeps.search.sweep_searcher import SweepSearcher
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.sweep_config import SweepConfig
 
 TRIALS = 60

@@ -63,7 +63,7 @@ from sweeps.lanes.ray_session import connect
 from sweeps.planning.sweep_plan import SweepPlan, plan_sweep
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import LOSS, TrialStore
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep, load_sweep_file
 

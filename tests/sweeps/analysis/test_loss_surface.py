@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sweeps.analysis.loss_surface import FEWEST_TRIALS, LossSurface, fit_surface
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.distribution import Distribution
 
 SPACE = {
     "training.learning_rate": Distribution(log_uniform=(1e-4, 1e-2)),

@@ -22,7 +22,7 @@ from sweeps.analysis.result_tables import trial_row
 from sweeps.commands.cli import app
 from sweeps.planning.warm_start import beginning_with_weights
 from sweeps.records.trial_records import TrialRecord
-from sweeps.settings.search_space import short_name
+from sweeps.search_space.distribution import short_name
 from sweeps.settings.settings_faults import SettingsFileError
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import resolve_sweep

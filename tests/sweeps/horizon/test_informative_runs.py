@@ -8,7 +8,7 @@ import numpy as np
 from sweeps.horizon.informative_runs import Run, information, most_informative
 from sweeps.horizon.loss_over_length import KnownLoss, fit_loss_over_length
 from sweeps.horizon.setting_axes import axes_of
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.setting_paths import BATCH, LEARNING_RATE
 
 SPACE = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sweeps.horizon.loss_over_length import KnownLoss, LossOverLength, fit_loss_over_length
 from sweeps.horizon.setting_axes import axes_of
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.setting_paths import BATCH, LEARNING_RATE
 
 SPACE = {

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeps.horizon.setting_axes import axes_of, coordinate_rows
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.setting_paths import BATCH, LEARNING_RATE, MICRO_BATCH, SEED
 
 SPACE = {

@@ -18,7 +18,7 @@ from data_pipeline.schema.user_errors import InputFault
 from sweep_examples import TINY
 from sweeps.python.foreign_spaces import in_our_terms
 from sweeps.python.given_sweep import given_sweep
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.sweep_file import load_sweep_file
 
 RATE, BATCH = "training.learning_rate", "training.batch_size"

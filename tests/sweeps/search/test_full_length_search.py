@@ -11,7 +11,7 @@ from sweeps.analysis.full_length import predicted_best
 from sweeps.records.outcomes import Outcome
 from sweeps.records.trial_records import ChosenBy, TrialRecord
 from sweeps.search.full_length_search import FullLengthSearch, InFull, Longer, Probe, Step
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.setting_paths import BATCH, LEARNING_RATE
 from sweeps.settings.sweep_config import SweepConfig
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel, BeforeValidator, Field
 from core.settings.run_config import RunConfig
 from data_pipeline.schema.settings import Count, NumBytes, Settings, Share
 from sweeps.finetuning.finetune_config import FinetuneConfig
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.field_docs import FieldDoc, field_docs, values_in_words
-from sweeps.settings.search_space import Distribution
 from sweeps.settings.settings_faults import models_in
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import sweepable_paths

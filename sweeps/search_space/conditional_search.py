@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from sweeps.settings.search_space import Distribution, SearchSpace
+from sweeps.search_space.distribution import Distribution, SearchSpace
 
 _MOST_COUNTED = 100_000
 """Combinations that are counted one by one; of more, those with equal effect are counted as well."""

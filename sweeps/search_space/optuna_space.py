@@ -2,7 +2,7 @@
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweeps.settings.search_space import Distribution, SearchSpace
+from sweeps.search_space.distribution import Distribution, SearchSpace
 
 
 def optuna_space(space: SearchSpace) -> dict[str, BaseDistribution]:

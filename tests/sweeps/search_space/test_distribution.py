@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 from hypothesis import example, given
 from optuna.trial import TrialState, create_trial
 
-from sweeps.settings.optuna_space import optuna_distribution
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.distribution import Distribution
+from sweeps.search_space.optuna_space import optuna_distribution
 
 RANGES = st.sampled_from(
     [

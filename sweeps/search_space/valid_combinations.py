@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.settings.search_space import Distribution, SearchSpace, settings_in_words
+from sweeps.search_space.distribution import Distribution, SearchSpace, settings_in_words
 
 MOST_JUDGED = 5_000
 """Combinations that are judged one by one; of more, or of a range of fractions, some are drawn."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep_examples import TINY
-from sweeps.settings.search_constraints import ConstraintFault, parse_constraint
+from sweeps.search_space.search_constraints import ConstraintFault, parse_constraint
 from sweeps.settings.settings_faults import SettingsFileError
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep, resolve_sweep

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep_examples import TINY
-from sweeps.settings.conditional_search import distinct, num_settings, settled
-from sweeps.settings.search_space import Distribution
+from sweeps.search_space.conditional_search import distinct, num_settings, settled
+from sweeps.search_space.distribution import Distribution
 from sweeps.settings.settings_faults import SettingsFileError
 from sweeps.settings.sweep_config import SweepConfig
 from sweeps.settings.sweep_file import dump_sweep, resolve_sweep

@@ -1,0 +1,1 @@
+"""Search spaces: distributions of settings, conditions and constraints between them, valid combinations."""
