@@ -283,7 +283,7 @@ class ClassCheck:
         return UserCodeError(f"{self._model.place_of_body()}: {self._model.code.class_name}: {words}")
 
 
-_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def _dtype_of(model: GivenModel, name: str) -> str:

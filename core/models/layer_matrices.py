@@ -23,7 +23,7 @@ class Joint:
 
     def matrices(self, tensor: Tensor) -> Iterator[Tensor]:
         """Views of the 2-D matrices in the parameter, or in a tensor of its shape."""
-        for part in (tensor,) if self.sizes is None else torch.split(tensor, self.sizes, self.dim):
+        for part in (tensor,) if self.sizes is None else torch.split(tensor, list(self.sizes), self.dim):
             yield from part.unbind() if part.ndim == 3 else (part,)
 
 

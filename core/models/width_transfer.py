@@ -37,7 +37,7 @@ class _Rule:
 
 def scale_from_base(model: LanguageModel, config: ModelConfig) -> None:
     """Scale the initial values of a new model from its base, and tell the model the factors on its learning rates."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     with torch.no_grad():
         for rule in _rules(model, config):
             rule.parameter.mul_(rule.initial)

@@ -75,14 +75,14 @@ class Progress:
 
     def on_event(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> None:
         """A listener of the ledger."""
-        self._note(event, record, report)
+        self.note(event, record, report)
         line = self._line(event, record, report)
         if line is not None and (self._live is None or event is TrialEvent.ENDED):
             self._print(line)
         if self._live is None:
             self._say_tenth()
 
-    def _note(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> None:
+    def note(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> None:
         """Keep the newest report of each running trial."""
         if report is not None:
             # A report of an evaluation has no speed: the last one stands.
@@ -94,7 +94,7 @@ class Progress:
 
     def _say_tenth(self) -> None:
         """Print the share of the sweep and the time left whenever another tenth is done."""
-        now = self._now()
+        now = self.now()
         if int(10 * now.share) > self._tenths_said:
             self._tenths_said = int(10 * now.share)
             self._print(Text(f"sweep       {10 * self._tenths_said:3}%        ").append(now.pace()))
@@ -127,9 +127,10 @@ class Progress:
         return None
 
     def _draw(self) -> Group:
-        return live_view(self._now())
+        return live_view(self.now())
 
-    def _now(self) -> SweepNow:
+    def now(self) -> SweepNow:
+        """The sweep at this moment."""
         records = list(self._records())
         return SweepNow(
             records,

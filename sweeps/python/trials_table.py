@@ -45,7 +45,7 @@ class LiveTable(Progress):
 
     def on_event(self, event: TrialEvent, record: TrialRecord, report: Mapping[str, float] | None) -> None:
         """A listener of the ledger."""
-        self._note(event, record, report)
+        self.note(event, record, report)
         if event is not TrialEvent.REPORT or time.monotonic() - self._drawn_at >= _REDRAWN_EVERY_S:
             self._redraw()
 
@@ -55,7 +55,7 @@ class LiveTable(Progress):
         self._drawn_at = time.monotonic()
 
     def _html(self) -> str:
-        now = self._now()
+        now = self.now()
         words = f"{now.share:.0%} of at most {now.most_tokens:,} tokens, {now.pace().plain}"
         if now.num_refused:
             words += f", {now.num_refused} refused before launch"

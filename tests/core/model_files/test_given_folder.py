@@ -65,7 +65,8 @@ def test_a_damaged_folder_is_a_fault_with_the_file(tmp_path: Path, text: str) ->
 
 
 def test_a_module_with_save_pretrained_also_writes_its_own_files(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers  # It takes seconds.
+
     settings = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     run = run_of(permitted("wrapped_bert.py:WrappedBert", EXAMPLES), settings, masked=True)
     model = build_given(run.model, VOCABULARY.size, pad_id=1)

@@ -107,6 +107,7 @@ _NEW_FOLDERS_ONLY = {
     # They write into a folder that their callers have just made with `fresh_folder`, `mkdir` or `tempfile`.
     "core/model_files/adapter_folder.py",
     "core/model_files/checkpoint.py",
+    "core/model_files/given_folder.py",
     "core/model_files/huggingface.py",
     "data_pipeline/preparation/node_copies.py",
     "sweeps/tracking/mlflow_model.py",

@@ -33,7 +33,7 @@ CONDITIONS = st.recursive(
         | inner.map("not ({})".format)
     ),
     max_leaves=4,
-)
+).filter(lambda text: len(text) <= 300)
 
 
 def _sweep(constraint: str, *more: str, **search: Any) -> SweepConfig:

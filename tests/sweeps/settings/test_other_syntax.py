@@ -151,7 +151,7 @@ def test_distribution_that_no_tool_has_names_what_is_wrong(search: str, fault: s
     [
         (f"search.{BATCH}.values=[8, 16]", f"write {BATCH}: {{choice: [8, 16]}}"),
         (f"search.{BATCH}=8,16", f"write {BATCH}: {{choice: [8, 16]}}"),
-        ("model=5", "model = 5: is not a section; its settings are family, "),
+        ("model=5", "model = 5: is not a section; its settings are class, "),
         ("stages=5", "stages = 5: is not a list; see `pretune explain stages`"),
         ("stages=[{tokns: 5k, sequence_length: 32}]", "stages.0.tokns: is not a setting; did you mean tokens?"),
         ("parameters={training.batch_size: 8}", "parameters: is not a setting; name it search"),
