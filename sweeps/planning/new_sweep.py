@@ -179,7 +179,7 @@ def _sweep_text(
 # yaml-language-server: $schema={SCHEMA_FILE}
 # {facts.num_rows:,} rows, {format_bytes(facts.num_bytes)} of text: {", ".join(facts.forms)}; \
 {", ".join(facts.encodings) or "no encoding of their own"}.
-name: {_name_of(path)}
+name: {_quoted(_name_of(path))}
 purpose: Which settings train best inside the memory of this machine?
 
 # A file, a folder, a glob or a list. `pretune prepare FILE --check` shows what is kept and what is rejected.
@@ -297,6 +297,7 @@ def _in_words(num_tokens: int) -> str:
 
 
 def _name_of(path: str) -> str:
+    path = path.partition("?")[0] if "://" in path else path  # The query of a URL is no name, and may hold a secret.
     parts = [part for part in path.split("/") if part and not set(part) & set("*?[")]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1].split(".")[0] if parts else "").strip("-._")
     return stem[:40] or "sweep"

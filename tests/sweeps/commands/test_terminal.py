@@ -222,6 +222,7 @@ PRINTERS = {
     "core/doctor/all_reduce_worker.py": "a pipe to the process that started it",
     "core/memory/device_facts.py": "a pipe to the process that started it",
     "data_pipeline/tokens/template_rendering.py": "a pipe to the process that started it",
+    "core/user_code/permitted_code.py": "a file of the user's code",
 }
 PRINTING = re.compile(
     r"print|pprint|((typer|click)\.)?(echo|secho|echo_via_pager|prompt|confirm|progressbar)|(\w+\.)*Console|rich\.\w+|"

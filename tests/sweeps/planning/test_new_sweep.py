@@ -113,6 +113,19 @@ def test_the_name_of_a_column_adds_no_settings(column: str) -> None:
     assert found.resources == written(PROSE).resources
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("2024.jsonl", "2024"),
+        ("yes.csv", "yes"),
+        ("https://127.0.0.1:80/rows.jsonl?token=s3cret", "rows"),
+        ("?.txt", "sweep"),
+    ],
+)
+def test_the_name_of_a_corpus_is_a_name_that_the_loader_takes(path: str, name: str) -> None:
+    assert written(PROSE, path=path).name == name
+
+
 def test_written_file_names_the_column_and_plans(tmp_path: Path) -> None:
     corpus = tmp_path / "reviews.csv"
     corpus.write_text("id,text\n" + "".join(f"{n},this is the review number {n}\n" for n in range(500)))

@@ -93,8 +93,10 @@ def test_features_that_are_not_finite_have_no_figure(task: TaskRows) -> None:
 def test_texts_longer_than_rows_of_training_pass_in_smaller_batches(task: TaskRows) -> None:
     seen: list[tuple[int, ...]] = []
 
-    class Watched:
-        tokens = model_of("encoder").tokens
+    class Watched(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = model_of("encoder").tokens
 
         def hidden_states(self, inputs_BT: torch.Tensor) -> torch.Tensor:
             seen.append(tuple(inputs_BT.shape))
