@@ -30,6 +30,8 @@ class Cluster:
     """A local cluster of one node."""
 
     address: str
+    client: str
+    """Of Ray Client."""
     folder: Path
     environment: dict[str, str]
     """What its clients need: the token, and a home of their own."""
@@ -58,7 +60,12 @@ def cluster() -> Iterator[Cluster]:
         start_new_session=True,
     )
     try:
-        cluster = Cluster(f"http://127.0.0.1:{ports['dashboard-port']}", folder, environment)
+        cluster = Cluster(
+            f"http://127.0.0.1:{ports['dashboard-port']}",
+            f"ray://127.0.0.1:{ports['ray-client-server-port']}",
+            folder,
+            environment,
+        )
         _wait_for(cluster, head)
         yield cluster
     finally:
@@ -143,6 +150,50 @@ def test_a_submitted_sweep_runs_to_its_end_says_so_and_uploads_neither_environme
     assert (uploaded / "small.yaml").exists()
     assert (uploaded / "sweeps" / "configs" / "quickstart.yaml").exists()
     assert [path for path in uploaded.rglob("*") if path.name == "large" or path.name in (".venv", "results")] == []
+
+
+_SCRIPT = """\
+import sys, ray, pretune
+
+if __name__ == "__main__":
+    if sys.argv[1] == "client":
+        ray.init(sys.argv[2])
+    sweep = pretune.sweep("small.yaml", results=sys.argv[3])
+    print("status", sweep.status, len(sweep.trials))
+"""
+
+
+@pytest.mark.slow
+def test_a_script_runs_a_sweep_as_a_job_and_is_refused_through_ray_client(
+    cluster: Cluster, tree: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    shutil.copy(tree / "small.yaml", work)
+    (work / "script.py").write_text(_SCRIPT)
+    arguments = ["python", "script.py", "job", "-", str(tmp_path / "results")]
+    submitted = subprocess.run(
+        [_RAY, "job", "submit", "--address", cluster.address, "--working-dir", ".", "--", *arguments],
+        cwd=work,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_HANGS_AFTER_S,
+    )
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert "status finished 2" in submitted.stdout
+
+    through_client = subprocess.run(
+        [sys.executable, "script.py", "client", cluster.client, str(tmp_path / "others")],
+        cwd=work,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_HANGS_AFTER_S,
+    )
+    assert through_client.returncode != 0
+    assert "Ray Client" in through_client.stderr.splitlines()[-1]
+    assert "ray job submit" in through_client.stderr.splitlines()[-1]
 
 
 def test_results_of_a_job_outlive_the_copy_of_the_working_folder_that_it_stands_in(
