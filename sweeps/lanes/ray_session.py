@@ -30,8 +30,8 @@ _FEWEST_FILES, _ENOUGH_FILES = 256, 4096
 """Open files of a process: Ray's own have 50 to 60 before the first lane and end without a word at 64; plenty."""
 _SOCKET_BYTES = 107
 """Longest path of a socket on Linux."""
-_begun_here = threading.Event()
-"""Set while Ray runs that `connect` began."""
+_BEGUN: set[str] = set()
+"""Addresses of the Rays that `connect` began or joined."""
 _TEMP_CHARACTERS = 40
 """Longest path of Ray's folder: sockets below it have 65 characters more, of the 107 that the kernel allows."""
 
@@ -53,13 +53,14 @@ def connect() -> None:
         _join(os.environ["RAY_ADDRESS"], output)
     else:
         _start_on_this_machine(output)
-    _begun_here.set()
+    _BEGUN.add(ray.get_runtime_context().gcs_address)
 
 
 def disconnect() -> None:
     """Leave Ray, or end it, if `connect` began it; a Ray that this process had before stays."""
-    if _begun_here.is_set():
-        _begun_here.clear()
+    address = ray.get_runtime_context().gcs_address if ray.is_initialized() else ""
+    if address in _BEGUN:
+        _BEGUN.remove(address)
         ray.shutdown()
 
 
