@@ -17,9 +17,23 @@ class Terminal(Console):
     that a name cannot forge a line of its own.
     """
 
-    def __init__(self, *, file: IO[str] | None = None, stderr: bool = False, width: int | None = None) -> None:
+    def __init__(
+        self, *, file: IO[str] | None = None, stderr: bool = False, width: int | None = None, is_plain: bool = False
+    ) -> None:
+        """
+        Args:
+            is_plain: The output is a text to be kept, without colours whatever the environment asks for.
+        """
         # A notebook shows plain text too; rich would show each line as a page of its own.
-        super().__init__(file=file, stderr=stderr, width=width, markup=False, emoji=False, force_jupyter=False)
+        super().__init__(
+            file=file,
+            stderr=stderr,
+            width=width,
+            markup=False,
+            emoji=False,
+            force_jupyter=False,
+            force_terminal=False if is_plain else None,
+        )
 
     def on_broken_pipe(self) -> None:
         """Drop the rest of an output without a reader; rich would end the command with exit code 1."""

@@ -23,7 +23,7 @@ class ShownFacts(dict[str, Any]):
     def of(cls, values: dict[str, Any], show: Callable[[Console], None]) -> Self:
         """Facts with the text that `show` prints."""
         written = io.StringIO()
-        show(Terminal(file=written, width=_WIDTH))
+        show(Terminal(file=written, width=_WIDTH, is_plain=True))
         return cls(values, written.getvalue())
 
     def __repr__(self) -> str:

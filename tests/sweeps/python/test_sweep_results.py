@@ -139,6 +139,13 @@ def test_a_live_table_replaces_itself_at_each_event() -> None:
     assert "1 refused before launch" in last
 
 
+def test_facts_are_plain_text_where_the_environment_asks_for_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # As kernels of notebooks do.
+    facts = pretune.ShownFacts.of({"trials": 3}, lambda console: console.print("[3] trials", style="bold"))
+    assert (facts["trials"], repr(facts)) == (3, "[3] trials\n")
+    assert "\x1b" not in facts._repr_html_()
+
+
 def _python(code: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     search = os.pathsep.join([str(ROOT), str(ROOT / "sweeps/python")])
     return subprocess.run(

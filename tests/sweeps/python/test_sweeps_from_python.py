@@ -94,7 +94,9 @@ def test_the_shipped_notebook_runs_from_top_to_end(tmp_path: Path) -> None:
         if output.output_type in ("display_data", "execute_result")
     ]
     pages = [data["text/html"] for data in shown if "text/html" in data]
-    assert any(re.search(r"100% of at most [\d,]+ tokens", page) for page in pages), pages
+    # A trial that runs out of memory uses none of its tokens.
+    assert any(re.search(r"\d+% of at most [\d,]+ tokens", page) for page in pages), "no live table"
+    assert not any("\x1b" in page for page in pages), "colours of a terminal"
     assert any("<iframe sandbox" in page for page in pages), "no report"
     assert any("torch.Size([1, " in data.get("text/plain", "") for data in shown)
     assert not any(output.output_type == "error" for cell in notebook.cells for output in cell.get("outputs", []))
