@@ -78,7 +78,7 @@ class SweepNow:
         """Speed, elapsed time, and time left."""
         text = Text(f"{self.tokens_per_s:,.0f} tokens/s   {clock(self.elapsed_s)} elapsed")
         left = self.expected_left
-        if left is not None and self.rate:
+        if left and self.rate:  # Repeats are trained beyond the expected tokens.
             return text.append(
                 f"   about {clock(left / self.rate)} left, at most {clock(self.tokens_left / self.rate)}"
             )

@@ -65,7 +65,7 @@ def sweep_identity(sweep: SweepConfig, data_fingerprint: str, tasks_fingerprint:
     # and the fingerprint of the data holds the files that follow_links adds and the effect of how they are read.
     newer: dict[str, Any] = {"budget": {"shorten_to"}, "corpus": {*YOUNGER, "longest_row", "expands_to"}}
     newer["resources"] = {"price_per_hour"}  # A higher price is the same sweep.
-    newer["trust_code"] = True  # Leave to run code changes no training; the digest of the class stands in the model.
+    newer["trust_code"] = True  # Leave to run code changes no training; the model holds the digest of the class.
     if sweep.early_stopping.method != "full-length":
         newer["early_stopping"] = {"probe_lengths", "confirm"}
         newer["budget"].add("search_share")

@@ -61,7 +61,7 @@ class RetryRequest:
             for one in named
             if by_name[one].is_done and not _is_given_up(by_name[one])
         ]
-        notes += [f"{one} has not ended; the sweep continues it" for one in named if not by_name[one].is_done]
+        notes += [f"{one} is unfinished; the sweep continues it" for one in named if not by_name[one].is_done]
         numbers = {by_name[one].number for one in named if _is_given_up(by_name[one])}
         for group, outcomes in ((FAILED, (Outcome.FAILED,)), (GIVEN_UP, Outcome.given_up())):
             found = [r for r in records if group in self.values and r.outcome in outcomes and r.twin_of is None]

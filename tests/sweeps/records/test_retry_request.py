@@ -40,8 +40,8 @@ def test_a_retry_chooses_each_trial_that_ended_without_a_result_once(
     [
         ("trial-0001", "trial-0001: COMPLETED is nothing to retry"),
         ("trial-0005", "trial-0005: STOPPED is nothing to retry"),
-        ("trial-0008", "trial-0008 has not ended; the sweep continues it"),
-        ("trial-0009", "trial-0009 has not ended; the sweep continues it"),
+        ("trial-0008", "trial-0008 is unfinished; the sweep continues it"),
+        ("trial-0009", "trial-0009 is unfinished; the sweep continues it"),
     ],
 )
 def test_a_trial_with_a_result_or_without_an_end_is_left_as_it_is_with_a_note(value: str, note: str) -> None:
