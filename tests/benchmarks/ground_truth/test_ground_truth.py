@@ -267,5 +267,11 @@ def test_a_loss_is_missing_only_after_divergence(job: Job) -> None:
             assert all(0 < float(row[name]) < 20 for name in (*AVERAGES, *TRUNK))
 
 
+@pytest.mark.parametrize("job", BEGUN.values(), ids=BEGUN)
+def test_a_table_has_every_setting_and_the_seeds_of_the_best(job: Job) -> None:
+    assert missing_settings(job, HERE) == []
+    assert missing_repeats(job, HERE) == []
+
+
 def test_all_tables_together_are_small() -> None:
     assert sum(path.stat().st_size for path in HERE.glob("*.csv")) < MOST_BYTES
