@@ -34,6 +34,7 @@ from sweeps.lanes.lane_planning import device_kind
 from sweeps.lanes.lane_trainable import LaneTrainable
 from sweeps.lanes.mailbox import Assignment
 from sweeps.lanes.orphaned_placement_groups import FreesDeadLanes
+from sweeps.lanes.silent_reporter import SilentReporter
 from sweeps.memory_knowledge.memory_observations import MemoryStore, Remembering, file_of_device
 from sweeps.memory_knowledge.micro_batch_store import MicroBatches, swept_micro_batches
 from sweeps.planning.feasibility_check import check_that_something_fits
@@ -207,6 +208,7 @@ class SweepRun:
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=_MAX_LOST_LANES),
                 verbose=0,
+                progress_reporter=SilentReporter(),
             ),
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 from data_pipeline.schema.terminal_text import echo
 from data_pipeline.schema.user_errors import InputFault
 from sweeps.commands.command_frame import results_location, terminal
+from sweeps.commands.terminal import Terminal
 from sweeps.python.given_sweep import GivenSweep, Overrides, as_texts, given_sweep
 from sweeps.python.loaded_model import LoadedModel
 from sweeps.python.shown_facts import ShownFacts
@@ -20,6 +21,7 @@ from sweeps.python.trials_table import LiveTable, is_notebook
 from sweeps.records.retry_request import NO_RETRY, RetryRequest
 from sweeps.settings.sweep_config import SweepConfig
 
+_WIDTH = 160
 Location = str | PathLike[str] | None
 """A results folder or URI. None: that of the commands, $PRETUNE_RESULTS or ./results."""
 
@@ -87,7 +89,7 @@ def train(
         length=None if tokens is None else asked_length(str(tokens)),
         keep_settings=keep_settings,
         results_folder=folder,
-        console=terminal(),
+        console=_console(),
         allow_code=allow_code,
     )
     return _run(planned, results)
@@ -163,7 +165,7 @@ def prepare(config: GivenSweep, *, overrides: Overrides = (), results: Location 
 
     folder, _ = _location(results)
     log_libraries_in(folder)
-    data = PreparedSweep(asked, folder, terminal()).data
+    data = PreparedSweep(asked, folder, _console()).data
     return ShownFacts.of(data_figures(data), lambda console: print_preparation(data, console))
 
 
@@ -199,7 +201,7 @@ def _run(config: SweepConfig, results: Location, retry: RetryRequest = NO_RETRY)
     folder, uri = _location(results)
     log_libraries_in(folder)
     view = LiveTable if is_notebook() else Progress
-    end = run_sweep(config, results_folder=folder, console=terminal(), kept_at=uri, view=view, retry=retry)
+    end = run_sweep(config, results_folder=folder, console=_console(), kept_at=uri, view=view, retry=retry)
     if end.halted_by is not None:
         raise InputFault(f"{end.halted_by} Then the same call resumes the sweep.")
     if end.status is SweepStatus.INTERRUPTED:
@@ -213,6 +215,11 @@ def _run(config: SweepConfig, results: Location, retry: RetryRequest = NO_RETRY)
 
 def _location(results: Location) -> tuple[Path, str | None]:
     return results_location(None if results is None else str(results))
+
+
+def _console() -> Terminal:
+    """A notebook draws neither progress bars in place nor colours that its kernel asks for."""
+    return Terminal(width=_WIDTH, is_plain=True) if is_notebook() else terminal()
 
 
 def _say(words: str) -> None:
