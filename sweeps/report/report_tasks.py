@@ -3,8 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
+from sweeps.analysis.spearman import spearman
 from sweeps.analysis.sweep_findings import Findings, finite_loss
 from sweeps.records.trial_records import TrialRecord
 from sweeps.report.report_blocks import Block, Bullets, Cell, Paragraph, Section, Table, number, without_empty_columns
@@ -18,13 +17,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     """Spearman's rank correlation, with mean ranks for ties; None below three pairs, or where one side is constant."""
     if len(first) < _FEWEST_TRIALS or len(set(first)) == 1 or len(set(second)) == 1:
         return None
-    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Rank of each value from 0; equal values share the mean of their ranks."""
-    ordered = np.sort(values)
-    return [(np.searchsorted(ordered, one, "left") + np.searchsorted(ordered, one, "right") - 1) / 2 for one in values]
+    return spearman(first, second)
 
 
 def tasks_section(findings: Findings) -> Section:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.schema.user_errors import InputFault
+from sweeps.analysis.spearman import spearman
 from sweeps.horizon.setting_axes import SettingAxis, axes_of, coordinate_rows
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import SUMMARY_FILE, ResultsError, read_summary
@@ -180,7 +181,7 @@ class PriorKnowledge:
     def _trust(self, one: EarlierTrials, settings: Sequence[Settings], losses: Sequence[float]) -> Trust:
         correlation = None
         if len(losses) >= FEWEST_OWN:
-            correlation = rank_correlation(self._predicted(one, settings), losses)
+            correlation = spearman(self._predicted(one, settings), losses)
         weight = 0 if correlation is None else len(losses)
         value = (_WORTH * one.trust + weight * (correlation or 0.0)) / (_WORTH + weight)
         return Trust(min(1.0, max(0.0, value)), correlation, len(losses))
@@ -329,17 +330,3 @@ def _at_rank(losses: Sequence[float], index: int, own: Sequence[float]) -> float
         return losses[index]
     share = sum(other < losses[index] for other in losses) / max(1, len(losses) - 1)
     return float(np.quantile(np.array(own), min(1.0, share)))
-
-
-def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
-    """Spearman's rank correlation, in [-1, 1]; equal values share a rank. 0 if one side has a single value."""
-    one, other = _ranks(first), _ranks(second)
-    if np.ptp(one) == 0 or np.ptp(other) == 0:
-        return 0.0
-    return float(np.corrcoef(one, other)[0, 1])
-
-
-def _ranks(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    _, places, counts = np.unique(np.asarray(values, float), return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    return np.asarray((last - (counts - 1) / 2)[places], float)

@@ -18,7 +18,7 @@ def with_class_source(sweep: SweepConfig, folders: Sequence[Path]) -> SweepConfi
     """The sweep with the digest of its class, whose source is now known to `source_of`. Runs nothing of it.
 
     A resolved file has the digest already. Its source is then the copy beside it, or the class in the folders if that
-    has not changed; without either, the file can be read, and its model cannot be built.
+    is unchanged; without either, the file can be read, and its model cannot be built.
 
     Args:
         folders: The folder of the sweep file, then the current one.

@@ -12,8 +12,8 @@ def write_packets(path: Path, count: int, *, seed: int = 0, words_of_payload: in
     """A CSV with the columns text and protocol; the protocols take turns.
 
     Args:
-        words_of_payload: The text is so many words from a random place of the payload, where no port gives the answer
-            away. None: the packet from its first header on.
+        words_of_payload: Number of words in the text, from a random place of the payload, where no port gives away the
+            answer. None: the packet from its first header on.
     """
     rng = random.Random(seed)
     with open(path, "w", newline="", encoding="utf-8") as file:

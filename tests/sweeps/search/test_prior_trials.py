@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from sweep_examples import record, tiny_sweep
+from sweeps.analysis.spearman import spearman
 from sweeps.horizon.setting_axes import axes_of
 from sweeps.records.outcomes import Outcome
 from sweeps.records.results_folder import sweep_identity
@@ -20,7 +21,6 @@ from sweeps.search.prior_trials import (
     PriorKnowledge,
     SearchFromError,
     prior_knowledge,
-    rank_correlation,
 )
 from sweeps.search.settings_sampler import SettingsSampler
 from sweeps.settings.settings_faults import SettingsFileError
@@ -105,8 +105,8 @@ def test_the_correlation_is_spearmans_with_ties() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         one, other = rng.integers(0, 6, 9), rng.normal(size=9)
-        assert rank_correlation(one, other) == pytest.approx(spearmanr(one, other).statistic, abs=1e-12)
-    assert rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) == 0.0
+        assert spearman(one, other) == pytest.approx(spearmanr(one, other).statistic, abs=1e-12)
+    assert spearman([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) == 0.0
 
 
 def test_trust_begins_with_a_discount_for_each_difference_and_then_follows_the_own_trials() -> None:
